@@ -1,0 +1,71 @@
+# Everything that this project asks of a person. Each target sets up what it needs by itself:
+# Debian packages (as root), a virtual environment, and, once, the binaries of a real Kubernetes.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -eu -o pipefail -c
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+DEMO := imagegate-demo
+E2E := imagegate-e2e
+
+.PHONY: help
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+
+.PHONY: demo
+demo: setup ## a cluster, Imagegate in it, and a node that joins; leaves the cluster up
+	$(PYTHON) -m tests.e2e.demo --name $(DEMO)
+
+.PHONY: demo-down
+demo-down: setup ## take the demo's cluster down
+	$(PYTHON) -m tests.cluster --name $(DEMO) down
+
+.PHONY: test
+test: lint unit e2e ## everything that CI runs
+
+.PHONY: lint
+lint: setup ## static checks, and whether what is generated is current
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTHON) -m imagegate.api.crd --check
+	$(PYTHON) deploy/helm/generate.py --check
+	shellcheck .ci/run tests/cluster/install-debian.sh
+
+.PHONY: unit
+unit: setup binaries ## tests without a cluster (the API's and the chart's start an API server)
+	$(PYTHON) -m pytest tests/unit
+
+.PHONY: e2e
+e2e: setup ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for a part of them
+	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --cluster-name=$(E2E) $(PYTEST_ARGS)
+	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
+
+.PHONY: binaries
+binaries: setup ## Kubernetes, containerd, kwok and helm, built once into the cache
+	$(PYTHON) -m tests.cluster build
+
+.PHONY: setup
+setup: $(VENV)/.ready
+	tests/cluster/install-debian.sh
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml
+	tests/cluster/install-debian.sh
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: lock
+lock: setup ## resolve the dependencies anew into requirements/
+	$(PYTHON) -m pip install --quiet uv
+	for group in "" dev; do
+	  $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --upgrade \
+	    --no-emit-index-url --no-header --no-annotate $${group:+--group $$group} \
+	    --output-file requirements/$${group:-runtime}.txt pyproject.toml
+	done
+
+.PHONY: crds
+crds: setup ## write deploy/crds from the models
+	$(PYTHON) -m imagegate.api.crd

@@ -1,0 +1,27 @@
+"""Fields of Kubernetes objects that are read the same way everywhere. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+
+def version(metadata: Mapping[str, Any]) -> int:
+    """The resourceVersion as an integer; 0 when there is none.
+
+    Comparable within one kind: promised since KEP-5504 (1.35), true of every etcd-backed API
+    server before.
+    """
+    text = str(metadata.get("resourceVersion") or "0")
+    return int(text) if text.isdigit() else 0
+
+
+def seconds(text: object) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time; None where there is none or it is garbled."""
+    if not isinstance(text, str):
+        return None
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

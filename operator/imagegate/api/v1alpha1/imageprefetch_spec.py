@@ -1,0 +1,290 @@
+"""Spec of an ImagePrefetch: which images, which nodes, and how carefully they are brought there."""
+
+import re
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from imagegate.api import cel, meta, references, unsupported
+from imagegate.api.v1alpha1 import images as image_rules
+
+_DAY: Final = 86400
+
+PullSecrets = Annotated[
+    tuple[meta.LocalObjectReference, ...],
+    Field(
+        max_length=16,
+        json_schema_extra=cel.extensions(list_type="map", list_map_keys=["name"]),
+    ),
+]
+
+
+class Image(meta.ApiModel):
+    """One image to have on the nodes."""
+
+    image: image_rules.ImageReference = Field(
+        description="Reference of the image: [registry/]name, with a tag, a digest, or both."
+        " Without either the tag is latest. With both, the digest decides."
+    )
+    image_pull_secrets: PullSecrets | None = Field(
+        default=None,
+        description="Secrets for this image alone, of type kubernetes.io/dockerconfigjson, in the"
+        " puller namespace. Default: `spec.imagePullSecrets`.",
+    )
+
+    @property
+    def reference(self) -> references.Reference:
+        """The parsed reference."""
+        return references.parse(self.image)
+
+
+class ImageSource(meta.ApiModel):
+    """Workloads whose pod templates name further images."""
+
+    kind: Literal["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"] = Field(
+        description="Kind of the workloads."
+    )
+    namespace: meta.DnsLabel = Field(description="Namespace of the workloads.")
+    selector: meta.LabelSelector = Field(
+        default=meta.LabelSelector(),
+        description="Which workloads of that kind. Default: all in the namespace.",
+    )
+
+
+class Gate(meta.ApiModel):
+    """Whether and for how long joining nodes are held by the gate taint."""
+
+    mode: Literal["NewNodes", "Never"] = Field(
+        default="NewNodes",
+        description="NewNodes: a joining node takes no pods until it holds the images."
+        " Never: nodes get the images, but are not held. Default NewNodes.",
+    )
+    policy: Literal["FailOpen", "FailClosed"] = Field(
+        default="FailOpen",
+        description="What happens when the images cannot be had. FailOpen: the node is released at"
+        " the timeout, or at once when the failure is permanent. FailClosed: it is held until the"
+        " images are there. Default FailOpen.",
+    )
+    timeout_seconds: int = Field(
+        default=600,
+        ge=1,
+        le=_DAY,
+        description="How long a node is held under FailOpen, in seconds from the time it became"
+        " Ready. Default 600; cluster-autoscaler gives a node 15 minutes.",
+    )
+    on_reboot: Literal["Ignore", "Verify", "Hold"] = Field(
+        default="Verify",
+        description="What happens when a node has rebooted. Ignore: its images are believed to be"
+        " there still. Verify: they are checked while it takes pods."
+        " Hold: it is held until they are checked. Default Verify.",
+    )
+
+
+_PARALLEL: Final = (
+    "is not a number of nodes: use a whole number from 1, or a percentage from 1% to 100%"
+)
+
+
+def _check_parallel(value: int | str) -> None:
+    if not (value >= 1 if isinstance(value, int) else re.fullmatch(r"[1-9][0-9]?%|100%", value)):
+        raise ValueError(f'"{value}" {_PARALLEL}')
+
+
+Parallel = Annotated[
+    int | str,
+    cel.Checked(
+        cel.Rule(
+            "type(self) == int ? self >= 1 : self.matches('^([1-9][0-9]?|100)%$')",
+            f"the value {_PARALLEL}",
+            explain=cel.quoting("string(self)", _PARALLEL),
+        ),
+        _check_parallel,
+    ),
+]
+
+
+class Rollout(meta.ApiModel):
+    """How nodes in service get new images. Joining nodes go before all of them."""
+
+    max_parallel: Parallel = Field(
+        default="10%",
+        description="How many of the matching nodes may pull at once: a number, or a percentage"
+        " that is rounded down but never to less than 1. Default 10%.",
+    )
+    seeds: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="How many nodes of a topology domain may pull at once while no node there has"
+        " the images yet. Default 1.",
+    )
+    fanout: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="How many nodes of a domain may pull for each node there that has the images,"
+        " so that a registry mirror or peers in the domain are not overrun. Default 2.",
+    )
+    topology_key: meta.QualifiedName = Field(
+        default="topology.kubernetes.io/zone",
+        description="Node label whose values are the domains. Nodes without it are one domain."
+        " Default topology.kubernetes.io/zone.",
+    )
+    paused: bool = Field(
+        default=False,
+        description="True starts no further pull on nodes in service. Joining nodes still get their"
+        " images. Default false.",
+    )
+
+
+_RETRY_ORDER: Final = "minSeconds must not be larger than maxSeconds"
+
+
+class Retry(meta.ApiModel):
+    """When a failed pull is tried again."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel.extensions(
+            cel.Rule(
+                "self.minSeconds <= self.maxSeconds",
+                _RETRY_ORDER,
+                field=".minSeconds",
+            )
+        )
+    )
+
+    limit: int = Field(
+        default=6,
+        ge=1,
+        le=100,
+        description="Failed attempts after which a node counts as failed. From then on it is tried"
+        " again every `maxSeconds`. Default 6.",
+    )
+    min_seconds: int = Field(
+        default=10,
+        ge=1,
+        le=_DAY,
+        description="Wait before the second attempt, in seconds; it doubles each time. Default 10.",
+    )
+    max_seconds: int = Field(
+        default=300,
+        ge=1,
+        le=_DAY,
+        description="Longest wait between two attempts, in seconds. Default 300.",
+    )
+    timeout_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=_DAY,
+        description="When an attempt is given up, in seconds. Default: never, because a pull that"
+        " is given up starts again from zero.",
+    )
+
+    @model_validator(mode="after")
+    def _min_before_max(self) -> Self:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"{_RETRY_ORDER}, but {self.min_seconds} > {self.max_seconds}")
+        return self
+
+
+class Refresh(meta.ApiModel):
+    """Whether a tag is followed."""
+
+    mode: Literal["Never", "Digest"] = Field(
+        default="Never",
+        description="Never: a tag is pulled once. Digest: it is resolved at the registry, and a new"
+        " digest is rolled out; not supported in this version. Default Never.",
+    )
+    interval_seconds: int = Field(
+        default=300,
+        ge=30,
+        le=_DAY,
+        description="How often tags are resolved, in seconds. Default 300.",
+    )
+
+
+class Retention(meta.ApiModel):
+    """What becomes of finished puller pods."""
+
+    mode: Literal["Keep", "Release"] = Field(
+        default="Keep",
+        description="Keep: the finished pod stays, which keeps the kubelet from collecting the"
+        " images; it has no process and no address. Release: it is deleted after 6 minutes, and the"
+        " kubelet may collect images that no other pod uses. Default Keep.",
+    )
+
+
+class Disk(meta.ApiModel):
+    """How full the image file system of a node may get."""
+
+    max_usage_percent: int = Field(
+        default=100,
+        ge=1,
+        le=100,
+        description="Nodes that the images would fill beyond this percentage are skipped; 100 turns"
+        " this off. Not supported in this version, so 100 is the default and the only value; the"
+        " default of a later version is 75.",
+    )
+
+
+class ImagePrefetchSpec(meta.ApiModel):
+    """Which images, which nodes, and how."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel.extensions(*(row.rule() for row in unsupported.UNSUPPORTED))
+    )
+
+    images: tuple[Image, ...] = Field(
+        min_length=1,
+        max_length=64,
+        description="The images, 1 to 64. The same image written in two ways is refused.",
+        json_schema_extra=cel.extensions(
+            image_rules.NO_DUPLICATES, list_type="map", list_map_keys=["image"]
+        ),
+    )
+    images_from: tuple[ImageSource, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Also the images that the pod templates of these workloads name."
+        " Not supported in this version.",
+    )
+    node_selector: meta.LabelSelector = Field(
+        default=meta.LabelSelector(), description="Which nodes get the images. Default: every node."
+    )
+    image_pull_secrets: PullSecrets = Field(
+        default=(),
+        description="Secrets for the images that name none of their own, of type"
+        " kubernetes.io/dockerconfigjson, in the puller namespace.",
+    )
+    puller_namespace: meta.DnsLabel = Field(
+        default="imagegate-system",
+        description="Where puller pods run and where the pull secrets are. It must be one that the"
+        " operator was allowed at installation. Default imagegate-system.",
+    )
+    gate: Gate = Field(default=Gate(), description="How joining nodes are held.")
+    rollout: Rollout = Field(default=Rollout(), description="How nodes in service get the images.")
+    retry: Retry = Field(default=Retry(), description="When a failed pull is tried again.")
+    refresh: Refresh = Field(default=Refresh(), description="Whether tags are followed.")
+    retention: Retention = Field(
+        default=Retention(), description="What becomes of finished puller pods."
+    )
+    disk: Disk = Field(default=Disk(), description="How full nodes may get.")
+    dry_run: bool = Field(
+        default=False,
+        description="True says in the status what would happen, and changes nothing."
+        " Not supported in this version. Default false.",
+    )
+
+    @field_validator("images")
+    @classmethod
+    def _images_differ(cls, images: tuple[Image, ...]) -> tuple[Image, ...]:
+        seen: dict[str, str] = {}
+        for entry in images:
+            normalized = entry.reference.normalized
+            if normalized in seen:
+                raise ValueError(
+                    f'"{seen[normalized]}" and "{entry.image}" are the same image, {normalized}:'
+                    " keep one of them"
+                )
+            seen[normalized] = entry.image
+        return images

@@ -1,0 +1,277 @@
+"""The one place where the parts are put together, and the life of the process.
+
+Standby until elected; then list, watch, decide, act; out of the process when leadership is lost:
+a process that is not sure must not go on, and a restarted one has no state to be wrong about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import kopf
+from prometheus_client import CollectorRegistry
+
+from imagegate import __version__, handlers, http
+from imagegate.errors import ImagegateError
+from imagegate.kube.client import Client
+from imagegate.kube.events import Events
+from imagegate.kube.gates import Gates
+from imagegate.kube.leases import Leases
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.pods import Pods
+from imagegate.kube.prefetches import Prefetches, Reader
+from imagegate.metrics import Metrics
+from imagegate.puller import build
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.collector import StateCollector
+from imagegate.runtime.election import Elector
+from imagegate.runtime.heartbeat import Heartbeat
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.reconcile import Reconciler
+from imagegate.runtime.resync import Resync
+from imagegate.runtime.store import Store
+from imagegate.settings import GateSource, Settings
+
+logger = logging.getLogger(__name__)
+
+WATCH_SILENCE = 900.0
+"""Seconds without any watch event after which the process is not healthy: a kubelet writes its
+Node's status every 5 minutes at least, and resyncs put right what is missed until then."""
+
+
+class LeadershipLost(ImagegateError):
+    pass
+
+
+class App:
+    def __init__(self, settings: Settings, client: Client, metrics: Metrics, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._client = client
+        self._metrics = metrics
+        self._leading = False
+        self._policy_missing = False
+        namespaces = settings.puller_namespaces
+        self._reader = Reader(frozenset(namespaces))
+        self.store = Store(clock)
+        self.ledger = Ledger()
+        self._gates = Gates(client)
+        nodes, pods = Nodes(client), Pods(client)
+        self._pods = pods
+        prefetches = Prefetches(client, self._reader)
+        self._reconciler = Reconciler(
+            store=self.store,
+            ledger=self.ledger,
+            nodes=nodes,
+            pods=pods,
+            prefetches=prefetches,
+            events=Events(client, component="imagegate", instance=settings.identity),
+            metrics=metrics,
+            puller=settings.puller,
+            clock=clock,
+            taint_key=self._taint_key,
+            taints_by_watch=settings.gate_source is GateSource.WATCH,
+        )
+        self._resync = Resync(
+            store=self.store,
+            nodes=nodes,
+            pods=pods,
+            prefetches=prefetches,
+            gates=self._gates,
+            namespaces=namespaces,
+            metrics=metrics,
+            clock=clock,
+            period=settings.resync_seconds,
+        )
+        self._heartbeat = Heartbeat(
+            gates=self._gates,
+            store=self.store,
+            ledger=self.ledger,
+            clock=clock,
+            fit=self._fit_to_hold,
+            armed=self._armed,
+        )
+        self._last_key = settings.gate_taint_key
+        queues = (self._reconciler.node_queue, self._reconciler.prefetch_queue)
+        for queue in queues:
+            queue.observe_wait, queue.observe_work = metrics.queue_observers(queue.name)
+        metrics.registry.register(
+            StateCollector(
+                metrics,
+                self.ledger,
+                queues,
+                leading=lambda: self._leading,
+                lease=settings.lease_name,
+            )
+        )
+
+    def _taint_key(self) -> str:
+        """The gate's key, also after the NodeGate was deleted: its nodes are still to be freed."""
+        if self.store.gate is not None and self.store.gate.taint_key:
+            self._last_key = self.store.gate.taint_key
+        return self._last_key
+
+    def _armed(self) -> tuple[bool, str, str]:
+        match self._settings.gate_source:
+            case GateSource.POLICY if self._policy_missing:
+                return (
+                    False,
+                    "PolicyMissing",
+                    f"MutatingAdmissionPolicy {self._settings.gate_policy} is not there: joining"
+                    " nodes are not held; install the chart again",
+                )
+            case GateSource.POLICY:
+                return True, "Armed", "joining nodes are tainted at admission"
+            case GateSource.WATCH:
+                return True, "BestEffort", "joining nodes are tainted when they are seen"
+            case GateSource.NONE:
+                return True, "External", "joining nodes are tainted by somebody else"
+
+    def healthy(self) -> str | None:
+        """What is wrong with this process, if something is that a restart may mend."""
+        if not self._leading:
+            return None
+        now = self._clock.monotonic()
+        if now - self.store.last_event > WATCH_SILENCE:
+            return "no watch event for 15 minutes"
+        if now - self._resync.last > max(3 * self._settings.resync_seconds, 120.0):
+            return "no resync has succeeded for three periods"
+        return None
+
+    def _fit_to_hold(self) -> str | None:
+        """Why nobody may be held on this process' account: it could not let them go in time."""
+        return self.healthy() or (None if self.store.watching else "no watch has begun yet")
+
+    def ready(self) -> str | None:
+        """A standby is ready; a leader once its store is complete."""
+        return (
+            "the first resync is not complete"
+            if self._leading and not self.store.complete
+            else None
+        )
+
+    async def lead(self) -> None:
+        """Do the work of the leader until cancelled, or until a part of it fails."""
+        settings = self._settings
+        self._leading = True
+        await self._gates.ensure(
+            taint_key=settings.gate_taint_key,
+            suspend=settings.gate_suspend,
+            silence_seconds=settings.gate_silence_seconds,
+        )
+        probe = build.probe(settings.puller_namespaces[0], settings.puller)
+        self._reader.cluster_lacks_image_volumes = not await self._pods.keeps_image_volumes(probe)
+        await self._resync.once()
+        self.store.complete = True
+        # Only now is anything queued and worked on: nobody is released on half of the facts.
+        self.store.listen(self._reconciler)
+        for name in self.store.prefetches:
+            self._reconciler.prefetch_changed(name)
+        for name in self.store.nodes:
+            self._reconciler.node_changed(name)
+        registry = kopf.OperatorRegistry()
+        handlers.register(registry, self.store, self._metrics, self._reader)
+        # Before kopf: it cancels every task that was made after it began.
+        tasks = [
+            _spawn(self._reconciler.node_queue.run(), "nodes"),
+            _spawn(self._reconciler.prefetch_queue.run(), "prefetches"),
+            _spawn(self._resync.run(), "resync"),
+            _spawn(self._heartbeat.run(), "heartbeat"),
+            _spawn(self._look_for_policy(), "policy"),
+        ]
+        # kopf would look up the user's name, and a container's user has none.
+        identity: Any = settings.identity
+        tasks.append(
+            _spawn(
+                kopf.operator(
+                    registry=registry,
+                    settings=handlers.settings(),
+                    namespaces=settings.puller_namespaces,
+                    standalone=True,
+                    identity=identity,
+                ),
+                "kopf",
+            )
+        )
+        await first_of(tasks)
+
+    async def _look_for_policy(self) -> None:
+        """Say so in the NodeGate when the policy is gone: nothing else would."""
+        while True:
+            if self._settings.gate_source is GateSource.POLICY:
+                try:
+                    exists = await self._gates.policy_exists(self._settings.gate_policy)
+                    self._policy_missing = not exists
+                except ImagegateError as error:
+                    logger.warning("policy not looked up", extra={"error": str(error)})
+            await asyncio.sleep(self._settings.resync_seconds)
+
+
+async def run(settings: Settings) -> None:
+    """The whole process, until a signal. Raises LeadershipLost when it must be restarted."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    clock = Clock()
+    metrics = Metrics(CollectorRegistry(), version=__version__, host="kubernetes")
+    electing: list[Elector] = []
+
+    def fence() -> None:
+        electing[0].fence()
+
+    async with _client(metrics, fence) as client:
+        elector = Elector(
+            Leases(client, settings.namespace, settings.lease_name), settings.identity, clock
+        )
+        electing.append(elector)
+        app = App(settings, client, metrics, clock)
+        site = await http.serve(
+            http.make_app(registry=metrics.registry, healthy=app.healthy, ready=app.ready),
+            settings.http_port,
+        )
+        try:
+            await first_of([_spawn(elector.acquire(), "elect"), _spawn(stop.wait(), "stop")])
+            if stop.is_set():
+                return
+            # kopf takes over the signals now, and ends when one comes.
+            hold, lead = _spawn(elector.hold(), "hold"), _spawn(app.lead(), "lead")
+            await first_of([hold, lead, _spawn(stop.wait(), "stop")])
+            if not elector.leading:
+                raise LeadershipLost("leadership was lost; the process must start again")
+        finally:
+            await elector.release()
+            await site.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def _client(metrics: Metrics, fence: Any) -> AsyncIterator[Client]:
+    client = await Client.connect(
+        user_agent=f"imagegate/{__version__}", fence=fence, observer=metrics
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _spawn(coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    return asyncio.create_task(coroutine, name=name)
+
+
+async def first_of(tasks: list[asyncio.Task[Any]]) -> None:
+    """Wait until one of the tasks ends, cancel the others, and raise what it raised."""
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        logger.info("part ended", extra={"part": task.get_name()})
+        task.result()

@@ -1,0 +1,89 @@
+"""What a decision asks for: the union of things that are done to the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from imagegate.domain.facts import Attempts, Group, Node, NodeState, Pod, Prefetch, Taint
+
+
+class ReleaseReason(StrEnum):
+    """Why a node was let go; label of ``imagegate_gate_releases_total``."""
+
+    CACHED = "cached"
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+    UNMATCHED = "unmatched"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    prefetch: Prefetch
+    node: Node
+    group: Group
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    pod: Pod
+    why: str
+    remember: Attempts | None = None
+    """What the failure of this pod is remembered as, once the deletion was accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchNode:
+    """One atomic change of one Node: labels, annotation and taint together."""
+
+    node: Node
+    set_labels: Mapping[str, str] = field(default_factory=dict)
+    drop_labels: tuple[str, ...] = ()
+    observed: str | None = None
+    forget: bool = False
+    """Remove the annotation: nothing of ours shall be left (uninstall)."""
+    remove: Taint | None = None
+    add: Taint | None = None
+    release: ReleaseReason | None = None
+    message: str = ""
+
+    @property
+    def empty(self) -> bool:
+        return not (
+            self.set_labels
+            or self.drop_labels
+            or self.observed
+            or self.forget
+            or self.remove
+            or self.add
+        )
+
+
+Action = CreatePod | DeletePod | PatchNode
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the node stands with one prefetch after this decision."""
+
+    state: NodeState
+    pulling: bool = False
+    """Whether a pull is or may be in flight: the node occupies a place of the rollout."""
+    wants: bool = False
+    """Whether it would start a pull now if it were given a place."""
+    failure: Attempts | None = None
+    skipped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    actions: tuple[Action, ...] = ()
+    requeue_at: float | None = None
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    held: bool = False
+    """Whether the gate taint is on the node and stays."""
+    holding: str = ""
+    """Why it stays, for people."""

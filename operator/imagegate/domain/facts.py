@@ -1,0 +1,266 @@
+"""What the operator knows of the cluster: small frozen records, parsed once at the edge.
+
+Times are seconds since the epoch. ``version`` is the object's resourceVersion as an integer; it
+orders two sightings of one object and takes no part in comparing them, so that a kubelet's
+heartbeat, which changes nothing else, is not a change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+
+GROUP = "imagegate.dev"
+LABEL_PREFIX = f"cached.{GROUP}/"
+"""Prefix of the node labels that record which target of which ImagePrefetch a node holds."""
+OBSERVED = f"{GROUP}/observed"
+"""Node annotation ``<node uid>/<boot id>``: what the labels were true for."""
+PREFETCH_LABEL = f"{GROUP}/prefetch"
+FINALIZER = f"{GROUP}/cleanup"
+TAINT_VALUE = "pending"
+IMAGES_PER_POD = 8
+"""Beyond this the kubelet's event spam filter (25 per object) starts to drop Pulled events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """One entry of ``spec.taints``, complete, because a JSON patch tests it by equality."""
+
+    key: str
+    effect: str
+    value: str | None = None
+    time_added: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: str
+    uid: str
+    version: int = field(compare=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotated: bool = False
+    """Whether ``metadata.annotations`` exists at all; a JSON patch must know."""
+    taints: tuple[Taint, ...] = ()
+    observed: str = ""
+    boot_id: str = ""
+    created_at: float = 0.0
+    ready: bool = False
+    ready_since: float | None = None
+    """The Ready condition's lastTransitionTime, by the clock of the node itself."""
+    disk_pressure: bool = False
+    unschedulable: bool = False
+    deleting: bool = False
+
+    @property
+    def identity(self) -> str:
+        """What the labels of this node are true for: this machine since this boot."""
+        return f"{self.uid}/{self.boot_id}"
+
+    def taint(self, key: str) -> Taint | None:
+        """The first taint with this key and effect NoSchedule, as evidence that it is there."""
+        return next((t for t in self.taints if t.key == key and t.effect == "NoSchedule"), None)
+
+
+class Operator(StrEnum):
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    key: str
+    operator: Operator
+    values: frozenset[str] = frozenset()
+
+
+class GateMode(StrEnum):
+    NEW_NODES = "NewNodes"
+    NEVER = "Never"
+
+
+class GatePolicy(StrEnum):
+    FAIL_OPEN = "FailOpen"
+    FAIL_CLOSED = "FailClosed"
+
+
+class OnReboot(StrEnum):
+    IGNORE = "Ignore"
+    VERIFY = "Verify"
+    HOLD = "Hold"
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    mode: GateMode = GateMode.NEW_NODES
+    policy: GatePolicy = GatePolicy.FAIL_OPEN
+    timeout: float = 600.0
+    on_reboot: OnReboot = OnReboot.VERIFY
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    max_parallel: int = 10
+    percent: bool = True
+    """Whether ``max_parallel`` is a percentage of the matching nodes."""
+    seeds: int = 1
+    fanout: int = 2
+    topology_key: str = "topology.kubernetes.io/zone"
+    paused: bool = False
+
+    def parallel(self, nodes: int) -> int:
+        """How many of this number of nodes may pull at once: at least 1."""
+        return max(1, self.max_parallel * nodes // 100 if self.percent else self.max_parallel)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySpec:
+    limit: int = 6
+    minimum: float = 10.0
+    maximum: float = 300.0
+    timeout: float | None = None
+    """Seconds after which a pull is given up; None: never, a huge image must not be cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    reference: str
+    """Exactly as the user wrote it: the kubelet's credential records are keyed by this string."""
+    pull_secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The images that one puller pod mounts: one set of secrets, at most eight images."""
+
+    key: str
+    images: tuple[str, ...]
+    pull_secrets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """One ImagePrefetch. ``invalid`` explains why it cannot be acted on; then only the
+    metadata means anything."""
+
+    name: str
+    uid: str
+    version: int = field(compare=False)
+    generation: int = 1
+    created_at: float = 0.0
+    deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+    invalid: tuple[str, str] | None = None
+    """(reason in CamelCase, message with the remedy)."""
+    images: tuple[Image, ...] = ()
+    selector: tuple[Requirement, ...] = ()
+    namespace: str = ""
+    gate: GateSpec = GateSpec()
+    rollout: RolloutSpec = RolloutSpec()
+    retry: RetrySpec = RetrySpec()
+    keep: bool = True
+    """retention.mode Keep: the finished puller pod stays, and so pins the images."""
+    status: Mapping[str, object] = field(default_factory=dict, compare=False)
+
+    @property
+    def label(self) -> str:
+        return LABEL_PREFIX + self.name
+
+    @property
+    def live(self) -> bool:
+        """Whether nodes should hold its images: neither going away nor unusable."""
+        return not self.deleting and self.invalid is None
+
+    @cached_property
+    def target(self) -> str:
+        """First 12 hex digits of SHA-256 over the sorted image references."""
+        text = "\n".join(sorted(image.reference for image in self.images))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """How the images are spread over puller pods, in the order they were written."""
+        by_secrets: dict[tuple[str, ...], list[str]] = {}
+        for image in self.images:
+            by_secrets.setdefault(tuple(sorted(image.pull_secrets)), []).append(image.reference)
+        return tuple(
+            self._group(tuple(images[start : start + IMAGES_PER_POD]), secrets)
+            for secrets, images in by_secrets.items()
+            for start in range(0, len(images), IMAGES_PER_POD)
+        )
+
+    def _group(self, images: tuple[str, ...], secrets: tuple[str, ...]) -> Group:
+        text = "\n".join((self.uid, *sorted(images), "", *secrets))
+        return Group(hashlib.sha256(text.encode()).hexdigest()[:10], images, secrets)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One puller pod, as read back from the cluster."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: int = field(compare=False)
+    node: str = ""
+    prefetch: str = ""
+    group: str = ""
+    images: tuple[str, ...] = ()
+    observed: str = ""
+    """The node's identity when the pod was made."""
+    phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    waiting: str = ""
+    """The reason the container waits for, when it does: ErrImagePull, ImagePullBackOff, ..."""
+    waiting_message: str = ""
+    created_at: float = 0.0
+    finished_at: float | None = None
+    deleting: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The NodeGate."""
+
+    uid: str
+    version: int = field(compare=False)
+    taint_key: str = ""
+    suspend: bool = False
+    silence: float = 300.0
+    deleting: bool = False
+    status: Mapping[str, object] = field(default_factory=dict, compare=False)
+
+
+class NodeState(StrEnum):
+    """Where a node stands with one ImagePrefetch."""
+
+    CACHED = "cached"
+    PULLING = "pulling"
+    PENDING = "pending"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What is remembered of the failed attempts of one group on one node.
+
+    In memory only: an operator that restarts tries again at once, which is harmless.
+    """
+
+    count: int = 0
+    next_at: float = 0.0
+    reason: str = ""
+    message: str = ""
+    image: str = ""
+    permanent: bool = False
+    at: float = 0.0

@@ -1,0 +1,76 @@
+"""Which nodes an ImagePrefetch is for, and which nodes are left alone for now.
+
+Answers are evidence rather than booleans: the text says which taint or condition it was, so that
+a status message can name it.
+"""
+
+from __future__ import annotations
+
+from imagegate.domain.facts import Node, Operator, Prefetch, Requirement
+
+UNSETTLED_TAINTS = (
+    "node.cloudprovider.kubernetes.io/uninitialized",
+    "karpenter.sh/unregistered",
+)
+"""While one of these is there, the node's labels are incomplete (and Karpenter would put back a
+startup taint that was removed too early: kubernetes-sigs/karpenter#1772)."""
+
+LEAVING_TAINTS = (
+    "ToBeDeletedByClusterAutoscaler",
+    "karpenter.sh/disrupted",
+    "node.cloudprovider.kubernetes.io/shutdown",
+    "node.kubernetes.io/out-of-service",
+)
+
+VIRTUAL = "no kubelet of its own"
+"""The one reason for skipping a node that will never pass."""
+
+VIRTUAL_LABELS = (
+    ("eks.amazonaws.com/compute-type", "fargate"),
+    ("type", "virtual-kubelet"),
+)
+
+
+def matches(prefetch: Prefetch, node: Node) -> bool:
+    """Whether the prefetch asks for its images on this node (section 2, ``nodeSelector``)."""
+    return all(_satisfied(requirement, node) for requirement in prefetch.selector)
+
+
+def _satisfied(requirement: Requirement, node: Node) -> bool:
+    value = node.labels.get(requirement.key)
+    match requirement.operator:
+        case Operator.IN:
+            return value in requirement.values
+        case Operator.NOT_IN:
+            # As in Kubernetes: a node without the label satisfies NotIn.
+            return value not in requirement.values
+        case Operator.EXISTS:
+            return value is not None
+        case Operator.DOES_NOT_EXIST:
+            return value is None
+
+
+def unsettled(node: Node) -> str | None:
+    """Why nothing can be started on this node yet, or None when it is ready for pulls."""
+    for taint in node.taints:
+        if taint.key in UNSETTLED_TAINTS:
+            return f"taint {taint.key}"
+    return None if node.ready else "not Ready"
+
+
+def skipped(node: Node, *, gated: bool) -> str | None:
+    """Why this node does not take part, or None. A cordoned node that is gated does: cluster
+    tooling often uncordons a node only once it has no startup taints left.
+    """
+    if node.deleting:
+        return "the Node is being deleted"
+    for taint in node.taints:
+        if taint.key in LEAVING_TAINTS:
+            return f"taint {taint.key}"
+    if any(node.labels.get(key) == value for key, value in VIRTUAL_LABELS):
+        return VIRTUAL
+    if node.disk_pressure:
+        return "DiskPressure"
+    if node.unschedulable and not gated:
+        return "cordoned"
+    return None

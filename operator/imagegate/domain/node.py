@@ -1,0 +1,210 @@
+"""The decision about one node: in the order of its life, ending in at most one patch of it.
+
+join and wait (`match.unsettled`), match, pull (`pulls.assess`), release (`gate.judge`), in
+service and leave. Pure and total; deciding twice on the same facts gives the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from imagegate.domain import gate, match, pulls
+from imagegate.domain.actions import Action, DeletePod, NodePlan, PatchNode, ReleaseReason
+from imagegate.domain.facts import (
+    LABEL_PREFIX,
+    TAINT_VALUE,
+    Gate,
+    GateMode,
+    Node,
+    OnReboot,
+    Pod,
+    Taint,
+)
+from imagegate.domain.pulls import Outcome, Share
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """Everything that a decision about one node depends on."""
+
+    node: Node
+    taint_key: str
+    """The gate's key; known even when the NodeGate is gone, or nobody could be released."""
+    gate: Gate | None
+    shares: tuple[Share, ...] = ()
+    """One per live prefetch whose selector matches the node, in the order of their names."""
+    orphans: tuple[Pod, ...] = ()
+    """Puller pods on this node that no live, matching prefetch accounts for."""
+    frozen: frozenset[str] = field(default_factory=frozenset)
+    """Names of prefetches whose spec cannot be acted on: their labels and pods stay as they are."""
+    first_ready: float = 0.0
+    """When this process first saw the node Ready."""
+    taints_by_watch: bool = False
+    """Whether the operator itself taints new nodes, for want of an admission policy."""
+
+
+def decide(view: NodeView, now: float) -> NodePlan:
+    """What to do about this node now, and when to look again if nothing happens before."""
+    taint = view.node.taint(view.taint_key)
+    outcomes = [
+        (share, pulls.assess(share, view.node, now, gated=taint is not None))
+        for share in view.shares
+    ]
+    actions: list[Action] = [
+        DeletePod(pod, "no ImagePrefetch asks for it") for pod in view.orphans if not pod.deleting
+    ]
+    requeue: list[float] = []
+    for _, outcome in outcomes:
+        actions.extend(outcome.actions)
+        requeue.extend(outcome.requeue)
+    verdict = _verdict(view, taint, outcomes, now)
+    if verdict is not None and verdict.requeue_at is not None:
+        requeue.append(verdict.requeue_at)
+    patch = _patch(view, taint, outcomes, verdict, now)
+    if not patch.empty:
+        actions.append(patch)
+    held = taint is not None and patch.remove is None
+    return NodePlan(
+        actions=tuple(actions),
+        requeue_at=min(requeue, default=None),
+        standings={share.prefetch.name: outcome.standing for share, outcome in outcomes},
+        held=held,
+        holding=verdict.message if held and verdict is not None else "",
+    )
+
+
+def _verdict(
+    view: NodeView,
+    taint: Taint | None,
+    outcomes: list[tuple[Share, Outcome]],
+    now: float,
+) -> gate.Verdict | None:
+    """The gate's verdict, or None where there is no taint or the node is on its way out."""
+    if taint is None or view.node.deleting:
+        return None
+    return gate.judge(
+        gate=view.gate,
+        unsettled=match.unsettled(view.node),
+        claims=[
+            gate.Claim(
+                share.prefetch,
+                cached=outcome.cached,
+                failure=outcome.failure,
+                impossible=outcome.skipped == match.VIRTUAL,
+            )
+            for share, outcome in outcomes
+        ],
+        since=gate.ready_since(view.node, view.first_ready),
+        now=now,
+    )
+
+
+def _patch(
+    view: NodeView,
+    taint: Taint | None,
+    outcomes: list[tuple[Share, Outcome]],
+    verdict: gate.Verdict | None,
+    now: float,
+) -> PatchNode:
+    node = view.node
+    if node.deleting:
+        return PatchNode(node)
+    if node.observed and node.observed != node.identity:
+        return _new_life(view, taint)
+    drop = _orphan_labels(view)
+    if taint is not None and (verdict is None or verdict.release is None):
+        # Labels of what is cached already wait for the release: one patch for all of it.
+        return PatchNode(node, drop_labels=drop)
+    labels = {
+        share.prefetch.label: share.prefetch.target
+        for share, outcome in outcomes
+        if outcome.cached and not outcome.labelled
+    }
+    release: ReleaseReason | None = None
+    message = ""
+    if taint is not None and verdict is not None:
+        release, message = verdict.release, verdict.message
+    record = (bool(labels) or release is not None) and node.observed != node.identity
+    return PatchNode(
+        node,
+        set_labels=labels,
+        drop_labels=drop,
+        observed=node.identity if record else None,
+        remove=taint if release is not None else None,
+        add=_late_taint(view, taint, outcomes, now),
+        release=release,
+        message=message,
+    )
+
+
+def _new_life(view: NodeView, taint: Taint | None) -> PatchNode:
+    """The labels speak of an earlier boot, or of another machine of this name.
+
+    One patch makes them true again before anything else is decided: labels that have to be
+    verified go, the annotation says what the others are true for, and ``onReboot: Hold`` puts
+    the taint back.
+    """
+    node = view.node
+    same_machine = node.observed.partition("/")[0] == node.uid
+    drop = set(_orphan_labels(view))
+    hold = False
+    for share in view.shares:
+        prefetch = share.prefetch
+        if same_machine and prefetch.gate.on_reboot is OnReboot.IGNORE:
+            continue
+        if prefetch.label in node.labels:
+            drop.add(prefetch.label)
+        hold = hold or (
+            same_machine
+            and prefetch.gate.on_reboot is OnReboot.HOLD
+            and prefetch.gate.mode is GateMode.NEW_NODES
+        )
+    active = view.gate is not None and not view.gate.suspend and not view.gate.deleting
+    return PatchNode(
+        node,
+        drop_labels=tuple(sorted(drop)),
+        observed=node.identity,
+        add=_gate_taint(view) if hold and active and taint is None else None,
+    )
+
+
+def _orphan_labels(view: NodeView) -> tuple[str, ...]:
+    """Our labels of prefetches that are gone, going, or do not match this node any more."""
+    live = {share.prefetch.label for share in view.shares}
+    live.update(LABEL_PREFIX + name for name in view.frozen)
+    return tuple(
+        sorted(key for key in view.node.labels if key.startswith(LABEL_PREFIX) and key not in live)
+    )
+
+
+def _late_taint(
+    view: NodeView,
+    taint: Taint | None,
+    outcomes: list[tuple[Share, Outcome]],
+    now: float,
+) -> Taint | None:
+    """The gate taint for a node that joined untainted, where no admission policy is served.
+
+    Best effort, as every taint that a controller adds (uswitch/nidhogg#11): pods may have landed
+    before. Only for a node that was never recorded, is younger than a prefetch that gates it,
+    and joined while an operator was there, as with the policy's own dead-man's switch.
+    """
+    node, gate_ = view.node, view.gate
+    if not view.taints_by_watch or taint is not None or node.observed:
+        return None
+    if gate_ is None or gate_.suspend or gate_.deleting or now - node.created_at > gate_.silence:
+        return None
+    if any(key.startswith("node-role.kubernetes.io/control-plane") for key in node.labels):
+        return None
+    waiting = any(
+        share.prefetch.gate.mode is GateMode.NEW_NODES
+        and node.created_at > share.prefetch.created_at
+        and not outcome.cached
+        and not outcome.skipped
+        for share, outcome in outcomes
+    )
+    return _gate_taint(view) if waiting else None
+
+
+def _gate_taint(view: NodeView) -> Taint:
+    return Taint(view.taint_key, "NoSchedule", TAINT_VALUE)

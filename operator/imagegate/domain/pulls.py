@@ -1,0 +1,303 @@
+"""Where one node stands with one ImagePrefetch, and which puller pods that asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from imagegate.domain import match, retry
+from imagegate.domain.actions import Action, CreatePod, DeletePod, Standing
+from imagegate.domain.facts import (
+    Attempts,
+    Group,
+    Node,
+    NodeState,
+    OnReboot,
+    Pod,
+    Prefetch,
+)
+
+RELEASE_AFTER = 360.0
+"""Seconds a finished pod stays under retention Release: by then the kubelet's image collector,
+which looks every 5 minutes, has seen the images in use (never-used images go first)."""
+
+FRESH = 5.0
+"""Seconds for which a failure that was just reported proves that no pull is in flight: the
+kubelet's own back-off before its next try is 10 s or more."""
+
+PULL_ERRORS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "InvalidImageName",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What this node and one live, matching prefetch have to do with each other."""
+
+    prefetch: Prefetch
+    pods: tuple[Pod, ...] = ()
+    attempts: Mapping[str, Attempts] = field(default_factory=dict)
+    """Remembered failures by group key."""
+    pulled: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Per pod uid, the images that the kubelet has reported as pulled."""
+    failed_at: Mapping[str, float] = field(default_factory=dict)
+    """Per pod uid, when this process watched it fail; absent if it was found failing."""
+    place: bool = False
+    """Whether the node has a place in the rollout, that is, may start pulling now."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The result for one share; built up step by step, then read by the node's decision."""
+
+    state: NodeState = NodeState.PENDING
+    cached: bool = False
+    labelled: bool = False
+    pulling: bool = False
+    wants: bool = False
+    failure: Attempts | None = None
+    skipped: str = ""
+    actions: list[Action] = field(default_factory=list)
+    requeue: list[float] = field(default_factory=list)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.state, self.pulling, self.wants, self.failure, self.skipped)
+
+
+def same_life(identity: str, node: Node, prefetch: Prefetch) -> bool:
+    """Whether something recorded under ``identity`` still holds for the node as it is now."""
+    if identity == node.identity:
+        return True
+    uid = identity.partition("/")[0]
+    return uid == node.uid and prefetch.gate.on_reboot is OnReboot.IGNORE
+
+
+def labelled(node: Node, prefetch: Prefetch) -> bool:
+    """Whether the node's label says, and is still to be believed, that it holds the target."""
+    return node.labels.get(prefetch.label) == prefetch.target and same_life(
+        node.observed, node, prefetch
+    )
+
+
+def assess(share: Share, node: Node, now: float, *, gated: bool) -> Outcome:
+    """Decide about one share. Total: every combination of facts has an answer."""
+    outcome = Outcome(labelled=labelled(node, share.prefetch))
+    why = match.skipped(node, gated=gated)
+    if node.deleting:
+        outcome.state, outcome.skipped = NodeState.SKIPPED, why or ""
+        return outcome
+    pods = _Pods.sort(share, node)
+    _tidy(pods, share, outcome)
+    startable = why is None and match.unsettled(node) is None
+    if outcome.labelled:
+        outcome.state, outcome.cached = NodeState.CACHED, True
+        _in_service(pods, share, node, now, outcome, startable=startable)
+    else:
+        _towards_cached(pods, share, node, now, outcome, startable=startable)
+    if why is not None and not outcome.cached:
+        # What runs already is left to finish, and counts if it succeeds; nothing is started.
+        outcome.state, outcome.skipped = NodeState.SKIPPED, why
+    return outcome
+
+
+@dataclass(slots=True)
+class _Pods:
+    """The pods of a share by what they are to the present target and the present boot."""
+
+    current: dict[str, Pod] = field(default_factory=dict)
+    superseded: list[Pod] = field(default_factory=list)
+
+    @classmethod
+    def sort(cls, share: Share, node: Node) -> _Pods:
+        groups = {group.key for group in share.prefetch.groups}
+        sorted_pods = cls()
+        for pod in sorted(share.pods, key=lambda p: (p.created_at, p.name)):
+            if pod.group in groups and same_life(pod.observed, node, share.prefetch):
+                earlier = sorted_pods.current.get(pod.group)
+                if earlier is not None:
+                    sorted_pods.superseded.append(earlier)
+                sorted_pods.current[pod.group] = pod
+            else:
+                sorted_pods.superseded.append(pod)
+        return sorted_pods
+
+
+def _tidy(pods: _Pods, share: Share, outcome: Outcome) -> None:
+    """Remove pods that serve no purpose any more.
+
+    A finished pod of an earlier target pins that target's images: it goes only once the node
+    holds the new one (or belongs to an earlier boot, and then proves nothing). A running pull
+    is cancelled only when not one of its images is wanted any more.
+    """
+    wanted = {image.reference for image in share.prefetch.images}
+    groups = {group.key for group in share.prefetch.groups}
+    for pod in pods.superseded:
+        if pod.deleting:
+            continue
+        if pod.finished:
+            if outcome.labelled or pod.group in groups:
+                outcome.actions.append(DeletePod(pod, "superseded"))
+        elif wanted.isdisjoint(pod.images):
+            outcome.actions.append(DeletePod(pod, "its images are not wanted any more"))
+
+
+def _in_service(
+    pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome, *, startable: bool
+) -> None:
+    """The node holds the target. Keep: every group keeps its finished pod. Release: none does."""
+    outcome.pulling = any(not pod.finished for pod in share.pods)
+    missing: list[Group] = []
+    for group in share.prefetch.groups:
+        pod = pods.current.get(group.key)
+        if pod is None:
+            if share.prefetch.keep:
+                missing.append(group)
+        elif pod.deleting:
+            continue
+        elif pod.phase == "Failed":
+            _give_up(pod, group, retry.LATER, pod.reason, share, now, outcome)
+        elif pod.phase == "Succeeded" and not share.prefetch.keep:
+            due = (pod.finished_at or pod.created_at) + RELEASE_AFTER
+            if now >= due:
+                outcome.actions.append(DeletePod(pod, "retention Release"))
+            else:
+                outcome.requeue.append(due)
+        elif not pod.finished:
+            _watch_pull(pod, group, share, now, outcome)
+    if startable:
+        _start(missing, share, node, now, outcome)
+
+
+def _towards_cached(
+    pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome, *, startable: bool
+) -> None:
+    """The node does not hold the target yet."""
+    done = 0
+    missing: list[Group] = []
+    for group in share.prefetch.groups:
+        pod = pods.current.get(group.key)
+        if pod is None:
+            missing.append(group)
+        elif pod.phase == "Succeeded" or share.pulled.get(pod.uid, frozenset()).issuperset(
+            group.images
+        ):
+            done += 1
+        elif pod.deleting:
+            outcome.pulling = True
+        elif pod.phase == "Failed":
+            _give_up(pod, group, retry.LATER, f"{pod.reason}: {pod.message}", share, now, outcome)
+        else:
+            outcome.pulling = True
+            _watch_pull(pod, group, share, now, outcome)
+    if done == len(share.prefetch.groups):
+        outcome.state, outcome.cached = NodeState.CACHED, True
+        return
+    busy = any(not pod.finished for pod in pods.superseded)
+    outcome.pulling = outcome.pulling or busy
+    # While an earlier pod still pulls something that is wanted, a second one would only wait.
+    if startable and not busy:
+        _start(missing, share, node, now, outcome)
+    for group in share.prefetch.groups:
+        _blame(outcome, share.attempts.get(group.key))
+    if retry.exhausted(outcome.failure, share.prefetch.retry):
+        outcome.state = NodeState.FAILED
+    elif outcome.pulling:
+        outcome.state = NodeState.PULLING
+
+
+def _start(missing: list[Group], share: Share, node: Node, now: float, outcome: Outcome) -> None:
+    """Create the pods that are missing, once their back-off is over and there is a place."""
+    due: list[Group] = []
+    for group in missing:
+        attempts = share.attempts.get(group.key)
+        if attempts is not None and attempts.next_at > now:
+            outcome.requeue.append(attempts.next_at)
+        else:
+            due.append(group)
+    if not due:
+        return
+    if not (share.place or outcome.pulling):
+        outcome.wants = True
+        return
+    outcome.pulling = True
+    for group in due:
+        attempts = share.attempts.get(group.key)
+        count = attempts.count if attempts is not None else 0
+        outcome.actions.append(CreatePod(share.prefetch, node, group, count + 1))
+
+
+def _watch_pull(pod: Pod, group: Group, share: Share, now: float, outcome: Outcome) -> None:
+    """A pod that is neither finished nor going: pulling, failing, or out of time."""
+    timeout = share.prefetch.retry.timeout
+    if pod.waiting in PULL_ERRORS:
+        failure = retry.classify(f"{pod.waiting}: {pod.waiting_message}")
+        seen = share.failed_at.get(pod.uid)
+        if seen is not None and now - seen <= FRESH:
+            _give_up(pod, group, failure, pod.waiting_message, share, now, outcome)
+            return
+        # Found failing, for instance after a restart: its next try may already run, and to
+        # delete the pod would cancel it. The kubelet goes on; its next verdict is acted on.
+        _blame(outcome, _remember(pod, group, failure, pod.waiting_message, share, now))
+    elif timeout is not None and now >= pod.created_at + timeout:
+        text = f"not pulled within retry.timeoutSeconds ({timeout:g} s)"
+        _give_up(pod, group, retry.TIMED_OUT, text, share, now, outcome)
+        return
+    if timeout is not None:
+        outcome.requeue.append(pod.created_at + timeout)
+
+
+def _give_up(
+    pod: Pod,
+    group: Group,
+    failure: retry.FailureClass,
+    message: str,
+    share: Share,
+    now: float,
+    outcome: Outcome,
+) -> None:
+    """Delete the pod and remember the failure: a fresh pod resets the kubelet's back-off."""
+    remember = _remember(pod, group, failure, message, share, now)
+    _blame(outcome, remember)
+    outcome.pulling = True  # until the pod is really gone
+    outcome.actions.append(DeletePod(pod, failure.reason, remember))
+
+
+def _blame(outcome: Outcome, attempts: Attempts | None) -> None:
+    """Keep the failure that says most about why the node is not cached: a permanent one, then
+    the one tried most often.
+    """
+    worst = outcome.failure
+    if attempts is not None and (
+        worst is None or (attempts.permanent, attempts.count) > (worst.permanent, worst.count)
+    ):
+        outcome.failure = attempts
+
+
+def _remember(
+    pod: Pod,
+    group: Group,
+    failure: retry.FailureClass,
+    message: str,
+    share: Share,
+    now: float,
+) -> Attempts:
+    return retry.after(
+        share.attempts.get(group.key),
+        failure,
+        spec=share.prefetch.retry,
+        key=f"{pod.node}/{group.key}",
+        now=now,
+        image=next((image for image in pod.images if image in message), pod.images[0])
+        if pod.images
+        else "",
+        message=message,
+    )

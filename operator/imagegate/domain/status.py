@@ -1,0 +1,189 @@
+"""The status of an ImagePrefetch and of the NodeGate: counts, conditions, a few failures.
+
+Bounded: whatever the number of nodes, at most ten failures and a few hundred bytes a condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from imagegate.domain import retry
+from imagegate.domain.facts import Attempts, NodeState, Prefetch
+
+MAX_FAILURES = 10
+MAX_MESSAGE = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    node: str
+    attempts: Attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How the nodes stand with one prefetch."""
+
+    counts: Mapping[NodeState, int]
+    gated: int
+    failures: tuple[Failure, ...] = ()
+    """Newest first."""
+    complete: bool = True
+    """Whether every node has been decided about since the last change of the spec."""
+
+    @property
+    def desired(self) -> int:
+        return sum(n for state, n in self.counts.items() if state is not NodeState.SKIPPED)
+
+    def of(self, state: NodeState) -> int:
+        return self.counts.get(state, 0)
+
+
+def timestamp(seconds: float) -> str:
+    """RFC 3339 in UTC with whole seconds, as Kubernetes writes it."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def prefetch_status(prefetch: Prefetch, tally: Tally, now: float) -> dict[str, Any]:
+    """The whole ``status`` of an ImagePrefetch. Same facts, same status: nothing is written then.
+
+    Conditions keep their lastTransitionTime from ``prefetch.status`` unless they flip.
+    """
+    earlier = prefetch.status
+    conditions = (
+        _invalid(prefetch) if prefetch.invalid is not None else _conditions(prefetch, tally)
+    )
+    status: dict[str, Any] = {
+        "observedGeneration": prefetch.generation,
+        "nodes": {
+            "desired": tally.desired,
+            "cached": tally.of(NodeState.CACHED),
+            "pulling": tally.of(NodeState.PULLING),
+            "pending": tally.of(NodeState.PENDING),
+            "failed": tally.of(NodeState.FAILED),
+            "skipped": tally.of(NodeState.SKIPPED),
+            "gated": tally.gated,
+        },
+        "failures": [_failure(failure) for failure in tally.failures[:MAX_FAILURES]],
+        "conditions": merge_conditions(earlier, conditions, prefetch.generation, now),
+    }
+    if prefetch.invalid is None:
+        status["target"] = prefetch.target
+        status["images"] = [{"image": image.reference} for image in prefetch.images]
+    return status
+
+
+Condition = tuple[str, bool, str, str]
+"""(type, status, reason, message)"""
+
+
+def _invalid(prefetch: Prefetch) -> list[Condition]:
+    assert prefetch.invalid is not None
+    reason, message = prefetch.invalid
+    return [
+        ("Ready", False, reason, message),
+        ("Progressing", False, reason, "nothing is pulled until this is corrected"),
+        ("Degraded", True, reason, message),
+    ]
+
+
+def _conditions(prefetch: Prefetch, tally: Tally) -> list[Condition]:
+    return [_ready(tally), _progressing(prefetch, tally), _degraded(prefetch, tally)]
+
+
+def _ready(tally: Tally) -> Condition:
+    desired, cached = tally.desired, tally.of(NodeState.CACHED)
+    if not tally.complete:
+        return ("Ready", False, "Reconciling", "the nodes are being looked at")
+    if desired == 0:
+        skipped = tally.of(NodeState.SKIPPED)
+        if skipped:
+            return ("Ready", False, "NodesSkipped", f"all {skipped} matching nodes are skipped")
+        return (
+            "Ready",
+            False,
+            "NoNodesMatch",
+            "no node matches spec.nodeSelector; correct it, or ignore this until nodes join",
+        )
+    if cached == desired:
+        return ("Ready", True, "AllCached", f"all images are on {desired} of {desired} nodes")
+    return ("Ready", False, "NotAllCached", f"all images are on {cached} of {desired} nodes")
+
+
+def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:
+    pulling, pending = tally.of(NodeState.PULLING), tally.of(NodeState.PENDING)
+    if not tally.complete:
+        return ("Progressing", True, "Reconciling", "the nodes are being looked at")
+    if pulling:
+        return ("Progressing", True, "Pulling", f"{pulling} nodes pulling, {pending} to come")
+    if pending and prefetch.rollout.paused:
+        return ("Progressing", False, "Paused", f"{pending} nodes wait for spec.rollout.paused")
+    if pending:
+        return ("Progressing", True, "Waiting", f"{pending} nodes wait for their turn")
+    return ("Progressing", False, "Complete", "nothing is left to pull")
+
+
+def _degraded(prefetch: Prefetch, tally: Tally) -> Condition:
+    failing = [f for f in tally.failures if retry.exhausted(f.attempts, prefetch.retry)]
+    if not tally.of(NodeState.FAILED) or not failing:
+        return ("Degraded", False, "AsExpected", "no node has failed")
+    first = failing[0]
+    remedy = retry.remedy(first.attempts)
+    secrets = sorted({s for i in prefetch.images for s in i.pull_secrets})
+    if first.attempts.reason == "Unauthorized":
+        named = ", ".join(secrets) or "none is named"
+        remedy += f" (namespace {prefetch.namespace}: {named})"
+    failed = tally.of(NodeState.FAILED)
+    return (
+        "Degraded",
+        True,
+        first.attempts.reason,
+        f"{failed} nodes failed, last {first.node}: {first.attempts.message[:MAX_MESSAGE]};"
+        f" {remedy}",
+    )
+
+
+def _failure(failure: Failure) -> dict[str, Any]:
+    attempts = failure.attempts
+    return {
+        "node": failure.node,
+        "image": attempts.image,
+        "reason": attempts.reason,
+        "message": attempts.message[:MAX_MESSAGE],
+        "attempts": attempts.count,
+        "nextAttempt": timestamp(attempts.next_at),
+    }
+
+
+def merge_conditions(
+    earlier: Mapping[str, object],
+    conditions: Iterable[Condition],
+    generation: int,
+    now: float,
+) -> list[dict[str, Any]]:
+    """Conditions in the shape of metav1.Condition; the transition time stays while the status
+    does (Cluster API, ``util/conditions``).
+    """
+    known = earlier.get("conditions")
+    before: dict[str, Any] = {}
+    if isinstance(known, list):
+        before = {c["type"]: c for c in known if isinstance(c, dict) and "type" in c}
+    merged: list[dict[str, Any]] = []
+    for type_, is_true, reason, message in conditions:
+        status = "True" if is_true else "False"
+        old = before.get(type_, {})
+        kept = old.get("lastTransitionTime") if old.get("status") == status else None
+        merged.append(
+            {
+                "type": type_,
+                "status": status,
+                "reason": reason,
+                "message": message,
+                "observedGeneration": generation,
+                "lastTransitionTime": kept or timestamp(now),
+            }
+        )
+    return merged

@@ -1,0 +1,113 @@
+"""kopf's part: what the watches see goes into the store. No logic, and nothing is written.
+
+Only ``on.event``: the other handlers annotate or put finalizers on every object they see, which
+no Node of anybody's cluster deserves. Handlers return None, or kopf would write the value into
+the object's status.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import kopf
+
+from imagegate.kube import gates, nodes, prefetches
+from imagegate.metrics import Metrics
+from imagegate.puller import build, read
+from imagegate.runtime.store import Store
+
+Event = Any
+
+
+def register(
+    registry: kopf.OperatorRegistry,
+    store: Store,
+    metrics: Metrics,
+    reader: prefetches.Reader,
+) -> None:
+    """Bind the handlers to one store."""
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        in_cluster = kopf.login_with_service_account(**kwargs)
+        if in_cluster is None:
+            return kopf.login_with_kubeconfig(**kwargs)
+        # kopf goes by the name kubernetes.default.svc: but the pods that answer for names may
+        # themselves be waiting for a node that we hold.
+        return dataclasses.replace(in_cluster, server=_api_server())
+
+    @kopf.on.event("", "v1", "nodes", registry=registry)
+    async def node(event: Event, **_: Any) -> None:
+        store.seen_event()
+        seen = nodes.parse(event["object"])
+        if event["type"] == "DELETED":
+            store.lose_node(seen.name, seen.uid)
+        else:
+            store.see_node(seen)
+
+    @kopf.on.event("", "v1", "pods", registry=registry)
+    async def pod(event: Event, **_: Any) -> None:
+        store.seen_event()
+        seen = read.pod(event["object"])
+        if event["type"] == "DELETED":
+            store.lose_pod(seen.namespace, seen.name, seen.uid)
+        else:
+            store.see_pod(seen, live=event["type"] is not None)
+
+    @kopf.on.event("", "v1", "events", registry=registry)
+    async def pulled(event: Event, **_: Any) -> None:
+        said = read.pulled(event["object"])
+        if said is None or event["type"] == "DELETED":
+            return
+        namespace = event["object"]["metadata"]["namespace"]
+        prefetch = store.prefetch_of(namespace, said.pod_name)
+        if store.see_pulled(namespace, said) and event["type"] is not None:
+            metrics.pulled(prefetch, said.seconds, said.size)
+
+    @kopf.on.event("imagegate.dev", "v1alpha1", "imageprefetches", registry=registry)
+    async def prefetch(event: Event, **_: Any) -> None:
+        store.seen_event()
+        seen = reader.parse(event["object"])
+        if event["type"] == "DELETED":
+            store.lose_prefetch(seen.name, seen.uid)
+        else:
+            store.see_prefetch(seen)
+
+    @kopf.on.event("imagegate.dev", "v1alpha1", "nodegates", registry=registry)
+    async def gate(event: Event, **_: Any) -> None:
+        store.seen_event()
+        seen = gates.parse(event["object"])
+        if event["object"]["metadata"]["name"] != gates.NAME:
+            return
+        store.see_gate(None if event["type"] == "DELETED" else seen)
+
+
+def _api_server() -> str:
+    """The API server's address, as the kubelet tells every container."""
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf, told to watch and to keep its hands off everything else."""
+    made = kopf.OperatorSettings()
+    made.peering.standalone = True
+    made.scanning.disabled = True
+    made.posting.enabled = False
+    made.watching.label_selectors["", "v1", "pods"] = build.SELECTOR
+    made.watching.field_selectors["", "v1", "events"] = "reason=Pulled,involvedObject.kind=Pod"
+    made.watching.chunk_size = 500
+    made.watching.server_timeout = 300
+    made.watching.client_timeout = 310
+    made.watching.connect_timeout = 30
+    # Together: a finished worker keeps its slot for idle_timeout, and the default is 5 s.
+    made.queueing.worker_limit = 64
+    made.queueing.idle_timeout = 0.05
+    made.networking.request_timeout = 30
+    made.networking.enforce_retry_after = True
+    # It logs "Handler succeeded" at INFO for every event of every Node.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    return made

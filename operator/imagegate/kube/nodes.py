@@ -1,0 +1,135 @@
+"""Nodes: read into facts, and changed by one JSON patch at a time.
+
+``spec.taints`` is an atomic list, so server-side apply and merge patches would overwrite what
+others put there. A JSON patch that tests what was seen changes our own entry and nothing else,
+or fails as a whole (kubernetes#131231 is what happens without).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imagegate.api import fields
+from imagegate.domain.actions import PatchNode
+from imagegate.domain.facts import OBSERVED, Node, Taint
+from imagegate.kube.client import JSON_PATCH, Client
+
+PATH = "/api/v1/nodes"
+
+Operation = dict[str, Any]
+
+
+def parse(body: Mapping[str, Any]) -> Node:
+    """A Node from its JSON form, kubelet-sized (15 KB) to fact-sized."""
+    metadata: Mapping[str, Any] = body.get("metadata") or {}
+    spec: Mapping[str, Any] = body.get("spec") or {}
+    status: Mapping[str, Any] = body.get("status") or {}
+    conditions = {c.get("type"): c for c in status.get("conditions") or ()}
+    ready: Mapping[str, Any] = conditions.get("Ready") or {}
+    annotations: Mapping[str, str] = metadata.get("annotations") or {}
+    return Node(
+        name=metadata.get("name", ""),
+        uid=metadata.get("uid", ""),
+        version=fields.version(metadata),
+        labels=dict(metadata.get("labels") or {}),
+        annotated=bool(annotations),
+        taints=tuple(_taint(taint) for taint in spec.get("taints") or ()),
+        observed=annotations.get(OBSERVED, ""),
+        boot_id=(status.get("nodeInfo") or {}).get("bootID", ""),
+        created_at=fields.seconds(metadata.get("creationTimestamp")) or 0.0,
+        ready=ready.get("status") == "True",
+        ready_since=fields.seconds(ready.get("lastTransitionTime")),
+        disk_pressure=(conditions.get("DiskPressure") or {}).get("status") == "True",
+        unschedulable=bool(spec.get("unschedulable")),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def _taint(body: Mapping[str, Any]) -> Taint:
+    return Taint(
+        key=body.get("key", ""),
+        effect=body.get("effect", ""),
+        value=body.get("value"),
+        time_added=body.get("timeAdded"),
+    )
+
+
+def _wire(taint: Taint) -> dict[str, str]:
+    entry = {"key": taint.key, "effect": taint.effect}
+    if taint.value is not None:
+        entry["value"] = taint.value
+    if taint.time_added is not None:
+        entry["timeAdded"] = taint.time_added
+    return entry
+
+
+def operations(patch: PatchNode) -> list[Operation]:
+    """The JSON patch (RFC 6902) for one change; golden files in ``tests/unit/kube``."""
+    node = patch.node
+    ops: list[Operation] = [{"op": "test", "path": "/metadata/uid", "value": node.uid}]
+    if patch.remove is not None:
+        path = f"/spec/taints/{node.taints.index(patch.remove)}"
+        # The index alone would remove whatever stands there by now.
+        ops.append({"op": "test", "path": path, "value": _wire(patch.remove)})
+        ops.append({"op": "remove", "path": path})
+    if patch.add is not None:
+        ops.extend(_added(node, patch.add))
+    if patch.set_labels and not node.labels:
+        ops.append({"op": "add", "path": "/metadata/labels", "value": {}})
+    for key in patch.drop_labels:
+        path = f"/metadata/labels/{_escape(key)}"
+        ops.append({"op": "test", "path": path, "value": node.labels[key]})
+        ops.append({"op": "remove", "path": path})
+    for key, value in sorted(patch.set_labels.items()):
+        ops.append({"op": "add", "path": f"/metadata/labels/{_escape(key)}", "value": value})
+    if patch.observed is not None:
+        if not node.annotated:
+            ops.append(
+                {"op": "test", "path": "/metadata/resourceVersion", "value": str(node.version)}
+            )
+            ops.append({"op": "add", "path": "/metadata/annotations", "value": {}})
+        ops.append(
+            {
+                "op": "add",
+                "path": f"/metadata/annotations/{_escape(OBSERVED)}",
+                "value": patch.observed,
+            }
+        )
+    if patch.forget:
+        ops.append({"op": "remove", "path": f"/metadata/annotations/{_escape(OBSERVED)}"})
+    return ops
+
+
+def _added(node: Node, taint: Taint) -> Sequence[Operation]:
+    if node.taints:
+        seen = [_wire(t) for t in node.taints]
+        return (
+            {"op": "test", "path": "/spec/taints", "value": seen},
+            {"op": "add", "path": "/spec/taints/-", "value": _wire(taint)},
+        )
+    return (
+        {"op": "test", "path": "/metadata/resourceVersion", "value": str(node.version)},
+        {"op": "add", "path": "/spec/taints", "value": [_wire(taint)]},
+    )
+
+
+def _escape(key: str) -> str:
+    """A key as a JSON pointer's segment (RFC 6901)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+class Nodes:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list(self) -> list[Node]:
+        return [parse(body) async for body in self._client.list(PATH)]
+
+    async def get(self, name: str) -> Node:
+        return parse(await self._client.get(f"{PATH}/{name}"))
+
+    async def apply(self, patch: PatchNode) -> Node:
+        """The Node as it is afterwards. Raises Conflict when it was not as ``patch`` saw it."""
+        body = await self._client.patch(f"{PATH}/{patch.node.name}", operations(patch), JSON_PATCH)
+        return parse(body)

@@ -1,0 +1,165 @@
+"""ImagePrefetches: from the wire to facts, and back as status and finalizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from imagegate.api import decode, fields, v1alpha1
+from imagegate.domain.facts import (
+    FINALIZER,
+    GateMode,
+    GatePolicy,
+    GateSpec,
+    Image,
+    OnReboot,
+    Operator,
+    Prefetch,
+    Requirement,
+    RetrySpec,
+    RolloutSpec,
+)
+from imagegate.kube.client import JSON_PATCH, MERGE_PATCH, Client
+from imagegate.kube.errors import Conflict, NotFound
+
+logger = logging.getLogger(__name__)
+
+PATH = "/apis/imagegate.dev/v1alpha1/imageprefetches"
+
+
+class Reader:
+    """Parses ImagePrefetches; one per (uid, generation), because pydantic is not for hot paths."""
+
+    def __init__(self, puller_namespaces: frozenset[str]) -> None:
+        self._namespaces = puller_namespaces
+        self.cluster_lacks_image_volumes = False
+        """Whether puller pods would succeed without pulling anything; found out at start."""
+
+    def parse(self, body: Mapping[str, Any]) -> Prefetch:
+        """Never raises: what is wrong stands in ``invalid``, with what to do about it."""
+        metadata: Mapping[str, Any] = body.get("metadata") or {}
+        common: dict[str, Any] = {
+            "name": metadata.get("name", ""),
+            "uid": metadata.get("uid", ""),
+            "version": fields.version(metadata),
+            "generation": metadata.get("generation", 1),
+            "created_at": fields.seconds(metadata.get("creationTimestamp")) or 0.0,
+            "deleting": "deletionTimestamp" in metadata,
+            "finalizers": tuple(metadata.get("finalizers") or ()),
+            "status": dict(body.get("status") or {}),
+        }
+        try:
+            spec = decode.parse_prefetch(body).spec
+        except decode.InvalidObject as error:
+            return Prefetch(**common, invalid=("InvalidSpec", str(error)))
+        invalid = None
+        if self.cluster_lacks_image_volumes:
+            invalid = (
+                "ImageVolumeUnsupported",
+                "the API server drops image volumes; use Kubernetes 1.35 or newer, or turn on the"
+                " feature gate ImageVolume of the API server and of every kubelet",
+            )
+        if spec.puller_namespace not in self._namespaces:
+            allowed = ", ".join(sorted(self._namespaces))
+            invalid = (
+                "NamespaceNotAllowed",
+                f"spec.pullerNamespace {spec.puller_namespace!r} is not one of the operator's"
+                f" ({allowed}); use one of them, or add it to the chart's puller.namespaces",
+            )
+        return Prefetch(**common, invalid=invalid, **_spec(spec))
+
+
+def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
+    default = tuple(secret.name for secret in spec.image_pull_secrets)
+    return {
+        "images": tuple(
+            Image(
+                image.image,
+                default
+                if image.image_pull_secrets is None
+                else tuple(secret.name for secret in image.image_pull_secrets),
+            )
+            for image in spec.images
+        ),
+        "selector": _selector(spec),
+        "namespace": spec.puller_namespace,
+        "gate": GateSpec(
+            mode=GateMode(spec.gate.mode),
+            policy=GatePolicy(spec.gate.policy),
+            timeout=float(spec.gate.timeout_seconds),
+            on_reboot=OnReboot(spec.gate.on_reboot),
+        ),
+        "rollout": _rollout(spec.rollout),
+        "retry": RetrySpec(
+            limit=spec.retry.limit,
+            minimum=float(spec.retry.min_seconds),
+            maximum=float(spec.retry.max_seconds),
+            timeout=(
+                float(spec.retry.timeout_seconds)
+                if spec.retry.timeout_seconds is not None
+                else None
+            ),
+        ),
+        "keep": spec.retention.mode == "Keep",
+    }
+
+
+def _selector(spec: v1alpha1.ImagePrefetchSpec) -> tuple[Requirement, ...]:
+    labels = spec.node_selector.match_labels
+    expressions = spec.node_selector.match_expressions
+    return (
+        *(Requirement(k, Operator.IN, frozenset((v,))) for k, v in sorted(labels.items())),
+        *(Requirement(e.key, Operator(e.operator), frozenset(e.values)) for e in expressions),
+    )
+
+
+def _rollout(spec: v1alpha1.Rollout) -> RolloutSpec:
+    text = str(spec.max_parallel)
+    return RolloutSpec(
+        max_parallel=int(text.removesuffix("%")),
+        percent=text.endswith("%"),
+        seeds=spec.seeds,
+        fanout=spec.fanout,
+        topology_key=spec.topology_key,
+        paused=spec.paused,
+    )
+
+
+class Prefetches:
+    def __init__(self, client: Client, reader: Reader) -> None:
+        self._client = client
+        self._reader = reader
+
+    async def list(self) -> list[Prefetch]:
+        return [self._reader.parse(body) async for body in self._client.list(PATH)]
+
+    async def write_status(self, prefetch: Prefetch, status: Mapping[str, Any]) -> Prefetch:
+        """Replace these fields of the status. Raises NotFound when the object is gone."""
+        body = await self._client.patch(
+            f"{PATH}/{prefetch.name}/status",
+            {"metadata": {"uid": prefetch.uid}, "status": status},
+            MERGE_PATCH,
+        )
+        return self._reader.parse(body)
+
+    async def add_finalizer(self, prefetch: Prefetch) -> None:
+        await self._finalizers(prefetch, (*prefetch.finalizers, FINALIZER))
+
+    async def remove_finalizer(self, prefetch: Prefetch) -> None:
+        await self._finalizers(prefetch, tuple(f for f in prefetch.finalizers if f != FINALIZER))
+
+    async def _finalizers(self, prefetch: Prefetch, wanted: tuple[str, ...]) -> None:
+        seen: list[dict[str, Any]] = [
+            {"op": "test", "path": "/metadata/uid", "value": prefetch.uid},
+        ]
+        if prefetch.finalizers:
+            seen.append(
+                {"op": "test", "path": "/metadata/finalizers", "value": list(prefetch.finalizers)}
+            )
+        change = {"op": "add", "path": "/metadata/finalizers", "value": list(wanted)}
+        try:
+            await self._client.patch(f"{PATH}/{prefetch.name}", [*seen, change], JSON_PATCH)
+        except (Conflict, NotFound) as error:
+            # The watch brings what it is now, and that is decided about again.
+            logger.debug("finalizers changed meanwhile", extra={"error": str(error)})

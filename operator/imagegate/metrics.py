@@ -1,0 +1,162 @@
+"""Metrics for Prometheus. No label ever holds a node's name.
+
+Gauges about nodes are computed from the ledger at scrape, so they cannot drift and need no
+clean-up when a prefetch goes. ``workqueue_*``, ``rest_client_*`` and
+``leader_election_master_status`` have the names that every Kubernetes dashboard knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from imagegate.domain.actions import ReleaseReason
+
+Observe = Callable[[float], None]
+
+LONG = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600)
+"""Seconds: from an image that is there to one of 20 GB through a slow link."""
+SHORT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """Everything that is counted as it happens; one per process, registered where it is told."""
+
+    def __init__(self, registry: CollectorRegistry, *, version: str, host: str = "") -> None:
+        disable_created_metrics()
+        self.registry = registry
+        self._host = host
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._hold = Histogram(
+            "imagegate_gate_hold_seconds",
+            "Age of a node when its gate taint was removed.",
+            buckets=LONG,
+            registry=registry,
+        )
+        self._releases = Counter(
+            "imagegate_gate_releases",
+            "Gate taints removed, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ReleaseReason:
+            self._releases.labels(reason)
+        self._cache = Histogram(
+            "imagegate_node_cache_seconds",
+            "Time from a joining node's Ready to its images being cached.",
+            ["prefetch"],
+            buckets=LONG,
+            registry=registry,
+        )
+        self._pull = Histogram(
+            "imagegate_image_pull_seconds",
+            "Time the kubelet needed to pull one image, from its Pulled event.",
+            ["prefetch"],
+            buckets=LONG,
+            registry=registry,
+        )
+        self._bytes = Counter(
+            "imagegate_image_pull_bytes",
+            "Bytes of pulled images, as the container runtime counts them.",
+            ["prefetch"],
+            registry=registry,
+        )
+        self._failures = Counter(
+            "imagegate_pull_failures",
+            "Failed attempts to pull, by class.",
+            ["prefetch", "reason"],
+            registry=registry,
+        )
+        self._reconcile = Histogram(
+            "imagegate_reconcile_seconds",
+            "Time of one reconciliation.",
+            ["kind"],
+            buckets=SHORT,
+            registry=registry,
+        )
+        self._queue_wait = Histogram(
+            "workqueue_queue_duration_seconds",
+            "Time a key waits in the queue.",
+            ["name"],
+            buckets=SHORT,
+            registry=registry,
+        )
+        self._queue_work = Histogram(
+            "workqueue_work_duration_seconds",
+            "Time the work on a key takes.",
+            ["name"],
+            buckets=SHORT,
+            registry=registry,
+        )
+        self._pruned = Counter(
+            "imagegate_resync_pruned",
+            "Objects that a resync found gone although no watch had said so.",
+            ["kind"],
+            registry=registry,
+        )
+        self._requests = Counter(
+            "rest_client_requests",
+            "Requests to the API server.",
+            ["code", "method", "host"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "rest_client_request_duration_seconds",
+            "Time of one request to the API server.",
+            ["verb", "host"],
+            buckets=SHORT,
+            registry=registry,
+        )
+        self._allowed: dict[str, int] = {}
+        self.version = version
+
+    def released(self, reason: ReleaseReason, *, held: float) -> None:
+        self._releases.labels(reason).inc()
+        self._hold.observe(max(0.0, held))
+
+    def cached(self, prefetch: str, seconds: float) -> None:
+        self._cache.labels(prefetch).observe(max(0.0, seconds))
+
+    def pulled(self, prefetch: str, seconds: float | None, size: int | None) -> None:
+        if seconds is not None:
+            self._pull.labels(prefetch).observe(seconds)
+            if size is not None:
+                self._bytes.labels(prefetch).inc(size)
+
+    def pull_failed(self, prefetch: str, reason: str) -> None:
+        self._failures.labels(prefetch, reason).inc()
+
+    def rollout_allowed(self, prefetch: str, nodes: int) -> None:
+        self._allowed[prefetch] = nodes
+
+    def pruned(self, kind: str, count: int) -> None:
+        self._pruned.labels(kind).inc(count)
+
+    def observe_request(self, method: str, code: str, seconds: float) -> None:
+        self._requests.labels(code, method, self._host).inc()
+        self._request_seconds.labels(method, self._host).observe(seconds)
+
+    def queue_observers(self, name: str) -> tuple[Observe, Observe]:
+        """Where a queue reports how long keys wait, and how long the work on one takes."""
+        work, reconcile = self._queue_work.labels(name), self._reconcile.labels(name)
+
+        def worked(seconds: float) -> None:
+            work.observe(seconds)
+            reconcile.observe(seconds)
+
+        return self._queue_wait.labels(name).observe, worked
+
+    @property
+    def allowed(self) -> dict[str, int]:
+        return self._allowed

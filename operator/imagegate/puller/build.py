@@ -1,0 +1,147 @@
+"""The puller pod of one group of images on one node.
+
+Each image is a mounted ``volumes[].image`` and the container is the pause image's ``-v``, which
+exits 0: nothing of a target image ever executes, images without a runnable file work, and the
+pull, its credentials and its bookkeeping are the kubelet's own. Mounted, because only mounted
+volumes report their errors in the pod's status and pin their images while the pod exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imagegate.domain.facts import GROUP, PREFETCH_LABEL, Group, Node, Prefetch
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "imagegate"
+GROUP_LABEL = f"{GROUP}/group"
+OBSERVED_ANNOTATION = f"{GROUP}/observed"
+ATTEMPT_ANNOTATION = f"{GROUP}/attempt"
+CONTAINER = "hold"
+SELECTOR = f"{MANAGED_BY}={MANAGER},{PREFETCH_LABEL}"
+"""Server-side label selector of every puller pod of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullerSettings:
+    """What is the same for every puller pod; from the operator's flags."""
+
+    image: str
+    """A pause image: ``-v`` must exit 0. Best the node's own sandbox image, which is there."""
+    priority_class: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    image_pull_secrets: tuple[str, ...] = ()
+    """For the pause image itself; given to every puller pod."""
+
+
+def name(prefetch: Prefetch, node: Node, group: Group, attempt: int) -> str:
+    """Deterministic, so that a second create of the same pod is a 409 and nothing more.
+
+    The node's identity and the attempt are part of it: after a reboot, and after a failure, the
+    pod is another one, and the kubelet's back-off (kept per pod and image) starts afresh.
+    """
+    text = "\n".join((prefetch.uid, group.key, node.name, node.identity, str(attempt)))
+    return f"ipf-{prefetch.name[:40].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def probe(namespace: str, settings: PullerSettings) -> dict[str, Any]:
+    """A puller pod of no node and no prefetch, to be created with dryRun only."""
+    nowhere = Node(name="imagegate-probe", uid="probe", version=0)
+    nothing = Prefetch(name="probe", uid="probe", version=0, namespace=namespace)
+    manifest = build(nothing, nowhere, Group("probe", (settings.image,), ()), 0, settings)
+    del manifest["spec"]["nodeName"], manifest["metadata"]["ownerReferences"]
+    return manifest
+
+
+def build(
+    prefetch: Prefetch, node: Node, group: Group, attempt: int, settings: PullerSettings
+) -> dict[str, Any]:
+    """The manifest, ready to be created in ``prefetch.namespace``."""
+    volumes = [f"image-{index}" for index in range(len(group.images))]
+    secrets = dict.fromkeys((*group.pull_secrets, *settings.image_pull_secrets))
+    spec: dict[str, Any] = {
+        # Bound directly: the scheduler would honour our own NoSchedule taint's absence only
+        # after a round trip, and a Pending pod makes autoscalers add nodes.
+        "nodeName": node.name,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "tolerations": [{"operator": "Exists"}],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65535,
+            "runAsGroup": 65535,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": CONTAINER,
+                "image": settings.image,
+                "imagePullPolicy": "IfNotPresent",
+                "args": ["-v"],
+                "resources": {
+                    "requests": {"cpu": "1m", "memory": "4Mi"},
+                    "limits": {"memory": "32Mi"},
+                },
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": [
+                    {"name": volume, "mountPath": f"/images/{index}", "readOnly": True}
+                    for index, volume in enumerate(volumes)
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": volume, "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
+            for volume, image in zip(volumes, group.images, strict=True)
+        ],
+    }
+    if secrets:
+        spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
+    if settings.priority_class:
+        spec["priorityClassName"] = settings.priority_class
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name(prefetch, node, group, attempt),
+            "namespace": prefetch.namespace,
+            "labels": {
+                **settings.labels,
+                "app.kubernetes.io/name": "imagegate-puller",
+                "app.kubernetes.io/component": "puller",
+                "app.kubernetes.io/instance": prefetch.name,
+                MANAGED_BY: MANAGER,
+                PREFETCH_LABEL: prefetch.name,
+                GROUP_LABEL: group.key,
+            },
+            "annotations": {
+                # cluster-autoscaler: as a DaemonSet's pod, it neither blocks a scale-down nor
+                # has to be rescheduled anywhere.
+                "cluster-autoscaler.kubernetes.io/daemonset-pod": "true",
+                **settings.annotations,
+                OBSERVED_ANNOTATION: node.identity,
+                ATTEMPT_ANNOTATION: str(attempt),
+            },
+            # Collected with its node; `kubectl drain` and Karpenter leave it alone.
+            "ownerReferences": [
+                {
+                    "apiVersion": "v1",
+                    "kind": "Node",
+                    "name": node.name,
+                    "uid": node.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": spec,
+    }

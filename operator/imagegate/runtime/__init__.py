@@ -1,0 +1,1 @@
+"""What makes decisions happen: store, queues, reconcilers, resync and leader election."""

@@ -1,0 +1,122 @@
+"""What ``helm uninstall`` runs first: the cluster as if Imagegate had never been there.
+
+Idempotent, and in an order in which every step stays done: the operator stops, the gate is
+disarmed, then what both left on nodes goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from imagegate.domain.actions import PatchNode
+from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, Node
+from imagegate.kube.client import MERGE_PATCH, Client
+from imagegate.kube.errors import Conflict, NotFound
+from imagegate.kube.gates import NAME as GATE_NAME
+from imagegate.kube.gates import PATH as GATES
+from imagegate.kube.gates import Gates
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.pods import Pods
+from imagegate.kube.prefetches import Prefetches
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT = 60.0
+CONFLICTS = 10
+PARALLEL = 32
+
+
+class Cleanup:
+    def __init__(
+        self,
+        client: Client,
+        prefetches: Prefetches,
+        *,
+        namespace: str,
+        deployment: str,
+        lease: str,
+        puller_namespaces: Sequence[str],
+        taint_key: str,
+    ) -> None:
+        self._client = client
+        self._prefetches = prefetches
+        self._nodes = Nodes(client)
+        self._pods = Pods(client)
+        self._gates = Gates(client)
+        self._namespace = namespace
+        self._deployment = deployment
+        self._lease = lease
+        self._puller_namespaces = puller_namespaces
+        self._taint_key = taint_key
+
+    async def run(self) -> None:
+        """Raises a KubeError at the first step that cannot be done; run again, it goes on."""
+        await self._stop_operator()
+        gate = await self._gates.get()
+        key = gate.taint_key if gate is not None else self._taint_key
+        await self._delete(f"{GATES}/{GATE_NAME}")
+        limit = asyncio.Semaphore(PARALLEL)
+
+        async def tidy(node: Node) -> None:
+            async with limit:
+                await self._tidy(node, key)
+
+        for namespace in self._puller_namespaces:
+            for pod in await self._pods.list(namespace):
+                try:
+                    await self._pods.delete(pod)
+                except (NotFound, Conflict):
+                    continue
+        async with asyncio.TaskGroup() as group:
+            for node in await self._nodes.list():
+                group.create_task(tidy(node))
+        for prefetch in await self._prefetches.list():
+            if FINALIZER in prefetch.finalizers:
+                await self._prefetches.remove_finalizer(prefetch)
+        await self._delete(
+            f"/apis/coordination.k8s.io/v1/namespaces/{self._namespace}/leases/{self._lease}"
+        )
+        logger.info("cleaned up")
+
+    async def _stop_operator(self) -> None:
+        """Scale the operator to zero and wait, or it would put back what is taken away."""
+        path = f"/apis/apps/v1/namespaces/{self._namespace}/deployments/{self._deployment}"
+        try:
+            await self._client.patch(f"{path}/scale", {"spec": {"replicas": 0}}, MERGE_PATCH)
+            body = await self._client.get(path)
+        except NotFound:
+            return
+        labels = body["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        pods = f"/api/v1/namespaces/{self._namespace}/pods"
+        async with asyncio.timeout(STOP_TIMEOUT):
+            while (await self._client.get(pods, labelSelector=selector))["items"]:
+                await asyncio.sleep(0.5)
+
+    async def _tidy(self, node: Node, key: str) -> None:
+        for _ in range(CONFLICTS):
+            patch = PatchNode(
+                node,
+                drop_labels=tuple(k for k in node.labels if k.startswith(LABEL_PREFIX)),
+                remove=node.taint(key),
+                forget=bool(node.observed),
+            )
+            if patch.empty:
+                return
+            try:
+                await self._nodes.apply(patch)
+            except Conflict:
+                node = await self._nodes.get(node.name)
+                continue
+            except NotFound:
+                pass
+            return
+        raise Conflict(f"tidy node {node.name}", 409, "it kept changing; run the clean-up again")
+
+    async def _delete(self, path: str) -> None:
+        try:
+            await self._client.delete(path)
+        except NotFound:
+            logger.info("not there", extra={"path": path})

@@ -1,0 +1,76 @@
+"""Metrics of what is true at the moment of the scrape; nothing is kept, so nothing can drift."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from imagegate.domain.facts import NodeState
+from imagegate.metrics import Metrics
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.queue import KeyedQueue
+
+
+class StateCollector(Collector):
+    """What is true at the moment of the scrape."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        ledger: Ledger,
+        queues: Sequence[KeyedQueue],
+        *,
+        leading: Callable[[], bool],
+        lease: str,
+    ) -> None:
+        self._metrics = metrics
+        self._ledger = ledger
+        self._queues = queues
+        self._leading = leading
+        self._lease = lease
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._nodes()
+        yield from self._work()
+        leader = GaugeMetricFamily(
+            "leader_election_master_status",
+            "1 where this process leads.",
+            labels=["name"],
+        )
+        leader.add_metric([self._lease], float(self._leading()))
+        yield leader
+        info = GaugeMetricFamily("imagegate_build_info", "Always 1.", labels=["version", "python"])
+        info.add_metric([self._metrics.version, platform.python_version()], 1)
+        yield info
+
+    def _nodes(self) -> Iterable[Metric]:
+        nodes = GaugeMetricFamily(
+            "imagegate_nodes",
+            "Nodes by where they stand with an ImagePrefetch.",
+            labels=["prefetch", "state"],
+        )
+        allowed = GaugeMetricFamily(
+            "imagegate_rollout_allowed",
+            "Nodes in service that may pull at once.",
+            labels=["prefetch"],
+        )
+        for name, entry in self._ledger.entries.items():
+            for state in NodeState:
+                nodes.add_metric([name, state], entry.counts[state])
+            allowed.add_metric([name], self._metrics.allowed.get(name, 0))
+        gated = GaugeMetricFamily("imagegate_gated_nodes", "Nodes held by the gate taint.")
+        gated.add_metric([], len(self._ledger.holding))
+        yield from (nodes, allowed, gated)
+
+    def _work(self) -> Iterable[Metric]:
+        depth = GaugeMetricFamily("workqueue_depth", "Keys waiting.", labels=["name"])
+        adds = CounterMetricFamily("workqueue_adds", "Keys added.", labels=["name"])
+        retries = CounterMetricFamily("workqueue_retries", "Keys retried.", labels=["name"])
+        for queue in self._queues:
+            depth.add_metric([queue.name], len(queue))
+            adds.add_metric([queue.name], queue.adds)
+            retries.add_metric([queue.name], queue.retries)
+        yield from (depth, adds, retries)

@@ -1,0 +1,168 @@
+"""Leader election by a Lease: one process writes, and knows when it may not any more.
+
+Own code, because ``kubernetes.aio.leaderelection`` 37.0.2 cannot create its Lease and goes on
+leading when the connection breaks, and kopf's peering pauses everyone at equal priority. Times
+are client-go's: a lease of 15 s, given up after 10 s without renewal, tried every 2 s. Other
+clocks are never trusted: a holder counts as alive while its record keeps changing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum, auto
+
+from imagegate.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, NotLeader
+from imagegate.kube.leases import LeaseRecord, Leases
+from imagegate.runtime.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+LEASE_SECONDS = 15
+RENEW_DEADLINE = 10.0
+RETRY_PERIOD = 2.0
+
+
+class Step(Enum):
+    """What to do next about the Lease."""
+
+    CREATE = auto()
+    TAKE = auto()
+    RENEW = auto()
+    WAIT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A record of the Lease, and since when it has looked like this (monotonic seconds)."""
+
+    record: LeaseRecord | None
+    at: float
+
+
+def observe(earlier: Observation | None, record: LeaseRecord | None, now: float) -> Observation:
+    """The time stays while the record does: that is how long its holder has been silent."""
+    if earlier is not None and earlier.record == record:
+        return earlier
+    return Observation(record, now)
+
+
+def decide(seen: Observation, identity: str, now: float) -> Step:
+    """Pure: what a candidate or leader called ``identity`` does."""
+    record = seen.record
+    if record is None:
+        return Step.CREATE
+    if record.holder == identity:
+        return Step.RENEW
+    if not record.holder or now >= seen.at + record.duration:
+        return Step.TAKE
+    return Step.WAIT
+
+
+class Elector:
+    def __init__(self, leases: Leases, identity: str, clock: Clock) -> None:
+        self._leases = leases
+        self._identity = identity
+        self._clock = clock
+        self._seen: Observation | None = None
+        self._deadline = float("-inf")
+
+    @property
+    def leading(self) -> bool:
+        return self._clock.monotonic() < self._deadline
+
+    @property
+    def holder(self) -> str:
+        """Who leads, as far as this process knows."""
+        return self._seen.record.holder if self._seen and self._seen.record else ""
+
+    def fence(self) -> None:
+        """Raise NotLeader unless this process certainly still leads."""
+        if not self.leading:
+            raise NotLeader("this process does not lead (any more); the write was not sent")
+
+    async def acquire(self) -> None:
+        """Return once this process leads."""
+        while not await self._try():
+            await asyncio.sleep(RETRY_PERIOD * random.uniform(0.9, 1.1))  # noqa: S311
+        logger.info("leading", extra={"identity": self._identity})
+
+    async def hold(self) -> None:
+        """Renew until leadership is lost, then return. The process must exit then."""
+        while self.leading:
+            await asyncio.sleep(RETRY_PERIOD)
+            await self._try()
+            if self._seen and self._seen.record and self.holder != self._identity:
+                self._deadline = float("-inf")
+        logger.error("leadership lost", extra={"identity": self._identity, "holder": self.holder})
+
+    async def release(self) -> None:
+        """Let the next one in at once. Best effort."""
+        record = self._seen.record if self._seen else None
+        self._deadline = float("-inf")
+        if record is None or record.holder != self._identity:
+            return
+        try:
+            await self._leases.replace(replace(record, holder="", duration=1))
+        except KubeError as error:
+            logger.warning("lease not released", extra={"error": str(error)})
+
+    async def _try(self) -> bool:
+        """One round. True if the Lease is ours afterwards; errors only mean not this time."""
+        try:
+            if self.leading and self._seen is not None and self.holder == self._identity:
+                # client-go's fast path: nobody else writes a Lease that is held, so no read.
+                record = self._seen.record
+            else:
+                record = await self._read()
+            self._seen = observe(self._seen, record, self._clock.monotonic())
+            started = self._clock.monotonic()
+            match decide(self._seen, self._identity, started):
+                case Step.WAIT:
+                    return False
+                case Step.CREATE:
+                    written = await self._leases.create(self._mine(LeaseRecord(), taking=True))
+                case Step.TAKE:
+                    assert record is not None
+                    written = await self._leases.replace(self._mine(record, taking=True))
+                case Step.RENEW:
+                    assert record is not None
+                    written = await self._leases.replace(self._mine(record, taking=False))
+        except (AlreadyExists, Conflict):
+            self._seen = None if self._seen is None else replace(self._seen, record=None)
+            return await self._look()
+        except KubeError as error:
+            logger.warning("lease not reached", extra={"error": str(error)})
+            return False
+        self._seen = Observation(written, self._clock.monotonic())
+        # From before the request was sent: a late answer must not prolong anything.
+        self._deadline = started + RENEW_DEADLINE
+        return True
+
+    async def _look(self) -> bool:
+        """Somebody else wrote the Lease: see who holds it. Never True."""
+        try:
+            self._seen = observe(self._seen, await self._read(), self._clock.monotonic())
+        except KubeError as error:
+            logger.warning("lease not reached", extra={"error": str(error)})
+        return False
+
+    async def _read(self) -> LeaseRecord | None:
+        try:
+            return await self._leases.get()
+        except NotFound:
+            return None
+
+    def _mine(self, record: LeaseRecord, *, taking: bool) -> LeaseRecord:
+        now = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return replace(
+            record,
+            holder=self._identity,
+            duration=LEASE_SECONDS,
+            renew_time=now,
+            acquire_time=now if taking else record.acquire_time,
+            transitions=record.transitions + (1 if taking and record.version else 0),
+        )

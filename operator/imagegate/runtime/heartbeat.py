@@ -1,0 +1,90 @@
+"""The NodeGate's status: the heartbeat of the dead-man's switch, and what the gate holds.
+
+The admission policy taints a joining node only while the heartbeat is fresh. It is therefore
+written only by a leader whose store is complete and whose resyncs succeed: an operator that could
+not release anybody must not have anybody held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from imagegate.domain import status
+from imagegate.domain.facts import Gate
+from imagegate.errors import ImagegateError
+from imagegate.http import Check
+from imagegate.kube.errors import NotFound
+from imagegate.kube.gates import Gates
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 60.0
+"""Seconds between two heartbeats. At most a third of silenceSeconds, if that is shorter."""
+LOOK = 2.0
+"""Seconds between looks at whether what is held has changed."""
+
+
+class Heartbeat:
+    def __init__(
+        self,
+        *,
+        gates: Gates,
+        store: Store,
+        ledger: Ledger,
+        clock: Clock,
+        fit: Check,
+        armed: Callable[[], tuple[bool, str, str]],
+    ) -> None:
+        self._gates = gates
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+        self._fit = fit
+        self._armed = armed
+        self._next = 0.0
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.once()
+            except NotFound:
+                logger.info("no NodeGate: nobody is held")
+            except ImagegateError as error:
+                logger.warning("heartbeat not written", extra={"error": str(error)})
+            await asyncio.sleep(LOOK)
+
+    async def once(self) -> None:
+        """Write the status if the heartbeat is due or something in it has changed."""
+        gate = self._store.gate
+        if gate is None or gate.deleting:
+            return
+        problem = self._fit()
+        if problem is not None:
+            logger.warning("no heartbeat", extra={"problem": problem})
+            return
+        now = self._clock.monotonic()
+        wanted = self._status(gate)
+        due = now >= self._next
+        if not due and all(gate.status.get(key) == value for key, value in wanted.items()):
+            return
+        if due:
+            wanted["heartbeat"] = status.timestamp(self._clock.now())
+            self._next = now + min(PERIOD, gate.silence / 3)
+        self._store.see_gate(await self._gates.write_status(wanted))
+
+    def _status(self, gate: Gate) -> dict[str, Any]:
+        armed, reason, message = self._armed()
+        if gate.suspend:
+            armed, reason, message = False, "Suspended", "spec.suspend is true: nobody is held"
+        condition: status.Condition = ("Armed", armed, reason, message)
+        return {
+            "armed": armed,
+            "held": len(self._ledger.holding),
+            "conditions": status.merge_conditions(gate.status, [condition], 1, self._clock.now()),
+        }

@@ -1,0 +1,179 @@
+"""Where every node stands with every prefetch, and who has a place in which rollout.
+
+Derived from decisions, never from the cluster directly; kept up to date node by node, so that
+counts, status and metrics are read off without going through the nodes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from imagegate.domain import rollout, status
+from imagegate.domain.actions import Standing
+from imagegate.domain.facts import Attempts, Node, NodeState, Prefetch
+
+
+@dataclass(slots=True)
+class Entry:
+    """One prefetch."""
+
+    standings: dict[str, Standing] = field(default_factory=dict)
+    domains: dict[str, str] = field(default_factory=dict)
+    counts: Counter[NodeState] = field(default_factory=Counter)
+    places: set[str] = field(default_factory=set)
+    """Nodes that pull or have been granted a place to."""
+    wants: dict[str, bool] = field(default_factory=dict)
+    """Nodes that want a place, in the order in which they asked; True: a joining node."""
+    held: set[str] = field(default_factory=set)
+    failures: dict[str, Attempts] = field(default_factory=dict)
+    outdated: set[str] = field(default_factory=set)
+    """Nodes that have not been decided about since the spec changed."""
+
+    @property
+    def nodes(self) -> int:
+        return len(self.standings) - self.counts[NodeState.SKIPPED]
+
+    def record(self, node: str, domain: str, standing: Standing, *, held: bool) -> bool:
+        """Take in a decision. True if anything that others look at has changed."""
+        self.outdated.discard(node)
+        before = self.standings.get(node)
+        was_held, had_place = node in self.held, node in self.places
+        if before is not None:
+            self.counts[before.state] -= 1
+        self.counts[standing.state] += 1
+        self.standings[node] = standing
+        self.domains[node] = domain
+        _keep(self.held, node, held)
+        _keep(self.places, node, standing.pulling)
+        if standing.wants:
+            if self.wants.get(node) is not held:
+                self.wants.pop(node, None)
+                self.wants[node] = held
+        else:
+            self.wants.pop(node, None)
+        if standing.failure is not None and standing.failure.reason:
+            self.failures[node] = standing.failure
+        else:
+            self.failures.pop(node, None)
+        return before != standing or was_held is not held or had_place is not standing.pulling
+
+    def forget(self, node: str) -> bool:
+        """Drop a node. True if it was known."""
+        self.outdated.discard(node)
+        before = self.standings.pop(node, None)
+        if before is None:
+            return False
+        self.counts[before.state] -= 1
+        self.domains.pop(node, None)
+        self.held.discard(node)
+        self.places.discard(node)
+        self.wants.pop(node, None)
+        self.failures.pop(node, None)
+        return True
+
+    def take_place(self, node: str, prefetch: Prefetch) -> bool:
+        """A joining node asks for a place at once, without waiting for a rollout pass."""
+        if node not in self.places:
+            if len(self.places) >= prefetch.rollout.parallel(max(self.nodes, 1)):
+                return False
+            self.places.add(node)
+        return True
+
+    def tally(self) -> status.Tally:
+        newest = sorted(self.failures.items(), key=lambda item: (-item[1].at, item[0]))
+        return status.Tally(
+            counts={state: self.counts[state] for state in NodeState},
+            gated=len(self.held),
+            failures=tuple(status.Failure(node, attempts) for node, attempts in newest[:50]),
+            complete=not self.outdated,
+        )
+
+    def rollout_view(self, prefetch: Prefetch) -> rollout.RolloutView:
+        nodes: Counter[str] = Counter()
+        cached: Counter[str] = Counter()
+        for node, standing in self.standings.items():
+            if standing.state is not NodeState.SKIPPED:
+                nodes[self.domains[node]] += 1
+            if standing.state is NodeState.CACHED:
+                cached[self.domains[node]] += 1
+        busy = Counter(self.domains.get(node, "") for node in self.places)
+        return rollout.RolloutView(
+            spec=prefetch.rollout,
+            domains={
+                name: rollout.Domain(nodes[name], cached[name], busy[name])
+                for name in nodes.keys() | busy.keys()
+            },
+            joining=tuple(
+                node for node, joining in self.wants.items() if joining and node not in self.places
+            ),
+            waiting=tuple(
+                (node, self.domains[node])
+                for node, joining in self.wants.items()
+                if not joining and node not in self.places
+            ),
+        )
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.attempts: dict[str, dict[str, Attempts]] = {}
+        """Remembered failures: by node, then by group key."""
+        self.holding: dict[str, str] = {}
+        """Every node that carries the gate taint, and what it waits for."""
+
+    def entry(self, prefetch: str) -> Entry:
+        return self.entries.setdefault(prefetch, Entry())
+
+    def record(
+        self,
+        node: Node,
+        standings: Mapping[str, Standing],
+        topology: Mapping[str, str],
+        *,
+        held: bool,
+        holding: str,
+    ) -> list[str]:
+        """Take in a node's decision. The prefetches for which something changed."""
+        if held:
+            self.holding[node.name] = holding
+        else:
+            self.holding.pop(node.name, None)
+        changed = [
+            name
+            for name, entry in self.entries.items()
+            if name not in standings and entry.forget(node.name)
+        ]
+        for name, standing in standings.items():
+            domain = node.labels.get(topology[name], "")
+            if self.entry(name).record(node.name, domain, standing, held=held):
+                changed.append(name)
+        return changed
+
+    def forget_node(self, node: str) -> list[str]:
+        """Drop a node that is gone. The prefetches that knew it."""
+        self.holding.pop(node, None)
+        self.attempts.pop(node, None)
+        return [name for name, entry in self.entries.items() if entry.forget(node)]
+
+    def remember(self, node: str, group: str, attempts: Attempts) -> None:
+        self.attempts.setdefault(node, {})[group] = attempts
+
+    def clear_attempts(self, node: str, groups: Iterable[str]) -> None:
+        """The node has what these groups are about: start afresh the next time."""
+        known = self.attempts.get(node)
+        if known is None:
+            return
+        for group in groups:
+            known.pop(group, None)
+        if not known:
+            del self.attempts[node]
+
+
+def _keep(names: set[str], name: str, wanted: bool) -> None:
+    if wanted:
+        names.add(name)
+    else:
+        names.discard(name)

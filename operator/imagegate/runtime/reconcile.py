@@ -1,0 +1,382 @@
+"""Observe, decide, act: one node at a time, one prefetch at a time.
+
+A node's key decides about that node alone, whatever the number of nodes; a prefetch's key grants
+places in its rollout and writes its status, a few times a second at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, assert_never
+
+from imagegate.domain import node as node_decision
+from imagegate.domain import retry, rollout, status
+from imagegate.domain.actions import Action, CreatePod, DeletePod, NodePlan, PatchNode
+from imagegate.domain.facts import FINALIZER, Node, Prefetch
+from imagegate.domain.gate import ready_since
+from imagegate.domain.match import matches
+from imagegate.domain.node import NodeView
+from imagegate.domain.pulls import Share
+from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from imagegate.kube.events import Events
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.pods import Pods
+from imagegate.kube.prefetches import Prefetches
+from imagegate.metrics import Metrics
+from imagegate.puller import build
+from imagegate.puller.build import PullerSettings
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+PASS_INTERVAL = 0.2
+"""Seconds over which changes of one prefetch are gathered into one rollout pass."""
+STATUS_INTERVAL = 2.0
+"""Seconds between two writes of one status while only its counts change."""
+LATE_409 = 2.0
+"""Seconds after which a pod that exists but is not known yet is looked for again."""
+
+
+class Reconciler:
+    """The whole loop; `app` gives it its parts and the queues their handlers."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        ledger: Ledger,
+        nodes: Nodes,
+        pods: Pods,
+        prefetches: Prefetches,
+        events: Events,
+        metrics: Metrics,
+        puller: PullerSettings,
+        clock: Clock,
+        taint_key: Callable[[], str],
+        taints_by_watch: bool,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._nodes = nodes
+        self._pods = pods
+        self._prefetches = prefetches
+        self._events = events
+        self._metrics = metrics
+        self._puller = puller
+        self._clock = clock
+        self._taint_key = taint_key
+        self._taints_by_watch = taints_by_watch
+        self._specs: dict[str, tuple[str, Prefetch]] = {}
+        self._written: dict[str, float] = {}
+        self.node_queue = KeyedQueue("node", self.reconcile_node, workers=32, urgent_workers=8)
+        self.prefetch_queue = KeyedQueue("imageprefetch", self.reconcile_prefetch, workers=4)
+
+    # ---- store.Listener
+
+    def node_changed(self, name: str) -> None:
+        node = self._store.nodes.get(name)
+        urgent = node is not None and node.taint(self._taint_key()) is not None
+        self.node_queue.add(name, urgent=urgent)
+
+    def prefetch_changed(self, name: str) -> None:
+        self.prefetch_queue.add(name)
+
+    def gate_changed(self) -> None:
+        for name, node in self._store.nodes.items():
+            if node.taint(self._taint_key()) is not None:
+                self.node_queue.add(name, urgent=True)
+
+    # ---- nodes
+
+    async def reconcile_node(self, name: str) -> None:
+        node = self._store.nodes.get(name)
+        if node is None:
+            for prefetch in self._ledger.forget_node(name):
+                self.prefetch_queue.add(prefetch, delay=PASS_INTERVAL)
+            return
+        now = self._clock.now()
+        view = self.view(node)
+        plan = node_decision.decide(view, now)
+        if self._places_for_joining(node, plan):
+            view = self.view(node)
+            plan = node_decision.decide(view, now)
+        self._record(node, view, plan)
+        if plan.requeue_at is not None:
+            self.node_queue.add(name, delay=max(0.01, plan.requeue_at - now))
+        # The patch first: a release is waited for, a clean-up is not.
+        for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
+            await self._act(action)
+
+    def view(self, node: Node) -> NodeView:
+        """Everything that is known about one node, as of now."""
+        by_prefetch: dict[str, list[Any]] = {}
+        for pod in self._store.pods_on(node.name):
+            by_prefetch.setdefault(pod.prefetch, []).append(pod)
+        shares: list[Share] = []
+        frozen: set[str] = set()
+        attempts = self._ledger.attempts.get(node.name, {})
+        for name in sorted(self._store.prefetches):
+            prefetch = self._store.prefetches[name]
+            if prefetch.invalid is not None and not prefetch.deleting:
+                frozen.add(name)
+                by_prefetch.pop(name, None)
+                continue
+            if not prefetch.live or not matches(prefetch, node):
+                continue
+            pods = tuple(by_prefetch.pop(name, ()))
+            failed = {p.uid: self._store.failed_at(p.uid) for p in pods}
+            shares.append(
+                Share(
+                    prefetch,
+                    pods=pods,
+                    attempts=attempts,
+                    pulled={p.uid: self._store.pulled(p.uid) for p in pods},
+                    failed_at={uid: at for uid, at in failed.items() if at is not None},
+                    place=node.name in self._ledger.entry(name).places,
+                )
+            )
+        return NodeView(
+            node=node,
+            taint_key=self._taint_key(),
+            gate=self._store.gate,
+            shares=tuple(shares),
+            orphans=tuple(pod for pods in by_prefetch.values() for pod in pods),
+            frozen=frozenset(frozen),
+            first_ready=self._store.first_ready(node),
+            taints_by_watch=self._taints_by_watch,
+        )
+
+    def _places_for_joining(self, node: Node, plan: NodePlan) -> bool:
+        """Give a held node the places it wants, where there are any. True if it got one."""
+        if not plan.held:
+            return False
+        got = False
+        for name, standing in plan.standings.items():
+            if standing.wants:
+                prefetch = self._store.prefetches[name]
+                got = self._ledger.entry(name).take_place(node.name, prefetch) or got
+        return got
+
+    def _record(self, node: Node, view: NodeView, plan: NodePlan) -> None:
+        topology = {s.prefetch.name: s.prefetch.rollout.topology_key for s in view.shares}
+        changed = self._ledger.record(
+            node, plan.standings, topology, held=plan.held, holding=plan.holding
+        )
+        for name in changed:
+            self.prefetch_queue.add(name, delay=PASS_INTERVAL)
+        for share in view.shares:
+            if plan.standings[share.prefetch.name].state == "cached" and share.attempts:
+                groups = [group.key for group in share.prefetch.groups]
+                self._ledger.clear_attempts(node.name, groups)
+
+    async def _act(self, action: Action) -> None:
+        match action:
+            case PatchNode():
+                await self._patch_node(action)
+            case CreatePod():
+                await self._create_pod(action)
+            case DeletePod():
+                await self._delete_pod(action)
+            case _:
+                assert_never(action)
+
+    async def _patch_node(self, patch: PatchNode) -> None:
+        name = patch.node.name
+        try:
+            self._store.see_node(await self._nodes.apply(patch))
+        except NotFound:
+            self._store.lose_node(name, patch.node.uid)
+            return
+        except Conflict:
+            # Somebody was faster, or the watch is behind. Look, and decide again on what is there.
+            self._store.see_node(await self._nodes.get(name))
+            self.node_queue.add(name, delay=0.02, urgent=True)
+            return
+        if patch.release is not None:
+            await self._released(patch)
+        if patch.add is not None:
+            logger.info("node held", extra={"node": name})
+
+    async def _released(self, patch: PatchNode) -> None:
+        node, now = patch.node, self._clock.now()
+        assert patch.release is not None
+        since = ready_since(node, self._store.first_ready(node))
+        self._metrics.released(patch.release, held=now - node.created_at)
+        for label in patch.set_labels:
+            self._metrics.cached(label.rpartition("/")[2], now - since)
+        logger.info(
+            "node released",
+            extra={"node": node.name, "reason": str(patch.release), "message_": patch.message},
+        )
+        clean = patch.release in ("cached", "unmatched")
+        await self._events.node(
+            node.name,
+            node.uid,
+            "ImagesCached" if patch.release == "cached" else "GateReleased",
+            f"gate taint removed ({patch.release}): {patch.message}",
+            now,
+            warning=not clean and patch.release != "disabled",
+        )
+
+    async def _create_pod(self, action: CreatePod) -> None:
+        prefetch, node = action.prefetch, action.node
+        manifest = build.build(prefetch, node, action.group, action.attempt, self._puller)
+        try:
+            self._store.see_pod(await self._pods.create(manifest))
+        except AlreadyExists:
+            # Ours, from before a restart or by another leader: the watch or a resync shows it.
+            # If it is one that is going away, its end brings this node back here.
+            self.node_queue.add(node.name, delay=LATE_409)
+        except (NotFound, Invalid, Forbidden) as error:
+            # The namespace is missing, or a quota, Pod Security or a policy refuses the pod.
+            attempts = retry.after(
+                self._ledger.attempts.get(node.name, {}).get(action.group.key),
+                retry.REFUSED,
+                spec=prefetch.retry,
+                key=f"{node.name}/{action.group.key}",
+                now=self._clock.now(),
+                image="",
+                message=str(error),
+            )
+            self._ledger.remember(node.name, action.group.key, attempts)
+            self._metrics.pull_failed(prefetch.name, attempts.reason)
+            self.node_queue.add(node.name)
+
+    async def _delete_pod(self, action: DeletePod) -> None:
+        pod = action.pod
+        try:
+            going = await self._pods.delete(pod)
+        except (NotFound, Conflict):
+            going = None
+        if action.remember is not None:
+            self._ledger.remember(pod.node, pod.group, action.remember)
+            self._metrics.pull_failed(pod.prefetch, action.remember.reason)
+            logger.info(
+                "pull failed",
+                extra={
+                    "node": pod.node,
+                    "prefetch": pod.prefetch,
+                    "reason": action.remember.reason,
+                    "attempt": action.remember.count,
+                    "error": action.remember.message,
+                },
+            )
+        if going is None:
+            self._store.lose_pod(pod.namespace, pod.name, pod.uid)
+        else:
+            self._store.see_pod(going)
+
+    # ---- prefetches
+
+    async def reconcile_prefetch(self, name: str) -> None:
+        prefetch = self._store.prefetches.get(name)
+        if prefetch is None or prefetch.deleting:
+            if self._specs.pop(name, None) is not None or prefetch is not None:
+                self._ledger.entries.pop(name, None)
+                self._written.pop(name, None)
+                self._look_at_holders(name)
+            if prefetch is not None:
+                await self._let_go(prefetch)
+            return
+        if prefetch.invalid is None and FINALIZER not in prefetch.finalizers:
+            await self._prefetches.add_finalizer(prefetch)
+        self._look_again_after_edit(prefetch)
+        if prefetch.invalid is None:
+            self._grant(prefetch)
+        await self._write_status(prefetch)
+
+    def _look_at_holders(self, name: str) -> None:
+        """Queue every node that has something to do with a prefetch that goes or is gone."""
+        for pod in self._store.pods.values():
+            if pod.prefetch == name:
+                self.node_queue.add(pod.node)
+        label = f"cached.imagegate.dev/{name}"
+        for node in self._store.nodes.values():
+            held = node.taint(self._taint_key()) is not None
+            if label in node.labels or held:
+                self.node_queue.add(node.name, urgent=held)
+
+    async def _let_go(self, prefetch: Prefetch) -> None:
+        """Remove the finalizer once no node and no pod speaks of the prefetch any more.
+
+        Only the API server is waited for, never a kubelet: a pod that is going on a node that
+        is dead would hang for ever.
+        """
+        if FINALIZER not in prefetch.finalizers:
+            return
+        labelled = any(prefetch.label in node.labels for node in self._store.nodes.values())
+        pods = any(
+            pod.prefetch == prefetch.name and not pod.deleting and pod.node in self._store.nodes
+            for pod in self._store.pods.values()
+        )
+        if labelled or pods:
+            self.prefetch_queue.add(prefetch.name, delay=0.5)
+            return
+        await self._prefetches.remove_finalizer(prefetch)
+
+    def _look_again_after_edit(self, prefetch: Prefetch) -> None:
+        known = self._specs.get(prefetch.name)
+        if known is not None and known[0] == prefetch.uid and known[1] == prefetch:
+            return
+        self._specs[prefetch.name] = (prefetch.uid, prefetch)
+        entry = self._ledger.entry(prefetch.name)
+        entry.outdated = set(self._store.nodes) if prefetch.invalid is None else set()
+        for node in self._store.nodes:
+            self.node_queue.add(node)
+
+    def _grant(self, prefetch: Prefetch) -> None:
+        entry = self._ledger.entry(prefetch.name)
+        view = entry.rollout_view(prefetch)
+        self._metrics.rollout_allowed(prefetch.name, rollout.total_allowed(view))
+        for node in rollout.grant(view):
+            entry.places.add(node)
+            self.node_queue.add(node, urgent=entry.wants.get(node, False))
+
+    async def _write_status(self, prefetch: Prefetch) -> None:
+        now = self._clock.now()
+        tally = self._ledger.entry(prefetch.name).tally()
+        wanted = status.prefetch_status(prefetch, tally, now)
+        changed = {k: v for k, v in wanted.items() if prefetch.status.get(k) != v}
+        if not changed:
+            return
+        before, after = _truths(prefetch.status), _truths(wanted)
+        due = self._written.get(prefetch.name, 0.0) + STATUS_INTERVAL
+        if before == after and now < due:
+            self.prefetch_queue.add(prefetch.name, delay=due - now)
+            return
+        self._written[prefetch.name] = now
+        try:
+            self._store.see_prefetch(await self._prefetches.write_status(prefetch, changed))
+        except NotFound:
+            return
+        await self._tell(prefetch, before, after, wanted)
+
+    async def _tell(
+        self,
+        prefetch: Prefetch,
+        before: dict[str, str],
+        after: dict[str, str],
+        wanted: dict[str, Any],
+    ) -> None:
+        """One Event when everything is cached, and one when something has failed."""
+        messages = {c["type"]: (c["reason"], c["message"]) for c in wanted["conditions"]}
+        for type_, warning in (("Ready", False), ("Degraded", True)):
+            if after[type_] == "True" and before.get(type_) != "True":
+                reason, message = messages[type_]
+                await self._events.prefetch(
+                    prefetch.name,
+                    prefetch.uid,
+                    reason,
+                    message,
+                    self._clock.now(),
+                    warning=warning,
+                )
+
+
+def _truths(status_: Any) -> dict[str, str]:
+    conditions = status_.get("conditions") or ()
+    return {c["type"]: c["status"] for c in conditions}

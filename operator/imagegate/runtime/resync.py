@@ -1,0 +1,86 @@
+"""Complete lists at start and every few minutes: what watches forgot to say is put right."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+
+from imagegate.errors import ImagegateError
+from imagegate.kube.gates import Gates
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.pods import Pods
+from imagegate.kube.prefetches import Prefetches
+from imagegate.metrics import Metrics
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+SETTLE = 15.0
+"""Seconds after the start until the second resync, which finds what vanished between the first
+one and the beginning of the watches."""
+
+
+class Resync:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        nodes: Nodes,
+        pods: Pods,
+        prefetches: Prefetches,
+        gates: Gates,
+        namespaces: Sequence[str],
+        metrics: Metrics,
+        clock: Clock,
+        period: float,
+    ) -> None:
+        self._store = store
+        self._nodes = nodes
+        self._pods = pods
+        self._prefetches = prefetches
+        self._gates = gates
+        self._namespaces = namespaces
+        self._metrics = metrics
+        self._clock = clock
+        self._period = period
+        self.last = clock.monotonic()
+        """When the last complete resync ended."""
+
+    async def once(self) -> None:
+        """List everything and reconcile the store with it."""
+        since = self._clock.monotonic()
+        gate = await self._gates.get()
+        prefetches = await self._prefetches.list()
+        nodes = await self._nodes.list()
+        pods = [pod for ns in self._namespaces for pod in await self._pods.list(ns)]
+        # The gate first and the nodes last: nobody is decided about on half of the facts.
+        self._store.see_gate(gate)
+        pruned = self._store.prune(since=since, nodes=nodes, pods=pods, prefetches=prefetches)
+        for kind, count in pruned.items():
+            self._metrics.pruned(kind, count)
+        self.last = self._clock.monotonic()
+        logger.info(
+            "resynced",
+            extra={
+                "nodes": len(nodes),
+                "pods": len(pods),
+                "prefetches": len(prefetches),
+                "pruned": sum(pruned.values()),
+                "seconds": round(self.last - since, 2),
+            },
+        )
+
+    async def run(self) -> None:
+        """Resync for ever; a resync that fails is tried again soon."""
+        delay = min(SETTLE, self._period)
+        while True:
+            await asyncio.sleep(delay * random.uniform(0.9, 1.1))  # noqa: S311
+            try:
+                await self.once()
+                delay = self._period
+            except ImagegateError as error:
+                logger.warning("resync failed", extra={"error": str(error)})
+                delay = min(self._period, 30.0)

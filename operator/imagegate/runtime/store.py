@@ -1,0 +1,237 @@
+"""What is known of the cluster now: facts by key, fed by watches and put right by resyncs.
+
+Every change is announced to the listener; a sighting that changes nothing is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from imagegate.domain.facts import Gate, Node, Pod, Prefetch
+from imagegate.domain.pulls import PULL_ERRORS
+from imagegate.puller.read import Pulled
+from imagegate.runtime.clock import Clock
+
+PodKey = tuple[str, str]
+
+
+class Listener(Protocol):
+    """Who is told; by name of the node, prefetch, or nothing at all."""
+
+    def node_changed(self, name: str) -> None: ...
+    def prefetch_changed(self, name: str) -> None: ...
+    def gate_changed(self) -> None: ...
+
+
+class Store:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._listener: Listener | None = None
+        self._nodes: dict[str, Node] = {}
+        self._pods: dict[PodKey, Pod] = {}
+        self._by_node: dict[str, dict[PodKey, Pod]] = {}
+        self._prefetches: dict[str, Prefetch] = {}
+        self._pulled: dict[str, frozenset[str]] = {}
+        self._failed_at: dict[str, float] = {}
+        self._first_ready: dict[str, tuple[str, float]] = {}
+        self._seen: dict[object, float] = {}
+        self.gate: Gate | None = None
+        self.complete = False
+        """Whether the first resync is done: before, nothing may be concluded from absence."""
+        self.last_event = clock.monotonic()
+        self.watching = False
+        """Whether any watch has brought anything yet."""
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    # ---- reading
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        return self._nodes
+
+    @property
+    def prefetches(self) -> Mapping[str, Prefetch]:
+        return self._prefetches
+
+    @property
+    def pods(self) -> Mapping[PodKey, Pod]:
+        return self._pods
+
+    def pods_on(self, node: str) -> Iterator[Pod]:
+        return iter(self._by_node.get(node, {}).values())
+
+    def pulled(self, pod_uid: str) -> frozenset[str]:
+        """The images that the kubelet reported as pulled for this pod."""
+        return self._pulled.get(pod_uid, frozenset())
+
+    def failed_at(self, pod_uid: str) -> float | None:
+        """When this process watched this pod's pull fail the last time."""
+        return self._failed_at.get(pod_uid)
+
+    def first_ready(self, node: Node) -> float:
+        """When this process first saw the node Ready since its last boot; now, if it is not."""
+        known = self._first_ready.get(node.name)
+        return known[1] if known and known[0] == node.identity else self._clock.now()
+
+    def prefetch_of(self, namespace: str, pod: str) -> str:
+        """The prefetch that a puller pod works for; empty when the pod is not known."""
+        known = self._pods.get((namespace, pod))
+        return known.prefetch if known is not None else ""
+
+    # ---- sightings
+
+    def seen_event(self) -> None:
+        """A watch is alive."""
+        self.watching = True
+        self.last_event = self._clock.monotonic()
+
+    def see_node(self, node: Node) -> None:
+        old = self._nodes.get(node.name)
+        self._seen["node", node.name] = self._clock.monotonic()
+        if old is not None and old.uid == node.uid and old.version > node.version:
+            return
+        if node.ready and self._first_ready.get(node.name, ("",))[0] != node.identity:
+            self._first_ready[node.name] = (node.identity, self._clock.now())
+        self._nodes[node.name] = node
+        if old != node and self._listener is not None:
+            self._listener.node_changed(node.name)
+
+    def lose_node(self, name: str, uid: str | None = None) -> None:
+        old = self._nodes.get(name)
+        if old is None or (uid is not None and old.uid != uid):
+            return
+        del self._nodes[name]
+        self._first_ready.pop(name, None)
+        self._seen.pop(("node", name), None)
+        if self._listener is not None:
+            self._listener.node_changed(name)
+
+    def see_pod(self, pod: Pod, *, live: bool = False) -> None:
+        """``live``: a change that was watched happening, rather than found in a list."""
+        key = (pod.namespace, pod.name)
+        old = self._pods.get(key)
+        self._seen["pod", key] = self._clock.monotonic()
+        if old is not None and old.uid == pod.uid and old.version > pod.version:
+            return
+        if old is not None and old.uid != pod.uid:
+            self._forget_pod(old)
+        if live and _started_failing(old, pod):
+            self._failed_at[pod.uid] = self._clock.now()
+        if old is not None and old.node != pod.node:
+            self._by_node.get(old.node, {}).pop(key, None)
+        self._pods[key] = pod
+        self._by_node.setdefault(pod.node, {})[key] = pod
+        if old != pod and self._listener is not None:
+            self._listener.node_changed(pod.node)
+
+    def lose_pod(self, namespace: str, name: str, uid: str | None = None) -> None:
+        old = self._pods.get((namespace, name))
+        if old is None or (uid is not None and old.uid != uid):
+            return
+        self._forget_pod(old)
+        if self._listener is not None:
+            self._listener.node_changed(old.node)
+
+    def _forget_pod(self, pod: Pod) -> None:
+        key = (pod.namespace, pod.name)
+        self._pods.pop(key, None)
+        self._seen.pop(("pod", key), None)
+        on_node = self._by_node.get(pod.node, {})
+        on_node.pop(key, None)
+        if not on_node:
+            self._by_node.pop(pod.node, None)
+        self._pulled.pop(pod.uid, None)
+        self._failed_at.pop(pod.uid, None)
+
+    def see_pulled(self, namespace: str, pulled: Pulled) -> bool:
+        """A kubelet's Pulled event. False when it is old news, or of a pod that is not known."""
+        pod = self._pods.get((namespace, pulled.pod_name))
+        if pod is None or pod.uid != pulled.pod_uid or pulled.image not in pod.images:
+            return False
+        known = self._pulled.get(pod.uid, frozenset())
+        if pulled.image in known:
+            return False
+        self._pulled[pod.uid] = known | {pulled.image}
+        if self._listener is not None:
+            self._listener.node_changed(pod.node)
+        return True
+
+    def see_prefetch(self, prefetch: Prefetch) -> None:
+        old = self._prefetches.get(prefetch.name)
+        self._seen["prefetch", prefetch.name] = self._clock.monotonic()
+        if old is not None and old.uid == prefetch.uid and old.version > prefetch.version:
+            return
+        self._prefetches[prefetch.name] = prefetch
+        if old != prefetch and self._listener is not None:
+            self._listener.prefetch_changed(prefetch.name)
+
+    def lose_prefetch(self, name: str, uid: str | None = None) -> None:
+        old = self._prefetches.get(name)
+        if old is None or (uid is not None and old.uid != uid):
+            return
+        del self._prefetches[name]
+        self._seen.pop(("prefetch", name), None)
+        if self._listener is not None:
+            self._listener.prefetch_changed(name)
+
+    def see_gate(self, gate: Gate | None) -> None:
+        old = self.gate
+        same = old is not None and gate is not None and old.uid == gate.uid
+        if same and old is not None and gate is not None and old.version > gate.version:
+            return
+        self.gate = gate
+        if old != gate and self._listener is not None:
+            self._listener.gate_changed()
+
+    # ---- resync
+
+    def prune(
+        self,
+        *,
+        since: float,
+        nodes: Iterable[Node],
+        pods: Iterable[Pod],
+        prefetches: Iterable[Prefetch],
+    ) -> Mapping[str, int]:
+        """Take complete lists that were begun at ``since`` (monotonic) and drop what is not there.
+
+        kopf says nothing of objects that vanished while a watch was broken. What was seen after
+        the lists were begun may simply be newer than them, and stays.
+        """
+        node_names, pod_keys, names = set[str](), set[PodKey](), set[str]()
+        for node in nodes:
+            node_names.add(node.name)
+            self.see_node(node)
+        for pod in pods:
+            pod_keys.add((pod.namespace, pod.name))
+            self.see_pod(pod)
+        for prefetch in prefetches:
+            names.add(prefetch.name)
+            self.see_prefetch(prefetch)
+        gone_nodes = [n for n in self._nodes if n not in node_names and self._old("node", n, since)]
+        gone_pods = [k for k in self._pods if k not in pod_keys and self._old("pod", k, since)]
+        gone = [n for n in self._prefetches if n not in names and self._old("prefetch", n, since)]
+        for name in gone_nodes:
+            self.lose_node(name)
+        for namespace, name in gone_pods:
+            self.lose_pod(namespace, name)
+        for name in gone:
+            self.lose_prefetch(name)
+        return {"Node": len(gone_nodes), "Pod": len(gone_pods), "ImagePrefetch": len(gone)}
+
+    def _old(self, kind: str, key: object, since: float) -> bool:
+        return self._seen.get((kind, key), 0.0) < since
+
+
+def _started_failing(old: Pod | None, pod: Pod) -> bool:
+    """Whether a pull was just reported as failed (again).
+
+    Both reasons do: ErrImagePull right after the attempt, ImagePullBackOff when the kubelet
+    refuses to try again yet. At either moment nothing is being pulled.
+    """
+    if pod.waiting not in PULL_ERRORS:
+        return False
+    return old is None or (old.waiting, old.waiting_message) != (pod.waiting, pod.waiting_message)

@@ -1,0 +1,39 @@
+"""What the operator is told at start; made from the command line by `cli`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from imagegate.puller.build import PullerSettings
+
+
+class GateSource(StrEnum):
+    """Who puts the gate taint on a joining node."""
+
+    POLICY = "policy"
+    """The chart's MutatingAdmissionPolicy: no window."""
+    WATCH = "watch"
+    """The operator, when it sees the node: best effort."""
+    NONE = "none"
+    """Somebody else: kubelet --register-with-taints, Karpenter startupTaints, node pool taints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    namespace: str
+    identity: str
+    lease_name: str = "imagegate"
+    puller_namespaces: tuple[str, ...] = ("imagegate-system",)
+    puller: PullerSettings = field(
+        default_factory=lambda: PullerSettings(image="registry.k8s.io/pause:3.10")
+    )
+    gate_taint_key: str = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+    gate_silence_seconds: int = 300
+    gate_suspend: bool = False
+    gate_source: GateSource = GateSource.POLICY
+    gate_policy: str = "imagegate"
+    http_port: int = 8080
+    resync_seconds: float = 300.0
+    log_level: str = "info"
+    log_format: str = "json"

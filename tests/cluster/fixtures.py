@@ -1,0 +1,102 @@
+"""pytest plugin: the fixture `cluster`, and a dump of the cluster when a test that used it failed.
+
+Loaded by `pytest_plugins = ["tests.cluster.fixtures"]` in the root conftest.
+"""
+
+import re
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import pytest
+
+from tests.cluster import Cluster, ClusterOptions, Unsupported, create_cluster, open_cluster, paths
+from tests.cluster.errors import ClusterError
+from tests.cluster.progress import say
+
+ARTIFACTS = paths.CHECKOUT / ".artifacts"
+_CLUSTER = pytest.StashKey[Cluster]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("cluster", "a real Kubernetes (tests/cluster/README.md)")
+    group.addoption("--provider", choices=("local", "kind", "existing"), default="local")
+    group.addoption("--context", help="of the kubeconfig, for --provider=existing")
+    group.addoption("--cluster-name", default="imagegate-e2e")
+    group.addoption("--cluster-nodes", type=int, default=2)
+    group.addoption(
+        "--cluster-keep",
+        action="store_true",
+        help="leave the cluster running, and use the one that an earlier run left",
+    )
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster for the whole session; it ends with it, also on Ctrl-C and SIGTERM."""
+    with _terminate_as_interrupt():
+        running = _start(request.config)
+        request.config.stash[_CLUSTER] = running
+        try:
+            yield running
+        finally:
+            if request.config.getoption("--cluster-keep"):
+                say(f"cluster {running.name} is left running")
+            else:
+                running.down()
+
+
+def _start(config: pytest.Config) -> Cluster:
+    name, provider = config.getoption("--cluster-name"), config.getoption("--provider")
+    if config.getoption("--cluster-keep") and provider == "local":
+        try:
+            kept = open_cluster(name)
+            kept.control_plane.wait_for_api(5)
+        except ClusterError:
+            say(f"no cluster {name} to use again")
+        else:
+            return kept
+    options = ClusterOptions(name=name, nodes=config.getoption("--cluster-nodes"))
+    return create_cluster(options, provider, config.getoption("--context"))
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A CI system ends a job with SIGTERM: pytest tears down only on an interrupt."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """What the provider cannot do is a skip with the reason, not a failure."""
+    try:
+        return (yield)
+    except Unsupported as error:
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Dumps while the cluster still is as the failed test left it: before any teardown."""
+    report = yield
+    running = item.config.stash.get(_CLUSTER, None)
+    if report.failed and report.when != "teardown" and running and "cluster" in _fixtures(item):
+        folder = ARTIFACTS / re.sub(r"[^\w.-]+", "_", item.nodeid)
+        running.dump(folder)
+        report.sections.append(("cluster", f"diagnostics: {folder}"))
+    return report
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return list(getattr(item, "fixturenames", []))

@@ -1,0 +1,261 @@
+"""Test images, written here as OCI layouts: no base image is pulled, no tool is needed.
+
+The content comes from the name and a seed, so the same call always gives the same digest, and
+another seed gives an image that no node has ever pulled. Kept in the cache.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import random
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import binaries, paths
+from tests.cluster.errors import ClusterError
+from tests.cluster.progress import step
+
+MiB = 1 << 20
+_CREATED = "2026-01-01T00:00:00Z"
+_FORMAT = "2"  # part of the cache's key: raise it when the content below changes
+_APPLETS = (
+    "cat cp date df echo env grep head hostname httpd id ip ls mkdir nc nslookup ping ps rm sed sh "
+    "sleep tail test touch true wc wget"
+)
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One test image."""
+
+    about: str
+    layer_sizes: tuple[int, ...] = ()  # random files, one layer each
+    runnable: bool = True  # a layer with a program, which also is the entrypoint
+    program: str = "pause"  # or busybox
+    platforms: tuple[str, ...] = ("amd64",)
+
+
+SPECS = {
+    "pause": Spec("the sandbox image; sleeps until SIGTERM, `-v` exits 0"),
+    "app": Spec("a tiny workload", (64 * 1024,)),
+    "busybox": Spec("a shell with wget, nc, nslookup …", program="busybox"),
+    "tiny": Spec("64 KiB; one of many with `seed`", (64 * 1024,)),
+    "medium": Spec("32 MiB, one layer", (32 * MiB,)),
+    "big": Spec("300 MiB that do not compress, one layer", (300 * MiB,)),
+    "fat": Spec("the content of `split` in one layer", (300 * MiB,), runnable=False),
+    "split": Spec("the content of `fat` in 8 layers", (300 * MiB // 8,) * 8, runnable=False),
+    "data": Spec("files only: no runnable file, no entrypoint", (4 * MiB,), runnable=False),
+    "multiarch": Spec("an index for amd64 and arm64", (MiB,), platforms=("amd64", "arm64")),
+}
+
+
+def build(name: str, *, seed: int = 0) -> Path:
+    """The OCI layout of a test image, from the cache or made now."""
+    if name not in SPECS:
+        raise ClusterError(f"no test image {name!r}: there is {', '.join(SPECS)}")
+    spec = SPECS[name]
+    program = _program(spec)
+    key = paths.digest([_FORMAT, repr(spec), program, str(seed)])
+    layout = paths.cache() / "images" / f"{name}-{seed}-{key}"
+    if not layout.exists():
+        layout.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=layout.parent) as scratch:
+            made = Path(scratch, "layout")
+            # fat and split must have the same bytes in them: they share a stream.
+            stream = "fat" if name == "split" else name
+            if sum(spec.layer_sizes) > 64 * MiB:
+                with step(f"making the test image {name} (seed {seed})"):
+                    _write(made, spec, program, f"{stream}/{seed}")
+            else:
+                _write(made, spec, program, f"{stream}/{seed}")
+            try:
+                made.rename(layout)
+            except OSError:  # another run was faster
+                if not layout.exists():
+                    raise
+    return layout
+
+
+def _program(spec: Spec) -> bytes:
+    if not spec.runnable:
+        return b""
+    if spec.program == "pause":
+        return binaries.path(binaries.pause(), "pause").read_bytes()
+    busybox = Path("/bin/busybox")
+    if not busybox.exists():
+        raise ClusterError(f"no {busybox}: run {paths.HERE / 'install-debian.sh'}")
+    return busybox.read_bytes()
+
+
+def forget(name: str, *, seed: int) -> None:
+    """Removes one from the cache: a test that makes many big ones cleans up after itself."""
+    for layout in (paths.cache() / "images").glob(f"{name}-{seed}-*"):
+        shutil.rmtree(layout)
+
+
+def digest(layout: Path) -> str:
+    """The digest under which a registry will list the image."""
+    index = json.loads((layout / "index.json").read_text())
+    return str(index["manifests"][0]["digest"])
+
+
+def archive(layout: Path, reference: str, target: Path) -> Path:
+    """A tar that `ctr images import` takes, with the image's name in it."""
+    index = json.loads((layout / "index.json").read_text())
+    index["manifests"][0]["annotations"] = {"io.containerd.image.name": reference}
+    with tarfile.open(target, "w") as tar:
+        _add(tar, "index.json", json.dumps(index).encode())
+        for name in ("oci-layout", "blobs"):
+            tar.add(layout / name, name)
+    return target
+
+
+def write_single_layer(
+    folder: Path, fill: Callable[[tarfile.TarFile], None], run: dict[str, Any]
+) -> None:
+    """An OCI layout of one layer that `fill` writes; `run` is the image's Env, Cmd and so on."""
+
+    def write(file: io.BufferedIOBase) -> None:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            fill(tar)
+
+    layout = _Layout(folder)
+    layer = layout.blob(_LAYER, write)
+    manifest = _manifest(layout, "amd64", [layer], [layer["digest"]], run)
+    (folder / "index.json").write_text(json.dumps(_index([manifest])))
+
+
+class _Layout:
+    """Writes blobs of an OCI layout and remembers nothing but where."""
+
+    def __init__(self, folder: Path) -> None:
+        self._blobs = folder / "blobs" / "sha256"
+        self._blobs.mkdir(parents=True)
+        (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+    def json(self, kind: str, content: Any) -> dict[str, Any]:
+        data = json.dumps(content, sort_keys=True).encode()
+        return self.blob(kind, lambda file: file.write(data))
+
+    def blob(self, kind: str, write: Callable[[io.BufferedIOBase], object]) -> dict[str, Any]:
+        scratch = self._blobs / ".blob"
+        with scratch.open("wb") as file:
+            write(file)
+        with scratch.open("rb") as file:
+            name = hashlib.file_digest(file, "sha256").hexdigest()
+        size = scratch.stat().st_size
+        scratch.rename(self._blobs / name)
+        return {"mediaType": kind, "digest": f"sha256:{name}", "size": size}
+
+
+def _write(folder: Path, spec: Spec, program: bytes, stream: str) -> None:
+    layout = _Layout(folder)
+    layers, diff_ids = [], []
+    if program:
+        tar = _program_tar(spec.program, program)
+        layers.append(layout.blob(f"{_LAYER}+gzip", lambda file: file.write(_gzip(tar))))
+        diff_ids.append(f"sha256:{hashlib.sha256(tar).hexdigest()}")
+    source = random.Random(stream)
+    for number, size in enumerate(spec.layer_sizes):
+        # Not compressed: random bytes do not get smaller, and gzip would take 10 s for 300 MiB.
+        layer = layout.blob(_LAYER, _random_tar(f"data/{number}", size, source))
+        layers.append(layer)
+        diff_ids.append(layer["digest"])
+    config = {"Entrypoint": [f"/bin/{spec.program}"]} if program else {}
+    manifests = [
+        _manifest(layout, platform, layers, diff_ids, config) for platform in spec.platforms
+    ]
+    top = manifests[0] if len(manifests) == 1 else layout.json(_INDEX, _index(manifests))
+    (folder / "index.json").write_text(json.dumps(_index([top])))
+
+
+def _manifest(
+    layout: _Layout,
+    architecture: str,
+    layers: Sequence[dict[str, Any]],
+    diff_ids: Sequence[str],
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": run,
+        "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
+        "history": [{"created": _CREATED, "created_by": "tests/cluster"} for _ in diff_ids],
+    }
+    descriptor = layout.json("application/vnd.oci.image.config.v1+json", config)
+    body = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "config": descriptor,
+        "layers": list(layers),
+    }
+    platform = {"architecture": architecture, "os": "linux"}
+    return layout.json(_MANIFEST, body) | {"platform": platform}
+
+
+def _index(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"schemaVersion": 2, "mediaType": _INDEX, "manifests": list(manifests)}
+
+
+def _program_tar(name: str, program: bytes) -> bytes:
+    """The program in /bin, and for busybox the names it goes by in scripts."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        _add(tar, f"bin/{name}", program)
+        for applet in _APPLETS.split() if name == "busybox" else ():
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, name
+            tar.addfile(link)
+    return buffer.getvalue()
+
+
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, compresslevel=6, mtime=0)
+
+
+def _random_tar(
+    name: str, size: int, source: random.Random
+) -> Callable[[io.BufferedIOBase], object]:
+    def write(file: io.BufferedIOBase) -> None:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            tar.addfile(_entry(name, size), _Random(source, size))  # type: ignore[arg-type]
+
+    return write
+
+
+class _Random:
+    """A file of random bytes, in the one way that `tarfile` reads one."""
+
+    def __init__(self, source: random.Random, size: int) -> None:
+        self._source, self._left = source, size
+
+    def read(self, size: int) -> bytes:
+        size = min(size, self._left)
+        self._left -= size
+        return self._source.randbytes(size)
+
+
+def _entry(name: str, size: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = size, 0o755
+    return entry
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    tar.addfile(_entry(name, len(content)), io.BytesIO(content))
+
+
+def cache_size() -> int:
+    """Bytes of all layouts in the cache."""
+    files = (path for path in (paths.cache() / "images").rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)

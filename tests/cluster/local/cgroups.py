@@ -1,0 +1,141 @@
+"""cgroups, v1 or v2: each cluster has one at the top, and all of its processes are below it.
+
+This is how `down` finds everything that was ever started, also after a crash, and how it can be
+sure that nothing else is touched.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster.errors import ClusterError
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """A mounted cgroup file system: one for each controller in v1, a single one in v2."""
+
+    mount: Path
+    controllers: frozenset[str]
+    unified: bool
+
+
+def hierarchies() -> list[Hierarchy]:
+    """Those that processes are put into. On a hybrid machine the v2 one has no controllers."""
+    found = list(_mounted())
+    v1 = [hierarchy for hierarchy in found if not hierarchy.unified]
+    if not found:
+        raise ClusterError("no cgroup file system is mounted on this machine")
+    return v1 or found
+
+
+def _mounted() -> Iterator[Hierarchy]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount, (kind, _, options) = Path(before.split()[4]), after.split(" ", 2)
+        if kind in ("cgroup", "cgroup2"):
+            yield Hierarchy(mount, frozenset(options.split(",")), kind == "cgroup2")
+
+
+def create(group: str) -> list[Path]:
+    """Makes the group in every hierarchy; returns the files a process writes itself into."""
+    return [_create(hierarchy, group) / "cgroup.procs" for hierarchy in hierarchies()]
+
+
+def _create(hierarchy: Hierarchy, group: str) -> Path:
+    path = hierarchy.mount
+    for part in Path(group).parts:
+        if hierarchy.unified:
+            _enable_controllers(path)
+        path /= part
+        path.mkdir(exist_ok=True)
+        if "cpuset" in hierarchy.controllers:
+            _inherit_cpuset(path)
+    return path
+
+
+def _enable_controllers(path: Path) -> None:
+    for controller in (path / "cgroup.controllers").read_text().split():
+        try:
+            (path / "cgroup.subtree_control").write_text(f"+{controller}")
+        except OSError:
+            continue  # one that this machine does not delegate; kubelet says if it needs it
+
+
+def _inherit_cpuset(path: Path) -> None:
+    """In v1 a new cpuset is empty, and no process can enter it."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not (path / name).read_text().strip():
+            (path / name).write_text((path.parent / name).read_text())
+
+
+def processes(group: str) -> set[int]:
+    """Every pid in the group and below it."""
+    pids: set[int] = set()
+    for folder in _folders(group):
+        try:
+            pids.update(map(int, (folder / "cgroup.procs").read_text().split()))
+        except OSError:
+            continue  # removed meanwhile, or a threaded v2 group
+    return pids
+
+
+def kill(group: str, timeout: float = 20) -> None:
+    """SIGKILLs all processes in the group until none is left: they may fork meanwhile."""
+    deadline = time.monotonic() + timeout
+    while pids := processes(group):
+        for pid in pids:
+            _kill_member(pid, group)
+        if time.monotonic() > deadline:
+            raise ClusterError(f"processes {sorted(pids)} in cgroup {group} do not die")
+        time.sleep(0.01)
+
+
+def _kill_member(pid: int, group: str) -> None:
+    """Asks again whose pid it is once it cannot be given to another process any more."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if f":/{group}" in Path(f"/proc/{pid}/cgroup").read_text():
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.waitpid(pid, os.WNOHANG)  # where it is a child of ours
+    except (ProcessLookupError, ChildProcessError, FileNotFoundError):
+        pass
+    finally:
+        os.close(handle)
+
+
+def remove(group: str, timeout: float = 10) -> None:
+    """Removes the (empty) group everywhere; the kernel lets go of dead processes with a delay."""
+    deadline = time.monotonic() + timeout
+    while folders := list(_folders(group)):
+        for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"cannot remove cgroup {folder}: {error}") from error
+        time.sleep(0.01)
+
+
+def exists(group: str) -> bool:
+    return any(True for _ in _folders(group))
+
+
+def _folders(group: str) -> Iterator[Path]:
+    for hierarchy in _mounted():  # the v2 one of a hybrid machine too: runc makes groups in it
+        top = hierarchy.mount / group
+        if top.is_dir():
+            for folder, _, _ in os.walk(top):
+                yield Path(folder)
+
+
+def is_v2() -> bool:
+    return all(hierarchy.unified for hierarchy in hierarchies())

@@ -1,0 +1,51 @@
+"""A name server for pods that knows the test registries and nothing else.
+
+A program of its own, standard library only: `dns.py ADDRESS NAME=ADDRESS …`. There is no CoreDNS:
+pods find the API server by its environment variables, and tests address pods directly. But an
+operator that asks `open.registry.test` for a digest has to find it by name.
+"""
+
+import socket
+import struct
+import sys
+
+_A, _IN, _NAME_ERROR = 1, 1, 3
+_TTL = 5
+
+
+def answer(query: bytes, names: dict[str, str]) -> bytes:
+    """The reply to one query: the address, nothing (another type), or NXDOMAIN."""
+    name, end = _name(query)
+    kind, _ = struct.unpack("!HH", query[end : end + 4])
+    question = query[12 : end + 4]
+    address = names.get(name)
+    record = b""
+    if address and kind == _A:
+        record = struct.pack("!HHHIH", 0xC00C, _A, _IN, _TTL, 4) + socket.inet_aton(address)
+    flags = 0x8580 | (0 if address else _NAME_ERROR)  # a reply, authoritative
+    return query[:2] + struct.pack("!HHHHH", flags, 1, bool(record), 0, 0) + question + record
+
+
+def _name(query: bytes) -> tuple[str, int]:
+    """The name in the question, and where it ends."""
+    labels, at = [], 12
+    while length := query[at]:
+        labels.append(query[at + 1 : at + 1 + length].decode("ascii"))
+        at += 1 + length
+    return ".".join(labels).lower(), at + 1
+
+
+def main(address: str, pairs: list[str]) -> None:
+    names = dict(pair.split("=") for pair in pairs)
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((address, 53))
+    while True:
+        query, client = server.recvfrom(4096)
+        try:
+            server.sendto(answer(query, names), client)
+        except (IndexError, UnicodeDecodeError, struct.error):
+            continue  # not a query
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

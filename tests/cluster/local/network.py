@@ -1,0 +1,103 @@
+"""Addresses, and the wiring of the namespaces.
+
+The bridge stands in the control plane's network namespace, nodes hang on it by veth pairs: the
+machine's own network gets no interface, route or rule. All clusters use the same addresses, for
+none can see another; from outside they are reached by loopback ports (see `forward.py`).
+"""
+
+import subprocess
+from collections.abc import Sequence
+
+from tests.cluster.errors import ClusterError
+from tests.cluster.local.processes import Group
+
+CONTROL_PLANE = "10.90.0.1"
+OPEN_REGISTRY = "10.90.0.2"
+SECURE_REGISTRY = "10.90.0.3"
+PODS = "10.91.0.0/16"
+SERVICES = "10.92.0.0/16"
+KUBERNETES_SERVICE = "10.92.0.1"
+MAX_NODES = 250
+
+
+def node_address(index: int) -> str:
+    return f"10.90.1.{index}"
+
+
+def pod_subnet(index: int) -> str:
+    return f"10.91.{index}.0/24"
+
+
+def set_up_control_plane(group: Group) -> None:
+    _script(
+        group,
+        f"""
+        ip link set lo up
+        ip link add bridge0 type bridge
+        ip address add {CONTROL_PLANE}/16 dev bridge0
+        ip address add {OPEN_REGISTRY}/16 dev bridge0
+        ip address add {SECURE_REGISTRY}/16 dev bridge0
+        ip link set bridge0 up
+        sysctl -q -w net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0
+        sysctl -q -w net.ipv4.conf.bridge0.send_redirects=0
+        """,
+    )
+
+
+def connect_node(control_plane: Group, node: Group, index: int) -> None:
+    """A veth pair between bridge and node, and the route to the node's pods."""
+    holder = node.find("holder")
+    if holder is None:
+        raise ClusterError(f"{node.folder.name} is not running")
+    # A node that died a moment ago may still hold the name: its namespace goes asynchronously.
+    _script(
+        control_plane,
+        f"""
+        ip link delete node{index} 2>/dev/null || true
+        ip link add node{index} type veth peer name eth0 netns /proc/{holder.pid}/ns/net
+        ip link set node{index} master bridge0 up
+        ip route replace {pod_subnet(index)} via {node_address(index)}
+        """,
+    )
+    _script(
+        node,
+        f"""
+        ip link set lo up
+        ip address add {node_address(index)}/16 dev eth0
+        ip link set eth0 up
+        ip route add default via {CONTROL_PLANE}
+        sysctl -q -w net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0
+        """,
+    )
+
+
+def disconnect_node(control_plane: Group, index: int) -> None:
+    if control_plane.find("holder"):
+        _script(
+            control_plane,
+            f"""
+            ip link delete node{index} 2>/dev/null || true
+            ip route delete {pod_subnet(index)} 2>/dev/null || true
+            """,
+        )
+
+
+def limit_node(control_plane: Group, index: int, rate: str) -> None:
+    """A slow link to the node (tc's units: 100mbit), until it is connected anew."""
+    shape = f"tc qdisc replace dev node{index} root tbf rate {rate} burst 256kb latency 400ms"
+    _script(control_plane, shape)
+
+
+def run(group: Group, command: Sequence[str], stdin: str | None = None) -> str:
+    """Runs a short command inside the group's namespaces."""
+    done = subprocess.run(
+        group.enter(command), input=stdin, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        where = group.folder.name
+        raise ClusterError(f"on {where}: {' '.join(command)}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def _script(group: Group, text: str) -> None:
+    run(group, ["sh", "-eu", "-s"], stdin=text)

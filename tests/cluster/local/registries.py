@@ -1,0 +1,193 @@
+"""Two Docker Distribution registries: one open over plain HTTP, one with TLS and a password.
+
+They listen on the default ports of addresses of their own, so that image references read like real
+ones: `open.registry.test/team/app:1`. Nodes know the names from /etc/hosts, pods from `dns.py`.
+"""
+
+import base64
+import http.client
+import json
+import shutil
+import ssl
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.errors import ClusterError
+from tests.cluster.local import network
+from tests.cluster.local.pki import Authority
+from tests.cluster.local.processes import Group, wait_until
+
+_MANIFESTS = (
+    "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, "
+    "application/vnd.docker.distribution.manifest.list.v2+json, "
+    "application/vnd.docker.distribution.manifest.v2+json"
+)
+NAMES = {
+    "open.registry.test": network.OPEN_REGISTRY,
+    "secure.registry.test": network.SECURE_REGISTRY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """One registry; it keeps its images over stop and start."""
+
+    name: str  # open or secure
+    group: Group
+    authority: Authority
+    port: int  # of loopback
+
+    @property
+    def secure(self) -> bool:
+        return self.name == "secure"
+
+    @property
+    def host(self) -> str:
+        """The name in image references."""
+        return f"{self.name}.registry.test"
+
+    @property
+    def address(self) -> str:
+        """Where it listens, inside."""
+        return f"{NAMES[self.host]}:{443 if self.secure else 80}"
+
+    @property
+    def username(self) -> str:
+        return "puller"
+
+    @property
+    def password(self) -> str:
+        return "correct-horse"
+
+    @property
+    def ca_pem(self) -> str:
+        """The CA of its certificate: what a client has to trust."""
+        return self.authority.certificate.read_text()
+
+    @property
+    def folder(self) -> Path:
+        return self.group.folder / f"registry-{self.name}"
+
+    @property
+    def log(self) -> Path:
+        """Holds a line for each request."""
+        return self.group.log(f"registry-{self.name}")
+
+    def prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        http_section: dict[str, Any] = {"addr": self.address}
+        config: dict[str, Any] = {
+            "version": "0.1",
+            "log": {"level": "warn"},
+            "storage": {
+                "filesystem": {"rootdirectory": str(self.folder / "data")},
+                "delete": {"enabled": True},
+            },
+            "http": http_section,
+        }
+        if self.secure:
+            addresses = ["127.0.0.1", network.SECURE_REGISTRY]
+            pair = self.authority.issue(self.host, self.host, (), [self.host], addresses)
+            http_section["tls"] = {"certificate": str(pair.certificate), "key": str(pair.key)}
+            config["auth"] = {"htpasswd": {"realm": "test", "path": str(self._write_htpasswd())}}
+        (self.folder / "config.yml").write_text(yaml.safe_dump(config))
+
+    def start(self, *, wait: bool = True) -> None:
+        command = ["docker-registry", "serve", str(self.folder / "config.yml")]
+        process = self.group.start(f"registry-{self.name}", command)
+        if wait:
+            wait_until(self._answers, f"{self.name} registry", 20, [process])
+
+    def stop(self) -> None:
+        """Nobody listens any more: pulls get `connection refused`."""
+        self.group.stop(f"registry-{self.name}", grace=0)
+
+    def push(self, layout: Path, repository: str) -> str:
+        """Copies an OCI layout here, all platforms, byte by byte; returns its reference.
+
+        skopeo runs inside the network namespace: nothing has to pass the forwarder.
+        """
+        target = f"docker://{self.address}/{repository}"
+        command = ["skopeo", "--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests"]
+        if self.secure:
+            certificates = self.folder / "trusted"
+            certificates.mkdir(exist_ok=True)
+            shutil.copy(self.authority.certificate, certificates / "ca.crt")
+            command += [f"--dest-cert-dir={certificates}"]
+            command += ["--dest-creds", f"{self.username}:{self.password}"]
+        else:
+            command += ["--dest-tls-verify=false"]
+        network.run(self.group, [*command, f"oci:{layout}", target])
+        return f"{self.host}/{repository}"
+
+    def tags(self, repository: str) -> list[str]:
+        status, _, body = self.request("GET", f"/v2/{repository}/tags/list")
+        if status == 404:
+            return []
+        return sorted(json.loads(body).get("tags") or [])
+
+    def digest(self, repository: str) -> str:
+        """The digest of `team/app:1`, as the registry says it."""
+        name, _, tag = repository.rpartition(":")
+        status, headers, _ = self.request("HEAD", f"/v2/{name}/manifests/{tag}")
+        if status != 200:
+            raise ClusterError(f"{self.host}/{repository}: HTTP {status}")
+        return headers["Docker-Content-Digest"]
+
+    def delete(self, repository: str) -> None:
+        """Deletes the manifest that `team/app:1` names, and so every tag of it."""
+        name = repository.rpartition(":")[0]
+        status, _, body = self.request("DELETE", f"/v2/{name}/manifests/{self.digest(repository)}")
+        if status != 202:
+            raise ClusterError(f"delete {self.host}/{repository}: HTTP {status} {body!r}")
+
+    def dockerconfigjson(self) -> str:
+        """The content of a pull secret (`kubernetes.io/dockerconfigjson`)."""
+        entry = {"username": self.username, "password": self.password, "auth": self._basic()}
+        return json.dumps({"auths": {self.host: entry}})
+
+    def hosts_toml(self) -> str:
+        """How containerd is told to reach it, for certs.d/HOST/hosts.toml."""
+        scheme = "https" if self.secure else "http"
+        text = f'server = "{scheme}://{self.host}"\n'
+        return text + (f'ca = "{self.authority.certificate}"\n' if self.secure else "")
+
+    def request(self, method: str, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """One request of the registry API, with the password where one is needed."""
+        connection: http.client.HTTPConnection
+        headers = {"Accept": _MANIFESTS}
+        if self.secure:
+            context = ssl.create_default_context(cafile=str(self.authority.certificate))
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, context=context, timeout=30
+            )
+            headers["Authorization"] = f"Basic {self._basic()}"
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.msg, response.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{self.host}: {error!r}") from error
+        finally:
+            connection.close()
+
+    def _answers(self) -> bool:
+        return self.request("GET", "/v2/")[0] == 200
+
+    def _basic(self) -> str:
+        return base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+
+    def _write_htpasswd(self) -> Path:
+        command = ["htpasswd", "-n", "-i", "-B", "-C", "4", self.username]
+        done = subprocess.run(
+            command, input=self.password, capture_output=True, text=True, check=True
+        )
+        path = self.folder / "htpasswd"
+        path.write_text(done.stdout.strip() + "\n")
+        return path

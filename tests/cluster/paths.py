@@ -1,0 +1,42 @@
+"""Where the harness keeps things: all of it outside the checkout.
+
+`cache()` holds what is expensive to make and the same for every run (binaries, images, the base
+image); it may be deleted at any time. `state(name)` holds one running cluster and goes with it.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parent.parent
+
+
+def cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("IMAGEGATE_CACHE") or Path(base) / "imagegate").absolute()
+
+
+def state_root() -> Path:
+    return Path(os.environ.get("IMAGEGATE_STATE") or "/var/tmp/imagegate-cluster").absolute()
+
+
+def digest(parts: Iterable[bytes | str]) -> str:
+    """A key for the cache: each part counts with its length, so no two lists collide."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "big") + data)
+    return sha.hexdigest()[:16]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path`; a killed holder releases it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

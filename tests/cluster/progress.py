@@ -1,0 +1,22 @@
+"""One line per step, with the seconds since the program started, on standard error."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_START = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - _START:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Announces a step and, when it took a while, says how long it took."""
+    say(text)
+    begin = time.monotonic()
+    yield
+    if (took := time.monotonic() - begin) > 1:
+        say(f"{text}: done in {took:.1f} s")

@@ -1,0 +1,49 @@
+"""One cluster and one installation for the whole suite.
+
+Tests keep out of each other's way by names and node labels. The slow clock of the suite is the
+kubelet's image collector, which looks every 5 minutes: its node joins first and is looked at last.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.installation import Installation, push_operator
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+ORDER = (
+    "test_api",
+    "test_retention_begin",
+    "test_prefetch",
+    "test_gate",
+    "test_takeover",
+    "test_scale",
+    "test_retention_end",
+    "test_uninstall",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the order of a cluster's life: what breaks the installation comes last."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        if name == "test_retention":
+            name += "_begin" if "begin" in item.name else "_end"
+        return ORDER.index(name) if name in ORDER else len(ORDER)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def imagegate(cluster: LocalCluster) -> Installation:
+    """Imagegate from this checkout: its image built, pushed, and installed by Helm."""
+    image = push_operator(cluster)
+    pause = cluster.push("pause", "test/pause:3.10")
+    installation = Installation(cluster, image, pause)
+    installation.install()
+    return installation

@@ -1,0 +1,243 @@
+"""Imagegate in a cluster: installed by Helm from this checkout, and asked about."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import operator_image
+from tests.cluster.api import ApiError
+from tests.cluster.provider import Cluster
+
+CHART = Path(__file__).parents[2] / "deploy" / "helm" / "imagegate"
+NAMESPACE = "imagegate-system"
+RELEASE = "imagegate"
+KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+PREFETCHES = "/apis/imagegate.dev/v1alpha1/imageprefetches"
+GATE = "/apis/imagegate.dev/v1alpha1/nodegates/default"
+SILENCE = 30
+"""Seconds: as short as the API allows, so that the dead-man's switch can be waited for."""
+
+
+def push_operator(cluster: Cluster) -> str:
+    """Build the operator's image and push it, under a tag that says what it was built from:
+    nodes keep an image that has the tag already."""
+    layout = operator_image.build()
+    return cluster.push_layout(layout, f"imagegate/imagegate:{layout.name}")
+
+
+@dataclass(frozen=True)
+class Installation:
+    cluster: Cluster
+    image: str
+    """The operator's image, as nodes pull it."""
+    pause: str
+
+    # ---- Helm
+
+    def install(self, **values: str) -> None:
+        """`helm install`, and wait until somebody leads and the gate is armed."""
+        self._helm("install", **values)
+        self.wait_armed()
+
+    def upgrade(self, **values: str) -> None:
+        self._helm("upgrade", **values)
+
+    def uninstall(self) -> None:
+        self.cluster.helm(
+            "uninstall", RELEASE, f"--namespace={NAMESPACE}", "--wait", "--timeout=3m"
+        )
+
+    def _helm(self, verb: str, **values: str) -> None:
+        repository, _, tag = self.image.rpartition(":")
+        pause, _, pause_tag = self.pause.rpartition(":")
+        settings = {
+            "image.repository": repository,
+            "image.tag": tag,
+            "puller.image.repository": pause,
+            "puller.image.tag": pause_tag,
+            "gate.silenceSeconds": str(SILENCE),
+            # Small machines: what is tested must not wait for room.
+            "resources.requests.cpu": "10m",
+            "resources.requests.memory": "64Mi",
+            **values,
+        }
+        self.cluster.helm(
+            verb,
+            RELEASE,
+            str(CHART),
+            f"--namespace={NAMESPACE}",
+            "--create-namespace",
+            "--wait",
+            "--timeout=3m",
+            *(f"--set={key}={value}" for key, value in settings.items()),
+        )
+
+    # ---- the operator
+
+    def operator_pods(self) -> list[dict[str, Any]]:
+        selector = "app.kubernetes.io%2Fname%3Dimagegate"
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"
+        return [
+            pod
+            for pod in self.cluster.api.get(path)["items"]
+            if (pod["metadata"].get("labels") or {}).get("imagegate.dev/prefetch") is None
+            and pod["status"].get("phase") == "Running"
+        ]
+
+    def leader(self) -> str:
+        """The name of the pod that leads."""
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{RELEASE}"
+        return str(self.cluster.api.get(path)["spec"].get("holderIdentity") or "")
+
+    def scale(self, replicas: int) -> None:
+        self.cluster.kubectl(
+            "-n", NAMESPACE, "scale", f"deployment/{RELEASE}", f"--replicas={replicas}"
+        )
+        self.cluster.wait(
+            lambda: len(self.operator_pods()) == replicas, f"{replicas} operator pods", 90
+        )
+
+    def kill(self, pod: str) -> None:
+        """SIGKILL, as an out-of-memory kill or a node's death would."""
+        self.cluster.kubectl(
+            "-n", NAMESPACE, "delete", "pod", pod, "--grace-period=0", "--force", "--wait=false"
+        )
+
+    def wait_armed(self, timeout: float = 60) -> None:
+        def armed() -> bool:
+            status = self.cluster.api.get(GATE).get("status") or {}
+            return bool(status.get("armed")) and self.heartbeat_age() < SILENCE / 2
+
+        self.cluster.wait(armed, "the NodeGate armed and its heartbeat fresh", timeout)
+
+    def heartbeat_age(self) -> float:
+        """Seconds since the leader's last heartbeat."""
+        status = self.cluster.api.get(GATE).get("status") or {}
+        if "heartbeat" not in status:
+            return float("inf")
+        return time.time() - datetime.fromisoformat(status["heartbeat"]).timestamp()
+
+    def suspend(self, suspended: bool) -> None:
+        self.cluster.api.patch(GATE, {"spec": {"suspend": suspended}})
+
+    def metrics(self, pod: str | None = None) -> dict[str, float]:
+        """The leader's metrics, by name and labels as they stand in the exposition."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod or self.leader()}:8080/proxy/metrics"
+        samples: dict[str, float] = {}
+        for line in self.cluster.api.raw(path).splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                samples[name] = float(value)
+        return samples
+
+    def service_account(self) -> str:
+        return f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+
+    # ---- prefetches
+
+    def prefetch(self, name: str, *images: str | dict[str, Any], **spec: Any) -> None:
+        """Apply an ImagePrefetch."""
+        entries = [{"image": image} if isinstance(image, str) else image for image in images]
+        self.cluster.apply(
+            {
+                "apiVersion": "imagegate.dev/v1alpha1",
+                "kind": "ImagePrefetch",
+                "metadata": {"name": name},
+                "spec": {"images": entries, "rollout": {"maxParallel": "100%"}, **spec},
+            }
+        )
+
+    def get(self, name: str) -> dict[str, Any]:
+        return self.cluster.api.get(f"{PREFETCHES}/{name}")
+
+    def counts(self, name: str) -> dict[str, int]:
+        return dict((self.get(name).get("status") or {}).get("nodes") or {})
+
+    def condition(self, name: str, type_: str) -> dict[str, Any]:
+        conditions = (self.get(name).get("status") or {}).get("conditions") or []
+        return next((c for c in conditions if c["type"] == type_), {})
+
+    def is_true(self, name: str, type_: str = "Ready") -> bool:
+        return self.condition(name, type_).get("status") == "True"
+
+    def wait_ready(self, name: str, timeout: float = 120) -> None:
+        def current() -> bool:
+            body = self.get(name)
+            return (
+                self.is_true(name)
+                and body["status"]["observedGeneration"] == body["metadata"]["generation"]
+            )
+
+        self.cluster.wait(current, f"ImagePrefetch {name} Ready", timeout)
+
+    def delete(self, name: str) -> None:
+        self.cluster.kubectl(
+            "delete", "imageprefetches.imagegate.dev", name, "--ignore-not-found", "--timeout=60s"
+        )
+
+    @contextmanager
+    def prefetching(self, name: str, *images: str | dict[str, Any], **spec: Any) -> Iterator[None]:
+        """An ImagePrefetch for the length of a test."""
+        self.prefetch(name, *images, **spec)
+        try:
+            yield
+        finally:
+            self.delete(name)
+
+    def pullers(self, prefetch: str) -> list[dict[str, Any]]:
+        selector = f"imagegate.dev%2Fprefetch%3D{prefetch}"
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"
+        pods: list[dict[str, Any]] = self.cluster.api.get(path)["items"]
+        return pods
+
+    # ---- nodes
+
+    def node(self, name: str) -> dict[str, Any]:
+        return self.cluster.api.get(f"/api/v1/nodes/{name}")
+
+    def taints(self, name: str) -> list[str]:
+        return [taint["key"] for taint in self.node(name)["spec"].get("taints") or []]
+
+    def held(self, name: str) -> bool:
+        return KEY in self.taints(name)
+
+    def traces(self) -> list[str]:
+        """Everything of ours that stands on a Node."""
+        found = []
+        for node in self.cluster.api.get("/api/v1/nodes")["items"]:
+            text = json.dumps(
+                [
+                    node["metadata"].get("labels"),
+                    node["metadata"].get("annotations"),
+                    node["spec"].get("taints"),
+                ]
+            )
+            found += [
+                f"{node['metadata']['name']}: {m}"
+                for m in re.findall(r'"[^"]*imagegate[^"]*"', text)
+            ]
+        return found
+
+    def events(self, kind: str, name: str) -> list[dict[str, Any]]:
+        path = "/api/v1/namespaces/default/events?fieldSelector="
+        selector = f"involvedObject.kind%3D{kind}%2CinvolvedObject.name%3D{name}"
+        events: list[dict[str, Any]] = self.cluster.api.get(path + selector)["items"]
+        return [event for event in events if event["source"].get("component") == "imagegate"]
+
+
+def exists(cluster: Cluster, path: str) -> bool:
+    try:
+        cluster.api.get(path)
+    except ApiError as error:
+        if error.status == 404:
+            return False
+        raise
+    return True

@@ -1,0 +1,279 @@
+"""A node joins: it is tainted from its very first version, and freed when its images are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster import NodeOptions
+from tests.e2e.installation import KEY, SILENCE, Installation
+from tests.e2e.watching import NodeWatch, Sighting
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+    from tests.cluster.local.node import Node
+
+POOL = {"matchLabels": {"pool": "join"}}
+FOREIGN = "example.com/somebody-else"
+
+
+def held(seen: Sighting) -> bool:
+    return KEY in seen.taints()
+
+
+def released(seen: Sighting) -> bool:
+    return seen.type == "MODIFIED" and KEY not in seen.taints()
+
+
+def rejoin(cluster: LocalCluster, node: Node) -> float:
+    """The node joins anew: a Node that the API server has never seen. Returns when it began."""
+    cluster.kubectl("delete", "node", node.name)
+    began = time.time()
+    node.restart("kubelet")
+    return began
+
+
+@pytest.fixture(scope="module")
+def joined(cluster: LocalCluster, imagegate: Installation) -> Iterator[Node]:
+    """A third node, with a taint of somebody else's, that can join again and again."""
+    yield cluster.add_node(
+        "node-join",
+        NodeOptions(labels={"pool": "join"}, register_with_taints=(f"{FOREIGN}=x:NoSchedule",)),
+    )
+    cluster.remove_node("node-join")
+
+
+def waiting_pod(image: str) -> dict[str, object]:
+    """A pod that can only run where the image is already: it never pulls."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "waiting", "namespace": "default"},
+        "spec": {
+            "nodeSelector": {"pool": "first"},
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "app", "image": image, "imagePullPolicy": "Never"}],
+        },
+    }
+
+
+def test_a_pod_lands_on_a_joining_node_only_when_its_images_are_there(
+    cluster: LocalCluster, imagegate: Installation, tmp_path: Path
+) -> None:
+    big = cluster.push("big", "gate/big:1", seed=2)
+    data = cluster.push("data", "gate/data:1", seed=2)
+    selector = {"matchLabels": {"pool": "first"}}
+    with (
+        imagegate.prefetching("join", data, big, nodeSelector=selector),
+        NodeWatch(cluster) as watch,
+    ):
+        cluster.apply(waiting_pod(big))
+        node = cluster.add_node("node-first", NodeOptions(labels={"pool": "first"}), wait=False)
+        try:
+            with node.image_events(tmp_path / "events") as events:
+                first = watch.first(node.name, lambda seen: True)
+                assert held(first), "the first version that anybody could see was not tainted"
+                pod = cluster.api.get("/api/v1/namespaces/default/pods/waiting")
+                assert pod["status"]["phase"] == "Pending"
+                complete = max(events.wait_for(image, 120) for image in (big, data))
+                free = watch.first(node.name, released, timeout=30)
+            assert all(held(seen) for seen in watch.of(node.name) if seen.at < free.at)
+            delay = free.at - complete
+            print(f"\nlast image complete in containerd to taint gone: {delay * 1000:.0f} ms")
+            assert delay > 0, "released before the last image was complete"
+            assert delay < 2
+            cluster.wait(
+                lambda: (
+                    cluster.api.get("/api/v1/namespaces/default/pods/waiting")["status"]["phase"]
+                    == "Running"
+                ),
+                "the pod that never pulls to run",
+                60,
+            )
+            reasons = [event["reason"] for event in imagegate.events("Node", node.name)]
+            assert "ImagesCached" in reasons
+        finally:
+            cluster.kubectl(
+                "delete", "pod", "waiting", "--ignore-not-found", "--grace-period=0", "--force"
+            )
+            cluster.remove_node(node.name)
+
+
+def test_a_node_is_released_when_all_that_gate_it_are_done_and_foreign_taints_stay(
+    cluster: LocalCluster, imagegate: Installation, joined: Node
+) -> None:
+    there = cluster.push("tiny", "gate/and-a:1", seed=21)
+    late = "open.registry.test/gate/and-b:1"
+    closed = {"policy": "FailClosed"}
+    quick = {"minSeconds": 1, "maxSeconds": 3}
+    with (
+        imagegate.prefetching("and-a", there, nodeSelector=POOL),
+        imagegate.prefetching("and-b", late, nodeSelector=POOL, gate=closed, retry=quick),
+        NodeWatch(cluster) as watch,
+    ):
+        began = rejoin(cluster, joined)
+        assert held(watch.first(joined.name, lambda seen: True, since=began))
+        cluster.wait(lambda: imagegate.counts("and-a").get("cached") == 1, "and-a cached", 60)
+        cluster.wait(lambda: imagegate.counts("and-b").get("failed") == 1, "and-b failed", 60)
+        condition = imagegate.condition("and-b", "Degraded")
+        assert condition["reason"] == "ImageNotFound"
+        time.sleep(3)
+        assert imagegate.held(joined.name), "FailClosed holds until the image is there"
+        assert imagegate.counts("and-b")["gated"] == 1
+        cluster.push("tiny", "gate/and-b:1", seed=22)
+        free = watch.first(joined.name, released, since=began, timeout=60)
+        labels = free.body["metadata"]["labels"]
+        assert {"cached.imagegate.dev/and-a", "cached.imagegate.dev/and-b"} <= set(labels)
+        assert FOREIGN in free.taints()
+        assert joined.has_image(there)
+        assert joined.has_image(late)
+    assert FOREIGN in imagegate.taints(joined.name)
+
+
+def test_a_node_that_nobody_asks_for_is_released_at_once(
+    cluster: LocalCluster, imagegate: Installation, joined: Node
+) -> None:
+    with NodeWatch(cluster) as watch:
+        began = rejoin(cluster, joined)
+        assert held(watch.first(joined.name, lambda seen: True, since=began))
+        ready = watch.first(joined.name, is_ready, since=began)
+        free = watch.first(joined.name, released, since=began)
+        print(f"\nReady to released, nobody asking: {(free.at - ready.at) * 1000:.0f} ms")
+        assert free.at - ready.at < 2
+
+
+def is_ready(seen: Sighting) -> bool:
+    conditions = seen.body["status"].get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def test_fail_open_releases_at_once_when_the_image_does_not_exist_and_says_why(
+    cluster: LocalCluster, imagegate: Installation, joined: Node
+) -> None:
+    metric = 'imagegate_gate_releases_total{reason="failed"}'
+    before = imagegate.metrics()[metric]
+    missing = "open.registry.test/gate/missing:1"
+    with (
+        imagegate.prefetching("missing", missing, nodeSelector=POOL),
+        NodeWatch(cluster) as watch,
+    ):
+        began = rejoin(cluster, joined)
+        ready = watch.first(joined.name, is_ready, since=began)
+        free = watch.first(joined.name, released, since=began)
+        assert free.at - ready.at < 20, "far less than the timeout of 600 s"
+        cluster.wait(lambda: imagegate.is_true("missing", "Degraded"), "Degraded", 20)
+        condition = imagegate.condition("missing", "Degraded")
+        assert condition["reason"] == "ImageNotFound"
+        assert missing in condition["message"]
+        assert "push the image" in condition["message"]
+        texts = [event["message"] for event in imagegate.events("Node", joined.name)]
+        assert any("ImageNotFound" in text for text in texts)
+        assert imagegate.metrics()[metric] == before + 1
+        failures = imagegate.metrics()
+        name = 'imagegate_pull_failures_total{prefetch="missing",reason="ImageNotFound"}'
+        assert failures[name] >= 1
+
+
+def test_a_registry_that_is_down_is_retried_and_the_node_released_at_the_timeout(
+    cluster: LocalCluster, imagegate: Installation, joined: Node
+) -> None:
+    image = cluster.push("tiny", "gate/down:1", registry="secure", seed=23)
+    registry = cluster.registries["secure"]
+    registry.stop()
+    try:
+        with (
+            imagegate.prefetching(
+                "down",
+                image,
+                nodeSelector=POOL,
+                gate={"timeoutSeconds": 15},
+                retry={"minSeconds": 1, "maxSeconds": 3, "limit": 50},
+            ),
+            NodeWatch(cluster) as watch,
+        ):
+            began = rejoin(cluster, joined)
+            ready = watch.first(joined.name, is_ready, since=began)
+            free = watch.first(joined.name, released, since=began, timeout=60)
+            assert 13 < free.at - ready.at < 20
+            name = 'imagegate_pull_failures_total{prefetch="down",reason="RegistryUnreachable"}'
+            assert imagegate.metrics()[name] >= 2
+            texts = [event["message"] for event in imagegate.events("Node", joined.name)]
+            assert any("not cached within 15 s" in text for text in texts)
+    finally:
+        registry.start()
+
+
+def test_a_rebooted_node_is_verified(
+    cluster: LocalCluster, imagegate: Installation, joined: Node
+) -> None:
+    image = cluster.push("tiny", "gate/reboot:1", seed=24)
+    with imagegate.prefetching("reboot", image, nodeSelector=POOL):
+        imagegate.wait_ready("reboot")
+        before = {pod["metadata"]["uid"] for pod in imagegate.pullers("reboot")}
+        boot = joined.boot_id()
+        joined.reboot()
+        cluster.wait(lambda: joined.boot_id() != boot, "the node up again", 60)
+
+        def verified() -> bool:
+            after = {pod["metadata"]["uid"] for pod in imagegate.pullers("reboot")}
+            observed = imagegate.node(joined.name)["metadata"]["annotations"].get(
+                "imagegate.dev/observed", ""
+            )
+            return (
+                observed.endswith(f"/{joined.boot_id()}")
+                and before.isdisjoint(after)
+                and imagegate.is_true("reboot")
+            )
+
+        cluster.wait(verified, "the node verified", 90)
+        assert not imagegate.held(joined.name)
+
+
+def test_suspend_releases_every_held_node_and_gates_none(
+    cluster: LocalCluster, imagegate: Installation, joined: Node
+) -> None:
+    missing = "open.registry.test/gate/never:1"
+    with (
+        imagegate.prefetching("never", missing, nodeSelector=POOL, gate={"policy": "FailClosed"}),
+        NodeWatch(cluster) as watch,
+    ):
+        began = rejoin(cluster, joined)
+        assert held(watch.first(joined.name, lambda seen: True, since=began))
+        time.sleep(2)
+        assert imagegate.held(joined.name)
+        imagegate.suspend(True)
+        try:
+            watch.first(joined.name, released, since=began, timeout=10)
+            time.sleep(2)  # until the API server's policy informer has seen it as well
+            again = rejoin(cluster, joined)
+            assert not held(watch.first(joined.name, lambda seen: True, since=again))
+        finally:
+            imagegate.suspend(False)
+            imagegate.wait_armed()
+
+
+def test_an_operator_that_is_silent_gates_nobody_and_one_that_is_back_does(
+    cluster: LocalCluster, imagegate: Installation, joined: Node
+) -> None:
+    image = cluster.push("tiny", "gate/silent:1", seed=25)
+    with (
+        imagegate.prefetching("silent", image, nodeSelector=POOL),
+        NodeWatch(cluster) as watch,
+    ):
+        imagegate.wait_ready("silent")
+        imagegate.scale(0)
+        try:
+            cluster.wait(lambda: imagegate.heartbeat_age() > SILENCE + 2, "silence", SILENCE + 30)
+            began = rejoin(cluster, joined)
+            first = watch.first(joined.name, lambda seen: True, since=began)
+            assert not held(first), "a dead operator must not hold anybody"
+        finally:
+            imagegate.scale(2)
+        imagegate.wait_armed()
+        again = rejoin(cluster, joined)
+        assert held(watch.first(joined.name, lambda seen: True, since=again))
+        watch.first(joined.name, released, since=again)

@@ -1,0 +1,133 @@
+"""Apply an ImagePrefetch: every node in service gets the images, and everything says so."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING
+
+from tests.e2e.installation import NAMESPACE, Installation
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+
+def pull_secret(cluster: LocalCluster, name: str) -> dict[str, object]:
+    """The secret that the kubelet needs for the registry with a password."""
+    text = cluster.registries["secure"].dockerconfigjson()
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/dockerconfigjson",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "data": {".dockerconfigjson": base64.b64encode(text.encode()).decode()},
+    }
+
+
+def test_three_images_of_all_kinds_are_on_every_node(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    big = cluster.push("big", "prefetch/big:1", seed=1)
+    data = cluster.push("data", "prefetch/data:1")
+    private = cluster.push("app", "prefetch/private:1", registry="secure")
+    cluster.apply(pull_secret(cluster, "prefetch-pull"))
+    images = [big, data, {"image": private, "imagePullSecrets": [{"name": "prefetch-pull"}]}]
+    scrape = {
+        "job_name": "imagegate",
+        "scrape_interval": "1s",
+        "kubernetes_sd_configs": [{"role": "pod", "namespaces": {"names": [NAMESPACE]}}],
+        "relabel_configs": [
+            {
+                "source_labels": ["__meta_kubernetes_pod_container_port_name"],
+                "regex": "http",
+                "action": "keep",
+            }
+        ],
+    }
+    cluster.prometheus([scrape])
+    nodes = list(cluster.nodes.values())
+    with imagegate.prefetching("three", *images):
+        imagegate.wait_ready("three")
+        for node in nodes:
+            missing = {big, data, private} - node.images()
+            assert not missing, f"{node.name} says Ready without {missing}"
+        status = imagegate.get("three")["status"]
+        assert status["nodes"]["desired"] == status["nodes"]["cached"] == len(nodes)
+        assert {image["image"] for image in status["images"]} == {big, data, private}
+        columns = cluster.kubectl("get", "imageprefetches.imagegate.dev", "three")
+        header, row = (re.split(r"\s+", line.strip()) for line in columns.splitlines())
+        assert header == ["NAME", "DESIRED", "CACHED", "PULLING", "FAILED", "GATED", "READY", "AGE"]
+        count = str(len(nodes))
+        assert row[:7] == ["three", count, count, "0", "0", "0", "True"]
+
+        def scraped() -> bool:
+            found = cluster.prom_query('imagegate_nodes{prefetch="three",state="cached"}')
+            return [sample["value"][1] for sample in found] == [count]
+
+        cluster.wait(scraped, "Prometheus to have scraped the figures", 30)
+        pulled = cluster.prom_query('imagegate_image_pull_bytes_total{prefetch="three"}')
+        assert float(pulled[0]["value"][1]) > 2 * 300 * 1024 * 1024 * 0.9
+        for node in nodes:
+            label = imagegate.node(node.name)["metadata"]["labels"]["cached.imagegate.dev/three"]
+            assert label == status["target"]
+
+
+def test_an_edit_rolls_out_the_new_image_and_lets_go_of_the_old_pins(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    first = cluster.push("tiny", "prefetch/edit:1", seed=11)
+    second = cluster.push("tiny", "prefetch/edit:2", seed=12)
+    with imagegate.prefetching("edit", first):
+        imagegate.wait_ready("edit")
+        before = {pod["metadata"]["name"] for pod in imagegate.pullers("edit")}
+        target = imagegate.get("edit")["status"]["target"]
+        imagegate.prefetch("edit", second)
+        imagegate.wait_ready("edit")
+        assert imagegate.get("edit")["status"]["target"] != target
+        assert all(node.has_image(second) for node in cluster.nodes.values())
+        cluster.wait(
+            lambda: before.isdisjoint(p["metadata"]["name"] for p in imagegate.pullers("edit")),
+            "the pods of the old image gone",
+            20,
+        )
+
+
+def test_a_kept_pod_that_somebody_deletes_is_put_back(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("tiny", "prefetch/kept:1", seed=13)
+    with imagegate.prefetching("kept", image):
+        imagegate.wait_ready("kept")
+        lost = imagegate.pullers("kept")[0]
+        cluster.kubectl("-n", NAMESPACE, "delete", "pod", lost["metadata"]["name"], "--wait=true")
+
+        def back() -> bool:
+            pods = imagegate.pullers("kept")
+            uids = {pod["metadata"]["uid"] for pod in pods if pod["status"]["phase"] == "Succeeded"}
+            return len(uids) == len(cluster.nodes) and lost["metadata"]["uid"] not in uids
+
+        cluster.wait(back, "the pod put back", 20)
+
+
+def test_what_only_the_operator_sees_becomes_a_condition_with_the_remedy(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("tiny", "prefetch/elsewhere:1", seed=14)
+    with imagegate.prefetching("elsewhere", image, pullerNamespace="kube-public"):
+        cluster.wait(lambda: imagegate.is_true("elsewhere", "Degraded"), "Degraded", 20)
+        condition = imagegate.condition("elsewhere", "Ready")
+        assert condition["reason"] == "NamespaceNotAllowed"
+        assert "puller.namespaces" in condition["message"]
+    selector = {"matchLabels": {"pool": "there-is-none"}}
+    with imagegate.prefetching("nowhere", image, nodeSelector=selector):
+        cluster.wait(
+            lambda: imagegate.condition("nowhere", "Ready").get("reason") == "NoNodesMatch",
+            "NoNodesMatch",
+            20,
+        )
+    private = cluster.push("app", "prefetch/locked:1", registry="secure")
+    with imagegate.prefetching("locked", private, imagePullSecrets=[{"name": "not-there"}]):
+        cluster.wait(lambda: imagegate.is_true("locked", "Degraded"), "Degraded", 30)
+        condition = imagegate.condition("locked", "Degraded")
+        assert condition["reason"] == "Unauthorized"
+        assert "not-there" in condition["message"]

@@ -1,0 +1,71 @@
+"""The operator dies: pulls go on, nothing is pulled twice, the standby takes over."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tests.cluster import NodeOptions
+from tests.e2e.installation import Installation
+from tests.e2e.test_gate import held, released
+from tests.e2e.watching import NodeWatch
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+POOL = {"matchLabels": {"pool": "takeover"}}
+
+
+def test_killed_while_a_large_image_is_pulled(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    big = cluster.push("big", "takeover/big:1", seed=3)
+    with (
+        imagegate.prefetching("takeover", big, nodeSelector=POOL),
+        NodeWatch(cluster) as watch,
+    ):
+        node = cluster.add_node(
+            "node-takeover", NodeOptions(labels={"pool": "takeover"}), wait=False
+        )
+        try:
+            # 300 MiB at 100 Mbit/s take 25 s: longer than a takeover may take.
+            node.limit_bandwidth("100mbit")
+            cluster.wait(lambda: len(imagegate.pullers("takeover")) == 1, "the puller pod", 60)
+            (puller,) = imagegate.pullers("takeover")
+            old = imagegate.leader()
+            killed = time.time()
+            imagegate.kill(old)
+            cluster.wait(lambda: imagegate.leader() not in ("", old), "another leader", 30)
+            taken = time.time() - killed
+            print(f"\nleader killed to standby leading: {taken:.1f} s")
+            assert taken < 20
+            assert held(watch.of(node.name)[-1]), "nobody may release it but for its images"
+            assert not node.has_image(big), "the pull was over before the takeover; proves nothing"
+            watch.first(node.name, released, timeout=90)
+            assert node.has_image(big)
+            (same,) = imagegate.pullers("takeover")
+            assert same["metadata"]["uid"] == puller["metadata"]["uid"]
+            pulls = [
+                event
+                for event in cluster.api.get("/api/v1/namespaces/imagegate-system/events")["items"]
+                if event["reason"] == "Pulling"
+                and event["involvedObject"]["name"] == puller["metadata"]["name"]
+                and big in event["message"]
+            ]
+            assert [event.get("count", 1) for event in pulls] == [1], "pulled more than once"
+        finally:
+            cluster.remove_node("node-takeover")
+    cluster.wait(lambda: len(imagegate.operator_pods()) == 2, "two operators again", 90)
+
+
+def test_a_leader_that_is_asked_to_stop_hands_over_at_once(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    old = imagegate.leader()
+    began = time.time()
+    cluster.kubectl("-n", "imagegate-system", "delete", "pod", old, "--wait=false")
+    cluster.wait(lambda: imagegate.leader() not in ("", old), "another leader", 30)
+    print(f"\nleader asked to stop to standby leading: {time.time() - began:.1f} s")
+    assert time.time() - began < 10
+    cluster.wait(lambda: len(imagegate.operator_pods()) == 2, "two operators again", 90)
+    imagegate.wait_armed()

@@ -1,0 +1,95 @@
+"""Removing Imagegate leaves nothing that the docs do not name; installing it again works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster import NodeOptions
+from tests.cluster.errors import ClusterError
+from tests.e2e.installation import GATE, NAMESPACE, PREFETCHES, Installation, exists
+from tests.e2e.test_gate import held, rejoin, released
+from tests.e2e.watching import NodeWatch
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+KEPT_ON_PURPOSE = {
+    "customresourcedefinition.apiextensions.k8s.io/imageprefetches.imagegate.dev",
+    "customresourcedefinition.apiextensions.k8s.io/nodegates.imagegate.dev",
+}
+
+
+def leftovers(cluster: LocalCluster) -> set[str]:
+    """Every object in the cluster whose name speaks of us, outside of the namespace itself."""
+    kinds = (
+        "clusterroles,clusterrolebindings,priorityclasses,customresourcedefinitions,"
+        "mutatingadmissionpolicies,mutatingadmissionpolicybindings"
+    )
+    names = cluster.kubectl("get", kinds, "-o", "name").split()
+    inside = cluster.kubectl(
+        "-n",
+        NAMESPACE,
+        "get",
+        "pods,deployments,services,roles,rolebindings,jobs,leases,poddisruptionbudgets,"
+        "serviceaccounts",
+        "-o",
+        "name",
+    ).split()
+    ours = {name for name in [*names, *inside] if "imagegate" in name or "ipf-" in name}
+    return ours - KEPT_ON_PURPOSE
+
+
+def test_uninstall_with_everything_in_use_then_install_again(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("tiny", "uninstall/a:1", seed=41)
+    missing = "open.registry.test/uninstall/never:1"
+    selector = {"matchLabels": {"pool": "uninstall"}}
+    imagegate.prefetch("stays", image)
+    imagegate.wait_ready("stays")
+    imagegate.prefetch("holds", missing, nodeSelector=selector, gate={"policy": "FailClosed"})
+    node = cluster.add_node("node-uninstall", NodeOptions(labels={"pool": "uninstall"}))
+    try:
+        cluster.wait(lambda: imagegate.counts("holds").get("gated") == 1, "a held node", 30)
+        imagegate.uninstall()
+        assert imagegate.traces() == []
+        assert leftovers(cluster) == set()
+        assert not exists(cluster, GATE)
+        assert exists(cluster, f"{PREFETCHES}/stays"), "people's objects are theirs"
+        cluster.kubectl("delete", "imageprefetches.imagegate.dev", "holds", "--timeout=10s")
+        with NodeWatch(cluster) as watch:
+            began = rejoin(cluster, node)
+            first = watch.first(node.name, lambda seen: True, since=began)
+            assert not held(first), "nothing gates when nothing is installed"
+            imagegate.install()
+            imagegate.wait_ready("stays")
+            again = rejoin(cluster, node)
+            assert held(watch.first(node.name, lambda seen: True, since=again))
+            watch.first(node.name, released, since=again)
+    finally:
+        cluster.remove_node("node-uninstall")
+        imagegate.delete("holds")
+        imagegate.delete("stays")
+
+
+def test_delete_the_prefetches_then_uninstall(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("tiny", "uninstall/b:1", seed=42)
+    imagegate.prefetch("last", image)
+    imagegate.wait_ready("last")
+    imagegate.delete("last")
+    cluster.wait(lambda: not imagegate.pullers("last"), "its pods gone", 30)
+    cluster.wait(
+        lambda: not any("cached.imagegate.dev" in trace for trace in imagegate.traces()),
+        "its labels gone",
+        10,
+    )
+    imagegate.uninstall()
+    assert imagegate.traces() == []
+    assert leftovers(cluster) == set()
+    with pytest.raises(ClusterError, match="not found"):
+        cluster.helm("status", "imagegate", f"--namespace={NAMESPACE}")

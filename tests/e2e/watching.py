@@ -1,0 +1,87 @@
+"""Watches of the API server for tests: every version of an object, and when it was seen.
+
+The independent witness: it sees what any other client would have seen, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from tests.cluster.provider import Cluster
+
+
+@dataclass(frozen=True)
+class Sighting:
+    at: float
+    """Seconds since the epoch."""
+    type: str
+    body: dict[str, Any]
+
+    def taints(self) -> list[str]:
+        return [taint["key"] for taint in self.body["spec"].get("taints") or []]
+
+
+@dataclass
+class NodeWatch:
+    """`kubectl get nodes --watch`, read as it comes, for the length of a ``with``."""
+
+    cluster: Cluster
+    sightings: list[Sighting] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        command = self.cluster.command(
+            "kubectl", "get", "--raw", "/api/v1/nodes?watch=true&timeoutSeconds=900"
+        )
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        known = len(self.cluster.api.get("/api/v1/nodes")["items"])
+        end = time.monotonic() + 20
+        while len(self.sightings) < known:
+            assert time.monotonic() < end, "the watch did not begin"
+            time.sleep(0.02)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._thread.join(10)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                event = json.loads(line)
+                if event["type"] != "BOOKMARK":
+                    self.sightings.append(Sighting(time.time(), event["type"], event["object"]))
+
+    def of(self, node: str, since: float = 0.0) -> list[Sighting]:
+        return [
+            seen
+            for seen in list(self.sightings)
+            if seen.body["metadata"]["name"] == node and seen.at >= since
+        ]
+
+    def first(
+        self, node: str, what: Callable[[Sighting], bool], since: float = 0.0, timeout: float = 60
+    ) -> Sighting:
+        """The first version of the node for which ``what`` is true, waited for."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            for seen in self.of(node, since):
+                if what(seen):
+                    return seen
+            time.sleep(0.02)
+        raise AssertionError(f"node {node}: no such version within {timeout:.0f} s")

@@ -1,0 +1,366 @@
+"""The rendered objects: what they are called, what they run, what a user can change."""
+
+import dataclasses
+import pathlib
+import re
+import shutil
+
+import pytest
+import yaml
+
+from imagegate import cli
+
+from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, Helm, Object, RenderError
+
+CLUSTER_SCOPED = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionPolicyBinding",
+    "PriorityClass",
+}
+
+
+def test_every_object_has_its_labels_and_namespace(helm: Helm) -> None:
+    release = helm.render(
+        {"commonLabels": {"team": "platform"}, "networkPolicy": {"enabled": True}},
+        served=(POLICY_V1,),
+    )
+    for obj in release.objects:
+        metadata = obj["metadata"]
+        assert metadata["labels"]["app.kubernetes.io/name"] == "imagegate", metadata["name"]
+        assert metadata["labels"]["app.kubernetes.io/instance"] == "imagegate", metadata["name"]
+        assert metadata["labels"]["team"] == "platform", metadata["name"]
+        assert metadata.get("namespace") == (
+            None if obj["kind"] in CLUSTER_SCOPED else NAMESPACE
+        ), metadata["name"]
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("imagegate", {}, "imagegate"),
+        ("prod", {}, "prod-imagegate"),
+        ("prod", {"nameOverride": "gate"}, "prod-gate"),
+        ("prod", {"fullnameOverride": "node-images"}, "node-images"),
+        ("a" * 53, {}, "a" * 52),
+    ],
+)
+def test_fullname(helm: Helm, release: str, values: Object, name: str) -> None:
+    rendered = helm.render(values, served=(POLICY_V1,), release=release)
+    names = {
+        obj["metadata"]["name"]
+        for obj in rendered.objects
+        if obj["kind"] != "CustomResourceDefinition"
+    }
+    assert rendered.one("Deployment")["metadata"]["name"] == name
+    assert {found for found in names if not found.startswith(name)} == set()
+    assert len(rendered.one("Job")["metadata"]["name"]) <= 63
+    assert f"--lease-name={name}" in rendered.container()["args"]
+    assert f"--deployment={name}" in rendered.container("Job")["args"]
+
+
+def test_arguments(helm: Helm) -> None:
+    values = {
+        "gate": {"taintKey": "example.com/hold", "silenceSeconds": 600, "suspend": True},
+        "puller": {
+            "namespaces": ["ml", "web"],
+            "image": {"repository": "registry.example/pause", "digest": "sha256:" + "0" * 64},
+            "labels": {"team": "a=b"},
+            "annotations": {"note": 'two "words"'},
+            "imagePullSecrets": [{"name": "one"}, {"name": "two"}],
+        },
+        "log": {"level": "debug", "format": "text"},
+        "resyncSeconds": 1000000,
+        "extraArgs": ["--one", "--two=2"],
+    }
+    assert helm.render(values).container()["args"] == [
+        "run",
+        "--namespace=$(POD_NAMESPACE)",
+        "--identity=$(POD_NAME)",
+        "--lease-name=imagegate",
+        "--puller-namespaces=ml,web",
+        "--puller-image=registry.example/pause@sha256:" + "0" * 64,
+        "--puller-priority-class=imagegate-puller",
+        "--puller-label=team=a=b",
+        '--puller-annotation=note=two "words"',
+        "--puller-image-pull-secret=one",
+        "--puller-image-pull-secret=two",
+        "--gate-taint-key=example.com/hold",
+        "--gate-silence-seconds=600",
+        "--gate-suspend=true",
+        "--gate-source=watch",
+        "--http-port=8080",
+        "--resync-seconds=1000000",
+        "--log-level=debug",
+        "--log-format=text",
+        "--one",
+        "--two=2",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Job"])
+@pytest.mark.parametrize("served", [(), (POLICY_V1,)])
+def test_operator_understands_its_arguments(helm: Helm, kind: str, served: tuple[str, ...]) -> None:
+    puller = {
+        "labels": {"team": "ml"},
+        "annotations": {"note": "a=b"},
+        "imagePullSecrets": [{"name": "pull"}],
+    }
+    args = helm.render({"puller": puller}, served=served).container(kind)["args"]
+    parsed = cli._parser().parse_args(args)
+    assert parsed.lease_name == "imagegate"
+    assert parsed.gate_taint_key == "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+    if kind == "Deployment":
+        assert parsed.gate_source == ("policy" if served else "watch")
+        assert dict(parsed.puller_annotation) == {"note": "a=b"}
+
+
+def test_image(helm: Helm) -> None:
+    digest = "sha256:" + "1" * 64
+    assert helm.render().container()["image"] == "ghcr.io/imagegate/imagegate:0.1.0"
+    assert (
+        helm.render({"image": {"tag": "v2"}}).container()["image"]
+        == "ghcr.io/imagegate/imagegate:v2"
+    )
+    both = helm.render({"image": {"tag": "v2", "digest": digest}})
+    assert (
+        both.container()["image"]
+        == both.container("Job")["image"]
+        == f"ghcr.io/imagegate/imagegate@{digest}"
+    )
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Job"])
+def test_pods_are_confined(helm: Helm, kind: str) -> None:
+    release = helm.render()
+    pod, container = release.pod(kind), release.container(kind)
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC", "volumes"} & set(pod)
+    # A new cluster has only nodes that are held, not ready or uninitialized: it has to run there.
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    assert pod["priorityClassName"] == "system-cluster-critical"
+    assert container["resources"]["limits"] == {"memory": "512Mi"}
+
+
+def test_only_operator_pods_are_selected(helm: Helm) -> None:
+    served = ("monitoring.coreos.com/v1/PodMonitor",)
+    release = helm.render(
+        {"networkPolicy": {"enabled": True}, "metrics": {"podMonitor": {"enabled": True}}},
+        served=served,
+    )
+    selectors = [
+        release.one("Deployment")["spec"]["selector"]["matchLabels"],
+        release.one("Service")["spec"]["selector"],
+        release.one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        release.one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        release.one("PodMonitor")["spec"]["selector"]["matchLabels"],
+        release.pod()["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+    ]
+    operator = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    cleanup = release.one("Job")["spec"]["template"]["metadata"]["labels"]
+    for selector in selectors:
+        assert selector.items() <= operator.items()
+        assert not selector.items() <= cleanup.items()
+
+
+def test_pod_settings_reach_both_pods(helm: Helm) -> None:
+    shared = {
+        "nodeSelector": {"pool": "system"},
+        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["registry.example"]}],
+        "imagePullSecrets": [{"name": "pull"}],
+    }
+    proxy = {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
+    release = helm.render({**shared, "extraEnv": [proxy]})
+    for kind in ("Deployment", "Job"):
+        assert shared.items() <= release.pod(kind).items()
+        assert proxy in release.container(kind)["env"]
+
+
+def test_placement_can_be_replaced(helm: Helm) -> None:
+    spread = {
+        "maxSkew": 2,
+        "topologyKey": "zone",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"mine": "yes"}},
+    }
+    affinity: Object = {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}
+        }
+    }
+    pod = helm.render(
+        {"affinity": affinity, "topologySpreadConstraints": [spread], "priorityClassName": ""}
+    ).pod()
+    assert pod["affinity"] == affinity
+    assert pod["topologySpreadConstraints"] == [spread]
+    assert "priorityClassName" not in pod
+
+
+def test_probes_use_the_named_port(helm: Helm) -> None:
+    container = helm.render().container()
+    assert container["ports"] == [{"name": "http", "containerPort": 8080, "protocol": "TCP"}]
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+
+
+def test_disruption_budget_needs_two_replicas(helm: Helm) -> None:
+    assert helm.render().one("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert not helm.render({"replicaCount": 1}).of("PodDisruptionBudget")
+    assert not helm.render({"podDisruptionBudget": {"enabled": False}}).of("PodDisruptionBudget")
+
+
+def test_puller_priority_is_low_and_preempts_nothing(helm: Helm) -> None:
+    priority = helm.render().one("PriorityClass")
+    assert priority["metadata"]["name"] == "imagegate-puller"
+    assert (priority["value"], priority["preemptionPolicy"], priority["globalDefault"]) == (
+        -1000,
+        "Never",
+        False,
+    )
+    given = helm.render({"puller": {"priorityClass": {"create": False, "name": "batch"}}})
+    assert not given.of("PriorityClass")
+    assert "--puller-priority-class=batch" in given.container()["args"]
+    with pytest.raises(RenderError, match=r"puller\.priorityClass\.name"):
+        helm.render({"puller": {"priorityClass": {"create": False}}})
+
+
+def test_crds_are_what_was_generated(helm: Helm) -> None:
+    rendered = helm.render().of("CustomResourceDefinition")
+    for path in (CHART / "crds-src").glob("*.yaml"):
+        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+        crd = rendered.pop(source["metadata"]["name"])
+        assert crd["spec"] == source["spec"]
+        annotations = source["metadata"].get("annotations", {}) | {
+            "helm.sh/resource-policy": "keep"
+        }
+        assert crd["metadata"]["annotations"] == annotations
+    assert not rendered
+
+
+def test_crds_can_be_given_up(helm: Helm) -> None:
+    assert not helm.render({"crds": {"enabled": False}}).of("CustomResourceDefinition")
+    for crd in helm.render({"crds": {"keep": False}}).of("CustomResourceDefinition").values():
+        assert "helm.sh/resource-policy" not in crd["metadata"].get("annotations", {})
+
+
+def test_monitors(helm: Helm) -> None:
+    service, pod = "monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PodMonitor"
+    monitor = {"enabled": True, "labels": {"release": "prometheus"}, "interval": "30s"}
+    spec = helm.render({"metrics": {"serviceMonitor": monitor}}, served=(service,)).one(
+        "ServiceMonitor"
+    )["spec"]
+    assert spec["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "30s"}]
+    spec = helm.render({"metrics": {"podMonitor": monitor}}, served=(pod,)).one("PodMonitor")[
+        "spec"
+    ]
+    assert spec["podMetricsEndpoints"] == [{"port": "http", "path": "/metrics", "interval": "30s"}]
+
+    with pytest.raises(RenderError, match="choose one"):
+        helm.render(
+            {"metrics": {"serviceMonitor": monitor, "podMonitor": monitor}}, served=(service, pod)
+        )
+    with pytest.raises(RenderError, match="Prometheus Operator's CRDs first"):
+        helm.render({"metrics": {"serviceMonitor": monitor}})
+    with pytest.raises(RenderError, match=r"needs service\.enabled"):
+        helm.render(
+            {"metrics": {"serviceMonitor": monitor}, "service": {"enabled": False}},
+            served=(service,),
+        )
+
+
+def test_network_policy(helm: Helm) -> None:
+    assert not helm.render().of("NetworkPolicy")
+    peers = [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]
+    spec = helm.render({"networkPolicy": {"enabled": True, "ingressFrom": peers}}).one(
+        "NetworkPolicy"
+    )["spec"]
+    assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}], "from": peers}]
+    assert spec["egress"] == [{}]
+
+
+def test_cleanup_is_a_hook_and_nothing_else(helm: Helm) -> None:
+    release = helm.render()
+    hooks = [
+        obj for obj in release.objects if "helm.sh/hook" in obj["metadata"].get("annotations", {})
+    ]
+    assert {obj["kind"] for obj in hooks} == {
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "Job",
+    }
+    weights = {}
+    for obj in hooks:
+        annotations = obj["metadata"]["annotations"]
+        assert annotations["helm.sh/hook"] == "pre-delete"
+        assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+        assert obj["metadata"]["name"].startswith("imagegate-cleanup")
+        weights[obj["kind"]] = int(annotations["helm.sh/hook-weight"])
+    assert weights["ServiceAccount"] < weights["ClusterRoleBinding"] < weights["Job"]
+    assert weights["Role"] < weights["RoleBinding"] < weights["Job"]
+    job = release.one("Job")["spec"]
+    # Helm waits 5 minutes: the Job has to give up before, or its error is a mere timeout.
+    assert job["activeDeadlineSeconds"] < 300
+    assert release.pod("Job")["restartPolicy"] == "Never"
+    assert release.pod("Job")["serviceAccountName"] == "imagegate-cleanup"
+    assert release.container("Job")["args"] == [
+        "cleanup",
+        "--namespace=$(POD_NAMESPACE)",
+        "--deployment=imagegate",
+        "--lease-name=imagegate",
+        f"--puller-namespaces={NAMESPACE}",
+        "--gate-taint-key=startup-taint.cluster-autoscaler.kubernetes.io/imagegate",
+        "--log-level=info",
+        "--log-format=json",
+    ]
+
+    without = helm.render({"cleanup": {"enabled": False}})
+    assert not [
+        obj for obj in without.objects if "helm.sh/hook" in obj["metadata"].get("annotations", {})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "served", "source", "saying"),
+    [
+        ({}, (POLICY_V1,), "policy", "imagegate-node-gate"),
+        ({}, (POLICY_BETA,), "policy", "v1beta1"),
+        ({}, (), "watch", "best effort"),
+        ({"gate": {"source": "none"}}, (POLICY_V1,), "none", "=pending:NoSchedule"),
+    ],
+)
+def test_notes_say_which_gate_is_in_force(
+    helm: Helm,
+    tmp_path: pathlib.Path,
+    values: Object,
+    served: tuple[str, ...],
+    source: str,
+    saying: str,
+) -> None:
+    # `helm template` prints no notes, and `helm install` knows no --api-versions.
+    chart = shutil.copytree(CHART, tmp_path / "imagegate")
+    text = '{{ include "imagegate/templates/NOTES.txt" . | toJson }}'
+    template = f"kind: Notes\nmetadata: {{name: notes}}\ntext: {text}\n"
+    (chart / "templates" / "notes.yaml").write_text(template, encoding="utf-8")
+    notes = (
+        dataclasses.replace(helm, chart=chart).render(values, served=served).one("Notes")["text"]
+    )
+
+    assert f"GATE (source: {source})" in notes
+    assert saying in notes
+    assert "kind: ImagePrefetch" in notes
+    assert '{"spec":{"suspend":true}}' in notes
+    assert f"helm uninstall imagegate --namespace {NAMESPACE}" in notes
+    assert not re.search(r"\n\n\n|<no value>|%!", notes)

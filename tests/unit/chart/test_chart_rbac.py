@@ -1,0 +1,168 @@
+"""What the operator and its cleanup may do, and nothing more."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from .rendering import NAMESPACE, POLICY_V1, Helm, Object, Release
+
+READ = {"get", "list", "watch"}
+
+Grant = tuple[str, str, frozenset[str], tuple[str, ...]]
+
+
+@pytest.fixture(scope="module")
+def release(helm: Helm) -> Release:
+    return helm.render({"puller": {"namespaces": ["ml", "web"]}}, served=(POLICY_V1,))
+
+
+def grants(role: Object) -> Iterator[Grant]:
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                yield (
+                    group,
+                    resource,
+                    frozenset(rule["verbs"]),
+                    tuple(rule.get("resourceNames", ())),
+                )
+
+
+def roles(release: Release) -> list[Object]:
+    return [*release.of("ClusterRole").values(), *release.of("Role").values()]
+
+
+def test_cluster_wide_rights_of_the_operator(release: Release) -> None:
+    assert set(grants(release.of("ClusterRole")["imagegate"])) == {
+        ("", "nodes", frozenset(READ | {"patch"}), ()),
+        ("imagegate.dev", "imageprefetches", frozenset(READ | {"patch"}), ()),
+        ("imagegate.dev", "imageprefetches/status", frozenset({"patch"}), ()),
+        ("imagegate.dev", "nodegates", frozenset(READ | {"create"}), ()),
+        ("imagegate.dev", "nodegates/status", frozenset({"patch"}), ()),
+        ("", "events", frozenset({"create", "patch"}), ()),
+        (
+            "admissionregistration.k8s.io",
+            "mutatingadmissionpolicies",
+            frozenset({"get"}),
+            ("imagegate-node-gate",),
+        ),
+    }
+
+
+def test_policy_is_readable_only_where_there_is_one(helm: Helm) -> None:
+    assert "admissionregistration.k8s.io" not in {
+        group for role in roles(helm.render()) for group, *_ in grants(role)
+    }
+
+
+def test_rights_in_namespaces(release: Release) -> None:
+    assert {name: set(grants(role)) for name, role in release.of("Role").items()} == {
+        "imagegate": {
+            ("coordination.k8s.io", "leases", frozenset({"create"}), ()),
+            ("coordination.k8s.io", "leases", frozenset({"get", "update"}), ("imagegate",)),
+        },
+        **{
+            f"{namespace}/imagegate-puller": {
+                ("", "pods", frozenset(READ | {"create", "delete"}), ()),
+                ("", "events", frozenset(READ), ()),
+            }
+            for namespace in ("ml", "web")
+        },
+        "imagegate-cleanup": {
+            ("apps", "deployments", frozenset({"get"}), ("imagegate",)),
+            ("apps", "deployments/scale", frozenset({"patch"}), ("imagegate",)),
+            ("", "pods", frozenset({"list"}), ()),
+            ("coordination.k8s.io", "leases", frozenset({"delete"}), ("imagegate",)),
+        },
+        **{
+            f"{namespace}/imagegate-cleanup-puller": {
+                ("", "pods", frozenset({"list", "delete"}), ())
+            }
+            for namespace in ("ml", "web")
+        },
+    }
+
+
+def test_cluster_wide_rights_of_the_cleanup(release: Release) -> None:
+    assert set(grants(release.of("ClusterRole")["imagegate-cleanup"])) == {
+        ("", "nodes", frozenset({"get", "list", "patch"}), ()),
+        ("imagegate.dev", "imageprefetches", frozenset({"get", "list", "patch"}), ()),
+        ("imagegate.dev", "nodegates", frozenset({"get", "delete"}), ("default",)),
+    }
+
+
+def test_default_puller_namespace_is_the_releases_own(helm: Helm) -> None:
+    assert set(helm.render().of("Role")) == {
+        "imagegate",
+        "imagegate-puller",
+        "imagegate-cleanup",
+        "imagegate-cleanup-puller",
+    }
+
+
+def test_what_nobody_gets(release: Release) -> None:
+    for role in roles(release):
+        for group, resource, verbs, _ in grants(role):
+            assert "*" not in {group, resource, *verbs}
+            assert resource not in {
+                "secrets",
+                "nodes/proxy",
+                "nodes/status",
+                "pods/exec",
+                "configmaps",
+            }
+            assert not verbs & {"escalate", "bind", "impersonate"}
+            if role["kind"] == "ClusterRole":
+                assert resource != "pods"
+
+
+def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -> None:
+    accounts = set(release.of("ServiceAccount"))
+    assert accounts == {"imagegate", "imagegate-cleanup"}
+    for kind in ("ClusterRole", "Role"):
+        bindings = release.of(f"{kind}Binding")
+        people = {"imagegate-view", "imagegate-edit"} if kind == "ClusterRole" else set()
+        assert set(bindings) == set(release.of(kind)) - people
+        for name, binding in bindings.items():
+            assert binding["roleRef"] == {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": kind,
+                "name": name.rpartition("/")[2],
+            }
+            account = "imagegate-cleanup" if "cleanup" in name else "imagegate"
+            assert binding["subjects"] == [
+                {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
+            ]
+
+
+def test_service_account_can_be_given(helm: Helm) -> None:
+    release = helm.render({"serviceAccount": {"create": False, "name": "mine"}})
+    assert set(release.of("ServiceAccount")) == {"imagegate-cleanup"}
+    assert release.pod()["serviceAccountName"] == "mine"
+    assert release.of("ClusterRoleBinding")["imagegate"]["subjects"][0]["name"] == "mine"
+
+
+def test_people_get_prefetches_by_the_built_in_roles(helm: Helm, release: Release) -> None:
+    view, edit = (release.of("ClusterRole")[f"imagegate-{name}"] for name in ("view", "edit"))
+    assert set(grants(view)) == {
+        ("imagegate.dev", "imageprefetches", frozenset(READ), ()),
+        ("imagegate.dev", "nodegates", frozenset(READ), ()),
+    }
+    assert set(grants(edit)) == {
+        (
+            "imagegate.dev",
+            "imageprefetches",
+            frozenset({"create", "update", "patch", "delete", "deletecollection"}),
+            (),
+        ),
+    }
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    aggregated = [
+        {key.removeprefix(prefix) for key in role["metadata"]["labels"] if key.startswith(prefix)}
+        for role in (view, edit)
+    ]
+    assert aggregated == [{"view", "edit", "admin"}, {"edit", "admin"}]
+    assert set(helm.render({"rbac": {"aggregateClusterRoles": False}}).of("ClusterRole")) == {
+        "imagegate",
+        "imagegate-cleanup",
+    }

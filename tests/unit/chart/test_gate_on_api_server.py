@@ -1,0 +1,321 @@
+"""The chart on a real API server: Helm installs it; nodes that join are tainted or left alone."""
+
+import dataclasses
+import datetime as dt
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from . import apiserver, rendering
+from .rendering import NAMESPACE, Object
+
+pytestmark = pytest.mark.timeout(180)
+
+KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+GATE = {"key": KEY, "value": "pending", "effect": "NoSchedule"}
+CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
+KUBELET = "kubelet-token"
+GATES = "/apis/imagegate.dev/v1alpha1/nodegates"
+
+serial = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the tests do to the API server."""
+
+    api: apiserver.ApiServer
+
+    def node(self, **changes: Object) -> Object:
+        """A node as a kubelet would send it, and as the API server then has it."""
+        name = f"node-{next(serial)}"
+        labels = {"kubernetes.io/hostname": name, **changes.get("labels", {})}
+        body = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "labels": labels},
+            "spec": changes.get("spec", {}),
+            "status": changes.get("status", status()),
+        }
+        code, node = self.api.request("POST", "/api/v1/nodes", body)
+        assert code == 201, node
+        self.api.request("DELETE", f"/api/v1/nodes/{name}")
+        result: Object = node
+        return result
+
+    def gated(self, **changes: Object) -> bool:
+        taints = self.node(**changes)["spec"]["taints"]
+        assert taints.count(GATE) == sum(taint["key"] == KEY for taint in taints) <= 1
+        return GATE in taints
+
+    def set_gate(self, spec: Object | None = None, heartbeat: dt.timedelta | None = None) -> None:
+        """The NodeGate as the operator keeps it; `heartbeat` is its age, None for none at all."""
+        self.delete_gate()
+        body = {
+            "apiVersion": "imagegate.dev/v1alpha1",
+            "kind": "NodeGate",
+            "metadata": {"name": "default"},
+            "spec": spec or {},
+        }
+        code, answer = self.api.request("POST", GATES, body)
+        assert code == 201, answer
+        if heartbeat is not None:
+            patch = {"status": {"heartbeat": stamp(heartbeat)}}
+            code, answer = self.api.request(
+                "PATCH", f"{GATES}/default/status", patch, patch="merge"
+            )
+            assert code == 200, answer
+        time.sleep(0.5)  # the policy reads the NodeGate from a watch
+
+    def delete_gate(self) -> None:
+        self.api.request("DELETE", f"{GATES}/default")
+        time.sleep(0.2)
+
+
+def stamp(age: dt.timedelta = dt.timedelta()) -> str:
+    return (dt.datetime.now(dt.UTC) - age).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def status(age: dt.timedelta = dt.timedelta()) -> Object:
+    ready = {"type": "Ready", "status": "False", "lastHeartbeatTime": stamp(age)}
+    return {"conditions": [{"type": "DiskPressure", "status": "False"}, ready]}
+
+
+FRESH = dt.timedelta(seconds=20)
+OLD = dt.timedelta(minutes=10)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apiserver.ApiServer]:
+    tokens = {KUBELET: 'system:node:real,real,"system:nodes"'}
+    with apiserver.running(tmp_path_factory.mktemp("apiserver"), tokens) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def install(helm: rendering.Helm, api: apiserver.ApiServer) -> Callable[..., str]:
+    """`helm upgrade --install` with values."""
+
+    def run(*values: str) -> str:
+        # --reset-values: an upgrade without any value would take the last release's.
+        flags = ["--install", "--create-namespace", "--reset-values", "--namespace", NAMESPACE]
+        flags += ["--kubeconfig", str(api.kubeconfig), *(f"--set={value}" for value in values)]
+        return helm.run("upgrade", "imagegate", str(rendering.CHART), *flags)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cluster(api: apiserver.ApiServer, install: Callable[..., str]) -> Cluster:
+    """The chart is installed, and its policy is in force."""
+    # One release brings the CRD, and a policy with it as the parameter.
+    notes = install()
+    assert "GATE (source: policy)" in notes
+    cluster = Cluster(api)
+    cluster.set_gate(heartbeat=FRESH)
+    deadline = time.monotonic() + 60
+    while not cluster.gated():
+        assert time.monotonic() < deadline, "the policy has no effect"
+        time.sleep(0.5)
+    return cluster
+
+
+def test_joining_node_is_tainted_in_its_first_version(cluster: Cluster) -> None:
+    cluster.set_gate(heartbeat=FRESH)
+    taints = cluster.node()["spec"]["taints"]
+    # What the API server itself adds to every new node stays.
+    assert taints == [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}, GATE]
+
+
+@pytest.mark.parametrize("heartbeat", [OLD, None], ids=["old heartbeat", "no heartbeat"])
+def test_silent_operator_gates_nobody(cluster: Cluster, heartbeat: dt.timedelta | None) -> None:
+    cluster.set_gate(heartbeat=heartbeat)
+    assert not cluster.gated()
+
+
+def test_no_nodegate_gates_nobody(cluster: Cluster) -> None:
+    cluster.delete_gate()
+    time.sleep(0.5)
+    assert not cluster.gated()
+
+
+def test_silence_is_what_the_nodegate_says(cluster: Cluster) -> None:
+    cluster.set_gate({"silenceSeconds": 900}, heartbeat=OLD)
+    assert cluster.gated()
+    cluster.set_gate({"silenceSeconds": 60}, heartbeat=dt.timedelta(seconds=90))
+    assert not cluster.gated()
+
+
+def test_suspended_gate_is_open(cluster: Cluster) -> None:
+    cluster.set_gate({"suspend": True}, heartbeat=FRESH)
+    assert not cluster.gated()
+    cluster.set_gate({"suspend": False}, heartbeat=FRESH)
+    assert cluster.gated()
+
+
+def test_taint_key_is_what_the_nodegate_says(cluster: Cluster) -> None:
+    cluster.set_gate({"taintKey": "example.com/hold"}, heartbeat=FRESH)
+    taints = cluster.node()["spec"]["taints"]
+    assert {"key": "example.com/hold", "value": "pending", "effect": "NoSchedule"} in taints
+    assert GATE not in taints
+
+
+def test_taints_that_are_there_stay(cluster: Cluster) -> None:
+    cluster.set_gate(heartbeat=FRESH)
+    mine = {"key": "example.com/mine", "value": "yes", "effect": "NoExecute"}
+    taints = cluster.node(spec={"taints": [mine]})["spec"]["taints"]
+    assert taints[0] == mine
+    assert taints[-1] == GATE
+
+
+def test_node_that_brings_the_gate_taint_is_not_tainted_twice(cluster: Cluster) -> None:
+    cluster.set_gate(heartbeat=FRESH)
+    own = {"key": KEY, "value": "set-by-kubelet", "effect": "NoSchedule"}
+    taints = cluster.node(spec={"taints": [own]})["spec"]["taints"]
+    assert [taint for taint in taints if taint["key"] == KEY] == [own]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {CONTROL_PLANE: ""}},
+        {"spec": {"taints": [{"key": CONTROL_PLANE, "effect": "NoSchedule"}]}},
+    ],
+    ids=["by label", "by taint"],
+)
+def test_control_plane_is_left_alone(cluster: Cluster, changes: Object) -> None:
+    cluster.set_gate(heartbeat=FRESH)
+    assert not cluster.gated(**changes)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"conditions": []}, {"conditions": [{"type": "Ready", "status": "False"}]}],
+    ids=["no conditions", "no Ready condition", "no heartbeat in it"],
+)
+def test_node_that_no_kubelet_made_is_left_alone(cluster: Cluster, given: Object) -> None:
+    cluster.set_gate(heartbeat=FRESH)
+    assert not cluster.gated(status=given)
+
+
+def test_kubelet_joins_and_keeps_reporting(cluster: Cluster) -> None:
+    # As a kubelet, so that NodeRestriction looks: it must see nothing to refuse in a heartbeat.
+    cluster.set_gate(heartbeat=FRESH)
+    body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "real"}, "status": status()}
+    code, node = cluster.api.request("POST", "/api/v1/nodes", body, token=KUBELET)
+    assert (code, GATE in node["spec"]["taints"]) == (201, True)
+
+    released: Object = {"spec": {"taints": []}}
+    code, _ = cluster.api.request("PATCH", "/api/v1/nodes/real", released, patch="merge")
+    assert code == 200
+    path = "/api/v1/nodes/real/status"
+    code, node = cluster.api.request(
+        "PATCH", path, {"status": status()}, token=KUBELET, patch="strategic-merge"
+    )
+    assert (code, node["spec"].get("taints")) == (200, None), node
+
+
+def test_selector_gate_and_source_follow_an_upgrade(
+    cluster: Cluster, install: Callable[..., str]
+) -> None:
+    def soon(expected: bool, **changes: Object) -> bool:
+        deadline = time.monotonic() + 20
+        while cluster.gated(**changes) != expected and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return cluster.gated(**changes) == expected
+
+    cluster.set_gate(heartbeat=FRESH)
+    install("gate.objectSelector.matchLabels.pool=gpu", "networkPolicy.enabled=true")
+    assert soon(expected=False)
+    assert soon(expected=True, labels={"pool": "gpu"})
+    install("gate.source=watch")
+    assert soon(expected=False, labels={"pool": "gpu"})
+    # The same policy again, with a parameter kind that another had before: it has to work.
+    install()
+    assert soon(expected=True)
+
+
+def test_pods_pass_restricted_pod_security(cluster: Cluster, helm: rendering.Helm) -> None:
+    level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    code, answer = cluster.api.request(
+        "PATCH", f"/api/v1/namespaces/{NAMESPACE}", level, patch="merge"
+    )
+    assert code == 200, answer
+    for kind in ("Deployment", "Job"):
+        # The Job's own account exists only while it runs.
+        spec = helm.render().pod(kind) | {"serviceAccountName": "imagegate"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods?dryRun=All&fieldValidation=Strict"
+        code, answer = cluster.api.request("POST", path, pod)
+        assert code == 201, answer
+
+
+def test_cleanup_hooks_are_valid(cluster: Cluster, helm: rendering.Helm) -> None:
+    release = helm.render()
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}"
+    paths = {"Job": f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs", "Role": f"{rbac}/roles"}
+    paths |= {"RoleBinding": f"{rbac}/rolebindings"}
+    for kind, path in paths.items():
+        hooks = [hook for name, hook in release.of(kind).items() if "-cleanup" in name]
+        assert hooks
+        for hook in hooks:
+            query = "?dryRun=All&fieldValidation=Strict"
+            code, answer = cluster.api.request("POST", path + query, hook)
+            assert code == 201, answer
+
+
+LEASES = {"namespace": NAMESPACE, "group": "coordination.k8s.io", "resource": "leases"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "attributes", "allowed"),
+    [
+        ("patch", {"resource": "nodes"}, True),
+        ("patch", {"resource": "nodes", "subresource": "status"}, False),
+        ("get", {"resource": "nodes", "subresource": "proxy"}, False),
+        ("create", {"resource": "pods", "namespace": NAMESPACE}, True),
+        ("create", {"resource": "pods", "namespace": "default"}, False),
+        ("get", {"resource": "secrets", "namespace": NAMESPACE}, False),
+        ("update", {**LEASES, "name": "imagegate"}, True),
+        ("update", {**LEASES, "name": "other"}, False),
+        (
+            "patch",
+            {"group": "imagegate.dev", "resource": "imageprefetches", "subresource": "status"},
+            True,
+        ),
+        ("delete", {"group": "imagegate.dev", "resource": "nodegates"}, False),
+    ],
+)
+def test_rights_as_the_api_server_sees_them(
+    cluster: Cluster, verb: str, attributes: dict[str, str], allowed: bool
+) -> None:
+    spec = {
+        "user": f"system:serviceaccount:{NAMESPACE}:imagegate",
+        "resourceAttributes": {"verb": verb, **attributes},
+    }
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": spec,
+    }
+    path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+    code, answer = cluster.api.request("POST", path, review)
+    assert (code, answer["status"]["allowed"]) == (201, allowed)
+
+
+def test_uninstall_keeps_the_crds(
+    cluster: Cluster, helm: rendering.Helm, install: Callable[..., str]
+) -> None:
+    arguments = ["uninstall", "imagegate", "--namespace", NAMESPACE, "--no-hooks"]
+    helm.run(*arguments, "--kubeconfig", str(cluster.api.kubeconfig))
+    cluster.set_gate(heartbeat=FRESH)  # still a known kind
+    time.sleep(2)
+    assert not cluster.gated()
+    code, _ = cluster.api.request(
+        "GET", "/apis/scheduling.k8s.io/v1/priorityclasses/imagegate-puller"
+    )
+    assert code == 404
+    # Kept CRDs still name the release: it adopts them again.
+    install()

@@ -1,0 +1,425 @@
+"""The life of a node, one decision at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from imagegate.domain.actions import ReleaseReason
+from imagegate.domain.facts import (
+    Attempts,
+    GateMode,
+    GatePolicy,
+    GateSpec,
+    NodeState,
+    OnReboot,
+    Operator,
+    Requirement,
+    Taint,
+)
+from imagegate.domain.match import matches
+from imagegate.domain.pulls import Share
+from tests.unit.domain.cases import (
+    GATE_TAINT,
+    KEY,
+    NOT_READY,
+    NOW,
+    START,
+    creates,
+    decide,
+    deletes,
+    gate,
+    gated,
+    node,
+    patches,
+    pod,
+    prefetch,
+    view,
+)
+
+LLM = prefetch()
+CLOSED = prefetch(gate=GateSpec(policy=GatePolicy.FAIL_CLOSED))
+
+
+def labelled(**changes: object) -> dict[str, object]:
+    """A node that holds LLM's target, as this operator records it."""
+    return {
+        "labels": {LLM.label: LLM.target},
+        "observed": "node-uid/boot-1",
+        **changes,
+    }
+
+
+# ---- join and wait
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ready": False},
+        {"taints": (GATE_TAINT, Taint("karpenter.sh/unregistered", "NoExecute"))},
+        {"taints": (GATE_TAINT, Taint("node.cloudprovider.kubernetes.io/uninitialized", "X"))},
+    ],
+)
+def test_an_unsettled_node_is_held_and_nothing_is_started(changes: dict[str, object]) -> None:
+    on = dataclasses.replace(gated(), **changes)
+    plan = decide(view(on, Share(LLM, place=True)))
+    assert plan.actions == ()
+    assert plan.held
+    assert "waiting for the node" in plan.holding
+
+
+def test_a_gated_node_wants_a_place_and_then_pulls() -> None:
+    without = decide(view(gated(), Share(LLM)))
+    assert creates(without) == []
+    assert without.standings["llm"].wants
+    plan = decide(view(gated(), Share(LLM, place=True)))
+    assert [c.attempt for c in creates(plan)] == [1]
+    assert plan.standings["llm"].state is NodeState.PULLING
+    assert plan.held
+
+
+def test_while_its_pod_pulls_a_node_is_held_and_looked_at_again_at_the_timeout() -> None:
+    on = gated()
+    plan = decide(view(on, Share(LLM, pods=(pod(LLM, on),), place=True)))
+    assert plan.actions == ()
+    assert plan.requeue_at == START + 10 + 600
+
+
+# ---- release
+
+
+def test_the_release_is_one_patch_of_label_annotation_and_taint() -> None:
+    on = gated()
+    done = pod(LLM, on, phase="Succeeded", finished_at=NOW)
+    (patch,) = patches(decide(view(on, Share(LLM, pods=(done,), place=True))))
+    assert patch.set_labels == {LLM.label: LLM.target}
+    assert patch.observed == "node-uid/boot-1"
+    assert patch.remove == GATE_TAINT
+    assert patch.release is ReleaseReason.CACHED
+
+
+def test_the_kubelets_word_for_every_image_is_enough_to_release() -> None:
+    two = prefetch("llm", "reg.test/a:1", "reg.test/b:1")
+    on = gated()
+    running = pod(two, on)
+    half = Share(two, pods=(running,), pulled={running.uid: frozenset({"reg.test/a:1"})})
+    assert patches(decide(view(on, half))) == []
+    both = Share(two, pods=(running,), pulled={running.uid: frozenset(two.groups[0].images)})
+    (patch,) = patches(decide(view(on, both)))
+    assert patch.release is ReleaseReason.CACHED
+
+
+def test_two_prefetches_gate_a_node_until_both_are_cached() -> None:
+    other = prefetch("data", "reg.test/data:1")
+    on = gated()
+    done = Share(LLM, pods=(pod(LLM, on, phase="Succeeded"),))
+    half = decide(view(on, Share(other, pods=(pod(other, on),)), done))
+    assert patches(half) == []
+    assert half.holding == "waiting for data"
+    assert half.standings["llm"].state is NodeState.CACHED
+    whole = Share(other, pods=(pod(other, on, phase="Succeeded"),))
+    (patch,) = patches(decide(view(on, whole, done)))
+    assert set(patch.set_labels) == {LLM.label, other.label}
+
+
+def test_a_node_that_nobody_asks_for_is_released_at_once() -> None:
+    (patch,) = patches(decide(view(gated())))
+    assert patch.release is ReleaseReason.UNMATCHED
+    never = prefetch(gate=GateSpec(mode=GateMode.NEVER))
+    (patch,) = patches(decide(view(gated(), Share(never))))
+    assert patch.release is ReleaseReason.UNMATCHED
+    assert patch.set_labels == {}
+
+
+@pytest.mark.parametrize("absent", [None, gate(suspend=True), gate(deleting=True)])
+def test_without_an_active_gate_every_held_node_is_released(absent: object) -> None:
+    (patch,) = patches(decide(view(gated(ready=False), Share(CLOSED), gate=absent)))
+    assert patch.release is ReleaseReason.DISABLED
+
+
+def test_a_foreign_taint_stays_and_only_ours_goes() -> None:
+    foreign = Taint(KEY + "-not", "NoSchedule", "x")
+    on = node(taints=(foreign, GATE_TAINT, NOT_READY))
+    (patch,) = patches(decide(view(on)))
+    assert patch.remove == GATE_TAINT
+
+
+# ---- failures
+
+
+def failing(text: str = "rpc error: not found") -> tuple[object, Share]:
+    on = gated()
+    bad = pod(LLM, on, waiting="ErrImagePull", waiting_message=f'"reg.test/llm:1": {text}')
+    return on, Share(LLM, pods=(bad,), place=True, failed_at={bad.uid: NOW})
+
+
+def test_a_failure_seen_just_now_is_answered_by_deleting_the_pod() -> None:
+    on, share = failing("unexpected EOF")
+    plan = decide(view(on, share))
+    (delete,) = deletes(plan)
+    assert delete.remember is not None
+    assert delete.remember.reason == "TransferBroken"
+    assert delete.remember.count == 1
+    assert 9 <= delete.remember.next_at - NOW <= 11
+    assert plan.held
+
+
+@pytest.mark.parametrize("seen", [{}, {"llm-pod-uid": NOW - 6}])
+def test_a_failure_not_seen_just_now_may_hide_a_running_pull_which_is_not_cancelled(
+    seen: dict[str, float],
+) -> None:
+    on, share = failing("unexpected EOF")
+    plan = decide(view(on, dataclasses.replace(share, failed_at=seen)))
+    assert deletes(plan) == []
+
+
+def test_fail_open_releases_at_once_when_the_failure_is_permanent() -> None:
+    on, share = failing("manifest unknown: not found")
+    plan = decide(view(on, share))
+    (patch,) = patches(plan)
+    assert patch.release is ReleaseReason.FAILED
+    assert "ImageNotFound" in patch.message
+    assert patch.set_labels == {}
+
+
+def test_fail_open_releases_at_the_timeout_and_not_before() -> None:
+    on = gated()
+    share = Share(LLM, pods=(pod(LLM, on),), place=True)
+    deadline = START + 10 + 600
+    assert patches(decide(view(on, share), deadline - 1)) == []
+    (patch,) = patches(decide(view(on, share), deadline))
+    assert patch.release is ReleaseReason.TIMEOUT
+
+
+def test_fail_closed_holds_for_ever_until_the_image_is_there() -> None:
+    on = gated()
+    lost = Attempts(count=9, permanent=True, reason="ImageNotFound", next_at=NOW + 9e9)
+    share = Share(CLOSED, attempts={CLOSED.groups[0].key: lost}, place=True)
+    plan = decide(view(on, share), NOW + 9e8)
+    assert patches(plan) == []
+    assert plan.held
+    assert plan.standings["llm"].state is NodeState.FAILED
+
+
+def test_a_back_off_is_waited_for_and_then_a_fresh_pod_is_made() -> None:
+    once = Attempts(count=1, next_at=NOW + 5, reason="TransferBroken")
+    share = Share(LLM, attempts={LLM.groups[0].key: once}, place=True)
+    waiting = decide(view(node(), share))
+    assert waiting.actions == ()
+    assert waiting.requeue_at == NOW + 5
+    assert not waiting.standings["llm"].pulling, "a node that waits keeps no place"
+    (create,) = creates(decide(view(node(), share), NOW + 5))
+    assert create.attempt == 2
+
+
+def test_a_rejected_pod_is_tried_again_later() -> None:
+    on = node()
+    rejected = pod(LLM, on, phase="Failed", reason="OutOfpods", message="Node has no room")
+    plan = decide(view(on, Share(LLM, pods=(rejected,), place=True)))
+    (delete,) = deletes(plan)
+    assert delete.remember is not None
+    assert not delete.remember.permanent
+    assert creates(plan) == [], "not before the old one is gone and the back-off is over"
+
+
+def test_an_explicit_pull_timeout_gives_up_and_none_never_does() -> None:
+    limited = prefetch(retry=dataclasses.replace(LLM.retry, timeout=100.0))
+    on = node()
+    share = Share(limited, pods=(pod(limited, on),), place=True)
+    assert deletes(decide(view(on, share), START + 119)) == []
+    assert len(deletes(decide(view(on, share), START + 120))) == 1
+    patient = Share(LLM, pods=(pod(LLM, on),), place=True)
+    assert deletes(decide(view(on, patient), START + 9e6)) == []
+
+
+# ---- clocks
+
+
+@pytest.mark.parametrize("skew", [-86_400.0, 86_400.0])
+def test_a_node_clock_that_is_a_day_off_neither_opens_nor_prolongs_the_gate(skew: float) -> None:
+    on = gated(ready_since=START + 10 + skew)
+    share = Share(LLM, pods=(pod(LLM, on),), place=True)
+    assert patches(decide(view(on, share), START + 500)) == []
+    assert len(patches(decide(view(on, share), START + 10 + 600))) == 1
+
+
+# ---- in service
+
+
+def test_a_settled_node_gets_no_write() -> None:
+    on = node(**labelled())
+    done = pod(LLM, on, phase="Succeeded", finished_at=NOW)
+    plan = decide(view(on, Share(LLM, pods=(done,))))
+    assert plan.actions == ()
+    assert plan.requeue_at is None
+    assert plan.standings["llm"].state is NodeState.CACHED
+
+
+def test_a_kept_pod_that_vanished_is_put_back_when_there_is_a_place() -> None:
+    on = node(**labelled())
+    assert decide(view(on, Share(LLM))).standings["llm"].wants
+    plan = decide(view(on, Share(LLM, place=True)))
+    assert len(creates(plan)) == 1
+    assert plan.standings["llm"].state is NodeState.CACHED
+
+
+def test_retention_release_deletes_the_pod_after_six_minutes() -> None:
+    loose = prefetch(keep=False)
+    on = node(labels={loose.label: loose.target}, observed="node-uid/boot-1")
+    done = pod(loose, on, phase="Succeeded", finished_at=NOW)
+    plan = decide(view(on, Share(loose, pods=(done,))))
+    assert plan.actions == ()
+    assert plan.requeue_at == NOW + 360
+    assert len(deletes(decide(view(on, Share(loose, pods=(done,))), NOW + 360))) == 1
+    assert decide(view(on, Share(loose))).actions == (), "and it is not put back"
+
+
+def test_an_edit_supersedes_without_cancelling_what_is_still_wanted() -> None:
+    before = prefetch("llm", "reg.test/a:1", "reg.test/b:1")
+    after = prefetch("llm", "reg.test/a:1", "reg.test/c:1")
+    on = node()
+    running = pod(before, on)
+    plan = decide(view(on, Share(after, pods=(running,), place=True)))
+    assert plan.actions == ()
+    assert plan.standings["llm"].pulling
+    unwanted = prefetch("llm", "reg.test/x:1")
+    plan = decide(view(on, Share(unwanted, pods=(running,), place=True)))
+    assert len(deletes(plan)) == 1
+
+
+def test_the_pins_of_the_old_target_go_only_when_the_new_one_is_cached() -> None:
+    before, after = prefetch("llm", "reg.test/a:1"), prefetch("llm", "reg.test/a:2")
+    on = node(labels={before.label: before.target}, observed="node-uid/boot-1")
+    old = pod(before, on, name="old", phase="Succeeded")
+    plan = decide(view(on, Share(after, pods=(old,), place=True)))
+    assert deletes(plan) == []
+    assert len(creates(plan)) == 1
+    new = pod(after, on, name="new", uid="new", phase="Succeeded")
+    (patch,) = patches(decide(view(on, Share(after, pods=(old, new), place=True))))
+    assert patch.set_labels == {after.label: after.target}
+    current = node(labels={after.label: after.target}, observed="node-uid/boot-1")
+    plan = decide(view(current, Share(after, pods=(old, new))))
+    assert [d.pod.name for d in deletes(plan)] == ["old"]
+
+
+def test_labels_and_pods_of_a_prefetch_that_is_gone_are_removed() -> None:
+    on = node(**labelled())
+    plan = decide(view(on, orphans=(pod(LLM, on, phase="Succeeded"),)))
+    (patch,) = patches(plan)
+    assert patch.drop_labels == (LLM.label,)
+    assert len(deletes(plan)) == 1
+
+
+def test_labels_of_a_prefetch_that_was_edited_into_nonsense_stay() -> None:
+    on = node(**labelled())
+    assert decide(view(on, frozen=frozenset({"llm"}))).actions == ()
+
+
+# ---- reboots
+
+
+def test_after_a_reboot_verify_drops_the_label_and_pulls_again() -> None:
+    on = node(**labelled(boot_id="boot-2"))
+    stale = pod(LLM, on, observed="node-uid/boot-1", phase="Succeeded")
+    (patch,) = patches(decide(view(on, Share(LLM, pods=(stale,), place=True))))
+    assert patch.drop_labels == (LLM.label,)
+    assert patch.observed == "node-uid/boot-2"
+    assert patch.add is None
+    mended = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
+    plan = decide(view(mended, Share(LLM, pods=(stale,), place=True)))
+    assert len(creates(plan)) == 1
+    assert len(deletes(plan)) == 1
+
+
+def test_after_a_reboot_ignore_keeps_the_label() -> None:
+    ignore = prefetch(gate=GateSpec(on_reboot=OnReboot.IGNORE))
+    on = node(**labelled(boot_id="boot-2"))
+    done = pod(ignore, on, observed="node-uid/boot-1", phase="Succeeded")
+    (patch,) = patches(decide(view(on, Share(ignore, pods=(done,)))))
+    assert patch.drop_labels == ()
+    assert patch.observed == "node-uid/boot-2"
+
+
+def test_after_a_reboot_hold_puts_the_taint_back() -> None:
+    hold = prefetch(gate=GateSpec(on_reboot=OnReboot.HOLD))
+    on = node(**labelled(boot_id="boot-2"))
+    (patch,) = patches(decide(view(on, Share(hold))))
+    assert patch.add == GATE_TAINT
+    (patch,) = patches(decide(view(on, Share(hold), gate=gate(suspend=True))))
+    assert patch.add is None
+
+
+def test_a_node_of_the_same_name_but_another_machine_has_nothing() -> None:
+    ignore = prefetch(gate=GateSpec(on_reboot=OnReboot.IGNORE))
+    on = node(**labelled(uid="another"))
+    (patch,) = patches(decide(view(on, Share(ignore))))
+    assert patch.drop_labels == (LLM.label,)
+
+
+# ---- skipped
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deleting": True},
+        {"disk_pressure": True},
+        {"unschedulable": True},
+        {"taints": (Taint("ToBeDeletedByClusterAutoscaler", "NoSchedule"),)},
+        {"taints": (Taint("karpenter.sh/disrupted", "NoSchedule"),)},
+        {"labels": {"eks.amazonaws.com/compute-type": "fargate"}},
+    ],
+)
+def test_a_node_that_leaves_or_cannot_is_skipped_and_counted(changes: dict[str, object]) -> None:
+    plan = decide(view(node(**changes), Share(LLM, place=True)))
+    assert plan.actions == ()
+    assert plan.standings["llm"].state is NodeState.SKIPPED
+    assert plan.standings["llm"].skipped
+
+
+def test_a_cordoned_node_is_served_while_it_is_gated() -> None:
+    plan = decide(view(gated(unschedulable=True), Share(LLM, place=True)))
+    assert len(creates(plan)) == 1
+
+
+def test_a_virtual_node_is_not_held_by_what_it_can_never_have() -> None:
+    on = gated(labels={"type": "virtual-kubelet"})
+    (patch,) = patches(decide(view(on, Share(CLOSED))))
+    assert patch.release is ReleaseReason.UNMATCHED
+
+
+# ---- tainting by watch
+
+
+def test_by_watch_a_young_unknown_node_is_tainted_and_others_are_not() -> None:
+    young = view(node(), Share(LLM), taints_by_watch=True)
+    (patch,) = patches(decide(young))
+    assert patch.add == GATE_TAINT
+    for other in (
+        dataclasses.replace(young, taints_by_watch=False),
+        dataclasses.replace(young, gate=gate(suspend=True)),
+        dataclasses.replace(young, node=node(observed="node-uid/boot-1")),
+        dataclasses.replace(young, node=node(created_at=NOW - 301)),
+        dataclasses.replace(young, node=node(labels={"node-role.kubernetes.io/control-plane": ""})),
+        dataclasses.replace(young, shares=(Share(prefetch(created_at=START + 1)),)),
+    ):
+        assert patches(decide(other)) == []
+
+
+def test_selectors_are_those_of_kubernetes() -> None:
+    on = node(labels={"pool": "gpu"})
+    table = [
+        (Operator.IN, {"gpu"}, True),
+        (Operator.IN, {"cpu"}, False),
+        (Operator.NOT_IN, {"cpu"}, True),
+        (Operator.NOT_IN, {"gpu"}, False),
+        (Operator.EXISTS, set(), True),
+        (Operator.DOES_NOT_EXIST, set(), False),
+    ]
+    for operator, values, expected in table:
+        asked = prefetch(selector=(Requirement("pool", operator, frozenset(values)),))
+        assert matches(asked, on) is expected, operator
+    absent = Requirement("zone", Operator.NOT_IN, frozenset({"a"}))
+    assert matches(prefetch(selector=(absent,)), on)

@@ -1,0 +1,126 @@
+"""Messages of runtimes and what they mean; the arithmetic of the back-off."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagegate.domain import retry
+from imagegate.domain.facts import RetrySpec
+
+# In the wording of containerd 2.x; [crio] is CRI-O's. The e2e suite meets real ones: an image
+# that is missing, one that may not be read, and a registry that is down.
+MESSAGES = [
+    (
+        'rpc error: code = NotFound desc = failed to pull and unpack image "r.test/a:1":'
+        " failed to resolve image: r.test/a:1: not found",
+        "ImageNotFound",
+    ),
+    (
+        'failed to pull and unpack image "secure.registry.test/a:1": failed to resolve image: pull'
+        " access denied, repository does not exist or may require authorization: authorization"
+        " failed: no basic auth credentials",
+        "Unauthorized",
+    ),
+    (
+        'failed to resolve reference "secure.registry.test/a:1": unexpected status from HEAD request'
+        " to https://r.test/v2/a/m: 403 Forbidden",
+        "Unauthorized",
+    ),
+    (
+        'failed to do request: Head "http://10.90.0.1:5000/v2/a/manifests/1": dial tcp'
+        " 10.90.0.1:5000: connect: connection refused",
+        "RegistryUnreachable",
+    ),
+    (
+        "dial tcp: lookup registry.invalid on 10.96.0.10:53: no such host",
+        "NameResolutionFailed",
+    ),
+    (
+        "tls: failed to verify certificate: x509: certificate signed by unknown authority",
+        "TLSFailed",
+    ),
+    (
+        "unexpected status from HEAD request to https://r/v2/a/manifests/1: 429 Too Many Requests",
+        "Throttled",
+    ),
+    ("toomanyrequests: You have reached your pull rate limit.", "Throttled"),
+    (
+        "unexpected status from HEAD request to https://r/v2/a/m: 503 Service Unavailable",
+        "RegistryError",
+    ),
+    (
+        "failed to copy: httpReadSeeker: failed open: failed to do request: context deadline"
+        " exceeded",
+        "TransferTimeout",
+    ),
+    ("failed to copy: unexpected EOF", "TransferBroken"),
+    (
+        'failed commit on ref "layer-sha256:ab": unexpected commit digest sha256:cd, expected'
+        " sha256:ab: failed precondition",
+        "TransferBroken",
+    ),
+    (
+        "failed to extract layer sha256:ab: write /var/lib/containerd/x: no space left on device",
+        "DiskFull",
+    ),
+    ("no match for platform in manifest sha256:ab: not found", "PlatformMissing"),
+    (
+        'InvalidImageName: couldn\'t parse image name "A:1": invalid reference format',
+        "InvalidImageName",
+    ),
+    ("reading manifest 1 in r/a: manifest unknown", "ImageNotFound"),  # [crio]
+    ("something nobody has seen before", "PullFailed"),
+]
+
+
+@pytest.mark.parametrize(("message", "reason"), MESSAGES)
+def test_classes(message: str, reason: str) -> None:
+    assert retry.classify(message).reason == reason
+
+
+def test_what_somebody_must_mend_is_permanent_and_the_rest_is_not() -> None:
+    permanent = {cls.reason for m, _ in MESSAGES if (cls := retry.classify(m)).permanent}
+    assert permanent == {"ImageNotFound", "Unauthorized", "PlatformMissing", "InvalidImageName"}
+
+
+def series(message: str, count: int, spec: RetrySpec) -> list[float]:
+    delays, attempts = [], None
+    for _ in range(count):
+        attempts = retry.after(
+            attempts,
+            retry.classify(message),
+            spec=spec,
+            key="n1/g",
+            now=1000.0,
+            image="a",
+            message=message,
+        )
+        delays.append(attempts.next_at - 1000.0)
+    return delays
+
+
+def test_the_back_off_doubles_up_to_the_maximum_and_never_ends() -> None:
+    delays = series("unexpected EOF", 50, RetrySpec(limit=100, minimum=10, maximum=300))
+    nominal = [10, 20, 40, 80, 160] + [300] * 45
+    for delay, expected in zip(delays, nominal, strict=True):
+        assert 0.9 * expected <= delay <= 1.1 * expected
+
+
+def test_after_the_limit_and_when_permanent_only_the_slow_heartbeat_is_left() -> None:
+    spec = RetrySpec(limit=3, minimum=1, maximum=100)
+    assert series("unexpected EOF", 3, spec)[2] >= 90
+    assert series("manifest unknown", 1, spec)[0] >= 90
+
+
+def test_the_jitter_differs_between_nodes_and_is_the_same_for_one() -> None:
+    def delay(key: str) -> float:
+        return retry.after(
+            None, retry.UNKNOWN, spec=RetrySpec(), key=key, now=0.0, image="", message=""
+        ).next_at
+
+    assert delay("n1/g") == delay("n1/g")
+    assert len({delay(f"n{number}/g") for number in range(20)}) > 10
+
+
+def test_a_count_without_bound_does_not_overflow() -> None:
+    assert series("eof", 5000, RetrySpec(limit=10**9))[-1] <= 330

@@ -1,0 +1,135 @@
+"""Places of a rollout; the status and its conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegate.domain import rollout, status
+from imagegate.domain.facts import Attempts, NodeState, RolloutSpec
+from imagegate.domain.rollout import Domain, RolloutView
+from imagegate.domain.status import Failure, Tally
+from tests.unit.domain.cases import prefetch
+
+
+def spec(**changes: object) -> RolloutSpec:
+    return dataclasses.replace(RolloutSpec(max_parallel=100), **changes)
+
+
+def test_percent_rounds_down_but_at_least_one_may_pull() -> None:
+    assert RolloutSpec(10).parallel(9) == 1
+    assert RolloutSpec(10).parallel(4812) == 481
+    assert RolloutSpec(7, percent=False).parallel(3) == 7
+
+
+def test_each_domain_gets_its_seeds_before_one_gets_more() -> None:
+    waiting = tuple((f"{zone}{n}", zone) for zone in "abc" for n in range(5))
+    domains = {zone: Domain(nodes=5) for zone in "abc"}
+    assert rollout.grant(RolloutView(spec(), domains, waiting=waiting)) == ("a0", "b0", "c0")
+
+
+def test_twice_as_many_as_are_cached_pull_next() -> None:
+    domains = {"a": Domain(nodes=100, cached=3, busy=2)}
+    waiting = tuple((f"n{n:02}", "a") for n in range(50))
+    assert len(rollout.grant(RolloutView(spec(), domains, waiting=waiting))) == 4
+
+
+def test_paused_stops_nodes_in_service_and_not_those_that_join() -> None:
+    view = RolloutView(
+        spec(paused=True), {"a": Domain(nodes=10)}, joining=("new",), waiting=(("old", "a"),)
+    )
+    assert rollout.grant(view) == ("new",)
+    assert rollout.total_allowed(view) == 0
+
+
+@given(
+    limit=st.integers(1, 20),
+    figures=st.dictionaries(
+        st.sampled_from("abcd"),
+        st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 10)),
+        min_size=1,
+    ),
+    joining=st.integers(0, 10),
+    seeds=st.integers(1, 3),
+)
+def test_never_more_than_max_parallel_and_never_nobody_for_ever(
+    limit: int, figures: dict[str, tuple[int, int, int]], joining: int, seeds: int
+) -> None:
+    domains = {
+        name: Domain(nodes=max(nodes, cached + busy), cached=cached, busy=busy)
+        for name, (nodes, cached, busy) in figures.items()
+    }
+    waiting = tuple(
+        (f"{name}{n}", name)
+        for name, domain in domains.items()
+        for n in range(domain.nodes - domain.cached - domain.busy)
+    )
+    view = RolloutView(
+        RolloutSpec(limit, percent=False, seeds=seeds),
+        domains,
+        joining=tuple(f"new{n}" for n in range(joining)),
+        waiting=waiting,
+    )
+    granted = rollout.grant(view)
+    assert len(set(granted)) == len(granted)
+    assert len(granted) + view.busy <= max(limit, view.busy)
+    if view.busy == 0 and (waiting or joining):
+        assert granted, "nobody pulls and nobody may: the rollout would stand still"
+    assert list(granted[:joining]) == [f"new{n}" for n in range(joining)][: len(granted)]
+
+
+def tally(failures: int = 0, **counts: int) -> Tally:
+    worst = Attempts(
+        count=9,
+        reason="ImageNotFound",
+        message="x" * 5000,
+        image="reg.test/llm:1",
+        permanent=True,
+        next_at=2_000_000.0,
+    )
+    return Tally(
+        counts={NodeState(state): number for state, number in counts.items()},
+        gated=0,
+        failures=tuple(Failure(f"node-{n}", worst) for n in range(failures)),
+    )
+
+
+def conditions(counted: Tally, now: float = 0.0, **changes: object) -> dict[str, tuple[str, str]]:
+    body = status.prefetch_status(prefetch(**changes), counted, now)
+    return {c["type"]: (c["status"], c["reason"]) for c in body["conditions"]}
+
+
+def test_conditions() -> None:
+    assert conditions(tally(cached=3)) == {
+        "Ready": ("True", "AllCached"),
+        "Progressing": ("False", "Complete"),
+        "Degraded": ("False", "AsExpected"),
+    }
+    assert conditions(tally(cached=1, pulling=1, pending=1))["Progressing"] == ("True", "Pulling")
+    assert conditions(tally())["Ready"] == ("False", "NoNodesMatch")
+    assert conditions(tally(skipped=2))["Ready"] == ("False", "NodesSkipped")
+    assert conditions(tally(1, failed=1))["Degraded"] == ("True", "ImageNotFound")
+    paused = RolloutSpec(paused=True)
+    assert conditions(tally(pending=1), rollout=paused)["Progressing"] == ("False", "Paused")
+    invalid = ("NamespaceNotAllowed", "do this")
+    assert conditions(tally(), invalid=invalid)["Degraded"] == ("True", "NamespaceNotAllowed")
+
+
+def test_a_status_is_bounded_at_any_number_of_failures() -> None:
+    body = status.prefetch_status(prefetch(), tally(5000, failed=5000), 0.0)
+    assert len(body["failures"]) == 10
+    assert len(json.dumps(body)) < 16 * 1024
+
+
+def test_a_transition_time_stays_until_the_status_flips() -> None:
+    first = status.prefetch_status(prefetch(), tally(pulling=1), 1000.0)
+    known = prefetch(status=first)
+    same = status.prefetch_status(known, tally(pulling=1), 2000.0)
+    assert same == first
+    flipped = status.prefetch_status(known, tally(cached=1), 2000.0)
+    at = {c["type"]: c["lastTransitionTime"] for c in flipped["conditions"]}
+    assert at["Ready"] == status.timestamp(2000.0)
+    assert at["Degraded"] == status.timestamp(1000.0)

@@ -1,0 +1,117 @@
+"""JSON patches of Nodes: whole, and against a server that checks them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonpatch
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegate.domain.actions import PatchNode, ReleaseReason
+from imagegate.domain.facts import Taint
+from imagegate.kube import nodes
+from tests.unit import golden
+from tests.unit.domain.cases import GATE_TAINT, KEY, NOT_READY
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "metadata": {
+            "name": "n1",
+            "uid": "node-uid",
+            "resourceVersion": "7",
+            "labels": {"a": "b"},
+            "annotations": {"c": "d"},
+        },
+        "spec": {
+            "taints": [
+                {"key": NOT_READY.key, "effect": "NoSchedule"},
+                {"key": KEY, "value": "pending", "effect": "NoSchedule"},
+            ]
+        },
+        "status": {"nodeInfo": {"bootID": "boot-1"}},
+    }
+    made.update(changes)
+    return made
+
+
+RELEASE = PatchNode(
+    nodes.parse(body()),
+    set_labels={"cached.imagegate.dev/llm": "0123456789ab"},
+    observed="node-uid/boot-1",
+    remove=GATE_TAINT,
+    release=ReleaseReason.CACHED,
+)
+
+
+def test_the_release() -> None:
+    golden.check(GOLDEN / "release.json", nodes.operations(RELEASE))
+
+
+def test_the_hold_of_a_node_without_labels_annotations_and_taints() -> None:
+    bare = nodes.parse({"metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"}})
+    patch = PatchNode(
+        bare, set_labels={"cached.imagegate.dev/a": "x"}, observed="u/", add=GATE_TAINT
+    )
+    golden.check(GOLDEN / "hold-bare.json", nodes.operations(patch))
+    result = jsonpatch.apply_patch(
+        {"metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"}, "spec": {}},
+        nodes.operations(patch),
+    )
+    assert result["metadata"]["labels"] == {"cached.imagegate.dev/a": "x"}
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        {"spec": {"taints": []}},
+        {"spec": {"taints": [{"key": KEY, "value": "pending", "effect": "NoSchedule"}]}},
+        {
+            "spec": {
+                "taints": [
+                    {"key": NOT_READY.key, "effect": "NoSchedule"},
+                    {"key": KEY, "value": "other", "effect": "NoSchedule"},
+                ]
+            }
+        },
+        {"metadata": {"name": "n1", "uid": "another-machine", "labels": {}, "annotations": {}}},
+    ],
+)
+def test_a_node_that_is_not_as_it_was_seen_is_not_changed(meanwhile: dict[str, Any]) -> None:
+    with pytest.raises(jsonpatch.JsonPatchException):
+        jsonpatch.apply_patch(body(**meanwhile), nodes.operations(RELEASE))
+
+
+TAINTS = st.lists(
+    st.builds(
+        Taint,
+        key=st.sampled_from(["a", "b", KEY + "x"]),
+        effect=st.sampled_from(["NoSchedule", "NoExecute"]),
+        value=st.none() | st.just("v"),
+        time_added=st.none() | st.just("2026-01-01T00:00:00Z"),
+    ),
+    max_size=4,
+)
+
+
+@given(TAINTS, TAINTS)
+def test_adding_and_removing_touches_nothing_but_our_own(
+    before: list[Taint], after: list[Taint]
+) -> None:
+    wire = [nodes._wire(t) for t in (*before, GATE_TAINT, *after)]
+    seen = nodes.parse(body(spec={"taints": wire}))
+    removed = jsonpatch.apply_patch(
+        body(spec={"taints": wire}), nodes.operations(PatchNode(seen, remove=GATE_TAINT))
+    )
+    foreign = [nodes._wire(t) for t in (*before, *after)]
+    assert removed["spec"]["taints"] == foreign
+    clean = nodes.parse(body(spec={"taints": foreign}))
+    added = jsonpatch.apply_patch(
+        body(spec={"taints": foreign}), nodes.operations(PatchNode(clean, add=GATE_TAINT))
+    )
+    assert added["spec"]["taints"] == [*foreign, nodes._wire(GATE_TAINT)]

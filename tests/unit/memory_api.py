@@ -1,0 +1,184 @@
+"""An API server in memory, with the semantics that make operators fail: resourceVersions, JSON
+patches whose ``test`` fails (422), names that exist (409), preconditions, finalizers, watches.
+
+It stands in for the real one where a fault must come at one exact request. Everything else is
+tested on a real cluster in ``tests/e2e``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import jsonpatch
+
+from imagegate.kube import errors
+from imagegate.kube.client import JSON_PATCH
+
+Watcher = Callable[[str, dict[str, Any]], None]
+
+
+class MemoryApi:
+    """Takes the place of :class:`imagegate.kube.client.Client`."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.watchers: list[Watcher] = []
+        self.before: Callable[[str, str], None] = lambda method, path: None
+        """Called before every request; what it raises is the answer."""
+        self.fence: Callable[[], None] = lambda: None
+        self._version = 100
+
+    # ---- what the Client offers
+
+    async def get(self, path: str, **query: str) -> dict[str, Any]:
+        self._request("GET", path)
+        if path in self.objects:
+            return copy.deepcopy(self.objects[path])
+        if not self._is_collection(path):
+            raise self._error("GET", path, 404, "NotFound")
+        return {"metadata": {}, "items": self._items(path, query.get("labelSelector", ""))}
+
+    async def list(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
+        self._request("LIST", path)
+        for item in self._items(path, query.get("labelSelector", "")):
+            yield item
+
+    async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
+        self.fence()
+        self._request("POST", path)
+        key = f"{path}/{body['metadata']['name']}"
+        if key in self.objects:
+            raise self._error("POST", key, 409, "AlreadyExists")
+        made = copy.deepcopy(dict(body))
+        made["metadata"].setdefault("uid", f"uid-{self._version}")
+        made["metadata"].setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
+        if query.get("dryRun") != "All":
+            self._store(key, made, "ADDED")
+        return copy.deepcopy(made)
+
+    create_unfenced = create
+
+    async def replace(
+        self, path: str, body: Mapping[str, Any], *, fenced: bool = True
+    ) -> dict[str, Any]:
+        self._request("PUT", path)
+        old = self._known("PUT", path)
+        if body["metadata"].get("resourceVersion") != old["metadata"]["resourceVersion"]:
+            raise self._error("PUT", path, 409, "Conflict")
+        self._store(path, copy.deepcopy(dict(body)), "MODIFIED")
+        return copy.deepcopy(self.objects[path])
+
+    async def patch(
+        self, path: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]], content_type: str
+    ) -> dict[str, Any]:
+        self.fence()
+        self._request("PATCH", path)
+        key = path.removesuffix("/status").removesuffix("/scale")
+        old = self._known("PATCH", key)
+        if content_type == JSON_PATCH:
+            try:
+                new = jsonpatch.apply_patch(old, list(body))
+            except jsonpatch.JsonPatchException as error:
+                text = f"the server rejected our request due to an error in our request: {error}"
+                raise self._error("PATCH", path, 422, "Invalid", text) from error
+        else:
+            new = _merge(old, body)
+        if new != old:
+            self._store(key, new, "MODIFIED")
+        return copy.deepcopy(self.objects.get(key, new))
+
+    async def delete(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        self.fence()
+        self._request("DELETE", path)
+        old = self._known("DELETE", path)
+        uid = (body or {}).get("preconditions", {}).get("uid")
+        if uid is not None and uid != old["metadata"]["uid"]:
+            raise self._error("DELETE", path, 409, "Conflict")
+        self.remove(path)
+        return old
+
+    # ---- what the rest of the cluster does
+
+    def put(self, path: str, body: dict[str, Any]) -> None:
+        """Somebody else writes an object."""
+        self._store(path, copy.deepcopy(body), "MODIFIED" if path in self.objects else "ADDED")
+
+    def change(self, path: str, edit: Callable[[dict[str, Any]], None]) -> None:
+        body = copy.deepcopy(self.objects[path])
+        edit(body)
+        self._store(path, body, "MODIFIED")
+
+    def remove(self, path: str) -> None:
+        old = self.objects[path]
+        if old["metadata"].get("finalizers"):
+            old["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
+            self._store(path, old, "MODIFIED")
+            return
+        del self.objects[path]
+        self._tell("DELETED", old)
+
+    def writes(self) -> list[tuple[str, str]]:
+        return [(m, p) for m, p in self.requests if m not in ("GET", "LIST")]
+
+    def _request(self, method: str, path: str) -> None:
+        self.requests.append((method, path))
+        self.before(method, path)
+
+    def _known(self, method: str, path: str) -> dict[str, Any]:
+        if path not in self.objects:
+            raise self._error(method, path, 404, "NotFound")
+        return copy.deepcopy(self.objects[path])
+
+    def _store(self, key: str, body: dict[str, Any], kind: str) -> None:
+        self._version += 1
+        body["metadata"]["resourceVersion"] = str(self._version)
+        self.objects[key] = body
+        gone = "deletionTimestamp" in body["metadata"] and not body["metadata"].get("finalizers")
+        if gone:
+            del self.objects[key]
+        self._tell("DELETED" if gone else kind, body)
+
+    def _tell(self, kind: str, body: dict[str, Any]) -> None:
+        for watcher in self.watchers:
+            watcher(kind, copy.deepcopy(body))
+
+    def _is_collection(self, path: str) -> bool:
+        return path.rsplit("/", 1)[1] in ("pods", "nodes", "imageprefetches", "leases", "events")
+
+    def _items(self, path: str, selector: str) -> list[dict[str, Any]]:
+        wanted = [part.partition("=") for part in selector.split(",") if part]
+
+        def matches(body: dict[str, Any]) -> bool:
+            labels = body["metadata"].get("labels") or {}
+            return all(
+                labels.get(key) == value if sep else key in labels for key, sep, value in wanted
+            )
+
+        return [
+            copy.deepcopy(body)
+            for key, body in self.objects.items()
+            if key.rpartition("/")[0] == path and matches(body)
+        ]
+
+    def _error(
+        self, method: str, path: str, status: int, reason: str, text: str = ""
+    ) -> errors.KubeError:
+        body = json.dumps({"reason": reason, "message": text or reason}).encode()
+        return errors.from_response(f"{method} {path}", method, status, body, None)
+
+
+def _merge(old: Any, change: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(change, Mapping):
+        return change
+    merged = dict(old) if isinstance(old, Mapping) else {}
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merge(merged.get(key), value)
+    return merged

@@ -1,0 +1,122 @@
+"""Puller pods: the whole manifest, and what a kubelet makes of one, read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from imagegate.domain.facts import IMAGES_PER_POD, Image, Prefetch
+from imagegate.puller import build, read
+from imagegate.puller.build import PullerSettings
+from tests.unit import golden
+from tests.unit.domain.cases import node, prefetch
+
+SETTINGS = PullerSettings(
+    image="registry.k8s.io/pause:3.10.2",
+    priority_class="imagegate-puller",
+    labels={"team": "ml"},
+    annotations={"sidecar.istio.io/inject": "false"},
+    image_pull_secrets=("pause-pull",),
+)
+TWO = dataclasses.replace(
+    prefetch("llm", "reg.test/llm:1", "reg.test/data:1"),
+    images=(Image("reg.test/llm:1", ("ml-pull",)), Image("reg.test/data:1", ("ml-pull",))),
+)
+
+
+def test_the_manifest() -> None:
+    manifest = build.build(TWO, node(), TWO.groups[0], 1, SETTINGS)
+    golden.check(Path(__file__).parent / "golden" / "pod.json", manifest)
+
+
+def test_what_was_built_is_read_back() -> None:
+    manifest = build.build(TWO, node(), TWO.groups[0], 1, SETTINGS)
+    pod = read.pod(manifest)
+    assert pod.prefetch == "llm"
+    assert pod.group == TWO.groups[0].key
+    assert pod.images == ("reg.test/llm:1", "reg.test/data:1")
+    assert pod.observed == node().identity
+    assert pod.node == "n1"
+
+
+def test_names_are_deterministic_and_differ_by_what_makes_another_pull() -> None:
+    group = TWO.groups[0]
+    name = build.name(TWO, node(), group, 1)
+    assert name == build.name(TWO, node(), group, 1)
+    others = {
+        build.name(TWO, node(), group, 2),
+        build.name(TWO, node(name="n2"), group, 1),
+        build.name(TWO, node(boot_id="boot-2"), group, 1),
+        build.name(TWO, node(uid="another"), group, 1),
+        build.name(dataclasses.replace(TWO, uid="another"), node(), group, 1),
+    }
+    assert len(others | {name}) == 6
+    long = dataclasses.replace(TWO, name="x" * 39 + "-" + "y" * 23)
+    assert len(build.name(long, node(), group, 1)) <= 63
+    assert "--" not in build.name(long, node(), group, 1)
+
+
+def groups(*images: Image) -> Prefetch:
+    return dataclasses.replace(prefetch(), images=images)
+
+
+def test_images_are_grouped_by_secrets_and_at_most_eight_to_a_pod() -> None:
+    many = groups(*(Image(f"reg.test/{n}:1") for n in range(20)), Image("reg.test/p:1", ("s",)))
+    assert [len(group.images) for group in many.groups] == [8, 8, 4, 1]
+    assert IMAGES_PER_POD == 8
+    assert [group.pull_secrets for group in many.groups] == [(), (), (), ("s",)]
+    assert len({group.key for group in many.groups}) == 4
+
+
+def test_the_target_is_of_the_references_whatever_their_order() -> None:
+    one, two = Image("a:1"), Image("b:1")
+    assert groups(one, two).target == groups(two, one).target
+    assert groups(one).target != groups(two).target
+    assert len(groups(one).target) == 12
+
+
+def event(message: str, reason: str = "Pulled", component: str = "kubelet") -> dict[str, object]:
+    return {
+        "reason": reason,
+        "message": message,
+        "source": {"component": component},
+        "involvedObject": {"kind": "Pod", "name": "ipf-llm", "uid": "u"},
+    }
+
+
+def test_a_pulled_event_of_the_kubelet() -> None:
+    text = (
+        'Successfully pulled image "open.registry.test/big:1" in 1m2.5s'
+        " (1m3.1s including waiting). Image size: 314610611 bytes."
+    )
+    said = read.pulled(event(text))
+    assert said == read.Pulled("u", "ipf-llm", "open.registry.test/big:1", 62.5, 314610611)
+
+
+@pytest.mark.parametrize("ending", ["", " and can be accessed by the pod"])
+def test_an_image_that_was_there(ending: str) -> None:
+    said = read.pulled(event(f'Container image "a:1" already present on machine{ending}'))
+    assert said == read.Pulled("u", "ipf-llm", "a:1")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        event('Pulling image "a:1"', reason="Pulling"),
+        event('Successfully pulled image "a:1" in 1s', component="somebody"),
+        event("nonsense"),
+        {},
+    ],
+)
+def test_what_is_no_such_event_says_nothing(other: dict[str, object]) -> None:
+    assert read.pulled(other) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1.5s", 1.5), ("2m0.25s", 120.25), ("1h1m1s", 3661), ("350ms", 0.35), ("12µs", 12e-6)],
+)
+def test_go_durations(text: str, seconds: float) -> None:
+    assert read.duration(text) == pytest.approx(seconds)

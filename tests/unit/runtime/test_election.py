@@ -1,0 +1,125 @@
+"""Leader election: one leader, and a leader that knows when it is none any more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from imagegate.kube import errors
+from imagegate.kube.leases import LeaseRecord, Leases
+from imagegate.runtime import election
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.election import Elector, Observation, Step, decide, observe
+from tests.unit.memory_api import MemoryApi
+
+HELD = LeaseRecord(holder="a", duration=15, renew_time="t1", version="5")
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.seconds, monotonic=lambda: self.seconds)
+
+
+@pytest.mark.parametrize(
+    ("record", "silent", "step"),
+    [
+        (None, 0, Step.CREATE),
+        (HELD, 0, Step.WAIT),
+        (HELD, 14.9, Step.WAIT),
+        (HELD, 15, Step.TAKE),
+        (LeaseRecord(holder="", version="6"), 0, Step.TAKE),
+        (LeaseRecord(holder="b", version="6"), 0, Step.RENEW),
+    ],
+)
+def test_what_candidate_b_does(record: LeaseRecord | None, silent: float, step: Step) -> None:
+    assert decide(Observation(record, 100.0), "b", 100.0 + silent) is step
+
+
+def test_a_holder_counts_as_silent_since_its_record_last_changed() -> None:
+    first = observe(None, HELD, 10.0)
+    assert observe(first, HELD, 20.0).at == 10.0
+    renewed = LeaseRecord(holder="a", duration=15, renew_time="t2", version="6")
+    assert observe(first, renewed, 20.0).at == 20.0
+
+
+def electors(api: MemoryApi, time: FakeTime) -> tuple[Elector, Elector]:
+    client: Any = api
+    leases = Leases(client, "ns", "imagegate")
+    return Elector(leases, "a", time.clock()), Elector(leases, "b", time.clock())
+
+
+async def test_only_one_of_two_leads_and_the_other_takes_over_when_it_falls_silent() -> None:
+    api, time = MemoryApi(), FakeTime()
+    a, b = electors(api, time)
+    assert await a._try()
+    assert not await b._try()
+    a.fence()
+    with pytest.raises(errors.NotLeader):
+        b.fence()
+    time.seconds += election.RENEW_DEADLINE
+    with pytest.raises(errors.NotLeader):
+        a.fence()
+    assert not await b._try(), "the lease itself is still valid"
+    time.seconds += election.LEASE_SECONDS - election.RENEW_DEADLINE
+    assert await b._try()
+    assert (
+        api.objects["/apis/coordination.k8s.io/v1/namespaces/ns/leases/imagegate"]["spec"][
+            "leaseTransitions"
+        ]
+        == 1
+    )
+    assert not await a._try()
+    assert a.holder == "b"
+
+
+async def test_released_is_taken_at_once() -> None:
+    api, time = MemoryApi(), FakeTime()
+    a, b = electors(api, time)
+    assert await a._try()
+    assert not await b._try()
+    await a.release()
+    assert await b._try()
+
+
+async def test_a_renewal_that_does_not_get_through_ends_the_leadership_in_time() -> None:
+    api, time = MemoryApi(), FakeTime()
+    a, _ = electors(api, time)
+    assert await a._try()
+
+    def cut(method: str, path: str) -> None:
+        raise errors.Unavailable(f"{method} {path}", 0, "no route to host")
+
+    api.before = cut
+    time.seconds += 9.9
+    assert not await a._try()
+    a.fence()
+    time.seconds += 0.1
+    with pytest.raises(errors.NotLeader):
+        a.fence()
+
+
+async def test_renewing_is_one_request_a_round() -> None:
+    api, time = MemoryApi(), FakeTime()
+    a, _ = electors(api, time)
+    assert await a._try()
+    api.requests.clear()
+    assert await a._try()
+    assert [method for method, _ in api.requests] == ["PUT"]
+
+
+async def test_hold_returns_when_somebody_else_took_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(election, "RETRY_PERIOD", 0.0)
+    api, time = MemoryApi(), FakeTime()
+    a, _ = electors(api, time)
+    assert await a._try()
+    path = "/apis/coordination.k8s.io/v1/namespaces/ns/leases/imagegate"
+    api.change(path, lambda body: body["spec"].update(holderIdentity="thief"))
+    await asyncio.wait_for(a.hold(), 1)
+    assert not a.leading

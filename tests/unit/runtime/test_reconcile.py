@@ -1,0 +1,248 @@
+"""The whole loop, with faults at exact places."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from imagegate.kube import errors
+from tests.unit.runtime.world import KEY, PODS, World, until
+
+FAST = {"retry": {"limit": 3, "minSeconds": 1, "maxSeconds": 1}}
+WIDE = {"rollout": {"maxParallel": "100%", "seeds": 1000}}
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.add_gate()
+    return made
+
+
+async def test_a_joining_node_is_held_pulls_and_is_released_in_one_patch(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1")
+    async with world.operating():
+        world.add_node("n1", gated=True)
+        await until(world.pods)
+        assert KEY in world.taints("n1")
+        world.finish(world.pods()[0])
+        await until(lambda: KEY not in world.taints("n1"))
+        assert world.taints("n1") == ["node.kubernetes.io/not-ready"]
+        assert set(world.labels("n1")) == {"cached.imagegate.dev/llm"}
+        assert world.observed("n1") == "n1-uid/boot-1"
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+    node_writes = [p for m, p in world.api.writes() if p == "/api/v1/nodes/n1"]
+    assert len(node_writes) == 1
+
+
+async def test_a_settled_cluster_gets_no_write(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", **WIDE)
+    for number in range(5):
+        world.add_node(f"n{number}")
+    async with world.operating():
+        await until(lambda: len(world.pods()) == 5)
+        for pod in world.pods():
+            world.finish(pod)
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+        await asyncio.sleep(0.5)
+        world.api.requests.clear()
+        await world.resync.once()
+        for number in range(5):  # kubelets write their heartbeats
+            world.api.change(f"/api/v1/nodes/n{number}", lambda body: body.update(x=1))
+        await asyncio.sleep(1.0)
+        assert world.api.writes() == []
+
+
+async def test_never_more_nodes_pull_than_max_parallel_and_all_get_their_turn(
+    world: World,
+) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 3, "seeds": 1})
+    for number in range(12):
+        world.add_node(f"n{number}")
+    most = 0
+    async with world.operating():
+        for _ in range(12):
+            await until(lambda: any("status" not in pod for pod in world.pods()))
+            pulling = [pod for pod in world.pods() if "status" not in pod]
+            most = max(most, len(pulling))
+            world.finish(pulling[0])
+        await until(lambda: world.status("llm").get("nodes", {}).get("cached") == 12)
+    assert most == 3
+
+
+async def test_the_first_of_a_domain_goes_alone_then_twice_as_many_as_are_cached(
+    world: World,
+) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%"})
+    for number in range(8):
+        world.add_node(f"n{number}", labels={"topology.kubernetes.io/zone": "z"})
+    async with world.operating():
+        waves = []
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            pulling = [pod for pod in world.pods() if "status" not in pod]
+            waves.append(len(pulling))
+            for pod in pulling:
+                world.finish(pod)
+        assert waves == [1, 2, 5]
+
+
+async def test_an_operator_killed_at_any_request_resumes_without_a_second_pull() -> None:
+    """Kill it at its 1st, 2nd, ... write; the next process must finish the job."""
+    for kill_at in range(1, 6):
+        world = World()
+        world.add_gate()
+        world.add_prefetch("llm", "reg.test/llm:1")
+        world.add_node("n1", gated=True)
+        count = 0
+        made: list[str] = []
+
+        def count_pods(kind: str, body: dict[str, Any], into: list[str] = made) -> None:
+            if (kind, body.get("kind")) == ("ADDED", "Pod"):
+                into.append(body["metadata"]["name"])
+
+        world.api.watchers.append(count_pods)
+
+        def killed(method: str, path: str, limit: int = kill_at) -> None:
+            nonlocal count
+            count += method not in ("GET", "LIST")
+            if count >= limit:
+                raise errors.NotLeader("killed")
+
+        world.api.before = killed
+        async with world.operating():
+            await asyncio.sleep(0.1)
+        world.api.before = lambda method, path: None
+        world.start_operator()
+        async with world.operating():
+            await until(world.pods)
+            world.finish(world.pods()[0])
+            await until(lambda w=world: KEY not in w.taints("n1"))
+        assert made == [world.pods()[0]["metadata"]["name"]], f"killed at write {kill_at}"
+
+
+async def test_a_conflict_on_the_release_is_decided_again_and_foreign_taints_survive(
+    world: World,
+) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1")
+    world.add_node("n1", gated=True)
+    interfered = False
+
+    def interfere(method: str, path: str) -> None:
+        nonlocal interfered
+        if method == "PATCH" and path == "/api/v1/nodes/n1" and not interfered:
+            interfered = True
+            watchers, world.api.watchers = world.api.watchers, []
+            world.api.change(
+                path,
+                lambda body: body["spec"]["taints"].insert(
+                    0, {"key": "other", "effect": "NoSchedule"}
+                ),
+            )
+            world.api.watchers = watchers
+
+    world.api.before = interfere
+    async with world.operating():
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: KEY not in world.taints("n1"))
+    assert interfered
+    assert world.taints("n1") == ["other", "node.kubernetes.io/not-ready"]
+
+
+async def test_a_permanent_failure_opens_the_gate_says_why_and_goes_on_trying(
+    world: World,
+) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", **FAST)
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        await until(world.pods)
+        first = world.pods()[0]
+        world.fail(first, 'failed to resolve "reg.test/llm:1": not found')
+        await until(lambda: KEY not in world.taints("n1"))
+        assert world.labels("n1") == {}
+        await until(lambda: world.condition("llm", "Degraded").get("status") == "True")
+        assert world.condition("llm", "Degraded")["reason"] == "ImageNotFound"
+        failure = world.status("llm")["failures"][0]
+        assert (failure["node"], failure["image"]) == ("n1", "reg.test/llm:1")
+        await until(world.pods)
+        second = world.pods()[0]
+        assert second["metadata"]["name"] != first["metadata"]["name"]
+        world.finish(second)
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+        assert world.condition("llm", "Degraded")["status"] == "False"
+        assert world.labels("n1")
+
+
+async def test_a_pod_that_the_api_server_refuses_becomes_a_condition(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", retry={"limit": 1})
+    world.add_node("n1")
+
+    def refuse(method: str, path: str) -> None:
+        if (method, path) == ("POST", PODS):
+            raise errors.Forbidden("POST pods", 403, "exceeded quota")
+
+    world.api.before = refuse
+    async with world.operating():
+        await until(lambda: world.condition("llm", "Degraded").get("status") == "True")
+    condition = world.condition("llm", "Degraded")
+    assert condition["reason"] == "PodRefused"
+    assert "exceeded quota" in condition["message"]
+
+
+async def test_deleting_a_prefetch_leaves_nothing_and_does_not_hang(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", **WIDE)
+    world.add_node("n1")
+    world.add_node("n2", gated=True)
+    path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+    async with world.operating():
+        await until(lambda: len(world.pods()) == 2)
+        done = next(p for p in world.pods() if p["spec"]["nodeName"] == "n1")
+        world.finish(done)
+        await until(lambda: world.labels("n1"))
+        world.api.remove(path)
+        await until(lambda: path not in world.api.objects)
+        await until(lambda: not world.pods())
+        assert world.labels("n1") == {}
+        assert KEY not in world.taints("n2")
+
+
+async def test_what_vanished_unseen_is_found_by_the_resync(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", **WIDE)
+    world.add_node("n1")
+    world.add_node("n2")
+    async with world.operating():
+        await until(lambda: len(world.pods()) == 2)
+        watchers, world.api.watchers = world.api.watchers, []
+        world.api.remove("/api/v1/nodes/n2")
+        gone = next(p for p in world.pods() if p["spec"]["nodeName"] == "n2")
+        world.api.remove(f"{PODS}/{gone['metadata']['name']}")
+        world.api.watchers = watchers
+        await world.resync.once()
+        await until(lambda: world.status("llm").get("nodes", {}).get("desired") == 1)
+        assert set(world.store.nodes) == {"n1"}
+
+
+async def test_a_prefetch_that_is_not_allowed_says_what_to_do_and_touches_nothing(
+    world: World,
+) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", pullerNamespace="elsewhere")
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        await until(lambda: world.condition("llm", "Degraded").get("status") == "True")
+        await until(lambda: KEY not in world.taints("n1"))
+    assert world.condition("llm", "Ready")["reason"] == "NamespaceNotAllowed"
+    assert "puller.namespaces" in world.condition("llm", "Ready")["message"]
+    assert world.pods() == []
+
+
+async def test_suspending_the_gate_releases_everybody_who_is_held(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", gate={"policy": "FailClosed"})
+    world.add_node("n1", gated=True)
+    world.add_node("n2", gated=True)
+    async with world.operating():
+        await until(world.pods)
+        world.add_gate(suspend=True)
+        await until(lambda: KEY not in world.taints("n1") + world.taints("n2"))

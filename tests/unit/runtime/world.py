@@ -1,0 +1,217 @@
+"""A small world: the real loop over an API server in memory, and kubelets that one can tell what
+to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from imagegate.domain.facts import OBSERVED
+from imagegate.domain.status import timestamp
+from imagegate.kube import gates, nodes, prefetches
+from imagegate.kube.events import Events
+from imagegate.kube.gates import Gates
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.pods import Pods
+from imagegate.kube.prefetches import Prefetches, Reader
+from imagegate.metrics import Metrics
+from imagegate.puller import read
+from imagegate.puller.build import PullerSettings
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.reconcile import Reconciler
+from imagegate.runtime.resync import Resync
+from imagegate.runtime.store import Store
+from tests.unit.memory_api import MemoryApi
+
+KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+NAMESPACE = "imagegate-system"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+
+class World:
+    def __init__(self, api: MemoryApi | None = None) -> None:
+        self.api = api or MemoryApi()
+        self.clock = Clock()
+        self.reader = Reader(frozenset({NAMESPACE}))
+        self.start_operator()
+        self.api.watchers.append(self._watch)
+
+    def start_operator(self) -> None:
+        """A new process: nothing is remembered but what is in the cluster."""
+        client: Any = self.api
+        self.metrics = Metrics(CollectorRegistry(), version="test")
+        self.store, self.ledger = Store(self.clock), Ledger()
+        parts: dict[str, Any] = {
+            "nodes": Nodes(client),
+            "pods": Pods(client),
+            "prefetches": Prefetches(client, self.reader),
+        }
+        self.reconciler = Reconciler(
+            store=self.store,
+            ledger=self.ledger,
+            events=Events(client, component="imagegate", instance="test"),
+            metrics=self.metrics,
+            puller=PullerSettings(image="pause"),
+            clock=self.clock,
+            taint_key=lambda: KEY,
+            taints_by_watch=False,
+            **parts,
+        )
+        self.resync = Resync(
+            store=self.store,
+            gates=Gates(client),
+            namespaces=[NAMESPACE],
+            metrics=self.metrics,
+            clock=self.clock,
+            period=300,
+            **parts,
+        )
+
+    @contextlib.asynccontextmanager
+    async def operating(self) -> AsyncIterator[None]:
+        await self.resync.once()
+        self.store.listen(self.reconciler)
+        for name in self.store.prefetches:
+            self.reconciler.prefetch_changed(name)
+        for name in self.store.nodes:
+            self.reconciler.node_changed(name)
+        queues = (self.reconciler.node_queue, self.reconciler.prefetch_queue)
+        tasks = [asyncio.create_task(queue.run()) for queue in queues]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _watch(self, kind: str, body: dict[str, Any]) -> None:
+        gone = kind == "DELETED"
+        match body.get("kind"):
+            case "Node":
+                node = nodes.parse(body)
+                self.store.lose_node(node.name, node.uid) if gone else self.store.see_node(node)
+            case "Pod":
+                pod = read.pod(body)
+                if gone:
+                    self.store.lose_pod(pod.namespace, pod.name, pod.uid)
+                else:
+                    self.store.see_pod(pod, live=True)
+            case "ImagePrefetch":
+                prefetch = self.reader.parse(body)
+                if gone:
+                    self.store.lose_prefetch(prefetch.name, prefetch.uid)
+                else:
+                    self.store.see_prefetch(prefetch)
+            case "NodeGate":
+                self.store.see_gate(None if gone else gates.parse(body))
+
+    # ---- the rest of the cluster
+
+    def add_gate(self, **spec: Any) -> None:
+        self.api.put(
+            f"{gates.PATH}/default",
+            {
+                "kind": "NodeGate",
+                "metadata": {"name": "default", "uid": "gate"},
+                "spec": {"taintKey": KEY, "suspend": False, "silenceSeconds": 300, **spec},
+            },
+        )
+
+    def add_node(
+        self, name: str, *, gated: bool = False, labels: Mapping[str, str] | None = None
+    ) -> None:
+        taints = [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]
+        if gated:
+            taints.append({"key": KEY, "value": "pending", "effect": "NoSchedule"})
+        now = timestamp(self.clock.now())
+        self.api.put(
+            f"/api/v1/nodes/{name}",
+            {
+                "kind": "Node",
+                "metadata": {
+                    "name": name,
+                    "uid": f"{name}-uid",
+                    "creationTimestamp": now,
+                    "labels": {"kubernetes.io/hostname": name, **(labels or {})},
+                },
+                "spec": {"taints": taints},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}],
+                    "nodeInfo": {"bootID": "boot-1"},
+                },
+            },
+        )
+
+    def add_prefetch(self, name: str, *images: str, **spec: Any) -> None:
+        self.api.put(
+            f"{prefetches.PATH}/{name}",
+            {
+                "apiVersion": "imagegate.dev/v1alpha1",
+                "kind": "ImagePrefetch",
+                "metadata": {
+                    "name": name,
+                    "uid": f"{name}-uid",
+                    "generation": 1,
+                    "creationTimestamp": "2025-12-31T00:00:00Z",
+                },
+                "spec": {"images": [{"image": image} for image in images], **spec},
+            },
+        )
+
+    def pods(self) -> list[dict[str, Any]]:
+        return [body for path, body in self.api.objects.items() if path.startswith(PODS + "/")]
+
+    def node(self, name: str) -> dict[str, Any]:
+        return self.api.objects[f"/api/v1/nodes/{name}"]
+
+    def taints(self, name: str) -> list[str]:
+        return [taint["key"] for taint in self.node(name)["spec"].get("taints", [])]
+
+    def labels(self, name: str) -> dict[str, str]:
+        labels: dict[str, str] = self.node(name)["metadata"].get("labels", {})
+        return {k: v for k, v in labels.items() if k.startswith("cached.imagegate.dev/")}
+
+    def observed(self, name: str) -> str | None:
+        return (self.node(name)["metadata"].get("annotations") or {}).get(OBSERVED)
+
+    def finish(self, pod: Mapping[str, Any], phase: str = "Succeeded", **status: Any) -> None:
+        """The kubelet ends a pod."""
+        self.api.change(
+            f"{PODS}/{pod['metadata']['name']}",
+            lambda body: body.update(status={"phase": phase, **status}),
+        )
+
+    def fail(self, pod: Mapping[str, Any], message: str, reason: str = "ErrImagePull") -> None:
+        """The kubelet reports a failed pull."""
+        waiting = {"reason": reason, "message": message}
+        self.api.change(
+            f"{PODS}/{pod['metadata']['name']}",
+            lambda body: body.update(
+                status={
+                    "phase": "Pending",
+                    "containerStatuses": [{"state": {"waiting": waiting}}],
+                }
+            ),
+        )
+
+    def status(self, prefetch: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.objects[f"{prefetches.PATH}/{prefetch}"].get("status", {})
+        return found
+
+    def condition(self, prefetch: str, type_: str) -> dict[str, Any]:
+        conditions = self.status(prefetch).get("conditions", [])
+        return next((c for c in conditions if c["type"] == type_), {})
+
+
+async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
+    """Wait for something to become true; the assertion names it when it does not."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    while not condition():
+        assert loop.time() < end, "it did not come true in time"
+        await asyncio.sleep(0.01)
