@@ -27,6 +27,13 @@ class ApiError(ClusterError):
         self.status = status
 
 
+class _Connection(http.client.HTTPSConnection):
+    """Closed when its thread ends; a socket that is merely dropped is a ResourceWarning."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Api:
     """Requests as the user of a kubeconfig that has a client certificate or a token.
 
@@ -84,10 +91,10 @@ class Api:
         without an answer is replaced, and the request sent again."""
         reused = hasattr(self._local, "connection")
         if not reused:
-            self._local.connection = http.client.HTTPSConnection(
+            self._local.connection = _Connection(
                 self._host, self._port, context=self._ssl, timeout=60
             )
-        connection: http.client.HTTPSConnection = self._local.connection
+        connection: _Connection = self._local.connection
         try:
             connection.request(method, path, data, headers)
             response = connection.getresponse()

@@ -40,7 +40,7 @@ def build() -> Path:
     codename, mirror = _release()
     key = paths.digest([_FORMAT, codename, _PACKAGES, ca, settings])
     layout = paths.cache() / "base" / key
-    with paths.locked(paths.cache() / "base.lock"):
+    with paths.locked("base"):
         if not layout.exists():
             layout.parent.mkdir(parents=True, exist_ok=True)
             with (

@@ -79,7 +79,7 @@ def ensure(*modules: Module) -> None:
     missing = [module for module in modules if not module.bin.exists()]
     if not missing:
         return
-    with paths.locked(paths.cache() / "build.lock"):
+    with paths.locked("build"):
         for module in missing:
             if not module.bin.exists():
                 _build(module)

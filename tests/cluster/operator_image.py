@@ -26,7 +26,7 @@ def build() -> Path:
     """The OCI layout of the operator's image; nothing is built while its sources are the same."""
     base = base_image.build()
     layout = paths.cache() / "operator" / _key(base)
-    with paths.locked(paths.cache() / "operator.lock"):
+    with paths.locked("operator"):
         if not layout.exists():
             layout.parent.mkdir(parents=True, exist_ok=True)
             with step("building the operator's image"):

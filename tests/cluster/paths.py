@@ -34,8 +34,12 @@ def digest(parts: Iterable[bytes | str]) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path`; a killed holder releases it."""
+def locked(name: str) -> Iterator[None]:
+    """Holds an exclusive lock, against other runs and other threads; a killed holder releases it.
+
+    The file stays: removing it would let two runs hold the lock of one name.
+    """
+    path = cache() / "lock" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -37,6 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ORDER.index(name) if name in ORDER else len(ORDER)
 
     items.sort(key=rank)
+    # The harness' API client keeps one connection a thread, for as long as the thread lives.
+    for item in items:
+        item.add_marker(
+            pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+        )
 
 
 @pytest.fixture(scope="session")
@@ -45,5 +50,5 @@ def imagegate(cluster: LocalCluster) -> Installation:
     image = push_operator(cluster)
     pause = cluster.push("pause", "test/pause:3.10")
     installation = Installation(cluster, image, pause)
-    installation.install()
+    installation.ensure()
     return installation

@@ -47,8 +47,17 @@ class Installation:
         self._helm("install", **values)
         self.wait_armed()
 
+    def ensure(self) -> None:
+        """Install, or upgrade what an earlier run left in a cluster that was kept."""
+        names = self.cluster.helm("list", f"--namespace={NAMESPACE}", "--short").split()
+        if RELEASE in names:
+            self.upgrade()
+        else:
+            self.install()
+
     def upgrade(self, **values: str) -> None:
         self._helm("upgrade", **values)
+        self.wait_armed()
 
     def uninstall(self) -> None:
         self.cluster.helm(

@@ -1,14 +1,71 @@
-"""What the API server takes and what it refuses, with which words."""
+"""What the API server takes and what it refuses, with which words: the CRDs alone, before
+anything is installed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.e2e.installation import Installation
+import pytest
+
+from tests.e2e.installation import exists
+from tests.unit.api import objects
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
+CRDS = Path(__file__).parents[2] / "deploy" / "crds"
+PATHS = {"ImagePrefetch": "imageprefetches", "NodeGate": "nodegates"}
 
-def test_placeholder(cluster: LocalCluster, imagegate: Installation) -> None:
-    assert "imagegate.dev" in cluster.kubectl("api-resources", "--categories=imagegate")
+
+@pytest.fixture(scope="module")
+def crds(cluster: LocalCluster) -> Iterator[None]:
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/imageprefetches.imagegate.dev"
+    if exists(cluster, path):
+        pytest.skip("a kept cluster has an installation already")
+    cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    yield
+    cluster.kubectl("delete", "-f", str(CRDS), "--timeout=60s")
+
+
+def dry_run(cluster: LocalCluster, body: objects.Object) -> subprocess.CompletedProcess[str]:
+    command = cluster.command("kubectl", "apply", "--dry-run=server", "-o", "json", "-f", "-")
+    return subprocess.run(
+        command, input=json.dumps(body), capture_output=True, text=True, check=False
+    )
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Whether every field of ``part`` stands in ``whole``."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(contains(whole.get(k), v) for k, v in part.items())
+    return bool(whole == part)
+
+
+@pytest.mark.parametrize("row", objects.ACCEPTED + objects.REFUSED, ids=lambda row: row.id)
+def test_row(cluster: LocalCluster, crds: None, row: objects.Row) -> None:
+    if row.stored is not None:
+        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(row.stored))
+    done = dry_run(cluster, row.body)
+    if row.stored is not None:
+        name = f"{PATHS[row.stored['kind']]}.imagegate.dev/{row.stored['metadata']['name']}"
+        cluster.kubectl("delete", name)
+    if row.refused is None:
+        assert done.returncode == 0, done.stderr
+        assert contains(json.loads(done.stdout), row.filled)
+    else:
+        assert done.returncode != 0
+        assert row.refused in done.stderr
+
+
+def test_the_words_that_people_type(cluster: LocalCluster, crds: None) -> None:
+    resources = cluster.kubectl("api-resources", "--categories=imagegate")
+    assert "imageprefetches" in resources
+    assert "nodegates" in resources
+    assert "ipf" in resources
+    explained = cluster.kubectl("explain", "imageprefetches.imagegate.dev.spec.gate.policy")
+    assert "FailOpen" in explained

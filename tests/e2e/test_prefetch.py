@@ -35,11 +35,14 @@ def test_three_images_of_all_kinds_are_on_every_node(
     scrape = {
         "job_name": "imagegate",
         "scrape_interval": "1s",
-        "kubernetes_sd_configs": [{"role": "pod", "namespaces": {"names": [NAMESPACE]}}],
+        "kubernetes_sd_configs": [{"role": "pod"}],
         "relabel_configs": [
             {
-                "source_labels": ["__meta_kubernetes_pod_container_port_name"],
-                "regex": "http",
+                "source_labels": [
+                    "__meta_kubernetes_namespace",
+                    "__meta_kubernetes_pod_container_port_name",
+                ],
+                "regex": f"{NAMESPACE};http",
                 "action": "keep",
             }
         ],

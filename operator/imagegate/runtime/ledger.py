@@ -37,7 +37,7 @@ class Entry:
 
     def record(self, node: str, domain: str, standing: Standing, *, held: bool) -> bool:
         """Take in a decision. True if anything that others look at has changed."""
-        self.outdated.discard(node)
+        caught_up = self._catch_up(node)
         before = self.standings.get(node)
         was_held, had_place = node in self.held, node in self.places
         if before is not None:
@@ -57,14 +57,15 @@ class Entry:
             self.failures[node] = standing.failure
         else:
             self.failures.pop(node, None)
-        return before != standing or was_held is not held or had_place is not standing.pulling
+        moved = was_held is not held or had_place is not standing.pulling
+        return caught_up or moved or before != standing
 
     def forget(self, node: str) -> bool:
-        """Drop a node. True if it was known."""
-        self.outdated.discard(node)
+        """Drop a node, or learn that the prefetch is not for it. True if that changes anything."""
+        caught_up = self._catch_up(node)
         before = self.standings.pop(node, None)
         if before is None:
-            return False
+            return caught_up
         self.counts[before.state] -= 1
         self.domains.pop(node, None)
         self.held.discard(node)
@@ -72,6 +73,13 @@ class Entry:
         self.wants.pop(node, None)
         self.failures.pop(node, None)
         return True
+
+    def _catch_up(self, node: str) -> bool:
+        """The node has been decided about. True if it was the last one to be."""
+        if node not in self.outdated:
+            return False
+        self.outdated.discard(node)
+        return not self.outdated
 
     def take_place(self, node: str, prefetch: Prefetch) -> bool:
         """A joining node asks for a place at once, without waiting for a rollout pass."""

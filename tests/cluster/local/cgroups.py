@@ -101,13 +101,18 @@ def _kill_member(pid: int, group: str) -> None:
     except ProcessLookupError:
         return
     try:
-        if f":/{group}" in Path(f"/proc/{pid}/cgroup").read_text():
+        if _is_member(pid, group):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         os.waitpid(pid, os.WNOHANG)  # where it is a child of ours
     except (ProcessLookupError, ChildProcessError, FileNotFoundError):
         pass
     finally:
         os.close(handle)
+
+
+def _is_member(pid: int, group: str) -> bool:
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return any(f"{line.split(':', 2)[2]}/".startswith(f"/{group}/") for line in lines)
 
 
 def remove(group: str, timeout: float = 10) -> None:

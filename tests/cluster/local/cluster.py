@@ -1,5 +1,6 @@
 """The provider `local` as a whole: it puts the parts of this package together."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -65,7 +66,7 @@ class LocalCluster(Cluster):
         binaries.ensure(
             binaries.pause(), binaries.containerd(), binaries.kubernetes(options.kubernetes)
         )
-        with paths.locked(paths.state_root() / f".{options.name}.lock"):
+        with paths.locked(f"cluster-{options.name}"):
             cleanup.remove(options.name)
             cluster = cls(state.create(options))
             try:
@@ -147,19 +148,24 @@ class LocalCluster(Cluster):
     @property
     def nodes(self) -> Mapping[str, Node]:
         """The real ones, running or stopped; not those of kwok."""
-        return {name: self.node(name) for name in self._state.nodes}
+        return {name: self._node(name, record) for name, record in self._records().items()}
 
     def node(self, name: str) -> Node:
-        record = self._state.nodes.get(name)
-        if record is None:
-            known = ", ".join(self._state.nodes)
+        records = self._records()
+        if name not in records:
+            known = ", ".join(records)
             raise ClusterError(f"cluster {self.name} has no node {name!r}: there is {known}")
+        return self._node(name, records[name])
+
+    def _node(self, name: str, record: state.NodeRecord) -> Node:
         return Node(name, record, self.control_plane, tuple(self.registries.values()), self.api)
+
+    def _records(self) -> dict[str, state.NodeRecord]:
+        """As they are now: another run may have added one by hand."""
+        return state.load(self.name).nodes
 
     def add_node(self, name: str, options: NodeOptions | None = None, *, wait: bool = True) -> Node:
         """A new machine joins; with `wait`, until it is Ready."""
-        if name in self._state.nodes:
-            raise ClusterError(f"there is a node {name!r} already")
         self._record_node(name, options or NodeOptions())
         node = self.node(name)
         node.start()
@@ -169,14 +175,16 @@ class LocalCluster(Cluster):
 
     def remove_node(self, name: str, *, delete_object: bool = True) -> None:
         self.node(name).remove(delete_object=delete_object)
-        del self._state.nodes[name]
-        self._state.save()
+        with state.changed(self.name) as record:
+            del record.nodes[name]
 
     def _record_node(self, name: str, options: NodeOptions) -> None:
-        used = {record.index for record in self._state.nodes.values()}
-        index = next(number for number in range(1, network.MAX_NODES) if number not in used)
-        self._state.nodes[name] = state.NodeRecord(index, options)
-        self._state.save()
+        with state.changed(self.name) as record:
+            if name in record.nodes:
+                raise ClusterError(f"cluster {self.name} has a node {name!r} already")
+            used = {each.index for each in record.nodes.values()}
+            free = next(number for number in range(1, network.MAX_NODES) if number not in used)
+            record.nodes[name] = state.NodeRecord(free, options)
 
     # On demand
 
@@ -254,11 +262,10 @@ class LocalCluster(Cluster):
 
 def remove(name: str) -> None:
     """Takes the cluster of that name away, in whatever state it is."""
-    with paths.locked(paths.state_root() / f".{name}.lock"), step(f"removing cluster {name}"):
+    with paths.locked(f"cluster-{name}"), step(f"removing cluster {name}"):
         cleanup.remove(name)
-    (paths.state_root() / f".{name}.lock").unlink(missing_ok=True)
-    if paths.state_root().is_dir() and not any(paths.state_root().iterdir()):
-        paths.state_root().rmdir()
+    with contextlib.suppress(OSError):
+        paths.state_root().rmdir()  # the last cluster was this one
 
 
 def leftovers(name: str) -> list[str]:

@@ -82,10 +82,12 @@ def disconnect_node(control_plane: Group, index: int) -> None:
         )
 
 
-def limit_node(control_plane: Group, index: int, rate: str) -> None:
-    """A slow link to the node (tc's units: 100mbit), until it is connected anew."""
-    shape = f"tc qdisc replace dev node{index} root tbf rate {rate} burst 256kb latency 400ms"
-    _script(control_plane, shape)
+def limit_bandwidth(control_plane: Group, index: int, rate: str | None) -> None:
+    """What the node may receive, as tc(8) writes it (`200mbit`); None lifts the limit."""
+    verb = f"replace dev node{index} root tbf rate {rate} burst 256kb latency 400ms"
+    if rate is None:
+        verb = f"delete dev node{index} root 2>/dev/null || true"
+    _script(control_plane, f"tc qdisc {verb}")
 
 
 def run(group: Group, command: Sequence[str], stdin: str | None = None) -> str:

@@ -102,9 +102,10 @@ class Node:
         else:
             self._start_daemon(daemon)
 
-    def limit_bandwidth(self, rate: str) -> None:
-        """What the node receives comes at most this fast ("100mbit"), until it stops."""
-        network.limit_node(self.control_plane.group, self.record.index, rate)
+    def limit_bandwidth(self, rate: str | None) -> None:
+        """Slows the node's network down, so that a pull takes a while: `200mbit` makes 300 MiB
+        take 13 s. None lifts the limit, and so does a stop."""
+        network.limit_bandwidth(self.control_plane.group, self.record.index, rate)
 
     def remove(self, *, delete_object: bool = True) -> None:
         """The machine is gone, with its disk; and its Node object, unless told otherwise."""

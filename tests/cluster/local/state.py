@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ class NodeRecord:
 
 @dataclass(slots=True)
 class State:
-    """The file `cluster.json`; `save()` after each change."""
+    """The file `cluster.json`; it is changed by `changed()`."""
 
     options: ClusterOptions
     ports: dict[str, int]
@@ -69,6 +71,15 @@ def load(name: str) -> State:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ClusterError(f"{path} is damaged ({error!r}): run `down`, then `up`") from error
+
+
+@contextmanager
+def changed(name: str) -> Iterator[State]:
+    """The state to change: nobody else does meanwhile, and it is saved at the end."""
+    with paths.locked(f"state-{name}"):
+        state = load(name)
+        yield state
+        state.save()
 
 
 def _tuples(content: dict[str, Any], key: str) -> dict[str, Any]:

@@ -238,6 +238,13 @@ async def test_a_prefetch_that_is_not_allowed_says_what_to_do_and_touches_nothin
     assert world.pods() == []
 
 
+async def test_a_prefetch_for_no_node_says_so(world: World) -> None:
+    world.add_node("n1")
+    world.add_prefetch("llm", "reg.test/llm:1", nodeSelector={"matchLabels": {"pool": "none"}})
+    async with world.operating():
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "NoNodesMatch")
+
+
 async def test_suspending_the_gate_releases_everybody_who_is_held(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", gate={"policy": "FailClosed"})
     world.add_node("n1", gated=True)
