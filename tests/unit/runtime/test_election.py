@@ -95,7 +95,7 @@ async def test_a_renewal_that_does_not_get_through_ends_the_leadership_in_time()
         raise errors.Unavailable(f"{method} {path}", 0, "no route to host")
 
     api.before = cut
-    time.seconds += 9.9
+    time.seconds += election.RENEW_DEADLINE - 0.1
     assert not await a._try()
     a.fence()
     time.seconds += 0.1
