@@ -67,5 +67,6 @@ lock: setup ## resolve the dependencies anew into requirements/
 	done
 
 .PHONY: crds
-crds: setup ## write deploy/crds from the models
+crds: setup ## write deploy/crds from the models, and what the chart derives from them
 	$(PYTHON) -m imagegate.api.crd
+	$(PYTHON) deploy/helm/generate.py

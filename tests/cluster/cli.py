@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tests.cluster import images, operator_image
+from tests.cluster import binaries, images, operator_image
 from tests.cluster.errors import ClusterError
 from tests.cluster.existing import ExistingCluster
 from tests.cluster.kind import KindCluster
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     up = command("up", _up, "start a cluster; one of this name that runs is replaced")
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--kubernetes", default="v1.36", help="a folder of build/kubernetes (v1.36)")
+    command("build", _build, "build everything that a cluster runs into the cache, once")
     command("down", _down, "end the cluster and remove all of it")
     command("status", _status, "what runs, with pids, ports and logs")
     command("check-clean", _check_clean, "fail and list what `down` should have removed")
@@ -116,6 +117,17 @@ def _up(options: argparse.Namespace) -> int:
         case _:
             raise ClusterError("an existing cluster is there already: nothing to start")
     print(f"export KUBECONFIG={cluster.kubeconfig}")
+    return 0
+
+
+def _build(_: argparse.Namespace) -> int:
+    binaries.ensure(
+        binaries.kubernetes(),
+        binaries.containerd(),
+        binaries.kwok(),
+        binaries.helm(),
+        binaries.pause(),
+    )
     return 0
 
 

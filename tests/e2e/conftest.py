@@ -20,6 +20,7 @@ ORDER = (
     "test_retention_begin",
     "test_prefetch",
     "test_gate",
+    "test_watch_source",
     "test_takeover",
     "test_scale",
     "test_retention_end",
@@ -37,11 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ORDER.index(name) if name in ORDER else len(ORDER)
 
     items.sort(key=rank)
-    # The harness' API client keeps one connection a thread, for as long as the thread lives.
-    for item in items:
-        item.add_marker(
-            pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-        )
 
 
 @pytest.fixture(scope="session")

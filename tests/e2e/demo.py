@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.cluster import ClusterOptions, NodeOptions, start_cluster
+from tests.cluster import ClusterOptions, NodeOptions
+from tests.cluster.local.cluster import LocalCluster
 from tests.e2e.installation import KEY, Installation, push_operator
-from tests.e2e.watching import NodeWatch, Sighting
-
-if TYPE_CHECKING:
-    from tests.cluster.local.cluster import LocalCluster
+from tests.e2e.watching import NodeWatch, Sighting, Watch
 
 LINK = "200mbit"
 LABEL = "demo/images"
+CACHED = "cached.imagegate.dev/demo"
 
 
 @dataclass
@@ -29,8 +26,8 @@ class Timeline:
     zero: float = 0.0
     steps: list[tuple[str, float]] = field(default_factory=list)
 
-    def add(self, what: str, at: float) -> None:
-        self.steps.append((what, at))
+    def add(self, what: str, seen: Sighting) -> None:
+        self.steps.append((what, seen.at))
 
     def seconds(self, what: str) -> float:
         return next(at for step, at in self.steps if step.startswith(what)) - self.zero
@@ -46,8 +43,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="imagegate-demo", help="of the cluster")
     name = parser.parse_args().name
-    # Not in a `with`: the cluster stays, for the person who watches to look around.
-    cluster: LocalCluster = start_cluster(ClusterOptions(name=name, nodes=1))
+    # It stays, for the person who watches to look around.
+    cluster = LocalCluster.start(ClusterOptions(name=name, nodes=1))
     print("\nInstalling Imagegate with Helm ...")
     installation = Installation(
         cluster,
@@ -55,15 +52,15 @@ def main() -> int:
         cluster.push("pause", "test/pause:3.10"),
     )
     installation.install()
-    image = cluster.push("big", "demo/model:1", seed=int(time.time()))
+    image = cluster.push("big", "demo/model:1")
     print(
         "Applying an ImagePrefetch of a 300 MiB image for nodes labelled demo/images=prefetch ..."
     )
     installation.prefetch("demo", image, nodeSelector={"matchLabels": {LABEL: "prefetch"}})
     print(f"Two nodes join, each over a link of {LINK}/s, and on each a pod waits for its node ...")
-    with NodeWatch(cluster) as watch:
-        gated = join(cluster, installation, watch, image, "with-imagegate", "prefetch")
-        plain = join(cluster, installation, watch, image, "without-imagegate", "none")
+    with NodeWatch(cluster) as nodes, Watch(cluster, "/api/v1/pods") as pods:
+        gated = join(cluster, nodes, pods, image, "with-imagegate", "prefetch")
+        plain = join(cluster, nodes, pods, image, "without-imagegate", "none")
     gated.show()
     plain.show()
     print(summary(gated, plain))
@@ -72,40 +69,40 @@ def main() -> int:
 
 
 def join(
-    cluster: LocalCluster,
-    installation: Installation,
-    watch: NodeWatch,
-    image: str,
-    node_name: str,
-    label: str,
+    cluster: LocalCluster, nodes: Watch, pods: Watch, image: str, name: str, label: str
 ) -> Timeline:
-    """Have a node join and a pod start on it; when what happened."""
-    cluster.apply(pod(node_name, image, label))
-    node = cluster.add_node(node_name, NodeOptions(labels={LABEL: label}), wait=False)
+    """Have a node join and a pod start on it; when a watch saw what."""
+    cluster.apply(pod(name, image, label))
+    node = cluster.add_node(name, NodeOptions(labels={LABEL: label}), wait=False)
     node.limit_bandwidth(LINK)
-    timeline = Timeline(f"a node joins {node_name.replace('-', ' ')}")
-    first = watch.first(node_name, lambda seen: True)
+    timeline = Timeline(f"a node joins {name.replace('-', ' ')}")
+    first = nodes.first(name, lambda seen: True)
     timeline.zero = first.at
-    tainted = KEY in first.taints()
-    timeline.add("joined" + (", tainted in its first version" if tainted else ""), first.at)
-    timeline.add("Ready", watch.first(node_name, ready).at)
-    path = f"/api/v1/namespaces/default/pods/{node_name}"
-
-    def status() -> dict[str, Any]:
-        found: dict[str, Any] = cluster.api.get(path)["status"]
-        return found
-
-    cluster.wait(lambda: status().get("phase") == "Running", "the pod running", 180)
+    timeline.add("joined" + (", tainted from its first version" if tainted(first) else ""), first)
+    timeline.add("Ready", nodes.first(name, ready))
+    running = pods.first(
+        name, lambda seen: seen.body["status"].get("phase") == "Running", timeout=180
+    )
+    free = nodes.first(name, lambda seen: not tainted(seen))
     if label == "prefetch":
-        (puller,) = installation.pullers("demo")
-        timeline.add("pulling", seconds(puller["metadata"]["creationTimestamp"]))
-        free = watch.first(node_name, lambda seen: "cached.imagegate.dev/demo" in labels(seen))
-        timeline.add("cached; taint released", free.at)
-    scheduled = next(c for c in status()["conditions"] if c["type"] == "PodScheduled")
-    timeline.add("pod lands on the node", seconds(scheduled["lastTransitionTime"]))
-    state = status()["containerStatuses"][0]["state"]["running"]
-    timeline.add("pod started", seconds(state["startedAt"]))
+        timeline.add("pulling", puller_of(pods, name))
+        assert CACHED in labels(free), "released before it was cached"
+        timeline.add("cached and released, in one patch", free)
+    else:
+        timeline.add("released: no ImagePrefetch asks for it", free)
+    timeline.add(
+        "pod lands on the node", pods.first(name, lambda seen: "nodeName" in seen.body["spec"])
+    )
+    timeline.add("pod started", running)
     return timeline
+
+
+def puller_of(pods: Watch, node: str) -> Sighting:
+    return next(
+        seen
+        for seen in pods.sightings
+        if "imagegate.dev/prefetch" in labels(seen) and seen.body["spec"]["nodeName"] == node
+    )
 
 
 def pod(name: str, image: str, label: str) -> dict[str, Any]:
@@ -126,12 +123,12 @@ def ready(seen: Sighting) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
+def tainted(seen: Sighting) -> bool:
+    return KEY in seen.taints()
+
+
 def labels(seen: Sighting) -> dict[str, str]:
     return dict(seen.body["metadata"].get("labels") or {})
-
-
-def seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
 
 
 def summary(gated: Timeline, plain: Timeline) -> str:
@@ -141,8 +138,7 @@ def summary(gated: Timeline, plain: Timeline) -> str:
     return f"""
   From landing on its node to running, the pod took {waited(gated):.0f} s with Imagegate and \
 {waited(plain):.0f} s without.
-  The pull itself is as fast as the link; with Imagegate no pod is bound to the node meanwhile.
-  (The API server gives the times of pods in whole seconds.)"""
+  The pull itself is as fast as the link; with Imagegate no pod is bound to the node meanwhile."""
 
 
 def farewell(cluster: LocalCluster, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.e2e.installation import NAMESPACE, Installation
 
@@ -31,7 +31,11 @@ def test_three_images_of_all_kinds_are_on_every_node(
     data = cluster.push("data", "prefetch/data:1")
     private = cluster.push("app", "prefetch/private:1", registry="secure")
     cluster.apply(pull_secret(cluster, "prefetch-pull"))
-    images = [big, data, {"image": private, "imagePullSecrets": [{"name": "prefetch-pull"}]}]
+    images: list[str | dict[str, Any]] = [
+        big,
+        data,
+        {"image": private, "imagePullSecrets": [{"name": "prefetch-pull"}]},
+    ]
     scrape = {
         "job_name": "imagegate",
         "scrape_interval": "1s",

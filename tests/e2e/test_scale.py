@@ -25,7 +25,7 @@ def requests(cluster: LocalCluster, user: str, since: float) -> Counter[tuple[st
         if event["user"]["username"] != user or _seconds(event) < since:
             continue
         reference = event.get("objectRef") or {}
-        resource = reference.get("resource", event.get("requestURI", ""))
+        resource = str(reference.get("resource") or event.get("requestURI"))
         if sub := reference.get("subresource"):
             resource += f"/{sub}"
         counted[event["verb"], resource] += 1

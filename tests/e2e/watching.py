@@ -29,20 +29,21 @@ class Sighting:
 
 
 @dataclass
-class NodeWatch:
-    """`kubectl get nodes --watch`, read as it comes, for the length of a ``with``."""
+class Watch:
+    """A watch of one collection, read as it comes, for the length of a ``with``."""
 
     cluster: Cluster
+    path: str
     sightings: list[Sighting] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         command = self.cluster.command(
-            "kubectl", "get", "--raw", "/api/v1/nodes?watch=true&timeoutSeconds=900"
+            "kubectl", "get", "--raw", f"{self.path}?watch=true&timeoutSeconds=900"
         )
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        known = len(self.cluster.api.get("/api/v1/nodes")["items"])
+        known = len(self.cluster.api.get(self.path)["items"])
         end = time.monotonic() + 20
         while len(self.sightings) < known:
             assert time.monotonic() < end, "the watch did not begin"
@@ -67,21 +68,28 @@ class NodeWatch:
                 if event["type"] != "BOOKMARK":
                     self.sightings.append(Sighting(time.time(), event["type"], event["object"]))
 
-    def of(self, node: str, since: float = 0.0) -> list[Sighting]:
+    def of(self, name: str, since: float = 0.0) -> list[Sighting]:
         return [
             seen
             for seen in list(self.sightings)
-            if seen.body["metadata"]["name"] == node and seen.at >= since
+            if seen.body["metadata"]["name"] == name and seen.at >= since
         ]
 
     def first(
-        self, node: str, what: Callable[[Sighting], bool], since: float = 0.0, timeout: float = 60
+        self, name: str, what: Callable[[Sighting], bool], since: float = 0.0, timeout: float = 60
     ) -> Sighting:
-        """The first version of the node for which ``what`` is true, waited for."""
+        """The first version of the object for which ``what`` is true, waited for."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            for seen in self.of(node, since):
+            for seen in self.of(name, since):
                 if what(seen):
                     return seen
             time.sleep(0.02)
-        raise AssertionError(f"node {node}: no such version within {timeout:.0f} s")
+        raise AssertionError(f"{name}: no such version within {timeout:.0f} s")
+
+
+class NodeWatch(Watch):
+    """Every version of every Node."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster, "/api/v1/nodes")

@@ -42,7 +42,7 @@ class MemoryApi:
             raise self._error("GET", path, 404, "NotFound")
         return {"metadata": {}, "items": self._items(path, query.get("labelSelector", ""))}
 
-    async def list(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
+    async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
         self._request("LIST", path)
         for item in self._items(path, query.get("labelSelector", "")):
             yield item
@@ -81,6 +81,7 @@ class MemoryApi:
         old = self._known("PATCH", key)
         if content_type == JSON_PATCH:
             try:
+                assert not isinstance(body, Mapping)
                 new = jsonpatch.apply_patch(old, list(body))
             except jsonpatch.JsonPatchException as error:
                 text = f"the server rejected our request due to an error in our request: {error}"

@@ -114,7 +114,7 @@ class Client:
         self._fence()
         return await self._request("DELETE", path, body=body or {})
 
-    async def list(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
+    async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
         """Every object, page by page, so that 5,000 Nodes are never in memory at once.
 
         Raises :class:`~imagegate.kube.errors.Gone` when the list is compacted half way.

@@ -124,7 +124,7 @@ class Nodes:
         self._client = client
 
     async def list(self) -> list[Node]:
-        return [parse(body) async for body in self._client.list(PATH)]
+        return [parse(body) async for body in self._client.list_all(PATH)]
 
     async def get(self, name: str) -> Node:
         return parse(await self._client.get(f"{PATH}/{name}"))

@@ -22,7 +22,7 @@ class Pods:
         self._client = client
 
     async def list(self, namespace: str) -> list[Pod]:
-        pages = self._client.list(_path(namespace), labelSelector=build.SELECTOR)
+        pages = self._client.list_all(_path(namespace), labelSelector=build.SELECTOR)
         return [read.pod(body) async for body in pages]
 
     async def create(self, manifest: dict[str, Any]) -> Pod:

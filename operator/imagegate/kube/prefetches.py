@@ -132,7 +132,7 @@ class Prefetches:
         self._reader = reader
 
     async def list(self) -> list[Prefetch]:
-        return [self._reader.parse(body) async for body in self._client.list(PATH)]
+        return [self._reader.parse(body) async for body in self._client.list_all(PATH)]
 
     async def write_status(self, prefetch: Prefetch, status: Mapping[str, Any]) -> Prefetch:
         """Replace these fields of the status. Raises NotFound when the object is gone."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from imagegate.domain.actions import ReleaseReason
 from imagegate.domain.facts import (
     Attempts,
+    Gate,
     GateMode,
     GatePolicy,
     GateSpec,
+    Node,
     NodeState,
     OnReboot,
     Operator,
@@ -42,7 +45,7 @@ LLM = prefetch()
 CLOSED = prefetch(gate=GateSpec(policy=GatePolicy.FAIL_CLOSED))
 
 
-def labelled(**changes: object) -> dict[str, object]:
+def labelled(**changes: Any) -> dict[str, Any]:
     """A node that holds LLM's target, as this operator records it."""
     return {
         "labels": {LLM.label: LLM.target},
@@ -62,7 +65,7 @@ def labelled(**changes: object) -> dict[str, object]:
         {"taints": (GATE_TAINT, Taint("node.cloudprovider.kubernetes.io/uninitialized", "X"))},
     ],
 )
-def test_an_unsettled_node_is_held_and_nothing_is_started(changes: dict[str, object]) -> None:
+def test_an_unsettled_node_is_held_and_nothing_is_started(changes: dict[str, Any]) -> None:
     on = dataclasses.replace(gated(), **changes)
     plan = decide(view(on, Share(LLM, place=True)))
     assert plan.actions == ()
@@ -134,7 +137,7 @@ def test_a_node_that_nobody_asks_for_is_released_at_once() -> None:
 
 
 @pytest.mark.parametrize("absent", [None, gate(suspend=True), gate(deleting=True)])
-def test_without_an_active_gate_every_held_node_is_released(absent: object) -> None:
+def test_without_an_active_gate_every_held_node_is_released(absent: Gate | None) -> None:
     (patch,) = patches(decide(view(gated(ready=False), Share(CLOSED), gate=absent)))
     assert patch.release is ReleaseReason.DISABLED
 
@@ -149,7 +152,7 @@ def test_a_foreign_taint_stays_and_only_ours_goes() -> None:
 # ---- failures
 
 
-def failing(text: str = "rpc error: not found") -> tuple[object, Share]:
+def failing(text: str = "rpc error: not found") -> tuple[Node, Share]:
     on = gated()
     bad = pod(LLM, on, waiting="ErrImagePull", waiting_message=f'"reg.test/llm:1": {text}')
     return on, Share(LLM, pods=(bad,), place=True, failed_at={bad.uid: NOW})
@@ -372,7 +375,7 @@ def test_a_node_of_the_same_name_but_another_machine_has_nothing() -> None:
         {"labels": {"eks.amazonaws.com/compute-type": "fargate"}},
     ],
 )
-def test_a_node_that_leaves_or_cannot_is_skipped_and_counted(changes: dict[str, object]) -> None:
+def test_a_node_that_leaves_or_cannot_is_skipped_and_counted(changes: dict[str, Any]) -> None:
     plan = decide(view(node(**changes), Share(LLM, place=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].state is NodeState.SKIPPED

@@ -22,7 +22,7 @@ MESSAGES = [
         "Unauthorized",
     ),
     (
-        'failed to resolve reference "secure.registry.test/a:1": unexpected status from HEAD request'
+        'failed to resolve reference "r.test/a:1": unexpected status from HEAD request'
         " to https://r.test/v2/a/m: 403 Forbidden",
         "Unauthorized",
     ),
@@ -40,7 +40,7 @@ MESSAGES = [
         "TLSFailed",
     ),
     (
-        "unexpected status from HEAD request to https://r/v2/a/manifests/1: 429 Too Many Requests",
+        "unexpected status from HEAD request to https://r/v2/a/m: 429 Too Many Requests",
         "Throttled",
     ),
     ("toomanyrequests: You have reached your pull rate limit.", "Throttled"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from imagegate.domain.status import Failure, Tally
 from tests.unit.domain.cases import prefetch
 
 
-def spec(**changes: object) -> RolloutSpec:
+def spec(**changes: Any) -> RolloutSpec:
     return dataclasses.replace(RolloutSpec(max_parallel=100), **changes)
 
 
@@ -97,7 +98,7 @@ def tally(failures: int = 0, **counts: int) -> Tally:
     )
 
 
-def conditions(counted: Tally, now: float = 0.0, **changes: object) -> dict[str, tuple[str, str]]:
+def conditions(counted: Tally, now: float = 0.0, **changes: Any) -> dict[str, tuple[str, str]]:
     body = status.prefetch_status(prefetch(**changes), counted, now)
     return {c["type"]: (c["status"], c["reason"]) for c in body["conditions"]}
 

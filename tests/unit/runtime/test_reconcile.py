@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ from tests.unit.runtime.world import KEY, PODS, World, until
 
 FAST = {"retry": {"limit": 3, "minSeconds": 1, "maxSeconds": 1}}
 WIDE = {"rollout": {"maxParallel": "100%", "seeds": 1000}}
+
+
+def released(world: World, node: str) -> Callable[[], bool]:
+    return lambda: KEY not in world.taints(node)
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ async def test_an_operator_killed_at_any_request_resumes_without_a_second_pull()
         async with world.operating():
             await until(world.pods)
             world.finish(world.pods()[0])
-            await until(lambda w=world: KEY not in w.taints("n1"))
+            await until(released(world, "n1"))
         assert made == [world.pods()[0]["metadata"]["name"]], f"killed at write {kill_at}"
 
 

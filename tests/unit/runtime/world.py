@@ -109,6 +109,8 @@ class World:
                     self.store.see_prefetch(prefetch)
             case "NodeGate":
                 self.store.see_gate(None if gone else gates.parse(body))
+            case _:
+                pass
 
     # ---- the rest of the cluster
 
