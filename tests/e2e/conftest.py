@@ -19,6 +19,7 @@ ORDER = (
     "test_api",
     "test_retention_begin",
     "test_prefetch",
+    "test_rollout",
     "test_gate",
     "test_watch_source",
     "test_takeover",

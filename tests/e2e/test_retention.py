@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 NODE = "node-collect"
 KEPT = "open.registry.test/retention/kept:1"
 CONTROL = "open.registry.test/retention/control:1"
+LOOSE = "open.registry.test/retention/loose:1"
+POOL = {"matchLabels": {"pool": "collect"}}
+RELEASE_AFTER = 360
 
 
 def test_begin_a_node_whose_kubelet_collects_images(
@@ -31,8 +34,11 @@ def test_begin_a_node_whose_kubelet_collects_images(
         "imageMinimumGCAge": "10s",
     }
     node = cluster.add_node(NODE, NodeOptions(labels={"pool": "collect"}, kubelet=collect))
-    imagegate.prefetch("retention", KEPT, nodeSelector={"matchLabels": {"pool": "collect"}})
+    assert cluster.push("tiny", "retention/loose:1", seed=33) == LOOSE
+    imagegate.prefetch("retention", KEPT, nodeSelector=POOL)
+    imagegate.prefetch("loose", LOOSE, nodeSelector=POOL, retention={"mode": "Release"})
     imagegate.wait_ready("retention")
+    imagegate.wait_ready("loose")
     puller = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -58,5 +64,11 @@ def test_end_kept_images_have_survived_the_collection_and_control_images_have_no
     print(f"\nwaited {time.time() - began:.0f} s more for the kubelet's collector")
     assert node.has_image(KEPT)
     assert imagegate.is_true("retention")
+    assert len(imagegate.pullers("retention")) == 1
+    cluster.wait(
+        lambda: imagegate.pullers("loose") == [], "the pod under Release deleted", RELEASE_AFTER
+    )
+    assert imagegate.is_true("loose"), "it was cached; whether it still is, only the kubelet knows"
     imagegate.delete("retention")
+    imagegate.delete("loose")
     cluster.remove_node(NODE)

@@ -25,6 +25,8 @@ class CreatePod:
     node: Node
     group: Group
     attempt: int
+    remember: Attempts | None = None
+    """What to remember once it is created: a pod that is put back again and again waits longer."""
 
 
 @dataclass(frozen=True, slots=True)

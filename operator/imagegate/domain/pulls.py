@@ -232,7 +232,10 @@ def _start(missing: list[Group], share: Share, node: Node, now: float, outcome: 
     for group in due:
         attempts = share.attempts.get(group.key)
         count = attempts.count if attempts is not None else 0
-        outcome.actions.append(CreatePod(share.prefetch, node, group, count + 1))
+        again = None
+        if outcome.labelled:
+            again = retry.put_back(attempts, key=f"{node.name}/{group.key}", now=now)
+        outcome.actions.append(CreatePod(share.prefetch, node, group, count + 1, again))
 
 
 def _watch_pull(pod: Pod, group: Group, share: Share, now: float, outcome: Outcome) -> None:

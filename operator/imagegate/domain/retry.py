@@ -97,6 +97,9 @@ def classify(message: str) -> FailureClass:
     return next((cls for pattern, cls in _COMPILED if pattern.search(message)), UNKNOWN)
 
 
+NODES_OWN = frozenset({"DiskFull", "PodRejected", "PlatformMissing"})
+"""Reasons that lie with the one node: they say nothing of how others would fare."""
+
 _SPECIAL = {cls.reason: cls for cls in (UNKNOWN, LATER, REFUSED, TIMED_OUT)}
 
 
@@ -137,7 +140,23 @@ def after(
 
 def exhausted(attempts: Attempts | None, spec: RetrySpec) -> bool:
     """Whether this counts as failed rather than as still being tried."""
-    return attempts is not None and (attempts.permanent or attempts.count >= spec.limit)
+    return (
+        attempts is not None
+        and bool(attempts.reason)
+        and (attempts.permanent or attempts.count >= spec.limit)
+    )
+
+
+PUT_BACK = RetrySpec(limit=2**31, minimum=60.0, maximum=3600.0)
+
+
+def put_back(earlier: Attempts | None, *, key: str, now: float) -> Attempts:
+    """What to remember when a kept pod that vanished is put back: no failure, but a loop if
+    somebody keeps deleting it, as the controller-manager does above its
+    ``--terminated-pod-gc-threshold``. The next one waits a minute, then two, up to an hour.
+    """
+    nothing = FailureClass("", False, "")
+    return after(earlier, nothing, spec=PUT_BACK, key=key, now=now, image="", message="")
 
 
 def _jitter(key: str) -> float:

@@ -3,6 +3,10 @@
 ``allowed(domain) = min(share of maxParallel, max(seeds, fanout x cached(domain)))``, evaluated
 anew at every completion, without barriers between waves. Joining nodes go first and are bound by
 maxParallel alone: somebody waits for them.
+
+Two things hold a rollout back. While a domain has no node that succeeded, only its seeds pull: if
+they fail, no other node of it is touched until one of them succeeds. And a registry that refuses
+gets fewer pulls at a time (`throttle`).
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from imagegate.domain.facts import RolloutSpec
+from imagegate.domain.throttle import Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,10 @@ class Domain:
     cached: int = 0
     busy: int = 0
     """Nodes with a place: granted one, or pulling."""
+    failing: frozenset[str] = frozenset()
+    """Nodes whose last attempt failed for a reason that is not their own."""
+    failing_for_good: int = 0
+    """Those of them whose failure somebody has to mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,12 @@ class RolloutView:
     """Gated nodes that want a place, longest waiting first."""
     waiting: tuple[tuple[str, str], ...] = ()
     """(node, domain) of nodes in service that want a place."""
+    throttle: Throttle = field(default_factory=Throttle)
+
+    @property
+    def parallel(self) -> int:
+        """How many nodes may pull at once now, over all domains."""
+        return self.throttle.bound(self.spec.parallel(self.nodes))
 
     @property
     def nodes(self) -> int:
@@ -44,7 +59,7 @@ class RolloutView:
 def allowed(view: RolloutView, domain: str) -> int:
     """How many nodes in service of this domain may pull at once."""
     figures = view.domains.get(domain, Domain())
-    total, nodes = view.spec.parallel(view.nodes), max(1, view.nodes)
+    total, nodes = view.parallel, max(1, view.nodes)
     share = max(1, -(-total * figures.nodes // nodes))
     return min(total, share, max(view.spec.seeds, view.spec.fanout * figures.cached))
 
@@ -53,13 +68,13 @@ def total_allowed(view: RolloutView) -> int:
     """Over all domains: the gauge ``imagegate_rollout_allowed``."""
     if view.spec.paused:
         return 0
-    total = view.spec.parallel(view.nodes)
+    total = view.parallel
     return min(total, sum(allowed(view, domain) for domain in view.domains))
 
 
 def grant(view: RolloutView) -> tuple[str, ...]:
     """The nodes that get a place now. Never more than maxParallel have one."""
-    free = view.spec.parallel(view.nodes) - view.busy
+    free = view.parallel - view.busy
     granted = list(view.joining[: max(0, free)])
     free -= len(granted)
     if view.spec.paused or free <= 0:
@@ -68,11 +83,33 @@ def grant(view: RolloutView) -> tuple[str, ...]:
     for node, domain in _in_turn(view.waiting):
         if free <= 0:
             break
-        if room.get(domain, 0) > 0:
+        if room.get(domain, 0) > 0 and not held_back(view, domain, node):
             room[domain] -= 1
             free -= 1
             granted.append(node)
     return tuple(granted)
+
+
+def seeds_failed(spec: RolloutSpec, domain: Domain) -> bool:
+    """Whether the seeds of this domain have failed, and the rest of it waits for them.
+
+    At once when somebody has to mend something. For a failure that may pass, or lie with the one
+    node, as many nodes again are tried first.
+    """
+    if domain.cached:
+        return False
+    return domain.failing_for_good >= spec.seeds or len(domain.failing) >= 2 * spec.seeds
+
+
+def held_back(view: RolloutView, domain: str, node: str) -> bool:
+    """Whether this node waits for seeds that failed; the seeds themselves try again."""
+    figures = view.domains.get(domain, Domain())
+    return seeds_failed(view.spec, figures) and node not in figures.failing
+
+
+def stopped(view: RolloutView) -> tuple[str, ...]:
+    """The domains in which somebody waits for seeds that failed."""
+    return tuple(sorted({domain for node, domain in view.waiting if held_back(view, domain, node)}))
 
 
 def _in_turn(waiting: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

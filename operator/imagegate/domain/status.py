@@ -33,6 +33,8 @@ class Tally:
     """Newest first."""
     complete: bool = True
     """Whether every node has been decided about since the last change of the spec."""
+    stopped: tuple[str, ...] = ()
+    """Topology domains in which the rollout waits for seeds that failed."""
 
     @property
     def desired(self) -> int:
@@ -128,22 +130,31 @@ def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:
 
 def _degraded(prefetch: Prefetch, tally: Tally) -> Condition:
     failing = [f for f in tally.failures if retry.exhausted(f.attempts, prefetch.retry)]
+    if tally.stopped and tally.failures:
+        first = failing[0] if failing else tally.failures[0]
+        where = ", ".join(domain or "(no domain)" for domain in tally.stopped[:MAX_FAILURES])
+        return (
+            "Degraded",
+            True,
+            "SeedsFailed",
+            f"the rollout waits in {where} until a seed succeeds; {_explain(prefetch, first)}",
+        )
     if not tally.of(NodeState.FAILED) or not failing:
         return ("Degraded", False, "AsExpected", "no node has failed")
-    first = failing[0]
-    remedy = retry.remedy(first.attempts)
-    secrets = sorted({s for i in prefetch.images for s in i.pull_secrets})
-    if first.attempts.reason == "Unauthorized":
+    failed = tally.of(NodeState.FAILED)
+    text = f"{failed} nodes failed; {_explain(prefetch, failing[0])}"
+    return ("Degraded", True, failing[0].attempts.reason, text)
+
+
+def _explain(prefetch: Prefetch, failure: Failure) -> str:
+    """What happened last, and what to do about it."""
+    attempts = failure.attempts
+    remedy = retry.remedy(attempts)
+    if attempts.reason == "Unauthorized":
+        secrets = sorted({s for i in prefetch.images for s in i.pull_secrets})
         named = ", ".join(secrets) or "none is named"
         remedy += f" (namespace {prefetch.namespace}: {named})"
-    failed = tally.of(NodeState.FAILED)
-    return (
-        "Degraded",
-        True,
-        first.attempts.reason,
-        f"{failed} nodes failed, last {first.node}: {first.attempts.message[:MAX_MESSAGE]};"
-        f" {remedy}",
-    )
+    return f"{failure.node}: {attempts.message[:MAX_MESSAGE]}; {remedy}"
 
 
 def _failure(failure: Failure) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from imagegate.domain import rollout, status
+from imagegate.domain import retry, rollout, status
 from imagegate.domain.actions import Standing
 from imagegate.domain.facts import Attempts, Node, NodeState, Prefetch
+from imagegate.domain.throttle import Throttle
 
 
 @dataclass(slots=True)
@@ -29,7 +30,11 @@ class Entry:
     held: set[str] = field(default_factory=set)
     failures: dict[str, Attempts] = field(default_factory=dict)
     outdated: set[str] = field(default_factory=set)
-    """Nodes that have not been decided about since the spec changed."""
+    """Nodes that have not been decided about since the spec changed: what stands of them is of
+    an earlier target."""
+    throttle: Throttle = field(default_factory=Throttle)
+    stopped: tuple[str, ...] = ()
+    """Topology domains whose seeds failed, as of the last rollout pass."""
 
     @property
     def nodes(self) -> int:
@@ -84,10 +89,14 @@ class Entry:
     def take_place(self, node: str, prefetch: Prefetch) -> bool:
         """A joining node asks for a place at once, without waiting for a rollout pass."""
         if node not in self.places:
-            if len(self.places) >= prefetch.rollout.parallel(max(self.nodes, 1)):
+            if len(self.places) >= self.parallel(prefetch):
                 return False
             self.places.add(node)
         return True
+
+    def parallel(self, prefetch: Prefetch) -> int:
+        """How many nodes may pull at once now."""
+        return self.throttle.bound(prefetch.rollout.parallel(max(self.nodes, 1)))
 
     def tally(self) -> status.Tally:
         newest = sorted(self.failures.items(), key=lambda item: (-item[1].at, item[0]))
@@ -96,21 +105,37 @@ class Entry:
             gated=len(self.held),
             failures=tuple(status.Failure(node, attempts) for node, attempts in newest[:50]),
             complete=not self.outdated,
+            stopped=self.stopped,
         )
 
     def rollout_view(self, prefetch: Prefetch) -> rollout.RolloutView:
         nodes: Counter[str] = Counter()
         cached: Counter[str] = Counter()
+        failing: dict[str, set[str]] = {}
+        for_good: Counter[str] = Counter()
         for node, standing in self.standings.items():
+            domain = self.domains[node]
             if standing.state is not NodeState.SKIPPED:
-                nodes[self.domains[node]] += 1
+                nodes[domain] += 1
+            if node in self.outdated:
+                continue
             if standing.state is NodeState.CACHED:
-                cached[self.domains[node]] += 1
+                cached[domain] += 1
+            elif node in self.failures and self.failures[node].reason not in retry.NODES_OWN:
+                failing.setdefault(domain, set()).add(node)
+                for_good[domain] += self.failures[node].permanent
         busy = Counter(self.domains.get(node, "") for node in self.places)
         return rollout.RolloutView(
             spec=prefetch.rollout,
+            throttle=self.throttle,
             domains={
-                name: rollout.Domain(nodes[name], cached[name], busy[name])
+                name: rollout.Domain(
+                    nodes[name],
+                    cached[name],
+                    busy[name],
+                    frozenset(failing.get(name, ())),
+                    for_good[name],
+                )
                 for name in nodes.keys() | busy.keys()
             },
             joining=tuple(
@@ -170,12 +195,13 @@ class Ledger:
         self.attempts.setdefault(node, {})[group] = attempts
 
     def clear_attempts(self, node: str, groups: Iterable[str]) -> None:
-        """The node has what these groups are about: start afresh the next time."""
+        """The node has what these groups are about: forget what failed before."""
         known = self.attempts.get(node)
         if known is None:
             return
         for group in groups:
-            known.pop(group, None)
+            if group in known and known[group].reason:
+                del known[group]
         if not known:
             del self.attempts[node]
 

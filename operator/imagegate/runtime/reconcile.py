@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from imagegate.domain import node as node_decision
-from imagegate.domain import retry, rollout, status
+from imagegate.domain import retry, rollout, status, throttle
 from imagegate.domain.actions import Action, CreatePod, DeletePod, NodePlan, PatchNode
-from imagegate.domain.facts import FINALIZER, Node, Prefetch
+from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, Node, Prefetch
 from imagegate.domain.gate import ready_since
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
@@ -196,6 +196,8 @@ class Reconciler:
             self._store.see_node(await self._nodes.get(name))
             self.node_queue.add(name, delay=0.02, urgent=True)
             return
+        for label in patch.set_labels:
+            self._succeeded(label.removeprefix(LABEL_PREFIX))
         if patch.release is not None:
             await self._released(patch)
         if patch.add is not None:
@@ -207,7 +209,7 @@ class Reconciler:
         since = ready_since(node, self._store.first_ready(node))
         self._metrics.released(patch.release, held=now - node.created_at)
         for label in patch.set_labels:
-            self._metrics.cached(label.rpartition("/")[2], now - since)
+            self._metrics.cached(label.removeprefix(LABEL_PREFIX), now - since)
         logger.info(
             "node released",
             extra={"node": node.name, "reason": str(patch.release), "message_": patch.message},
@@ -226,7 +228,10 @@ class Reconciler:
         prefetch, node = action.prefetch, action.node
         manifest = build.build(prefetch, node, action.group, action.attempt, self._puller)
         try:
-            self._store.see_pod(await self._pods.create(manifest))
+            created = await self._pods.create(manifest)
+            if action.remember is not None:
+                self._ledger.remember(node.name, action.group.key, action.remember)
+            self._store.see_pod(created)
         except AlreadyExists:
             # Ours, from before a restart or by another leader: the watch or a resync shows it.
             # If it is one that is going away, its end brings this node back here.
@@ -255,6 +260,7 @@ class Reconciler:
         if action.remember is not None:
             self._ledger.remember(pod.node, pod.group, action.remember)
             self._metrics.pull_failed(pod.prefetch, action.remember.reason)
+            self._refused(pod.prefetch, action.remember.reason)
             logger.info(
                 "pull failed",
                 extra={
@@ -269,6 +275,25 @@ class Reconciler:
             self._store.lose_pod(pod.namespace, pod.name, pod.uid)
         else:
             self._store.see_pod(going)
+
+    def _refused(self, name: str, reason: str) -> None:
+        prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)
+        if prefetch is None or entry is None or reason not in throttle.REFUSALS:
+            return
+        before = entry.throttle.limit
+        entry.throttle = entry.throttle.after_refusal(self._clock.now(), entry.parallel(prefetch))
+        if entry.throttle.limit != before:
+            logger.warning(
+                "the registry refuses: fewer pulls at a time",
+                extra={"prefetch": name, "limit": entry.throttle.limit, "reason": reason},
+            )
+
+    def _succeeded(self, name: str) -> None:
+        prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)
+        if prefetch is None or entry is None:
+            return
+        full = prefetch.rollout.parallel(max(entry.nodes, 1))
+        entry.throttle = entry.throttle.after_success(self._clock.now(), full)
 
     # ---- prefetches
 
@@ -294,7 +319,7 @@ class Reconciler:
         for pod in self._store.pods.values():
             if pod.prefetch == name:
                 self.node_queue.add(pod.node)
-        label = f"cached.imagegate.dev/{name}"
+        label = LABEL_PREFIX + name
         for node in self._store.nodes.values():
             held = node.taint(self._taint_key()) is not None
             if label in node.labels or held:
@@ -331,6 +356,7 @@ class Reconciler:
     def _grant(self, prefetch: Prefetch) -> None:
         entry = self._ledger.entry(prefetch.name)
         view = entry.rollout_view(prefetch)
+        entry.stopped = rollout.stopped(view)
         self._metrics.rollout_allowed(prefetch.name, rollout.total_allowed(view))
         for node in rollout.grant(view):
             entry.places.add(node)

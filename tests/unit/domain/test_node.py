@@ -268,6 +268,19 @@ def test_a_kept_pod_that_vanished_is_put_back_when_there_is_a_place() -> None:
     assert plan.standings["llm"].state is NodeState.CACHED
 
 
+def test_a_pod_that_somebody_keeps_deleting_is_put_back_later_and_later() -> None:
+    on, key = node(**labelled()), LLM.groups[0].key
+    first = creates(decide(view(on, Share(LLM, place=True))))[0].remember
+    assert first is not None
+    soon = decide(view(on, Share(LLM, place=True, attempts={key: first})), NOW + 30)
+    assert creates(soon) == []
+    assert soon.requeue_at == first.next_at
+    assert soon.standings["llm"].failure is None
+    (second,) = creates(decide(view(on, Share(LLM, place=True, attempts={key: first})), NOW + 70))
+    assert second.remember is not None
+    assert second.remember.next_at - (NOW + 70) > 100
+
+
 def test_retention_release_deletes_the_pod_after_six_minutes() -> None:
     loose = prefetch(keep=False)
     on = node(labels={loose.label: loose.target}, observed="node-uid/boot-1")

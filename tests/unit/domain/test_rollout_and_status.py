@@ -13,6 +13,7 @@ from imagegate.domain import rollout, status
 from imagegate.domain.facts import Attempts, NodeState, RolloutSpec
 from imagegate.domain.rollout import Domain, RolloutView
 from imagegate.domain.status import Failure, Tally
+from imagegate.domain.throttle import Throttle
 from tests.unit.domain.cases import prefetch
 
 
@@ -44,6 +45,64 @@ def test_paused_stops_nodes_in_service_and_not_those_that_join() -> None:
     )
     assert rollout.grant(view) == ("new",)
     assert rollout.total_allowed(view) == 0
+
+
+def test_seeds_that_failed_hold_the_rest_of_their_domain_back_but_try_again_themselves() -> None:
+    waiting = (("n1", "a"), ("n2", "a"), ("n3", "b"))
+    failed = Domain(nodes=2, failing=frozenset({"n1"}), failing_for_good=1)
+    view = RolloutView(spec(), {"a": failed, "b": Domain(nodes=1)}, waiting=waiting)
+    assert rollout.grant(view) == ("n1", "n3")
+    assert rollout.stopped(view) == ("a",)
+    passing = dataclasses.replace(failed, failing_for_good=0)
+    view = RolloutView(spec(), {"a": passing}, waiting=waiting[1:2])
+    assert rollout.grant(view) == ("n2",), "what may pass, or lie with one node, is tried once more"
+    twice = dataclasses.replace(passing, failing=frozenset({"n1", "n3"}))
+    assert rollout.grant(RolloutView(spec(), {"a": twice}, waiting=waiting[1:2])) == ()
+    cured = dataclasses.replace(failed, cached=1)
+    assert rollout.grant(RolloutView(spec(), {"a": cured}, waiting=waiting[1:2])) == ("n2",)
+
+
+def test_seeds_failed_is_a_condition_that_names_domain_cause_and_remedy() -> None:
+    body = status.prefetch_status(
+        prefetch(), dataclasses.replace(tally(1, failed=1, pending=9), stopped=("zone-a",)), 0.0
+    )
+    degraded = next(c for c in body["conditions"] if c["type"] == "Degraded")
+    assert degraded["reason"] == "SeedsFailed"
+    for part in ("zone-a", "node-0", "push the image"):
+        assert part in degraded["message"]
+
+
+def test_refusals_halve_the_allowance_and_successes_grow_it_again() -> None:
+    seen = Throttle()
+    seen = seen.after_refusal(0.0, 40)
+    assert seen.bound(40) == 40, "one refusal is no burst"
+    seen = seen.after_refusal(1.0, 40)
+    assert seen.bound(40) == 20
+    seen = seen.after_refusal(2.0, 20)
+    assert seen.bound(40) == 20, "the effect is waited for"
+    seen = seen.after_refusal(20.0, 20)
+    assert seen.bound(40) == 10
+    for number in range(15):
+        seen = seen.after_success(21.0 + number, 40)
+    assert seen.bound(40) == 25
+    for number in range(15):
+        seen = seen.after_success(40.0 + number, 40)
+    assert seen.limit is None
+
+
+def test_rare_refusals_among_many_successes_are_no_burst() -> None:
+    seen = Throttle()
+    for number in range(100):
+        seen = seen.after_success(float(number) / 10, 40)
+    seen = seen.after_refusal(10.0, 40).after_refusal(10.1, 40)
+    assert seen.limit is None
+
+
+def test_the_allowance_never_falls_below_one() -> None:
+    seen = Throttle()
+    for number in range(50):
+        seen = seen.after_refusal(number * 20.0, seen.bound(8))
+    assert seen.bound(8) == 1
 
 
 @given(
@@ -86,7 +145,7 @@ def tally(failures: int = 0, **counts: int) -> Tally:
     worst = Attempts(
         count=9,
         reason="ImageNotFound",
-        message="x" * 5000,
+        message="not found" + "x" * 5000,
         image="reg.test/llm:1",
         permanent=True,
         next_at=2_000_000.0,

@@ -94,6 +94,39 @@ async def test_the_first_of_a_domain_goes_alone_then_twice_as_many_as_are_cached
         assert waves == [1, 2, 5]
 
 
+async def test_an_edit_begins_with_the_seeds_again(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%", "seeds": 1})
+    for number in range(6):
+        world.add_node(f"n{number}")
+    async with world.operating():
+        while world.status("llm").get("nodes", {}).get("cached") != 6:
+            for pod in [pod for pod in world.pods() if "status" not in pod]:
+                world.finish(pod)
+            await asyncio.sleep(0.05)
+        world.change_images("llm", "reg.test/llm:2")
+        await asyncio.sleep(1.0)
+        assert len([pod for pod in world.pods() if "status" not in pod]) == 1
+
+
+async def test_seeds_that_fail_keep_the_fleet_untouched_until_one_succeeds(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%", "seeds": 1}, **FAST)
+    for number in range(6):
+        world.add_node(f"n{number}")
+    async with world.operating():
+        await until(world.pods)
+        seed = world.pods()[0]["spec"]["nodeName"]
+        for _ in range(3):
+            await until(world.pods)
+            assert [pod["spec"]["nodeName"] for pod in world.pods()] == [seed]
+            world.fail(world.pods()[0], 'failed to resolve "reg.test/llm:1": not found')
+            await until(lambda: not world.pods())
+        await until(lambda: world.condition("llm", "Degraded").get("reason") == "SeedsFailed")
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: len(world.pods()) == 3)
+        await until(lambda: world.condition("llm", "Degraded").get("status") == "False")
+
+
 async def test_an_operator_killed_at_any_request_resumes_without_a_second_pull() -> None:
     """Kill it at its 1st, 2nd, ... write; the next process must finish the job."""
     for kill_at in range(1, 6):

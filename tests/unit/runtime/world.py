@@ -165,6 +165,13 @@ class World:
             },
         )
 
+    def change_images(self, name: str, *images: str) -> None:
+        def edit(body: dict[str, Any]) -> None:
+            body["spec"]["images"] = [{"image": image} for image in images]
+            body["metadata"]["generation"] += 1
+
+        self.api.change(f"{prefetches.PATH}/{name}", edit)
+
     def pods(self) -> list[dict[str, Any]]:
         return [body for path, body in self.api.objects.items() if path.startswith(PODS + "/")]
 
