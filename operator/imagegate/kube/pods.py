@@ -30,14 +30,16 @@ class Pods:
         path = _path(manifest["metadata"]["namespace"])
         return read.pod(await self._client.create(path, manifest))
 
-    async def delete(self, pod: Pod) -> Pod | None:
+    async def delete(self, pod: Pod, *, force: bool = False) -> Pod | None:
         """The pod as it ends, or None when it is gone at once (a finished pod is).
 
         The precondition makes sure that it is the pod that was decided about: names come back.
+        ``force`` does not wait for a kubelet: for pods whose node is no more.
         """
-        body = await self._client.delete(
-            _path(pod.namespace, pod.name), {"preconditions": {"uid": pod.uid}}
-        )
+        options: dict[str, Any] = {"preconditions": {"uid": pod.uid}}
+        if force:
+            options["gracePeriodSeconds"] = 0
+        body = await self._client.delete(_path(pod.namespace, pod.name), options)
         going = read.pod(body)
         return going if going.deleting and not going.finished else None
 

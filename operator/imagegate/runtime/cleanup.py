@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, Node
@@ -24,6 +24,7 @@ from imagegate.kube.prefetches import Prefetches
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 60.0
+PODS_TIMEOUT = 20.0
 CONFLICTS = 10
 PARALLEL = 32
 
@@ -63,14 +64,10 @@ class Cleanup:
             async with limit:
                 await self._tidy(node, key)
 
-        for namespace in self._puller_namespaces:
-            for pod in await self._pods.list(namespace):
-                try:
-                    await self._pods.delete(pod)
-                except (NotFound, Conflict):
-                    continue
+        nodes = await self._nodes.list()
+        await self._delete_pods({node.name for node in nodes})
         async with asyncio.TaskGroup() as group:
-            for node in await self._nodes.list():
+            for node in nodes:
                 group.create_task(tidy(node))
         for prefetch in await self._prefetches.list():
             if FINALIZER in prefetch.finalizers:
@@ -78,6 +75,7 @@ class Cleanup:
         await self._delete(
             f"/apis/coordination.k8s.io/v1/namespaces/{self._namespace}/leases/{self._lease}"
         )
+        await self._wait_for_pods()
         logger.info("cleaned up")
 
     async def _stop_operator(self) -> None:
@@ -94,6 +92,26 @@ class Cleanup:
         async with asyncio.timeout(STOP_TIMEOUT):
             while (await self._client.get(pods, labelSelector=selector))["items"]:
                 await asyncio.sleep(0.5)
+
+    async def _delete_pods(self, nodes: Collection[str]) -> None:
+        for namespace in self._puller_namespaces:
+            for pod in await self._pods.list(namespace):
+                try:
+                    await self._pods.delete(pod, force=pod.node not in nodes)
+                except (NotFound, Conflict):
+                    continue
+
+    async def _wait_for_pods(self) -> None:
+        """A pod that was still pulling ends within seconds, unless its kubelet does not answer:
+        then it goes with its node, and is not waited for.
+        """
+        try:
+            async with asyncio.timeout(PODS_TIMEOUT):
+                for namespace in self._puller_namespaces:
+                    while await self._pods.list(namespace):
+                        await asyncio.sleep(0.5)
+        except TimeoutError:
+            logger.warning("puller pods are still going; their nodes do not answer")
 
     async def _tidy(self, node: Node, key: str) -> None:
         for _ in range(CONFLICTS):

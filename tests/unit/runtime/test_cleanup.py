@@ -1,0 +1,81 @@
+"""The clean-up that `helm uninstall` runs: everything of ours goes, whatever state it is in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imagegate.kube.prefetches import Prefetches
+from imagegate.runtime.cleanup import Cleanup
+from tests.unit.runtime.world import KEY, NAMESPACE, World, until
+
+DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/imagegate"
+
+
+def cleanup(world: World) -> Cleanup:
+    client: Any = world.api
+    return Cleanup(
+        client,
+        Prefetches(client, world.reader),
+        namespace=NAMESPACE,
+        deployment="imagegate",
+        lease="imagegate",
+        puller_namespaces=[NAMESPACE],
+        taint_key="another/key",
+    )
+
+
+async def in_use() -> World:
+    """A cluster with a cached node, a held node, and a puller pod whose node is gone."""
+    world = World()
+    world.add_gate()
+    world.api.put(
+        DEPLOYMENT,
+        {"metadata": {"name": "imagegate"}, "spec": {"selector": {"matchLabels": {"app": "x"}}}},
+    )
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%", "seeds": 9})
+    for name in ("cached", "gone"):
+        world.add_node(name)
+    world.add_node("held", gated=True)
+    async with world.operating():
+        await until(lambda: len(world.pods()) == 3)
+        done = next(pod for pod in world.pods() if pod["spec"]["nodeName"] == "cached")
+        world.finish(done)
+        await until(lambda: world.labels("cached"))
+    world.api.remove("/api/v1/nodes/gone")
+    world.api.watchers.clear()
+    return world
+
+
+async def test_nothing_is_left_and_a_second_run_finds_nothing_to_do() -> None:
+    world = await in_use()
+    world.api.requests.clear()
+    await cleanup(world).run()
+    assert world.labels("cached") == {}
+    assert world.observed("cached") is None
+    assert KEY not in world.taints("held"), "by the NodeGate's key, not by the flag's"
+    assert world.taints("held") == ["node.kubernetes.io/not-ready"]
+    assert world.pods() == []
+    prefetch = world.api.objects["/apis/imagegate.dev/v1alpha1/imageprefetches/llm"]
+    assert not prefetch["metadata"].get("finalizers")
+    assert "/apis/imagegate.dev/v1alpha1/nodegates/default" not in world.api.objects
+    first = world.api.writes()[0][1]
+    assert first == f"{DEPLOYMENT}/scale", "or the operator would put back what is taken away"
+    await cleanup(world).run()
+
+
+async def test_a_node_that_keeps_changing_is_tidied_all_the_same() -> None:
+    world = await in_use()
+    left = 3
+
+    def interfere(method: str, path: str) -> None:
+        nonlocal left
+        if (method, path) == ("PATCH", "/api/v1/nodes/held") and left:
+            left -= 1
+            world.api.change(
+                path, lambda body: body["spec"]["taints"].insert(0, {"key": "x", "effect": "y"})
+            )
+
+    world.api.before = interfere
+    await cleanup(world).run()
+    assert KEY not in world.taints("held")
+    assert world.taints("held").count("x") == 3
