@@ -42,6 +42,11 @@ e2e: setup ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for 
 	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --cluster-name=$(E2E) $(PYTEST_ARGS)
 	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
 
+.PHONY: scale
+scale: setup binaries ## the e2e test of 1,000 simulated nodes with 5,000; some minutes
+	IMAGEGATE_SCALE_NODES=5000 $(PYTHON) -m pytest tests/e2e -k thousand --timeout=1800 -v -s \
+	  --cluster-name=$(E2E) $(PYTEST_ARGS)
+
 .PHONY: binaries
 binaries: setup ## Kubernetes, containerd, kwok and helm, built once into the cache
 	$(PYTHON) -m tests.cluster build
