@@ -96,7 +96,7 @@ def assess(share: Share, node: Node, now: float, *, gated: bool) -> Outcome:
         outcome.state, outcome.skipped = NodeState.SKIPPED, why or ""
         return outcome
     pods = _Pods.sort(share, node)
-    _tidy(pods, share, outcome)
+    _tidy(pods, share, now, outcome)
     startable = why is None and match.unsettled(node) is None
     if outcome.labelled:
         outcome.state, outcome.cached = NodeState.CACHED, True
@@ -131,12 +131,13 @@ class _Pods:
         return sorted_pods
 
 
-def _tidy(pods: _Pods, share: Share, outcome: Outcome) -> None:
+def _tidy(pods: _Pods, share: Share, now: float, outcome: Outcome) -> None:
     """Remove pods that serve no purpose any more.
 
     A finished pod of an earlier target pins that target's images: it goes only once the node
     holds the new one (or belongs to an earlier boot, and then proves nothing). A running pull
-    is cancelled only when not one of its images is wanted any more.
+    is cancelled only when not one of its images is wanted any more. One that has just failed
+    pulls nothing, and may fail for ever at an image that is not wanted any more.
     """
     wanted = {image.reference for image in share.prefetch.images}
     groups = {group.key for group in share.prefetch.groups}
@@ -148,6 +149,8 @@ def _tidy(pods: _Pods, share: Share, outcome: Outcome) -> None:
                 outcome.actions.append(DeletePod(pod, "superseded"))
         elif wanted.isdisjoint(pod.images):
             outcome.actions.append(DeletePod(pod, "its images are not wanted any more"))
+        elif _just_failed(pod, share, now):
+            outcome.actions.append(DeletePod(pod, "superseded, and its pull failed"))
 
 
 def _in_service(
@@ -243,8 +246,7 @@ def _watch_pull(pod: Pod, group: Group, share: Share, now: float, outcome: Outco
     timeout = share.prefetch.retry.timeout
     if pod.waiting in PULL_ERRORS:
         failure = retry.classify(f"{pod.waiting}: {pod.waiting_message}")
-        seen = share.failed_at.get(pod.uid)
-        if seen is not None and now - seen <= FRESH:
+        if _just_failed(pod, share, now):
             _give_up(pod, group, failure, pod.waiting_message, share, now, outcome)
             return
         # Found failing, for instance after a restart: its next try may already run, and to
@@ -256,6 +258,11 @@ def _watch_pull(pod: Pod, group: Group, share: Share, now: float, outcome: Outco
         return
     if timeout is not None:
         outcome.requeue.append(pod.created_at + timeout)
+
+
+def _just_failed(pod: Pod, share: Share, now: float) -> bool:
+    seen = share.failed_at.get(pod.uid)
+    return pod.waiting in PULL_ERRORS and seen is not None and now - seen <= FRESH
 
 
 def _give_up(

@@ -68,13 +68,14 @@ class Entry:
     def forget(self, node: str) -> bool:
         """Drop a node, or learn that the prefetch is not for it. True if that changes anything."""
         caught_up = self._catch_up(node)
+        had_place = node in self.places
+        self.places.discard(node)
         before = self.standings.pop(node, None)
         if before is None:
-            return caught_up
+            return caught_up or had_place
         self.counts[before.state] -= 1
         self.domains.pop(node, None)
         self.held.discard(node)
-        self.places.discard(node)
         self.wants.pop(node, None)
         self.failures.pop(node, None)
         return True
@@ -156,6 +157,8 @@ class Ledger:
         """Remembered failures: by node, then by group key."""
         self.holding: dict[str, str] = {}
         """Every node that carries the gate taint, and what it waits for."""
+        self._machines: dict[str, str] = {}
+        """The uid of every node that has been decided about, by its name."""
 
     def entry(self, prefetch: str) -> Entry:
         return self.entries.setdefault(prefetch, Entry())
@@ -185,8 +188,16 @@ class Ledger:
                 changed.append(name)
         return changed
 
+    def meet(self, node: Node) -> list[str]:
+        """Another machine under a known name begins with nothing. The prefetches it is new to."""
+        replaced = self._machines.get(node.name, node.uid) != node.uid
+        changed = self.forget_node(node.name) if replaced else []
+        self._machines[node.name] = node.uid
+        return changed
+
     def forget_node(self, node: str) -> list[str]:
         """Drop a node that is gone. The prefetches that knew it."""
+        self._machines.pop(node, None)
         self.holding.pop(node, None)
         self.attempts.pop(node, None)
         return [name for name, entry in self.entries.items() if entry.forget(node)]

@@ -87,8 +87,9 @@ class Reconciler:
 
     def gate_changed(self) -> None:
         for name, node in self._store.nodes.items():
-            if node.taint(self._taint_key()) is not None:
-                self.node_queue.add(name, urgent=True)
+            held = node.taint(self._taint_key()) is not None
+            if held or self._taints_by_watch:
+                self.node_queue.add(name, urgent=held)
 
     # ---- nodes
 
@@ -98,6 +99,8 @@ class Reconciler:
             for prefetch in self._ledger.forget_node(name):
                 self.prefetch_queue.add(prefetch, delay=PASS_INTERVAL)
             return
+        for prefetch in self._ledger.meet(node):
+            self.prefetch_queue.add(prefetch, delay=PASS_INTERVAL)
         now = self._clock.now()
         view = self.view(node)
         plan = node_decision.decide(view, now)
@@ -136,7 +139,7 @@ class Reconciler:
                     attempts=attempts,
                     pulled={p.uid: self._store.pulled(p.uid) for p in pods},
                     failed_at={uid: at for uid, at in failed.items() if at is not None},
-                    place=node.name in self._ledger.entry(name).places,
+                    place=self._granting(prefetch) and node.name in self._ledger.entry(name).places,
                 )
             )
         return NodeView(
@@ -156,10 +159,16 @@ class Reconciler:
             return False
         got = False
         for name, standing in plan.standings.items():
-            if standing.wants:
-                prefetch = self._store.prefetches[name]
+            prefetch = self._store.prefetches[name]
+            if standing.wants and self._granting(prefetch):
                 got = self._ledger.entry(name).take_place(node.name, prefetch) or got
         return got
+
+    def _granting(self, prefetch: Prefetch) -> bool:
+        """Whether the places of this very spec are known: after a start or an edit, not before
+        `reconcile_prefetch` has counted what pulls already.
+        """
+        return self._specs.get(prefetch.name) == (prefetch.uid, prefetch)
 
     def _record(self, node: Node, view: NodeView, plan: NodePlan) -> None:
         topology = {s.prefetch.name: s.prefetch.rollout.topology_key for s in view.shares}
@@ -333,7 +342,10 @@ class Reconciler:
         """
         if FINALIZER not in prefetch.finalizers:
             return
-        labelled = any(prefetch.label in node.labels for node in self._store.nodes.values())
+        labelled = any(
+            prefetch.label in node.labels and not node.deleting
+            for node in self._store.nodes.values()
+        )
         pods = any(
             pod.prefetch == prefetch.name and not pod.deleting and pod.node in self._store.nodes
             for pod in self._store.pods.values()
@@ -350,6 +362,12 @@ class Reconciler:
         self._specs[prefetch.name] = (prefetch.uid, prefetch)
         entry = self._ledger.entry(prefetch.name)
         entry.outdated = set(self._store.nodes) if prefetch.invalid is None else set()
+        # What pulls has a place whatever this process remembers; grants of an earlier spec end.
+        entry.places = {
+            pod.node
+            for pod in self._store.pods.values()
+            if pod.prefetch == prefetch.name and not pod.finished and pod.node in self._store.nodes
+        }
         for node in self._store.nodes:
             self.node_queue.add(node)
 

@@ -1,0 +1,55 @@
+"""`WWW-Authenticate`: how a registry wants to be logged in to (RFC 9110, section 11.6.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_GAP = re.compile(r"[\s,]*")
+# Unquoted values are tokens by the RFC; some registries leave URLs and scopes unquoted, though.
+_PARAMETER = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))(?=\s*(?:,|$))')
+_SCHEME = re.compile(rf"({_WORD})(?=[\s,]|$)")
+_TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way to log in. Scheme and names are in lower case; a repeated name keeps its first."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse(headers: Iterable[str]) -> tuple[Challenge, ...]:
+    """Every challenge of all `WWW-Authenticate` headers, several in one header included.
+
+    What does not parse ends its header; what came before is kept. Never raises.
+    """
+    return tuple(challenge for header in headers for challenge in _parse(header))
+
+
+def _parse(header: str) -> Iterator[Challenge]:
+    scheme, parameters = "", dict[str, str]()
+    at = _GAP.match(header).end()  # type: ignore[union-attr]  # matches the empty string
+    while at < len(header):
+        # A parameter first: `Bearer realm="…", service="…"` would else have a scheme `service`.
+        if scheme and (found := _PARAMETER.match(header, at)):
+            name, in_quotes, bare = found.groups()
+            value = bare if in_quotes is None else re.sub(r"\\(.)", r"\1", in_quotes)
+            parameters.setdefault(name.lower(), value)
+        elif found := _SCHEME.match(header, at):
+            if scheme:
+                yield Challenge(scheme, parameters)
+            scheme, parameters = found[1].lower(), {}
+            space = _GAP.match(header, found.end())
+            # `Negotiate YWJj=`: one opaque word in the place of parameters, of no use here.
+            opaque = _TOKEN68.match(header, space.end()) if space else None
+            if opaque and not _SCHEME.fullmatch(opaque[0]):
+                found = opaque
+        else:
+            break
+        at = _GAP.match(header, found.end()).end()  # type: ignore[union-attr]
+    if scheme:
+        yield Challenge(scheme, parameters)

@@ -1,0 +1,271 @@
+"""Questions to a registry: which digest, which manifest, which blob.
+
+The API is the OCI distribution specification's, the behaviour that of containerd's resolver, as the
+nodes will ask the same registry with the same credentials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from imagegate.api.references import DEFAULT_TAG, DIGEST_LENGTHS, Reference
+from imagegate.registry import challenges, endpoints, errors, failures, tokens
+from imagegate.registry.endpoints import RegistrySettings
+from imagegate.registry.keychain import EMPTY, Keyring
+from imagegate.registry.limits import Timing
+from imagegate.registry.pull_secrets import ANONYMOUS
+from imagegate.registry.tokens import Access, Tokens
+from imagegate.registry.transport import Answer, RegistryObserver, Request, Transport
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+
+MAX_MANIFEST = 4 * 1024 * 1024
+"""Bytes: the distribution specification's own limit for manifests."""
+MAX_CONFIG = 4 * 1024 * 1024
+"""Bytes of an image's configuration."""
+
+_ACCEPT = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"}
+_HEX = re.compile(r"[a-f0-9]+")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A manifest or an index: JSON whose bytes had this digest."""
+
+    digest: str
+    media_type: str
+    """As the registry called it; may be empty, or wrong."""
+    content: Mapping[str, Any]
+
+
+class Client:
+    """For any number of registries, any number of tasks. To be made inside a running event loop.
+
+    Of several matching credentials each is tried in turn, as the kubelet does, until one is neither
+    refused nor shown a 404. Every method raises `errors.RegistryError`:
+
+    - `NotFound`, `Unauthorized`: what the last credential got, or the first that got a 404;
+    - `Throttled`, `Unavailable`: try again later. Nothing is retried here, but for a login;
+    - `TLSFailed`, `Invalid`: trying again is of no use.
+    """
+
+    def __init__(
+        self,
+        settings: RegistrySettings | None = None,
+        *,
+        observer: RegistryObserver | None = None,
+        resolver: AbstractResolver | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        """Raise `InvalidSettings` for a CA bundle that is none."""
+        self._settings = settings or RegistrySettings()
+        timing = timing or Timing()
+        self._transport = Transport(
+            self._settings, observer=observer, resolver=resolver, timing=timing
+        )
+        self._tokens = Tokens(self._transport, timing)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def resolve(self, reference: Reference, keyring: Keyring = EMPTY) -> str:
+        """The digest (`sha256:…`) that the tag has now: of the index, where there is one.
+
+        That is what containerd records as the image's digest, so it compares with a node's status.
+        A HEAD, which Docker Hub does not count as a pull; a GET, which it does, where the registry
+        refuses HEAD or names no digest. A reference with a digest is its own answer: no request.
+        """
+        if reference.digest is not None:
+            return reference.digest
+        tag = reference.tag or DEFAULT_TAG
+
+        async def ask(access: Access) -> str:
+            answer = await self._manifest(access, "HEAD", tag)
+            digest = valid_digest(answer.headers.get("Docker-Content-Digest", ""))
+            # A web page for every path, as a captive portal has, is found out by reading it.
+            web_page = answer.headers.get("Content-Type", "").startswith("text/")
+            if answer.status == 405 or digest is None or web_page:
+                return _document(access, tag, await self._manifest(access, "GET", tag)).digest
+            return digest
+
+        return await self._each(reference, keyring, ask)
+
+    async def manifest(
+        self, reference: Reference, digest: str, keyring: Keyring = EMPTY
+    ) -> Document:
+        """The manifest or index of that digest in the reference's repository, verified."""
+
+        async def ask(access: Access) -> Document:
+            return _document(access, digest, await self._manifest(access, "GET", digest))
+
+        return await self._each(reference, keyring, ask)
+
+    async def blob(
+        self,
+        reference: Reference,
+        digest: str,
+        keyring: Keyring = EMPTY,
+        *,
+        limit: int = MAX_CONFIG,
+    ) -> bytes:
+        """A blob of at most `limit` bytes, verified. Many registries redirect to a store for it."""
+
+        async def ask(access: Access) -> bytes:
+            url = self._url(access, f"blobs/{digest}")
+            answer = await self._ask(access, Request("GET", url, {}, limit), f"blob {digest}")
+            _verify(access, digest, answer.body)
+            return answer.body
+
+        return await self._each(reference, keyring, ask)
+
+    async def _each(
+        self, reference: Reference, keyring: Keyring, ask: Callable[[Access], Awaitable[T]]
+    ) -> T:
+        """Ask with each credential until one will do."""
+        plain = endpoints.base(reference.domain, self._settings).scheme == "http"
+        failure: errors.RegistryError | None = None
+        # Without the doubles: the same password wrong twice is one step nearer to a locked account.
+        for credential in dict.fromkeys(keyring.lookup(reference) or (ANONYMOUS,)):
+            known = ANONYMOUS if credential.anonymous else credential
+            try:
+                return await ask(Access(reference.domain, reference.path, known, plain))
+            except errors.NotFound as error:
+                # A credential that was let in knows better than one that was not.
+                failure = error if not isinstance(failure, errors.NotFound) else failure
+            except errors.Unauthorized as error:
+                failure = error if not isinstance(failure, errors.NotFound) else failure
+        assert failure is not None
+        raise failure
+
+    async def _manifest(self, access: Access, method: str, name: str) -> Answer:
+        url = self._url(access, f"manifests/{name}")
+        request = Request(method, url, _ACCEPT, MAX_MANIFEST, counted=method == "GET")
+        separator = "@" if ":" in name else ":"
+        return await self._ask(access, request, f"{access.path}{separator}{name}")
+
+    async def _ask(self, access: Access, request: Request, what: str) -> Answer:
+        """A success, or a 405 for HEAD, after logging in once where that is asked for."""
+
+        def login(header: str | None) -> Request:
+            return request.with_login(header, tokens.secrets_of(access.credential, header))
+
+        header = self._tokens.known(access)
+        answer = await self._transport.exchange(access.registry, login(header))
+        if answer.status == 401 and answer.url.origin() == request.url.origin():
+            offered = challenges.parse(answer.challenges)
+            renewed = await self._tokens.authorize(access, offered, refused=header)
+            if renewed != header:
+                header = renewed
+                answer = await self._transport.exchange(access.registry, login(header))
+        if answer.status == 200 or (answer.status == 405 and request.method == "HEAD"):
+            return answer
+        raise _refusal(access, login(header), answer, what)
+
+    def _url(self, access: Access, rest: str) -> URL:
+        base = endpoints.base(access.registry, self._settings)
+        return base.with_path(f"/v2/{access.path}/{rest}", encoded=True)
+
+
+def valid_digest(text: str) -> str | None:
+    """The text if it is a digest in form, else None."""
+    algorithm, _, encoded = text.partition(":")
+    sound = len(encoded) == DIGEST_LENGTHS.get(algorithm) and _HEX.fullmatch(encoded)
+    return text if sound else None
+
+
+def _document(access: Access, name: str, answer: Answer) -> Document:
+    """A GET's answer, by tag or by digest. Raises `InvalidAnswer` for what is no manifest."""
+    digest = valid_digest(name) or valid_digest(answer.headers.get("Docker-Content-Digest", ""))
+    if digest is None:
+        digest = f"sha256:{hashlib.sha256(answer.body).hexdigest()}"
+    else:
+        _verify(access, digest, answer.body)
+    try:
+        content = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.get("schemaVersion") not in (1, 2):
+        kind = answer.headers.get("Content-Type", "")[:60]
+        raise errors.InvalidAnswer(
+            access.registry,
+            f"{failures.who(access.registry, answer.url)} sent no manifest for"
+            f" {access.path} but {json.dumps(kind) if kind else 'something without a type'}",
+            "check that this is a registry, and no login page or proxy before it",
+            status=answer.status,
+        )
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return Document(digest, media_type, content)
+
+
+def _verify(access: Access, digest: str, body: bytes) -> None:
+    algorithm, _, encoded = digest.partition(":")
+    if hashlib.new(algorithm, body).hexdigest() != encoded:
+        raise errors.InvalidAnswer(
+            access.registry,
+            f"the {len(body)} bytes that it sent for {access.path} are not of {digest}",
+            "something between here and the registry changes or cuts answers: check the proxy",
+        )
+
+
+def _refusal(access: Access, request: Request, answer: Answer, what: str) -> errors.RegistryError:
+    """The error for an answer that is no success."""
+    registry, status = access.registry, answer.status
+    said = errors.quoted(status, answer.body, request.secrets)
+    if answer.url.origin() != request.url.origin():
+        host = failures.who(registry, answer.url)
+        return errors.Unavailable(
+            registry,
+            f"{host}, where it redirects to for {what}, answered {status}",
+            "it is asked again later; check the registry's storage if it stays so",
+            status=status,
+        )
+    match status:
+        case 404:
+            hint = "; a private one needs imagePullSecrets" if access.credential.anonymous else ""
+            return errors.NotFound(
+                registry,
+                f"{what} was not found ({said})",
+                f"check the name and the tag{hint}",
+                status=status,
+            )
+        case 401 | 403:
+            return errors.Unauthorized(
+                registry,
+                f"{what} is refused ({said})",
+                tokens.remedy(access.credential),
+                status=status,
+            )
+        case _:
+            return errors.InvalidAnswer(
+                registry,
+                f"it answered {said} for {what}",
+                failures.no_plain(registry)
+                if access.plain
+                else "check that this is a registry, and no proxy before it",
+                status=status,
+            )

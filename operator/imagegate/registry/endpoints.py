@@ -1,0 +1,93 @@
+"""Where a registry is and how it is spoken to: address, TLS, plain HTTP, proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import urllib.request
+from dataclasses import dataclass
+from functools import lru_cache
+
+from yarl import URL
+
+from imagegate.api.references import DEFAULT_DOMAIN
+from imagegate.registry.errors import Invalid, InvalidSettings
+
+DOCKER_HUB = "registry-1.docker.io"
+"""Where the images of `docker.io` are: the name itself serves a web site."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    plain_http: frozenset[str] = frozenset()
+    """Registries without TLS, each exactly as in references: `host` or `host:port`, no globs."""
+    ca_bundle: str = ""
+    """Certificates in PEM, trusted beside the system's."""
+    user_agent: str = "imagegate"
+    total_timeout: float = 30.0
+    """Seconds for one request and its answer."""
+    connect_timeout: float = 5.0
+    """Seconds for the name, the connection and the TLS handshake."""
+    concurrency: int = 8
+    """Requests in flight to one registry."""
+    longest_wait: float = 30.0
+    """Seconds that a request waits for a registry which asked for a pause, before `Throttled`."""
+
+
+def base(domain: str, settings: RegistrySettings) -> URL:
+    """The URL that `/v2/…` is put to, for a reference's domain.
+
+    Loopback addresses are spoken to without TLS, as containerd does (docker.MatchLocalhost), but
+    for port 443. Raises `Invalid` for a domain that is no host, such as one with port 70000.
+    """
+    host = DOCKER_HUB if domain == DEFAULT_DOMAIN else domain
+    try:
+        url = URL(f"https://{host}")
+        name = url.host
+        if name and ":" in name:
+            ipaddress.IPv6Address(name)
+    except ValueError:
+        name = None
+    if not name:
+        raise Invalid(domain, "this is no address of a registry", "correct the image reference")
+    plain = domain in settings.plain_http or (is_loopback(name) and not domain.endswith(":443"))
+    # Not with_scheme(), which would lose a port that is the default of https.
+    return URL(f"http://{host}") if plain else url
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=4)
+def tls_context(ca_bundle: str) -> ssl.SSLContext:
+    """Trust in the system's certificates (SSL_CERT_FILE included) and in the bundle, read once.
+
+    It takes 30 ms of a core. Raises `InvalidSettings`.
+    """
+    context = ssl.create_default_context()
+    if ca_bundle:
+        try:
+            context.load_verify_locations(cadata=ca_bundle)
+        except (ssl.SSLError, ValueError) as error:
+            raise InvalidSettings(
+                "CA bundle", f"it cannot be read: {error}", "give certificates in PEM"
+            ) from None
+    return context
+
+
+def proxy(url: URL) -> URL | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name, or None.
+
+    Not aiohttp's `trust_env`, which would send passwords from a `.netrc`, too.
+    """
+    host = url.host or ""
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    found = urllib.request.getproxies().get(url.scheme)
+    return URL(found) if found else None

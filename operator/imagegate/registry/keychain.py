@@ -1,0 +1,93 @@
+"""The credentials that the kubelet would use for an image.
+
+A port of k8s.io/kubernetes v1.36 pkg/credentialprovider (keyring.go, secrets/secrets.go): if the
+operator chose otherwise it would see images that the nodes cannot pull, or miss ones that they can.
+The kubelet unions these with its node's own credentials, which no operator can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from imagegate.api.references import Reference
+from imagegate.registry import globs, pull_secrets
+from imagegate.registry.pull_secrets import Credential, PullSecret
+
+_DOCKER_HUB = "index.docker.io"
+
+
+class Keyring:
+    """The credentials of some pull secrets, in the order of the pod's `imagePullSecrets`.
+
+    Raises `InvalidSecret` for the first malformed one, as the kubelet then pulls nothing at all for
+    the pod. A secret of another type is no error to the kubelet: it is in `ignored`, for a message.
+    """
+
+    def __init__(self, secrets: Iterable[PullSecret] = ()) -> None:
+        self.ignored: tuple[str, ...] = ()
+        """`namespace/name` of the secrets that hold nothing the kubelet looks for."""
+        self._credentials: dict[str, list[Credential]] = {}
+        for secret in secrets:
+            self._add(secret)
+        # Reverse order puts `host/team` before `host`: the most specific comes first.
+        ordered = sorted(self._credentials, reverse=True)
+        self._index = [(globs.parse(key), self._credentials[key]) for key in ordered]
+
+    def lookup(self, reference: Reference) -> tuple[Credential, ...]:
+        """All credentials that match, to be tried in this order; empty: ask anonymously.
+
+        The kubelet does not fall back to an anonymous pull when there are some and all fail.
+        """
+        return self.lookup_name(reference.name)
+
+    def lookup_name(self, image: str) -> tuple[Credential, ...]:
+        """The same for a repository's name, `domain/path` without tag and digest."""
+        target = globs.parse(globs.raw(image))
+        found: list[Credential] = []
+        for glob, credentials in self._index:
+            if target is not None and glob is not None and globs.matches(glob, target):
+                found += credentials
+        if not found and is_docker_hub(image):
+            found = self._credentials.get(_DOCKER_HUB, [])
+        return tuple(found)
+
+    def _add(self, secret: PullSecret) -> None:
+        entries = pull_secrets.entries(secret)
+        if entries is None:
+            self.ignored += (secret.coordinates,)
+            return
+        for place, credential in entries.items():
+            key = _key(place)
+            if key is not None:
+                self._credentials.setdefault(key, []).append(credential)
+
+
+EMPTY = Keyring()
+"""No secrets: everything is asked for anonymously."""
+
+
+def is_docker_hub(image: str) -> bool:
+    """Whether a key for `index.docker.io` serves the image (`isDefaultRegistryMatch`)."""
+    first, slash, _ = image.partition("/")
+    if not first:
+        return False
+    if not slash or first in ("docker.io", _DOCKER_HUB):
+        return True
+    return not ("." in first or ":" in first)
+
+
+def _key(place: str) -> str | None:
+    """The index key for an entry's name; None for one that Go cannot parse, which is skipped."""
+    text = globs.raw(place)
+    for scheme in ("https://", "http://"):
+        if text.startswith(scheme):
+            text = text.removeprefix(scheme)
+            break
+    location = globs.parse(text)
+    if location is None:
+        return None
+    path = location.path
+    # The docker client takes `/v1/` and `/v2/` for the host itself (docker/registry/auth.go).
+    if path.startswith(("/v1/", "/v2/")):
+        path = path[3:]
+    return location.host if path == "/" else location.host + path

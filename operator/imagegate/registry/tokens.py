@@ -1,0 +1,209 @@
+"""Logging in: the `Authorization` header that answers a registry's challenge.
+
+Bearer tokens are fetched as the distribution project describes (spec/auth/token.md and oauth.md),
+Basic is answered directly. What worked is kept per registry, scope and credential, so that the next
+request needs no challenge.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from yarl import URL
+
+from imagegate.registry import errors, failures
+from imagegate.registry.cache import Cache
+from imagegate.registry.challenges import Challenge
+from imagegate.registry.limits import Timing
+from imagegate.registry.pull_secrets import Credential
+from imagegate.registry.transport import Answer, Request, Transport
+
+DEFAULT_LIFETIME = 60.0
+"""Seconds that a token lives whose answer does not say so (spec/auth/token.md)."""
+LONGEST_LIFETIME = 24 * 3600.0
+MARGIN = 10.0
+"""Seconds before its end from which a token is not used any more; less for a short-lived one."""
+MAX_TOKEN = 64 * 1024
+"""Bytes of a token service's answer."""
+KEPT = 2048
+"""Tokens in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who wants to pull what: one token is good for this, and for nothing else."""
+
+    registry: str
+    path: str
+    credential: Credential
+    plain: bool = field(default=False, compare=False)
+    """Whether the registry itself is spoken to without TLS."""
+
+    @property
+    def scope(self) -> str:
+        return f"repository:{self.path}:pull"
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    header: str = field(repr=False)
+    until: float
+
+
+class Tokens:
+    def __init__(self, transport: Transport, timing: Timing) -> None:
+        self._transport = transport
+        self._timing = timing
+        self._granted: Cache[Access, _Granted] = Cache(KEPT)
+
+    def known(self, access: Access) -> str | None:
+        """The header that worked last, unless its time is over."""
+        granted = self._granted.get(access)
+        if granted is None or granted.until <= self._timing.monotonic():
+            return None
+        return granted.header
+
+    async def authorize(
+        self, access: Access, challenges: Sequence[Challenge], refused: str | None
+    ) -> str:
+        """The header that answers a 401; `refused` is the one that got it, if any.
+
+        Many requests of one access cause one login. Raises `Unauthorized`, `InvalidAnswer`, and
+        what `Transport.exchange` raises.
+        """
+        async with self._granted.turn(access):
+            known = self.known(access)
+            if known is not None and known != refused:
+                return known
+            header, lifetime = await self._log_in(access, challenges)
+            until = self._timing.monotonic() + lifetime - min(MARGIN, lifetime / 2)
+            self._granted.put(access, _Granted(header, until))
+            return header
+
+    async def _log_in(self, access: Access, challenges: Sequence[Challenge]) -> tuple[str, float]:
+        credential = access.credential
+        # Where a registry offers both, containerd takes Bearer, too (docker/auth/parse.go).
+        for challenge in challenges:
+            if challenge.scheme == "bearer" and "realm" in challenge.parameters:
+                if credential.registry_token:
+                    return f"Bearer {credential.registry_token}", LONGEST_LIFETIME
+                return await self._fetch(access, challenge)
+        if any(challenge.scheme == "basic" for challenge in challenges):
+            if not credential.username:
+                raise errors.Unauthorized(
+                    access.registry,
+                    f"{access.path} needs a user name and password",
+                    "name a secret that has them for this registry in imagePullSecrets",
+                    status=401,
+                )
+            return _basic(credential), float("inf")
+        offered = ", ".join(sorted({challenge.scheme for challenge in challenges})) or "none"
+        raise errors.InvalidAnswer(
+            access.registry,
+            f"it asks for a login in no known way (offered: {offered[:100]})",
+            "check that this is a registry: Basic and Bearer are known",
+            status=401,
+        )
+
+    async def _fetch(self, access: Access, challenge: Challenge) -> tuple[str, float]:
+        """A token from the challenge's realm."""
+        credential = access.credential
+        secrets = secrets_of(credential)
+        realm = _realm(access, challenge.parameters["realm"])
+        query = {"scope": challenge.parameters.get("scope") or access.scope}
+        if service := challenge.parameters.get("service"):
+            query["service"] = service
+        if credential.identity_token:
+            form = query | {
+                "grant_type": "refresh_token",
+                "refresh_token": credential.identity_token,
+                "client_id": "imagegate",
+            }
+            request = Request("POST", realm, {}, MAX_TOKEN, form=form, secrets=secrets)
+        else:
+            basic = _basic(credential) if credential.username else None
+            url = realm.extend_query(query)
+            request = Request("GET", url, {}, MAX_TOKEN, authorization=basic, secrets=secrets)
+        answer = await self._transport.exchange(access.registry, request)
+        if answer.status != 200:
+            raise self._refused(access, answer)
+        return _token(access, answer)
+
+    def _refused(self, access: Access, answer: Answer) -> errors.RegistryError:
+        service = failures.who(access.registry, answer.url)
+        said = errors.quoted(answer.status, answer.body, secrets_of(access.credential))
+        problem = f"its token service {service} answered {said} for {access.path}"
+        # 400 is what OAuth2 answers to a refresh token that is over (RFC 6749, 5.2).
+        if answer.status not in (400, 401, 403):
+            return errors.InvalidAnswer(
+                access.registry, problem, "check the registry's realm", status=answer.status
+            )
+        return errors.Unauthorized(
+            access.registry, problem, remedy(access.credential), status=answer.status
+        )
+
+
+def remedy(credential: Credential) -> str:
+    """What to do about a refusal."""
+    if credential.anonymous:
+        return "name a secret for this registry in imagePullSecrets, or correct the image's name"
+    return f"check the user's rights, and the secret {credential.source or 'that it came from'}"
+
+
+def secrets_of(credential: Credential, header: str | None = None) -> tuple[str, ...]:
+    """What must not be in a text about a request with this credential."""
+    found = list(credential.secrets)
+    if credential.username:
+        found.append(_basic(credential).removeprefix("Basic "))
+    if header is not None:
+        found.append(header.partition(" ")[2])
+    return tuple(found)
+
+
+def _basic(credential: Credential) -> str:
+    # As bytes, in which form the kubelet and containerd have them: a user name may be no UTF-8.
+    login = f"{credential.username}:{credential.password}".encode("utf-8", "surrogateescape")
+    return "Basic " + base64.b64encode(login).decode()
+
+
+def _realm(access: Access, text: str) -> URL:
+    """The realm's URL. Raises `InvalidAnswer`: a password goes nowhere without TLS."""
+    try:
+        url = URL(text).with_fragment(None)
+        sound = url.scheme in ("http", "https") and bool(url.host) and url.user is None
+    except ValueError:
+        sound = False
+    if not sound or url.password is not None:
+        problem = "the realm of its challenge is no address"
+    elif url.scheme == "http" and not access.plain:
+        problem = f"its token service {url.host} speaks plain HTTP"
+    else:
+        return url
+    raise errors.InvalidAnswer(
+        access.registry, problem, "ask the registry's operator for the right realm", status=401
+    )
+
+
+def _token(access: Access, answer: Answer) -> tuple[str, float]:
+    """The header and its lifetime in seconds, from `{"token" | "access_token", "expires_in"}`."""
+    try:
+        document = json.loads(answer.body)
+        token = document.get("access_token") or document.get("token")
+        expires = document.get("expires_in")
+    except (ValueError, AttributeError, RecursionError):
+        token, expires = None, None
+    if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
+        raise errors.InvalidAnswer(
+            access.registry,
+            f"its token service {failures.who(access.registry, answer.url)} sent no token",
+            "check the registry's realm",
+            status=answer.status,
+        )
+    lifetime = DEFAULT_LIFETIME
+    if isinstance(expires, int | float) and expires > 0:
+        lifetime = min(float(expires), LONGEST_LIFETIME)
+    return f"Bearer {token}", lifetime

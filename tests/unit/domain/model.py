@@ -1,0 +1,564 @@
+"""A cluster without I/O for ``test_lives``: an API server, kubelets, and the operator's own loop.
+
+Facts are the operator's frozen records; a Node is JSON only while a patch is applied to it. The
+operator is the real store, ledger and reconciler, driven step by step: nothing waits, nothing
+runs by itself, and every write is shown to a witness at the moment at which it takes effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import jsonpatch
+from prometheus_client import CollectorRegistry
+
+from imagegate.domain.actions import PatchNode
+from imagegate.domain.facts import OBSERVED, Gate, Node, Pod, Prefetch, Taint
+from imagegate.domain.status import timestamp
+from imagegate.errors import ImagegateError
+from imagegate.kube import nodes
+from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unavailable
+from imagegate.metrics import Metrics
+from imagegate.puller import read
+from imagegate.puller.build import PullerSettings
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.reconcile import Reconciler
+from imagegate.runtime.store import Store
+from tests.unit.domain.cases import GATE_TAINT, KEY, START
+
+NAMESPACE = "imagegate-system"
+LIVE = 3.0
+"""Seconds after which a watch that lags is taken for broken: what it missed is found, not seen."""
+KUBELET_BACK_OFF = 10.0
+"""Seconds from a failed pull to the kubelet's next try: the first and so the shortest."""
+NEXT_SYNC = 6.0
+"""Seconds from a reported ImagePullBackOff to the kubelet's next look at the pod, at least."""
+
+T = TypeVar("T")
+METRICS = Metrics(CollectorRegistry(), version="test")
+
+
+class Died(Exception):
+    """The operator's process ends in the middle of something."""
+
+
+class Witness(Protocol):
+    """Who is shown every decision, and every write as it takes effect."""
+
+    def deciding(self, operator: Operator, node: Node) -> None: ...
+    def granted(self, operator: Operator, prefetch: str, node: str) -> None: ...
+    def patched(self, by: Operator, patch: PatchNode, before: Node, after: Node) -> None: ...
+    def created(self, by: Operator, pod: Pod) -> None: ...
+    def deleted(self, by: Operator, pod: Pod) -> None: ...
+
+
+@dataclass(slots=True)
+class Machine:
+    """What is behind a Node, whether or not anybody knows it."""
+
+    uid: str
+    skew: float = 0.0
+    """By how many seconds its clock is ahead."""
+    boot: int = 1
+    holds: dict[str, int] = field(default_factory=dict)
+    """Images that its kubelet had, with the last boot in which it had them."""
+    ready_at: dict[int, float] = field(default_factory=dict)
+    """By boot: when it was first Ready in it."""
+    denied: set[str] = field(default_factory=set)
+    """Groups of images for which a pull has failed permanently."""
+    forged: set[str] = field(default_factory=set)
+    """Our labels that somebody else has written."""
+
+
+class Cluster:
+    def __init__(self) -> None:
+        self.now = START
+        self.witness: Witness
+        self.version = 100
+        self.writes = 0
+        self.nodes: dict[str, Node] = {}
+        self.machines: dict[str, Machine] = {}
+        self.pods: dict[str, Pod] = {}
+        self.prefetches: dict[str, Prefetch] = {}
+        self.gate: Gate | None = None
+        self.operators: list[Operator] = []
+        self.resumes: dict[str, float] = {}
+        """By pod uid, when the kubelet pulls again after a failure."""
+        self.faults: dict[str, str] = {}
+        """What goes wrong with the next write of a kind."""
+
+    def next_version(self) -> int:
+        self.version += 1
+        return self.version
+
+    # ---- nodes
+
+    def join(self, name: str, *, skew: float, ready: bool, **facts: Any) -> None:
+        uid = f"{name}-{self.next_version()}"
+        machine = self.machines[name] = Machine(uid, skew)
+        node = Node(name, uid, self.version, boot_id="boot-1", created_at=float(int(self.now)))
+        self._put_node(self._readied(dataclasses.replace(node, **facts), machine, ready=ready))
+
+    def change_node(self, name: str, **changes: Any) -> None:
+        node = dataclasses.replace(self.nodes[name], version=self.next_version(), **changes)
+        self._put_node(node)
+
+    def set_ready(self, name: str, *, ready: bool) -> None:
+        node = dataclasses.replace(self.nodes[name], version=self.next_version())
+        self._put_node(self._readied(node, self.machines[name], ready=ready))
+
+    def reboot(self, name: str, *, ready: bool) -> None:
+        machine = self.machines[name]
+        machine.boot += 1
+        node = dataclasses.replace(
+            self.nodes[name], boot_id=f"boot-{machine.boot}", version=self.next_version()
+        )
+        self._put_node(self._readied(node, machine, ready=ready))
+
+    def _readied(self, node: Node, machine: Machine, *, ready: bool) -> Node:
+        if ready:
+            machine.ready_at.setdefault(machine.boot, self.now)
+        if ready is node.ready and node.ready_since is not None:
+            return node
+        since = float(int(self.now + machine.skew))
+        return dataclasses.replace(node, ready=ready, ready_since=since)
+
+    def remove_node(self, name: str) -> None:
+        node = self.nodes.pop(name)
+        del self.machines[name]
+        self._tell("nodes", node, gone=True)
+
+    def _put_node(self, node: Node) -> None:
+        self.nodes[node.name] = node
+        self._tell("nodes", node)
+
+    # ---- puller pods, as kubelets treat them
+
+    def in_flight(self, pod: Pod) -> bool:
+        """Whether its node may be pulling for it right now."""
+        return (
+            pod.node in self.machines
+            and not pod.finished
+            and not pod.deleting
+            and self.now >= self.resumes.get(pod.uid, 0.0)
+        )
+
+    def report_pulled(self, pod: Pod, image: str) -> None:
+        """One image is there, and an Event says so; the pod goes on with the others."""
+        self._have(pod, (image,))
+        for operator in self.operators:
+            operator.see("events", read.Pulled(pod.uid, pod.name, image))
+
+    def succeed(self, pod: Pod) -> None:
+        self._have(pod, pod.images)
+        at = float(int(self.now))
+        self._change_pod(pod, phase="Succeeded", finished_at=at, waiting="", waiting_message="")
+
+    def _have(self, pod: Pod, images: tuple[str, ...]) -> None:
+        machine = self.machines[pod.node]
+        machine.holds.update(dict.fromkeys(images, machine.boot))
+
+    def fail(self, pod: Pod, text: str, *, permanent: bool = False) -> None:
+        """The pull has failed; or, where it had already, the kubelet says that it waits."""
+        waits = pod.waiting == "ErrImagePull" and self.now < self.resumes.get(pod.uid, 0.0)
+        pause = NEXT_SYNC if waits else KUBELET_BACK_OFF
+        self.resumes[pod.uid] = max(self.resumes.get(pod.uid, 0.0), self.now + pause)
+        if permanent:
+            self.machines[pod.node].denied.add(pod.group)
+        reason = "ImagePullBackOff" if waits else "ErrImagePull"
+        self._change_pod(pod, waiting=reason, waiting_message=text)
+
+    def reject(self, pod: Pod) -> None:
+        self._change_pod(pod, phase="Failed", reason="OutOfpods", message="Node has no room")
+
+    def end(self, pod: Pod) -> None:
+        """The pod is gone for good."""
+        del self.pods[pod.name]
+        self._tell("pods", pod, gone=True)
+
+    def _change_pod(self, pod: Pod, **changes: Any) -> None:
+        self._put_pod(dataclasses.replace(pod, version=self.next_version(), **changes))
+
+    def _put_pod(self, pod: Pod) -> None:
+        self.pods[pod.name] = pod
+        self._tell("pods", pod)
+
+    def delete_pod(self, pod: Pod) -> Pod | None:
+        """A pod that has ended goes at once, another when its kubelet has ended it."""
+        if pod.finished:
+            self.end(pod)
+            return None
+        if not pod.deleting:
+            self._change_pod(pod, deleting=True)
+        return self.pods[pod.name]
+
+    # ---- ImagePrefetches and the NodeGate
+
+    def put_prefetch(self, prefetch: Prefetch) -> None:
+        made = dataclasses.replace(prefetch, version=self.next_version())
+        self.prefetches[made.name] = made
+        self._tell("prefetches", made)
+
+    def delete_prefetch(self, name: str) -> None:
+        prefetch = self.prefetches[name]
+        if prefetch.finalizers:
+            self.put_prefetch(dataclasses.replace(prefetch, deleting=True))
+        else:
+            self.drop_prefetch(prefetch)
+
+    def drop_prefetch(self, prefetch: Prefetch) -> None:
+        del self.prefetches[prefetch.name]
+        self._tell("prefetches", prefetch, gone=True)
+
+    def put_gate(self, *, suspend: bool = False) -> None:
+        version = self.next_version()
+        uid = self.gate.uid if self.gate is not None else f"gate-{version}"
+        self.gate = Gate(uid, version, KEY, suspend)
+        self._tell("gate", self.gate)
+
+    def drop_gate(self) -> None:
+        gate, self.gate = self.gate, None
+        self._tell("gate", gate, gone=True)
+
+    def _tell(self, kind: str, facts: Any, *, gone: bool = False) -> None:
+        for operator in self.operators:
+            operator.see(kind, facts, gone=gone)
+
+
+class Api:
+    """What one operator writes to the cluster, and what it asks of it."""
+
+    def __init__(self, cluster: Cluster, operator: Operator) -> None:
+        self._cluster = cluster
+        self._operator = operator
+
+    def _write(self, kind: str, effect: Callable[[], T]) -> T:
+        self._cluster.writes += 1
+        fault = self._cluster.faults.pop(kind, "")
+        match fault:
+            case "killed before":
+                raise Died
+            case "unavailable":
+                raise Unavailable(kind, 503, "try again later")
+            case "conflict":
+                raise Conflict(kind, 409, "somebody was faster")
+            case "forbidden":
+                raise Forbidden(kind, 403, "exceeded quota")
+            case _:
+                pass
+        result = effect()
+        match fault:
+            case "killed after":
+                raise Died
+            case "unanswered":
+                raise Unavailable(kind, 0, "the connection broke")
+            case _:
+                pass
+        return result
+
+    # ---- Nodes
+
+    async def get(self, name: str) -> Node:
+        if name not in self._cluster.nodes:
+            raise NotFound("node", 404, name)
+        return self._cluster.nodes[name]
+
+    async def apply(self, patch: PatchNode) -> Node:
+        return self._write("patch", lambda: self._patch(patch))
+
+    def _patch(self, patch: PatchNode) -> Node:
+        cluster, name = self._cluster, patch.node.name
+        if name not in cluster.nodes:
+            raise NotFound("node", 404, name)
+        before = cluster.nodes[name]
+        body = _render(before)
+        try:
+            jsonpatch.apply_patch(body, nodes.operations(patch), in_place=True)
+        except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
+            raise Conflict("node", 422, str(error)) from error
+        body["metadata"]["resourceVersion"] = str(cluster.version + 1)
+        after = nodes.parse(body)
+        cluster.witness.patched(self._operator, patch, before, after)
+        if after != before:
+            changes = {f: getattr(after, f) for f in ("labels", "annotated", "taints", "observed")}
+            cluster.change_node(name, **changes)
+        return cluster.nodes[name]
+
+    # ---- puller pods
+
+    async def create(self, manifest: Mapping[str, Any]) -> Pod:
+        return self._write("create", lambda: self._create(manifest))
+
+    def _create(self, manifest: Mapping[str, Any]) -> Pod:
+        cluster = self._cluster
+        made = read.pod(manifest)
+        if made.name in cluster.pods:
+            raise AlreadyExists("pod", 409, made.name)
+        version = cluster.next_version()
+        made = dataclasses.replace(
+            made, uid=f"pod-{version}", created_at=float(int(cluster.now)), version=version
+        )
+        cluster.witness.created(self._operator, made)
+        cluster._put_pod(made)
+        return made
+
+    async def delete(self, pod: Pod) -> Pod | None:
+        return self._write("delete", lambda: self._delete(pod))
+
+    def _delete(self, pod: Pod) -> Pod | None:
+        there = self._cluster.pods.get(pod.name)
+        if there is None:
+            raise NotFound("pod", 404, pod.name)
+        if there.uid != pod.uid:
+            raise Conflict("pod", 409, "the UID in the precondition does not match")
+        self._cluster.witness.deleted(self._operator, there)
+        return self._cluster.delete_pod(there)
+
+    # ---- ImagePrefetches
+
+    async def add_finalizer(self, prefetch: Prefetch) -> None:
+        self._write("finalizer", lambda: self._finalizers(prefetch, ("imagegate.dev/cleanup",)))
+
+    async def remove_finalizer(self, prefetch: Prefetch) -> None:
+        self._write("finalizer", lambda: self._finalizers(prefetch, ()))
+
+    def _finalizers(self, prefetch: Prefetch, wanted: tuple[str, ...]) -> None:
+        there = self._cluster.prefetches.get(prefetch.name)
+        if there is None or (there.uid, there.finalizers) != (prefetch.uid, prefetch.finalizers):
+            return  # what kube.prefetches does with a conflict
+        if there.deleting and wanted:
+            return  # the API server adds no finalizer to an object that goes
+        if there.deleting:
+            self._cluster.drop_prefetch(there)
+        else:
+            self._cluster.put_prefetch(dataclasses.replace(there, finalizers=wanted))
+
+    async def write_status(self, prefetch: Prefetch, status: Mapping[str, Any]) -> Prefetch:
+        return self._write("status", lambda: self._status(prefetch, status))
+
+    def _status(self, prefetch: Prefetch, status: Mapping[str, Any]) -> Prefetch:
+        there = self._cluster.prefetches.get(prefetch.name)
+        if there is None:
+            raise NotFound("imageprefetch", 404, prefetch.name)
+        if there.uid != prefetch.uid:
+            raise Conflict("imageprefetch", 409, "the UID in the precondition does not match")
+        merged = {**there.status, **status}
+        self._cluster.put_prefetch(dataclasses.replace(there, status=merged))
+        return self._cluster.prefetches[prefetch.name]
+
+
+class Silent:
+    """Events for people: nobody reads them here."""
+
+    async def node(self, *_: Any, **__: Any) -> None: ...
+    async def prefetch(self, *_: Any, **__: Any) -> None: ...
+
+
+class Queue:
+    """`KeyedQueue` without an event loop: whoever drives it asks what is due."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._ready: dict[str, None] = {}
+        self._due: dict[str, float] = {}
+
+    def add(self, key: str, *, delay: float = 0.0, urgent: bool = False) -> None:
+        if delay <= 0:
+            self._due.pop(key, None)
+            self._ready[key] = None
+        else:
+            when = self._clock() + delay
+            self._due[key] = min(when, self._due.get(key, when))
+
+    def due(self) -> list[str]:
+        now = self._clock()
+        timed = (key for key, when in self._due.items() if when <= now)
+        return list(dict.fromkeys((*self._ready, *timed)))
+
+    def take(self, key: str) -> None:
+        if self._due.get(key, self._clock() + 1) <= self._clock():
+            del self._due[key]
+        self._ready.pop(key, None)
+
+    def next_at(self) -> float | None:
+        return self._clock() if self._ready else min(self._due.values(), default=None)
+
+
+class Operator:
+    """One process of the operator: what it has seen, what it remembers, what it has to do."""
+
+    def __init__(self, cluster: Cluster, *, by_watch: bool) -> None:
+        self.cluster = cluster
+        self.dead = False
+        self.lagging: set[str] = set()
+        self._backlog: list[tuple[str, Any, bool, float]] = []
+        clock = Clock(now=lambda: cluster.now, monotonic=lambda: cluster.now)
+        self.store, self.ledger = Store(clock), Ledger()
+        api: Any = Api(cluster, self)
+        events: Any = Silent()
+        self.reconciler = Reconciler(
+            store=self.store,
+            ledger=self.ledger,
+            nodes=api,
+            pods=api,
+            prefetches=api,
+            events=events,
+            metrics=METRICS,
+            puller=PullerSettings(image="pause"),
+            clock=clock,
+            taint_key=lambda: KEY,
+            taints_by_watch=by_watch,
+        )
+        queues: Any = [Queue(clock.now), Queue(clock.now)]
+        self.node_queue, self.prefetch_queue = queues
+        self.reconciler.node_queue, self.reconciler.prefetch_queue = queues
+        if cluster.gate is None:
+            cluster.put_gate()
+        self.resync()
+        self.store.listen(self.reconciler)
+        self.look_at_everything()
+
+    def look_at_everything(self) -> None:
+        for name in self.store.prefetches:
+            self.prefetch_queue.add(name)
+        for name in self.store.nodes:
+            self.node_queue.add(name)
+
+    def resync(self) -> None:
+        cluster = self.cluster
+        self.store.see_gate(cluster.gate)
+        self.store.prune(
+            since=cluster.now,
+            nodes=list(cluster.nodes.values()),
+            pods=list(cluster.pods.values()),
+            prefetches=list(cluster.prefetches.values()),
+        )
+
+    # ---- watches
+
+    def see(self, kind: str, facts: Any, *, gone: bool = False) -> None:
+        if kind in self.lagging:
+            self._backlog.append((kind, facts, gone, self.cluster.now))
+        else:
+            self._take_in(kind, facts, gone=gone, live=True)
+
+    def catch_up(self, *, swapped: bool = False) -> None:
+        """The watches bring what they owe: of each object its last state, as kopf batches them.
+
+        ``swapped``: two objects of one name have a worker each, and the later may be faster.
+        """
+        last = {(kind, facts.uid if kind != "events" else facts): (kind, facts, gone, at)
+                for kind, facts, gone, at in self._backlog}  # fmt: skip
+        self._backlog.clear()
+        self.lagging.clear()
+        for kind, facts, gone, at in reversed(last.values()) if swapped else last.values():
+            self._take_in(kind, facts, gone=gone, live=self.cluster.now - at <= LIVE)
+
+    def _take_in(self, kind: str, facts: Any, *, gone: bool, live: bool) -> None:
+        store = self.store
+        match kind, gone:
+            case "nodes", False:
+                store.see_node(facts)
+            case "nodes", True:
+                store.lose_node(facts.name, facts.uid)
+            case "pods", False:
+                store.see_pod(facts, live=live)
+            case "pods", True:
+                store.lose_pod(facts.namespace, facts.name, facts.uid)
+            case "prefetches", False:
+                store.see_prefetch(facts)
+            case "prefetches", True:
+                store.lose_prefetch(facts.name, facts.uid)
+            case "gate", _:
+                store.see_gate(None if gone else facts)
+            case "events", _:
+                store.see_pulled(NAMESPACE, facts)
+            case _:
+                raise AssertionError(kind)
+
+    # ---- work
+
+    def due(self) -> list[tuple[str, str]]:
+        return [
+            *(("node", key) for key in self.node_queue.due()),
+            *(("prefetch", key) for key in self.prefetch_queue.due()),
+        ]
+
+    def next_at(self) -> float | None:
+        times = (self.node_queue.next_at(), self.prefetch_queue.next_at())
+        return min((at for at in times if at is not None), default=None)
+
+    def work(self, kind: str, key: str) -> None:
+        """One key, as one worker does it; an error brings it back soon."""
+        queue = self.node_queue if kind == "node" else self.prefetch_queue
+        queue.take(key)
+        node = self.store.nodes.get(key) if kind == "node" else None
+        if node is not None:
+            self.cluster.witness.deciding(self, node)
+        before = set(self.ledger.entry(key).places) if key in self.ledger.entries else set()
+        try:
+            if kind == "node":
+                _finish(self.reconciler.reconcile_node(key))
+            else:
+                _finish(self.reconciler.reconcile_prefetch(key))
+        except Died:
+            self.dead = True
+        except ImagegateError:
+            queue.add(key, delay=0.1)
+        if kind == "prefetch" and key in self.ledger.entries:
+            for granted in self.ledger.entry(key).places - before:
+                self.cluster.witness.granted(self, key, granted)
+
+
+def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run what never waits for anything."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    coroutine.close()
+    raise AssertionError("the loop waited for something that is not in this model")
+
+
+def _render(node: Node) -> dict[str, Any]:
+    """A Node as the API server keeps it: what is empty is left out."""
+    metadata: dict[str, Any] = {
+        "name": node.name,
+        "uid": node.uid,
+        "resourceVersion": str(node.version),
+        "creationTimestamp": timestamp(node.created_at),
+    }
+    if node.labels:
+        metadata["labels"] = dict(node.labels)
+    if node.annotated:
+        other = {} if node.observed else {"somebody.example/note": "1"}
+        metadata["annotations"] = other or {OBSERVED: node.observed}
+    spec: dict[str, Any] = {"unschedulable": True} if node.unschedulable else {}
+    if node.taints:
+        spec["taints"] = [_taint(taint) for taint in node.taints]
+    ready = {"type": "Ready", "status": "True" if node.ready else "False"}
+    if node.ready_since is not None:
+        ready["lastTransitionTime"] = timestamp(node.ready_since)
+    pressure = {"type": "DiskPressure", "status": "True" if node.disk_pressure else "False"}
+    if node.deleting:
+        metadata["deletionTimestamp"] = timestamp(node.created_at)
+    status = {"nodeInfo": {"bootID": node.boot_id}, "conditions": [ready, pressure]}
+    return {"kind": "Node", "metadata": metadata, "spec": spec, "status": status}
+
+
+def _taint(taint: Taint) -> dict[str, str]:
+    entry = {"key": taint.key, "effect": taint.effect}
+    if taint.value is not None:
+        entry["value"] = taint.value
+    if taint.time_added is not None:
+        entry["timeAdded"] = taint.time_added
+    return entry
+
+
+def ours(node: Node) -> Taint | None:
+    """The gate's taint, whoever put it there."""
+    return next((t for t in node.taints if (t.key, t.effect) == (KEY, GATE_TAINT.effect)), None)

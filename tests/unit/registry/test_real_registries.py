@@ -1,0 +1,329 @@
+"""The client against Debian's docker-registry: open, Basic, TLS, and tokens as on Docker Hub."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from imagegate.api.references import Reference, parse
+from imagegate.registry import endpoints, errors
+from imagegate.registry.endpoints import RegistrySettings
+from imagegate.registry.keychain import Keyring
+from tests.unit.registry.certificates import Authority
+from tests.unit.registry.conftest import HUB_SERVICE, PASSWORD, USER, Counter, MakeClient
+from tests.unit.registry.distribution import Registry, basic, free_port
+from tests.unit.registry.scripted import Scripted
+from tests.unit.registry.secrets import keyring, secret
+
+
+class TestOpen:
+    @pytest.mark.parametrize("docker", [False, True])
+    async def test_resolves_a_tag_to_the_digest_of_its_manifest(
+        self, open_registry: Registry, make_client: MakeClient, counter: Counter, docker: bool
+    ) -> None:
+        pushed = open_registry.image("ml/llm", f"tag-{docker}", docker=docker)
+        reference = parse(f"{open_registry.domain}/ml/llm:tag-{docker}")
+        assert await make_client().resolve(reference) == pushed["digest"]
+        assert counter.codes == [(open_registry.domain, "200")]
+
+    @pytest.mark.parametrize("docker", [False, True])
+    async def test_resolves_to_the_index_not_to_one_of_its_images(
+        self, open_registry: Registry, make_client: MakeClient, docker: bool
+    ) -> None:
+        entry = open_registry.image("ml/many", "", docker=docker)
+        entry["platform"] = {"os": "linux", "architecture": "amd64"}
+        pushed = open_registry.index("ml/many", f"tag-{docker}", [entry], docker=docker)
+        reference = parse(f"{open_registry.domain}/ml/many:tag-{docker}")
+        assert await make_client().resolve(reference) == pushed["digest"]
+
+    async def test_a_missing_tag_means_latest(
+        self, open_registry: Registry, make_client: MakeClient
+    ) -> None:
+        pushed = open_registry.image("ml/llm", "latest")
+        digest = await make_client().resolve(parse(f"{open_registry.domain}/ml/llm"))
+        assert digest == pushed["digest"]
+
+    async def test_a_digest_is_its_own_answer_and_costs_no_request(
+        self, make_client: MakeClient, counter: Counter
+    ) -> None:
+        digest = f"sha256:{'0' * 64}"
+        client = make_client()
+        assert await client.resolve(parse(f"nowhere.test/app:tag@{digest}")) == digest
+        assert counter.codes == []
+
+    @pytest.mark.parametrize("name", ["ml/llm:no-such-tag", "no/such/repository"])
+    async def test_what_is_not_there(
+        self, open_registry: Registry, make_client: MakeClient, counter: Counter, name: str
+    ) -> None:
+        with pytest.raises(errors.NotFound, match="was not found") as caught:
+            await make_client().resolve(parse(f"{open_registry.domain}/{name}"))
+        assert name in str(caught.value)
+        assert "check the name and the tag" in str(caught.value)
+        assert caught.value.permanent
+        assert counter.codes == [(open_registry.domain, "404")]
+
+    async def test_what_is_not_there_by_digest_has_the_registry_s_own_code(
+        self, open_registry: Registry, make_client: MakeClient
+    ) -> None:
+        digest = f"sha256:{'0' * 64}"
+        reference = parse(f"{open_registry.domain}/ml/llm@{digest}")
+        with pytest.raises(errors.NotFound, match="404 MANIFEST_UNKNOWN: manifest unknown"):
+            await make_client().manifest(reference, digest)
+
+    async def test_gets_a_manifest_and_a_blob_and_verifies_them(
+        self, open_registry: Registry, make_client: MakeClient
+    ) -> None:
+        pushed = open_registry.image("ml/llm", "v1", layers=(b"one", b"two"))
+        reference = parse(f"{open_registry.domain}/ml/llm:v1")
+        client = make_client()
+        document = await client.manifest(reference, pushed["digest"])
+        assert document.media_type == pushed["mediaType"]
+        layers = document.content["layers"]
+        assert await client.blob(reference, layers[1]["digest"]) == b"two"
+        with pytest.raises(errors.InvalidAnswer, match="more than 2 bytes"):
+            await client.blob(reference, layers[1]["digest"], limit=2)
+
+    async def test_no_registry_there(self, make_client: MakeClient, counter: Counter) -> None:
+        domain = f"127.0.0.1:{free_port()}"
+        with pytest.raises(errors.Unavailable, match="no connection to it: ") as caught:
+            await make_client().resolve(parse(f"{domain}/app"))
+        assert not caught.value.permanent
+        assert counter.codes == [(domain, "<error>")]
+
+    async def test_no_such_name(self, make_client: MakeClient) -> None:
+        with pytest.raises(errors.Unavailable, match="name of it does not resolve"):
+            await make_client(names={}).resolve(parse("nowhere.test/app"))
+
+    @pytest.mark.parametrize("domain", ["a.test:70000", "[:::]:1"])
+    async def test_no_address(self, make_client: MakeClient, domain: str) -> None:
+        with pytest.raises(errors.RegistryError, match=r"address|resolve"):
+            await make_client(names={}).resolve(Reference(domain, "app"))
+
+
+class TestPlainHTTP:
+    @pytest.mark.parametrize(
+        ("domain", "expected"),
+        [
+            ("docker.io", "https://registry-1.docker.io"),
+            ("registry.test", "https://registry.test"),
+            ("registry.test:5000", "https://registry.test:5000"),
+            ("plain.test:5000", "http://plain.test:5000"),
+            ("plain.test", "https://plain.test"),
+            ("a.plain.test:5000", "https://a.plain.test:5000"),
+            ("localhost", "http://localhost"),
+            ("localhost:5000", "http://localhost:5000"),
+            ("127.0.0.2:5000", "http://127.0.0.2:5000"),
+            ("[::1]:5000", "http://[::1]:5000"),
+            ("localhost:443", "https://localhost"),
+            ("localhost.test", "https://localhost.test"),
+            ("my_host.test", "https://my_host.test"),
+        ],
+    )
+    def test_who_is_spoken_to_how(self, domain: str, expected: str) -> None:
+        settings = RegistrySettings(plain_http=frozenset({"plain.test:5000"}))
+        assert str(endpoints.base(domain, settings)) == expected
+
+    async def test_is_an_opt_in_by_exact_name(
+        self, open_registry: Registry, make_client: MakeClient
+    ) -> None:
+        pushed = open_registry.image("ml/llm", "latest")
+        names = {"registry.test": open_registry.port}
+        client = make_client(names=names, plain_http=frozenset({"registry.test"}))
+        assert await client.resolve(parse("registry.test/ml/llm")) == pushed["digest"]
+        with pytest.raises(errors.TLSFailed, match="list it as a plain-HTTP registry"):
+            await client.resolve(parse("registry.test:5000/ml/llm"))
+
+    async def test_to_a_registry_with_tls_says_so(
+        self, tls_registry: Registry, make_client: MakeClient
+    ) -> None:
+        client = make_client(
+            names={"registry.test": tls_registry.port}, plain_http=frozenset({"registry.test"})
+        )
+        with pytest.raises(errors.InvalidAnswer, match="take it off the plain-HTTP registries"):
+            await client.resolve(parse("registry.test/ml/llm"))
+
+
+class TestTLS:
+    async def test_with_the_ca_bundle(
+        self, tls_registry: Registry, make_client: MakeClient, authority: Authority
+    ) -> None:
+        pushed = tls_registry.image("ml/llm", "v1")
+        client = make_client(names={"registry.test": tls_registry.port}, ca_bundle=authority.pem)
+        assert await client.resolve(parse("registry.test/ml/llm:v1")) == pushed["digest"]
+
+    async def test_without_it(self, tls_registry: Registry, make_client: MakeClient) -> None:
+        client = make_client(names={"registry.test": tls_registry.port})
+        with pytest.raises(errors.TLSFailed, match="is not trusted: unable to get") as caught:
+            await client.resolve(parse("registry.test/ml/llm:v1"))
+        assert "give the operator its CA bundle" in str(caught.value)
+        assert caught.value.permanent
+
+    async def test_with_a_certificate_for_another_name(
+        self, tls_registry: Registry, make_client: MakeClient, authority: Authority
+    ) -> None:
+        client = make_client(names={"other.test": tls_registry.port}, ca_bundle=authority.pem)
+        with pytest.raises(errors.TLSFailed, match="Hostname mismatch"):
+            await client.resolve(parse("other.test/ml/llm:v1"))
+
+    async def test_a_bundle_that_is_none(self, make_client: MakeClient) -> None:
+        with pytest.raises(errors.InvalidSettings, match="give certificates in PEM"):
+            make_client(ca_bundle="-----BEGIN CERTIFICATE-----\nnonsense\n")
+
+
+class TestBasic:
+    async def test_logs_in_once_and_then_at_once(
+        self, basic_registry: Registry, make_client: MakeClient, counter: Counter
+    ) -> None:
+        pushed = basic_registry.image("ml/llm", "v1")
+        reference = parse(f"{basic_registry.domain}/ml/llm:v1")
+        keys = keyring((basic_registry.domain, USER, PASSWORD))
+        client = make_client()
+        assert await client.resolve(reference, keys) == pushed["digest"]
+        assert await client.resolve(reference, keys) == pushed["digest"]
+        assert [code for _, code in counter.codes] == ["401", "200", "200"]
+
+    async def test_tries_credentials_in_order_until_one_will_do(
+        self, basic_registry: Registry, make_client: MakeClient, counter: Counter
+    ) -> None:
+        pushed = basic_registry.image("ml/llm", "v1")
+        reference = parse(f"{basic_registry.domain}/ml/llm:v1")
+        keys = keyring(
+            (basic_registry.domain, USER, "rotated away"),
+            (basic_registry.domain, USER, "rotated away"),
+            (basic_registry.domain, USER, PASSWORD),
+        )
+        assert await make_client().resolve(reference, keys) == pushed["digest"]
+        assert [code for _, code in counter.codes] == ["401", "401", "401", "200"]
+
+    async def test_a_wrong_password(
+        self, basic_registry: Registry, make_client: MakeClient, counter: Counter
+    ) -> None:
+        reference = parse(f"{basic_registry.domain}/ml/llm:v1")
+        keys = keyring((basic_registry.domain, USER, "wrong-password"))
+        with pytest.raises(errors.Unauthorized, match="the secret ml/pull-0") as caught:
+            await make_client().resolve(reference, keys)
+        assert "wrong-password" not in repr(caught.value)
+        assert [code for _, code in counter.codes] == ["401", "401"]
+
+    async def test_a_login_that_is_refused_later_is_not_repeated(
+        self, scripted: Scripted, make_client: MakeClient
+    ) -> None:
+        """Two wrong logins a question would lock the account twice as soon."""
+        path, wanted = "/v2/ml/llm/manifests/v1", basic(USER, PASSWORD)
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            if request.headers.get("Authorization") == wanted:
+                return web.Response(headers={"Docker-Content-Digest": f"sha256:{'a' * 64}"})
+            return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="r"'})
+
+        scripted.on("HEAD", path, answer)
+        reference = parse(f"{scripted.domain}/ml/llm:v1")
+        keys = keyring((scripted.domain, USER, PASSWORD))
+        client = make_client()
+        await client.resolve(reference, keys)
+        wanted, before = "changed", len(scripted.seen)
+        with pytest.raises(errors.Unauthorized):
+            await client.resolve(reference, keys)
+        assert len(scripted.seen) - before == 1
+
+    async def test_no_credentials(self, basic_registry: Registry, make_client: MakeClient) -> None:
+        with pytest.raises(errors.Unauthorized, match="imagePullSecrets"):
+            await make_client().resolve(parse(f"{basic_registry.domain}/ml/llm:v1"))
+
+    async def test_the_rightful_user_s_not_found_wins_over_the_other_s_refusal(
+        self, basic_registry: Registry, make_client: MakeClient
+    ) -> None:
+        keys = keyring(
+            (basic_registry.domain, USER, PASSWORD), (basic_registry.domain, USER, "wrong")
+        )
+        with pytest.raises(errors.NotFound):
+            await make_client().resolve(parse(f"{basic_registry.domain}/ml/none:v1"), keys)
+
+
+class TestDockerHub:
+    """`docker.io` is looked up as `registry-1.docker.io`; its tokens are real, signed JWTs."""
+
+    @pytest.fixture
+    async def tokens(
+        self, authority: Authority, server_files: tuple[Path, Path]
+    ) -> AsyncIterator[Scripted]:
+        async def grant(request: web.Request) -> web.StreamResponse:
+            login = request.headers.get("Authorization")
+            if login is not None and login != basic(USER, PASSWORD):
+                return web.json_response({"details": "incorrect username or password"}, status=401)
+            kind, name, actions = request.query["scope"].split(":")
+            assert (kind, request.query["service"]) == ("repository", HUB_SERVICE)
+            granted = actions.split(",") if login else []
+            token = authority.token(HUB_SERVICE, name, granted)
+            return web.json_response({"token": token, "expires_in": 300})
+
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*server_files)
+        server = await Scripted().start(tls=context)
+        server.on("GET", "/token", grant)
+        yield server
+        await server.stop()
+
+    @pytest.fixture
+    def hub(
+        self,
+        hub_registry: Registry,
+        tokens: Scripted,
+        make_client: MakeClient,
+        authority: Authority,
+    ) -> MakeClient:
+        names = {"registry-1.docker.io": hub_registry.port, "auth.docker.io": tokens.port}
+        return lambda **settings: make_client(names=names, ca_bundle=authority.pem, **settings)
+
+    @pytest.fixture
+    def keys(self) -> Keyring:
+        return keyring(("https://index.docker.io/v1/", USER, PASSWORD))
+
+    async def test_with_a_token_that_is_kept(
+        self,
+        hub: MakeClient,
+        hub_registry: Registry,
+        tokens: Scripted,
+        keys: Keyring,
+        counter: Counter,
+    ) -> None:
+        pushed = hub_registry.image("ml/llm", "v1")
+        client = hub()
+        assert await client.resolve(parse("ml/llm:v1"), keys) == pushed["digest"]
+        assert [code for _, code in counter.codes] == ["401", "200", "200"]
+        document = await client.manifest(parse("ml/llm:v1"), pushed["digest"], keys)
+        await client.blob(parse("ml/llm:v1"), document.content["config"]["digest"], keys)
+        assert [code for _, code in counter.codes][3:] == ["200", "200"]
+        assert {registry for registry, _ in counter.codes} == {"docker.io"}
+        (request,) = tokens.seen
+        assert request.query == {"service": HUB_SERVICE, "scope": "repository:ml/llm:pull"}
+        assert request.authorization == basic(USER, PASSWORD)
+
+    async def test_anonymously_what_is_private(self, hub: MakeClient, tokens: Scripted) -> None:
+        with pytest.raises(errors.Unauthorized, match="imagePullSecrets"):
+            await hub().resolve(parse("ml/llm:v1"))
+        (request,) = tokens.seen
+        assert request.authorization is None
+
+    async def test_with_a_wrong_password(self, hub: MakeClient, hub_registry: Registry) -> None:
+        keys = keyring(("https://index.docker.io/v1/", USER, "wrong-password"))
+        with pytest.raises(errors.Unauthorized, match=r"token service auth\.docker\.io") as caught:
+            await hub().resolve(parse("ml/llm:v1"), keys)
+        assert "wrong-password" not in str(caught.value)
+
+    async def test_with_a_ready_token_in_the_secret(
+        self,
+        hub: MakeClient,
+        hub_registry: Registry,
+        tokens: Scripted,
+        authority: Authority,
+    ) -> None:
+        pushed = hub_registry.image("ml/llm", "v1")
+        token = authority.token(HUB_SERVICE, "ml/llm", ["pull"])
+        keys = Keyring([secret({"auths": {"docker.io": {"registrytoken": token}}})])
+        assert await hub().resolve(parse("ml/llm:v1"), keys) == pushed["digest"]
+        assert tokens.seen == []
