@@ -47,5 +47,6 @@ def imagegate(cluster: LocalCluster) -> Installation:
     image = push_operator(cluster)
     pause = cluster.push("pause", "test/pause:3.10")
     installation = Installation(cluster, image, pause)
+    installation.settle()
     installation.ensure()
     return installation

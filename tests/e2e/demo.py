@@ -51,6 +51,7 @@ def main() -> int:
         push_operator(cluster),
         cluster.push("pause", "test/pause:3.10"),
     )
+    installation.settle()
     installation.install()
     image = cluster.push("big", "demo/model:1")
     print(

@@ -42,6 +42,10 @@ class Installation:
 
     # ---- Helm
 
+    def settle(self) -> None:
+        """The operator runs on the nodes of this moment, whatever joins and leaves later."""
+        self.cluster.kubectl("label", "nodes", "--all", "steady=yes", "--overwrite")
+
     def install(self, **values: str) -> None:
         """`helm install`, and wait until somebody leads and the gate is armed."""
         self._helm("install", **values)
@@ -76,6 +80,8 @@ class Installation:
             # Small machines: what is tested must not wait for room.
             "resources.requests.cpu": "10m",
             "resources.requests.memory": "64Mi",
+            # It tolerates everything, and would move onto nodes that a test takes away again.
+            "nodeSelector.steady": "yes",
             **values,
         }
         self.cluster.helm(
