@@ -26,6 +26,7 @@ RUN /opt/build/bin/pip --python=/opt/imagegate/bin/python install --no-compile -
 FROM ${BASE_IMAGE}
 # HOME: `import kubernetes.aio` asks for it, and fails where the user has no entry in /etc/passwd.
 ENV HOME=/ \
+    PATH=/opt/imagegate/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONUNBUFFERED=1 \
     PYTHONFAULTHANDLER=1 \
     PYTHONDONTWRITEBYTECODE=1

@@ -21,16 +21,22 @@ from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
+from imagegate.kube.kubelets import Kubelets
 from imagegate.kube.leases import Leases
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
+from imagegate.kube.secrets import Secrets
 from imagegate.metrics import Metrics
 from imagegate.puller import build
+from imagegate.registry import client as registry
+from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.collector import StateCollector
+from imagegate.runtime.disks import Disks
 from imagegate.runtime.election import Elector
 from imagegate.runtime.heartbeat import Heartbeat
+from imagegate.runtime.inspector import Inspector
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.resync import Resync
@@ -49,7 +55,16 @@ class LeadershipLost(ImagegateError):
 
 
 class App:
-    def __init__(self, settings: Settings, client: Client, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        registries: registry.Client,
+        kubelets: Kubelets,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._client = client
@@ -61,7 +76,14 @@ class App:
         self.store = Store(clock)
         self.ledger = Ledger()
         self._gates = Gates(client)
-        nodes, pods = Nodes(client), Pods(client)
+        nodes, pods = Nodes(client, lambda: self.store.wanted), Pods(client)
+        self._nodes = nodes
+        inspector = Inspector(
+            store=self.store,
+            manifests=Manifests(registries),
+            secrets=Secrets(client),
+            clock=clock,
+        )
         self._pods = pods
         prefetches = Prefetches(client, self._reader)
         self._reconciler = Reconciler(
@@ -73,10 +95,13 @@ class App:
             events=Events(client, component="imagegate", instance=settings.identity),
             metrics=metrics,
             puller=settings.puller,
+            inspector=inspector,
+            disks=Disks(kubelets, clock),
             clock=clock,
             taint_key=self._taint_key,
             taints_by_watch=settings.gate_source is GateSource.WATCH,
         )
+        inspector.changed = self._reconciler.images_inspected
         self._resync = Resync(
             store=self.store,
             nodes=nodes,
@@ -97,7 +122,12 @@ class App:
             armed=self._armed,
         )
         self._last_key = settings.gate_taint_key
-        queues = (self._reconciler.node_queue, self._reconciler.prefetch_queue)
+        queues = (
+            self._reconciler.node_queue,
+            self._reconciler.prefetch_queue,
+            inspector.queue,
+        )
+        self._queues = queues
         for queue in queues:
             queue.observe_wait, queue.observe_work = metrics.queue_observers(queue.name)
         metrics.registry.register(
@@ -174,12 +204,11 @@ class App:
             self._reconciler.prefetch_changed(name)
         for name in self.store.nodes:
             self._reconciler.node_changed(name)
-        registry = kopf.OperatorRegistry()
-        handlers.register(registry, self.store, self._metrics, self._reader)
+        kopf_registry = kopf.OperatorRegistry()
+        handlers.register(kopf_registry, self.store, self._metrics, self._reader, self._nodes.parse)
         # Before kopf: it cancels every task that was made after it began.
         tasks = [
-            _spawn(self._reconciler.node_queue.run(), "nodes"),
-            _spawn(self._reconciler.prefetch_queue.run(), "prefetches"),
+            *(_spawn(queue.run(), queue.name) for queue in self._queues),
             _spawn(self._resync.run(), "resync"),
             _spawn(self._heartbeat.run(), "heartbeat"),
             _spawn(self._look_for_policy(), "policy"),
@@ -189,7 +218,7 @@ class App:
         tasks.append(
             _spawn(
                 kopf.operator(
-                    registry=registry,
+                    registry=kopf_registry,
                     settings=handlers.settings(),
                     namespaces=settings.puller_namespaces,
                     standalone=True,
@@ -225,12 +254,18 @@ async def run(settings: Settings) -> None:
     def fence() -> None:
         electing[0].fence()
 
-    async with _client(metrics, fence) as client:
+    async with (
+        _client(metrics, fence) as client,
+        registry.Client(settings.registry, observer=metrics) as registries,
+        Kubelets(
+            ca_file=settings.kubelet_ca_file, insecure_tls=settings.kubelet_insecure_tls
+        ) as kubelets,
+    ):
         elector = Elector(
             Leases(client, settings.namespace, settings.lease_name), settings.identity, clock
         )
         electing.append(elector)
-        app = App(settings, client, metrics, clock)
+        app = App(settings, client, metrics, clock, registries=registries, kubelets=kubelets)
         site = await http.serve(
             http.make_app(registry=metrics.registry, healthy=app.healthy, ready=app.ready),
             settings.http_port,

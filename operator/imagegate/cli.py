@@ -1,4 +1,4 @@
-"""The command line: ``imagegate run`` and ``imagegate cleanup``."""
+"""The command line: ``imagegate run``, ``imagegate plan`` and ``imagegate cleanup``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from imagegate import __version__, app, logs
+from imagegate import __version__, app, logs, plan
+from imagegate.domain import forecast
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
+from imagegate.kube.kubelets import Kubelets
 from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.puller.build import PullerSettings
+from imagegate.registry import client as registry
+from imagegate.registry.endpoints import RegistrySettings
 from imagegate.runtime.cleanup import Cleanup
 from imagegate.settings import GateSource, Settings
 
@@ -25,11 +30,15 @@ _DEFAULTS = Settings(namespace="", identity="")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     arguments = _parser().parse_args(argv)
-    logs.configure(arguments.log_level, arguments.log_format)
+    logs.configure(
+        getattr(arguments, "log_level", "warning"), getattr(arguments, "log_format", "text")
+    )
     try:
         match arguments.command:
             case "run":
                 asyncio.run(app.run(_settings(arguments)))
+            case "plan":
+                asyncio.run(_plan(arguments))
             case _:
                 asyncio.run(_cleanup(arguments))
     except (ImagegateError, TimeoutError, OSError) as error:
@@ -65,7 +74,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--log-format", default="json", choices=("json", "text"))
 
-    run = commands.add_parser("run", parents=[common], help="run the operator")
+    # From the environment, so that a command which is executed in the operator's pod has them too.
+    outside = argparse.ArgumentParser(add_help=False)
+    outside.add_argument(
+        "--registry-plain-http",
+        type=_comma,
+        default=_comma(os.environ.get("IMAGEGATE_REGISTRY_PLAIN_HTTP", "")),
+        metavar="HOST[:PORT],...",
+        help="registries without TLS, exactly as in image references",
+    )
+    outside.add_argument(
+        "--registry-ca-file",
+        default=os.environ.get("IMAGEGATE_REGISTRY_CA_FILE", ""),
+        help="certificates (PEM) to trust beside the system's",
+    )
+    outside.add_argument(
+        "--kubelet-ca-file",
+        default=os.environ.get("IMAGEGATE_KUBELET_CA_FILE", ""),
+        help="who signs the kubelets' serving certificates; default: the cluster's own CA",
+    )
+    outside.add_argument(
+        "--kubelet-insecure-tls",
+        type=_boolean,
+        default=_boolean(os.environ.get("IMAGEGATE_KUBELET_INSECURE_TLS", "false")),
+        metavar="true|false",
+    )
+
+    run = commands.add_parser("run", parents=[common, outside], help="run the operator")
     run.add_argument(
         "--identity",
         default=os.environ.get("POD_NAME", ""),
@@ -99,6 +134,28 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
     run.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
 
+    foretell = commands.add_parser(
+        "plan",
+        parents=[outside],
+        help="say what an ImagePrefetch would do: nodes, bytes, room, time; changes nothing",
+    )
+    foretell.add_argument("-f", "--filename", required=True, help="YAML; - for standard input")
+    foretell.add_argument("-o", "--output", default="table", choices=("table", "json"))
+    rates = forecast.Rates()
+    for name, value, text in (
+        ("node", rates.node, "what one node receives"),
+        ("upload", rates.upload, "what one node sends to its peers, with a mirror"),
+        ("registry", rates.registry, "what the registry sends to all nodes together"),
+        ("unpack", rates.unpack, "compressed bytes that one core unpacks"),
+    ):
+        foretell.add_argument(
+            f"--{name}-rate",
+            type=_rate,
+            default=value,
+            metavar="MB/s",
+            help=f"{text}; default {value / 1e6:g}",
+        )
+
     cleanup = commands.add_parser(
         "cleanup", parents=[common], help="remove everything of Imagegate from the cluster's nodes"
     )
@@ -108,6 +165,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _comma(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _rate(text: str) -> float:
+    """Bytes a second, from megabytes a second."""
+    try:
+        rate = float(text) * 1e6
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of MB/s")
+    return rate
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -125,6 +193,10 @@ def _boolean(text: str) -> bool:
             return False
         case _:
             raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if path else ""
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -145,9 +217,41 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         gate_suspend=arguments.gate_suspend,
         gate_source=arguments.gate_source,
         gate_policy=arguments.gate_policy,
+        registry=_registry(arguments),
+        kubelet_ca_file=arguments.kubelet_ca_file,
+        kubelet_insecure_tls=arguments.kubelet_insecure_tls,
         http_port=arguments.http_port,
         resync_seconds=arguments.resync_seconds,
     )
+
+
+def _registry(arguments: argparse.Namespace) -> RegistrySettings:
+    return RegistrySettings(
+        plain_http=frozenset(arguments.registry_plain_http),
+        ca_bundle=_read(arguments.registry_ca_file),
+        user_agent=f"imagegate/{__version__}",
+    )
+
+
+async def _plan(arguments: argparse.Namespace) -> None:
+    source = "standard input" if arguments.filename == "-" else arguments.filename
+    text = sys.stdin.read() if arguments.filename == "-" else _read(arguments.filename)
+    prefetches = plan.read(text, source)
+    rates = forecast.Rates(
+        arguments.node_rate, arguments.upload_rate, arguments.registry_rate, arguments.unpack_rate
+    )
+    client = await Client.connect(user_agent=f"imagegate-plan/{__version__}")
+    try:
+        async with (
+            registry.Client(_registry(arguments)) as registries,
+            Kubelets(
+                ca_file=arguments.kubelet_ca_file, insecure_tls=arguments.kubelet_insecure_tls
+            ) as kubelets,
+        ):
+            plans = await plan.make(prefetches, client, registries, kubelets, rates)
+    finally:
+        await client.close()
+    sys.stdout.write((plan.as_json if arguments.output == "json" else plan.table)(plans) + "\n")
 
 
 async def _cleanup(arguments: argparse.Namespace) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
 
-from imagegate.kube import gates, nodes, prefetches
+from imagegate.domain.facts import Node
+from imagegate.kube import gates, prefetches
 from imagegate.metrics import Metrics
 from imagegate.puller import build, read
 from imagegate.runtime.store import Store
@@ -27,6 +29,7 @@ def register(
     store: Store,
     metrics: Metrics,
     reader: prefetches.Reader,
+    read_node: Callable[[Mapping[str, Any]], Node],
 ) -> None:
     """Bind the handlers to one store."""
 
@@ -42,7 +45,7 @@ def register(
     @kopf.on.event("", "v1", "nodes", registry=registry)
     async def node(event: Event, **_: Any) -> None:
         store.seen_event()
-        seen = nodes.parse(event["object"])
+        seen = read_node(event["object"])
         if event["type"] == "DELETED":
             store.lose_node(seen.name, seen.uid)
         else:

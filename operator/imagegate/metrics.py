@@ -105,6 +105,12 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self._registry_requests = Counter(
+            "imagegate_registry_requests",
+            "Requests to image registries.",
+            ["registry", "code"],
+            registry=registry,
+        )
         self._requests = Counter(
             "rest_client_requests",
             "Requests to the API server.",
@@ -142,6 +148,9 @@ class Metrics:
 
     def pruned(self, kind: str, count: int) -> None:
         self._pruned.labels(kind).inc(count)
+
+    def observe_registry_request(self, registry: str, code: str) -> None:
+        self._registry_requests.labels(registry, code).inc()
 
     def observe_request(self, method: str, code: str, seconds: float) -> None:
         self._requests.labels(code, method, self._host).inc()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from imagegate.puller.build import PullerSettings
+from imagegate.registry.endpoints import RegistrySettings
 
 
 class GateSource(StrEnum):
@@ -33,6 +34,10 @@ class Settings:
     gate_suspend: bool = False
     gate_source: GateSource = GateSource.POLICY
     gate_policy: str = "imagegate"
+    registry: RegistrySettings = field(default_factory=RegistrySettings)
+    kubelet_ca_file: str = ""
+    """Who signs the kubelets' serving certificates; empty: the cluster's own CA."""
+    kubelet_insecure_tls: bool = False
     http_port: int = 8080
     resync_seconds: float = 300.0
     log_level: str = "info"

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 ORDER = (
     "test_api",
     "test_retention_begin",
+    "test_disk_begin",
     "test_prefetch",
+    "test_disk",
+    "test_plan",
     "test_rollout",
     "test_gate",
+    "test_drift",
     "test_watch_source",
     "test_takeover",
     "test_scale",
+    "test_disk_end",
     "test_retention_end",
     "test_uninstall",
 )
@@ -34,8 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> int:
         name = item.path.stem
-        if name == "test_retention":
-            name += "_begin" if "begin" in item.name else "_end"
+        if name in ("test_retention", "test_disk"):
+            part = item.name.split("_")[1]
+            name += f"_{part}" if part in ("begin", "end") else ""
         return ORDER.index(name) if name in ORDER else len(ORDER)
 
     items.sort(key=rank)

@@ -80,6 +80,7 @@ class Installation:
             # Small machines: what is tested must not wait for room.
             "resources.requests.cpu": "10m",
             "resources.requests.memory": "64Mi",
+            "registry.plainHTTP[0]": "open.registry.test",
             # It tolerates everything, and would move onto nodes that a test takes away again.
             "nodeSelector.steady": "yes",
             **values,
@@ -166,7 +167,13 @@ class Installation:
                 "apiVersion": "imagegate.dev/v1alpha1",
                 "kind": "ImagePrefetch",
                 "metadata": {"name": name},
-                "spec": {"images": entries, "rollout": {"maxParallel": "100%"}, **spec},
+                "spec": {
+                    "images": entries,
+                    "rollout": {"maxParallel": "100%"},
+                    # The disks of test machines are full of other things.
+                    "disk": {"maxUsagePercent": 100},
+                    **spec,
+                },
             }
         )
 

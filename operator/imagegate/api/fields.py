@@ -17,6 +17,21 @@ def version(metadata: Mapping[str, Any]) -> int:
     return int(text) if text.isdigit() else 0
 
 
+_SUFFIXES = {
+    **{suffix: 10 ** (3 * (i + 1)) for i, suffix in enumerate("kMGTPE")},
+    **{suffix: 1024 ** (i + 1) for i, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))},
+}
+
+
+def quantity(text: object) -> int:
+    """A resource quantity of whole bytes (``100Gi``, ``5M``, ``123``); 0 where it is none."""
+    if not isinstance(text, str):
+        return 0
+    number = text.rstrip("kMGTPEi")
+    factor = _SUFFIXES.get(text[len(number) :], 1)
+    return int(number) * factor if number.isdigit() else 0
+
+
 def seconds(text: object) -> float | None:
     """Seconds since the epoch of an RFC 3339 time; None where there is none or it is garbled."""
     if not isinstance(text, str):

@@ -51,20 +51,6 @@ UNSUPPORTED: Final = (
         "following a tag is not supported in this version: use Never,"
         " and change the tag or the digest in spec.images to roll out new content",
     ),
-    Unsupported(
-        "disk.maxUsagePercent",
-        "self.disk.maxUsagePercent == 100",
-        lambda spec: spec.disk.max_usage_percent == 100,
-        "the guard on disk usage is not supported in this version: leave it at 100,"
-        " and choose nodes that have room for the images with spec.nodeSelector",
-    ),
-    Unsupported(
-        "dryRun",
-        "!self.dryRun",
-        lambda spec: not spec.dry_run,
-        "a dry run is not supported in this version: leave it false,"
-        " and try the prefetch on a few nodes first with spec.nodeSelector",
-    ),
 )
 """Every row is a rule on `spec`, and `decode.parse_prefetch` applies it too."""
 

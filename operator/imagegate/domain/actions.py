@@ -38,6 +38,16 @@ class DeletePod:
 
 
 @dataclass(frozen=True, slots=True)
+class Postpone:
+    """Start nothing for this group before the time that is remembered: nothing is written."""
+
+    prefetch: Prefetch
+    node: Node
+    group: Group
+    remember: Attempts
+
+
+@dataclass(frozen=True, slots=True)
 class PatchNode:
     """One atomic change of one Node: labels, annotation and taint together."""
 
@@ -64,7 +74,7 @@ class PatchNode:
         )
 
 
-Action = CreatePod | DeletePod | PatchNode
+Action = CreatePod | DeletePod | Postpone | PatchNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +99,5 @@ class NodePlan:
     """Whether the gate taint is on the node and stays."""
     holding: str = ""
     """Why it stays, for people."""
+    wants_usage: bool = False
+    """Whether more could be decided if the node's disk usage were known."""

@@ -53,6 +53,18 @@ class Node:
     disk_pressure: bool = False
     unschedulable: bool = False
     deleting: bool = False
+    platform: str = ""
+    """``os/architecture``, as the kubelet reports it."""
+    address: str = ""
+    """The InternalIP, at which the kubelet serves its figures."""
+    kubelet_port: int = 10250
+    capacity: int = 0
+    """Bytes of the file system that the kubelet roots in; 0: unknown."""
+    listed: frozenset[str] = frozenset()
+    """Those of the wanted images that ``status.images`` lists, by their normalized names."""
+    smallest_listed: int | None = None
+    """Bytes of the smallest image in that list, which the kubelet cuts off below a number of
+    images: only of a larger one does absence prove anything. None: nothing is listed."""
 
     @property
     def identity(self) -> str:
@@ -131,6 +143,36 @@ class Image:
     reference: str
     """Exactly as the user wrote it: the kubelet's credential records are keyed by this string."""
     pull_secrets: tuple[str, ...] = ()
+    listed_as: str = ""
+    """The normalized name, under which a node lists it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """What an image weighs for nodes of one platform, in bytes as the registry sends them."""
+
+    compressed: int
+    """Every layer once, and the configuration."""
+    largest_layer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the registry says of one image; nothing where it could not be asked."""
+
+    digest: str = ""
+    """What the reference is resolved to: the index's digest, where there is one."""
+    sizes: Mapping[str, ImageSize] = field(default_factory=dict)
+    """By the platform of the nodes."""
+    missing: frozenset[str] = frozenset()
+    """Platforms of nodes that the image is not there for."""
+    problem: str = ""
+    """Why something is not known, with what to do about it."""
+
+    @property
+    def largest(self) -> ImageSize | None:
+        """Of the platforms that nodes have, the one with the most to send."""
+        return max(self.sizes.values(), key=lambda size: size.compressed, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +206,10 @@ class Prefetch:
     retry: RetrySpec = RetrySpec()
     keep: bool = True
     """retention.mode Keep: the finished puller pod stays, and so pins the images."""
+    max_usage: int = 100
+    """Percentage to which pulls may fill a node's image file system; 100: no guard."""
+    dry_run: bool = False
+    """Whether it is only to be said what would happen."""
     status: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     @property
@@ -172,8 +218,8 @@ class Prefetch:
 
     @property
     def live(self) -> bool:
-        """Whether nodes should hold its images: neither going away nor unusable."""
-        return not self.deleting and self.invalid is None
+        """Whether nodes should hold its images: neither going away, unusable nor a dry run."""
+        return not self.deleting and self.invalid is None and not self.dry_run
 
     @cached_property
     def target(self) -> str:

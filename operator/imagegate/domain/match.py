@@ -23,7 +23,10 @@ LEAVING_TAINTS = (
 )
 
 VIRTUAL = "no kubelet of its own"
-"""The one reason for skipping a node that will never pass."""
+"""A reason for skipping a node that will never pass."""
+
+NO_IMAGE = "no image for its platform"
+"""Passes only when somebody pushes another image."""
 
 VIRTUAL_LABELS = (
     ("eks.amazonaws.com/compute-type", "fargate"),

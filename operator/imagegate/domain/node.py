@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from imagegate.domain import gate, match, pulls
+from imagegate.domain import disk, gate, match, pulls
 from imagegate.domain.actions import Action, DeletePod, NodePlan, PatchNode, ReleaseReason
+from imagegate.domain.disk import Usage
 from imagegate.domain.facts import (
     LABEL_PREFIX,
     TAINT_VALUE,
@@ -20,7 +21,7 @@ from imagegate.domain.facts import (
     Pod,
     Taint,
 )
-from imagegate.domain.pulls import Outcome, Share
+from imagegate.domain.pulls import Outcome, Share, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class NodeView:
     """Names of prefetches whose spec cannot be acted on: their labels and pods stay as they are."""
     first_ready: float = 0.0
     """When this process first saw the node Ready."""
+    labels_since: float | None = None
+    """Since when the node's labels of ours have been as they are, as far as this process knows;
+    None: nothing is concluded from it."""
+    usage: Usage | None = None
+    """The node's image file system; None: not read lately."""
     taints_by_watch: bool = False
     """Whether the operator itself taints new nodes, for want of an admission policy."""
 
@@ -46,10 +52,7 @@ class NodeView:
 def decide(view: NodeView, now: float) -> NodePlan:
     """What to do about this node now, and when to look again if nothing happens before."""
     taint = view.node.taint(view.taint_key)
-    outcomes = [
-        (share, pulls.assess(share, view.node, now, gated=taint is not None))
-        for share in view.shares
-    ]
+    outcomes = _assess(view, now, gated=taint is not None)
     actions: list[Action] = [
         DeletePod(pod, "no ImagePrefetch asks for it") for pod in view.orphans if not pod.deleting
     ]
@@ -70,7 +73,40 @@ def decide(view: NodeView, now: float) -> NodePlan:
         standings={share.prefetch.name: outcome.standing for share, outcome in outcomes},
         held=held,
         holding=verdict.message if held and verdict is not None else "",
+        wants_usage=any(outcome.wants_usage for _, outcome in outcomes),
     )
+
+
+def _assess(view: NodeView, now: float, *, gated: bool) -> list[tuple[Share, Outcome]]:
+    """One after the other, because they share the node's disk and its kubelet's queue."""
+    node = view.node
+    since = view.labels_since
+    queued = sum(
+        size.compressed
+        for share in view.shares
+        for image in share.prefetch.images
+        if (size := share.size(image.reference, node)) is not None
+    )
+    reserved = disk.need(
+        share.size(reference, node)
+        for share in view.shares
+        for pod in share.pods
+        if not pod.finished
+        for reference in pod.images
+    )
+    outcomes: list[tuple[Share, Outcome]] = []
+    for share in view.shares:
+        site = Site(
+            gated=gated,
+            usage=view.usage,
+            reserved=reserved,
+            queued=queued,
+            settled=since is not None and now - since >= pulls.LISTED_AFTER,
+        )
+        outcome = pulls.assess(share, node, now, site)
+        reserved += outcome.starting
+        outcomes.append((share, outcome))
+    return outcomes
 
 
 def _verdict(
@@ -90,7 +126,7 @@ def _verdict(
                 share.prefetch,
                 cached=outcome.cached,
                 failure=outcome.failure,
-                impossible=outcome.skipped == match.VIRTUAL,
+                impossible=outcome.skipped in (match.VIRTUAL, match.NO_IMAGE),
             )
             for share, outcome in outcomes
         ],
@@ -111,7 +147,9 @@ def _patch(
         return PatchNode(node)
     if node.observed and node.observed != node.identity:
         return _new_life(view, taint)
-    drop = _orphan_labels(view)
+    drop = _orphan_labels(view) + tuple(
+        share.prefetch.label for share, outcome in outcomes if outcome.evicted
+    )
     if taint is not None and (verdict is None or verdict.release is None):
         # Labels of what is cached already wait for the release: one patch for all of it.
         return PatchNode(node, drop_labels=drop)

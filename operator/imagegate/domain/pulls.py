@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from imagegate.domain import match, retry
-from imagegate.domain.actions import Action, CreatePod, DeletePod, Standing
+from imagegate.domain import disk, match, retry
+from imagegate.domain.actions import Action, CreatePod, DeletePod, Postpone, Standing
+from imagegate.domain.disk import Usage
 from imagegate.domain.facts import (
     Attempts,
     Group,
+    ImageFacts,
+    ImageSize,
     Node,
     NodeState,
     OnReboot,
@@ -24,6 +27,13 @@ which looks every 5 minutes, has seen the images in use (never-used images go fi
 FRESH = 5.0
 """Seconds for which a failure that was just reported proves that no pull is in flight: the
 kubelet's own back-off before its next try is 10 s or more."""
+
+LISTED_AFTER = 180.0
+"""Seconds after which an image that was pulled is surely in ``status.images``, if it is large
+enough: the kubelet looks every 30 s and writes every 10 s; the rest is for a watch that broke."""
+
+REMEMBERED = 3600.0
+"""Seconds for which an image that was removed again and again is still reported."""
 
 PULL_ERRORS = frozenset(
     {
@@ -52,6 +62,29 @@ class Share:
     """Per pod uid, when this process watched it fail; absent if it was found failing."""
     place: bool = False
     """Whether the node has a place in the rollout, that is, may start pulling now."""
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
+    """What the registry says, by reference."""
+    inspected: bool = True
+    """Whether the registry has been asked: a pull waits for it, for a moment only."""
+
+    def size(self, reference: str, node: Node) -> ImageSize | None:
+        known = self.images.get(reference)
+        return known.sizes.get(node.platform) if known is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all shares of one node have in common."""
+
+    gated: bool = False
+    usage: Usage | None = None
+    """None: not read lately."""
+    reserved: int = 0
+    """Bytes on disk that pulls in flight may still take."""
+    queued: int = 0
+    """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
+    settled: bool = False
+    """Whether our labels have been as they are for so long that images can be missed."""
 
 
 @dataclass(slots=True)
@@ -65,6 +98,11 @@ class Outcome:
     wants: bool = False
     failure: Attempts | None = None
     skipped: str = ""
+    evicted: bool = False
+    """Whether the label is not true any more: an image is gone."""
+    wants_usage: bool = False
+    starting: int = 0
+    """Bytes on disk that the pulls started now will take."""
     actions: list[Action] = field(default_factory=list)
     requeue: list[float] = field(default_factory=list)
 
@@ -88,21 +126,24 @@ def labelled(node: Node, prefetch: Prefetch) -> bool:
     )
 
 
-def assess(share: Share, node: Node, now: float, *, gated: bool) -> Outcome:
+def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     """Decide about one share. Total: every combination of facts has an answer."""
     outcome = Outcome(labelled=labelled(node, share.prefetch))
-    why = match.skipped(node, gated=gated)
+    why = match.skipped(node, gated=site.gated) or no_image(share, node)
     if node.deleting:
         outcome.state, outcome.skipped = NodeState.SKIPPED, why or ""
         return outcome
     pods = _Pods.sort(share, node)
     _tidy(pods, share, now, outcome)
     startable = why is None and match.unsettled(node) is None
-    if outcome.labelled:
+    gone = _gone(share, node, site) if outcome.labelled else {}
+    if gone:
+        _evicted(gone, pods, share, node, now, site, outcome)
+    elif outcome.labelled:
         outcome.state, outcome.cached = NodeState.CACHED, True
-        _in_service(pods, share, node, now, outcome, startable=startable)
+        _in_service(pods, share, node, now, site, outcome, startable=startable)
     else:
-        _towards_cached(pods, share, node, now, outcome, startable=startable)
+        _towards_cached(pods, share, node, now, site, outcome, startable=startable)
     if why is not None and not outcome.cached:
         # What runs already is left to finish, and counts if it succeeds; nothing is started.
         outcome.state, outcome.skipped = NodeState.SKIPPED, why
@@ -153,8 +194,74 @@ def _tidy(pods: _Pods, share: Share, now: float, outcome: Outcome) -> None:
             outcome.actions.append(DeletePod(pod, "superseded, and its pull failed"))
 
 
+def no_image(share: Share, node: Node) -> str | None:
+    """Whether no image at all is there for the node's platform."""
+    known = [share.images.get(image.reference) for image in share.prefetch.images]
+    if known and all(facts is not None and node.platform in facts.missing for facts in known):
+        return match.NO_IMAGE
+    return None
+
+
+def _gone(share: Share, node: Node, site: Site) -> dict[str, str]:
+    """The groups of which an image has been removed behind our back, each with that image.
+
+    It is proved by a kubelet that does not list an image larger than one that it lists; absence
+    alone proves nothing, as it lists 50. Nor does a pod that was put back and fails to pull: the
+    kubelet may only want its credentials checked (``imagePullCredentialsVerificationPolicy``).
+    """
+    if not site.settled or node.smallest_listed is None:
+        return {}
+    names = {image.reference: image.listed_as for image in share.prefetch.images}
+    return {
+        group.key: reference
+        for group in share.prefetch.groups
+        for reference in group.images
+        if (size := share.size(reference, node)) is not None
+        and size.compressed > node.smallest_listed
+        and names[reference] not in node.listed
+    }
+
+
+def _evicted(
+    gone: Mapping[str, str],
+    pods: _Pods,
+    share: Share,
+    node: Node,
+    now: float,
+    site: Site,
+    outcome: Outcome,
+) -> None:
+    """Take back the label, and pull again: soon, but later and later if it goes on."""
+    outcome.wants_usage = site.usage is None
+    outcome.evicted = True
+    figures = f": {site.usage}" if site.usage is not None else ""
+    for group in share.prefetch.groups:
+        if group.key not in gone:
+            continue
+        remember = retry.evicted(
+            share.attempts.get(group.key),
+            key=f"{node.name}/{group.key}",
+            now=now,
+            image=gone[group.key],
+            message=f"{gone[group.key]} was removed from the node{figures}",
+        )
+        _blame(outcome, remember)
+        pod = pods.current.get(group.key)
+        if pod is not None and pod.finished and not pod.deleting:
+            outcome.actions.append(DeletePod(pod, retry.EVICTED.reason, remember))
+        else:
+            outcome.actions.append(Postpone(share.prefetch, node, group, remember))
+
+
 def _in_service(
-    pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome, *, startable: bool
+    pods: _Pods,
+    share: Share,
+    node: Node,
+    now: float,
+    site: Site,
+    outcome: Outcome,
+    *,
+    startable: bool,
 ) -> None:
     """The node holds the target. Keep: every group keeps its finished pod. Release: none does."""
     outcome.pulling = any(not pod.finished for pod in share.pods)
@@ -175,13 +282,25 @@ def _in_service(
             else:
                 outcome.requeue.append(due)
         elif not pod.finished:
-            _watch_pull(pod, group, share, now, outcome)
+            _watch_pull(pod, group, share, node, now, site, outcome)
     if startable:
-        _start(missing, share, node, now, outcome)
+        _start(missing, share, node, now, site, outcome)
+    for group in share.prefetch.groups:
+        earlier = share.attempts.get(group.key)
+        if retry.removed_again(earlier) and now < earlier.at + REMEMBERED:
+            _blame(outcome, earlier)
+            outcome.requeue.append(earlier.at + REMEMBERED)
 
 
 def _towards_cached(
-    pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome, *, startable: bool
+    pods: _Pods,
+    share: Share,
+    node: Node,
+    now: float,
+    site: Site,
+    outcome: Outcome,
+    *,
+    startable: bool,
 ) -> None:
     """The node does not hold the target yet."""
     done = 0
@@ -200,7 +319,7 @@ def _towards_cached(
             _give_up(pod, group, retry.LATER, f"{pod.reason}: {pod.message}", share, now, outcome)
         else:
             outcome.pulling = True
-            _watch_pull(pod, group, share, now, outcome)
+            _watch_pull(pod, group, share, node, now, site, outcome)
     if done == len(share.prefetch.groups):
         outcome.state, outcome.cached = NodeState.CACHED, True
         return
@@ -208,7 +327,7 @@ def _towards_cached(
     outcome.pulling = outcome.pulling or busy
     # While an earlier pod still pulls something that is wanted, a second one would only wait.
     if startable and not busy:
-        _start(missing, share, node, now, outcome)
+        _start(missing, share, node, now, site, outcome)
     for group in share.prefetch.groups:
         _blame(outcome, share.attempts.get(group.key))
     if retry.exhausted(outcome.failure, share.prefetch.retry):
@@ -217,8 +336,12 @@ def _towards_cached(
         outcome.state = NodeState.PULLING
 
 
-def _start(missing: list[Group], share: Share, node: Node, now: float, outcome: Outcome) -> None:
-    """Create the pods that are missing, once their back-off is over and there is a place."""
+def _start(
+    missing: list[Group], share: Share, node: Node, now: float, site: Site, outcome: Outcome
+) -> None:
+    """Create the pods that are missing, once their back-off is over, there is a place, and there
+    is room on the disk.
+    """
     due: list[Group] = []
     for group in missing:
         attempts = share.attempts.get(group.key)
@@ -226,13 +349,18 @@ def _start(missing: list[Group], share: Share, node: Node, now: float, outcome: 
             outcome.requeue.append(attempts.next_at)
         else:
             due.append(group)
-    if not due:
+    if not due or not (share.inspected or outcome.labelled):
         return
     if not (share.place or outcome.pulling):
         outcome.wants = True
         return
+    if not outcome.labelled and not _fits(due, share, node, now, site, outcome):
+        return
     outcome.pulling = True
-    for group in due:
+    for group in sorted(
+        (_small_to_large(group, share, node) for group in due),
+        key=lambda group: _bytes(group, share, node),
+    ):
         attempts = share.attempts.get(group.key)
         count = attempts.count if attempts is not None else 0
         again = None
@@ -241,9 +369,70 @@ def _start(missing: list[Group], share: Share, node: Node, now: float, outcome: 
         outcome.actions.append(CreatePod(share.prefetch, node, group, count + 1, again))
 
 
-def _watch_pull(pod: Pod, group: Group, share: Share, now: float, outcome: Outcome) -> None:
+def _fits(
+    due: list[Group], share: Share, node: Node, now: float, site: Site, outcome: Outcome
+) -> bool:
+    """Whether these groups may be pulled as far as the disk is concerned.
+
+    Where they may not, that is a failed attempt: there is something to be mended, and the next
+    look is as far away as the slow end of the back-off.
+    """
+    limit = share.prefetch.max_usage
+    if limit >= 100:
+        return True
+    if site.usage is None:
+        outcome.wants_usage = True
+        return False
+    names = {image.reference: image.listed_as for image in share.prefetch.images}
+    absent = [ref for group in due for ref in group.images if names[ref] not in node.listed]
+    needed = disk.need(share.size(reference, node) for reference in absent)
+    message = disk.refusal(site.usage, node, needed + site.reserved, limit)
+    if message is None:
+        outcome.starting = needed
+        return True
+    for group in due:
+        remember = retry.after(
+            share.attempts.get(group.key),
+            retry.DISK_FULL,
+            spec=share.prefetch.retry,
+            key=f"{node.name}/{group.key}",
+            now=now,
+            image="",
+            message=message,
+        )
+        _blame(outcome, remember)
+        outcome.actions.append(Postpone(share.prefetch, node, group, remember))
+    return False
+
+
+def _bytes(group: Group, share: Share, node: Node) -> int:
+    sizes = (share.size(reference, node) for reference in group.images)
+    return sum(size.compressed for size in sizes if size is not None)
+
+
+def _small_to_large(group: Group, share: Share, node: Node) -> Group:
+    """The kubelet pulls in the order of the pod, and by default one image at a time: what is small
+    need not wait for what is large. Those of unknown size come last.
+    """
+
+    def weight(reference: str) -> float:
+        size = share.size(reference, node)
+        return float("inf") if size is None else size.compressed
+
+    return replace(group, images=tuple(sorted(group.images, key=weight)))
+
+
+def _deadline(group: Group, share: Share, node: Node, site: Site) -> float | None:
+    """Seconds after which a pull of this group is given up; None: never."""
+    known = all(share.size(reference, node) is not None for reference in group.images)
+    return retry.deadline(share.prefetch.retry, site.queued if known else None)
+
+
+def _watch_pull(
+    pod: Pod, group: Group, share: Share, node: Node, now: float, site: Site, outcome: Outcome
+) -> None:
     """A pod that is neither finished nor going: pulling, failing, or out of time."""
-    timeout = share.prefetch.retry.timeout
+    timeout = _deadline(group, share, node, site)
     if pod.waiting in PULL_ERRORS:
         failure = retry.classify(f"{pod.waiting}: {pod.waiting_message}")
         if _just_failed(pod, share, now):
@@ -253,7 +442,7 @@ def _watch_pull(pod: Pod, group: Group, share: Share, now: float, outcome: Outco
         # delete the pod would cancel it. The kubelet goes on; its next verdict is acted on.
         _blame(outcome, _remember(pod, group, failure, pod.waiting_message, share, now))
     elif timeout is not None and now >= pod.created_at + timeout:
-        text = f"not pulled within retry.timeoutSeconds ({timeout:g} s)"
+        text = f"not pulled within {timeout:.0f} s (retry.timeoutSeconds, or by the images' size)"
         _give_up(pod, group, retry.TIMED_OUT, text, share, now, outcome)
         return
     if timeout is not None:
@@ -306,8 +495,6 @@ def _remember(
         spec=share.prefetch.retry,
         key=f"{pod.node}/{group.key}",
         now=now,
-        image=next((image for image in pod.images if image in message), pod.images[0])
-        if pod.images
-        else "",
+        image=retry.blamed(pod, message),
         message=message,
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
-from imagegate.domain.facts import Attempts, RetrySpec
+from imagegate.domain.facts import Attempts, Pod, RetrySpec
 
 
 class FailureClass(NamedTuple):
@@ -30,13 +30,22 @@ REFUSED = FailureClass(
     " the pod in its quota, Pod Security level or policy",
 )
 TIMED_OUT = FailureClass("PullTimeout", False, "raise retry.timeoutSeconds or look at the network")
+DISK_FULL = FailureClass(
+    "DiskFull", True, "free or enlarge the node's image file system, or raise disk.maxUsagePercent"
+)
+"""Permanent: said before a pull, where only a person or the kubelet's collector makes room."""
+EVICTED = FailureClass(
+    "EvictedByKubelet",
+    False,
+    "the images do not fit beside what else the node holds: enlarge its disk, or leave it out",
+)
 
 # The first match wins, so the specific stands before the general: a 429 is often wrapped in
 # "failed to resolve reference", and a DNS failure of a registry contains "not found" nowhere else.
 _CLASSES: tuple[tuple[str, FailureClass], ...] = (
     (
         r"no space left on device|disk quota exceeded",
-        FailureClass("DiskFull", False, "free or enlarge the node's image filesystem"),
+        FailureClass("DiskFull", False, "free or enlarge the node's image file system"),
     ),
     (
         r"toomanyrequests|too many requests|\b429\b|rate limit|pull QPS exceeded",
@@ -100,7 +109,7 @@ def classify(message: str) -> FailureClass:
 NODES_OWN = frozenset({"DiskFull", "PodRejected", "PlatformMissing"})
 """Reasons that lie with the one node: they say nothing of how others would fare."""
 
-_SPECIAL = {cls.reason: cls for cls in (UNKNOWN, LATER, REFUSED, TIMED_OUT)}
+_SPECIAL = {cls.reason: cls for cls in (UNKNOWN, LATER, REFUSED, TIMED_OUT, DISK_FULL, EVICTED)}
 
 
 def remedy(attempts: Attempts) -> str:
@@ -157,6 +166,52 @@ def put_back(earlier: Attempts | None, *, key: str, now: float) -> Attempts:
     """
     nothing = FailureClass("", False, "")
     return after(earlier, nothing, spec=PUT_BACK, key=key, now=now, image="", message="")
+
+
+EVICTIONS = RetrySpec(limit=2**31, minimum=30.0, maximum=3600.0)
+STABLE = 6 * 3600.0
+"""Seconds after which an earlier eviction is history."""
+
+
+def evicted(
+    earlier: Attempts | None, *, key: str, now: float, image: str, message: str
+) -> Attempts:
+    """What to remember when an image was removed from a node that should keep it.
+
+    The kubelet that collects it once under pressure collects it again: pull, collect, pull. So the
+    next pull waits half a minute, then one, up to an hour.
+    """
+    if earlier is not None and (earlier.reason != EVICTED.reason or now > earlier.at + STABLE):
+        earlier = None
+    return after(earlier, EVICTED, spec=EVICTIONS, key=key, now=now, image=image, message=message)
+
+
+def removed_again(attempts: Attempts | None) -> TypeGuard[Attempts]:
+    """Whether an image was removed more than once: a loop, which a person should know of."""
+    return attempts is not None and attempts.reason == EVICTED.reason and attempts.count > 1
+
+
+def outlives_success(attempts: Attempts) -> bool:
+    """Whether this is about what happens after a pull rather than about the pull."""
+    return attempts.reason in ("", EVICTED.reason)
+
+
+def deadline(spec: RetrySpec, queued: int | None) -> float | None:
+    """Seconds after which a pull is given up; None: never, because its size is not known.
+
+    By the size: 10 minutes and as long as ``queued`` bytes take at 5 MB/s, at least 15 minutes.
+    Generous, because a pull that is given up starts again from nothing.
+    """
+    if spec.timeout is not None or queued is None:
+        return spec.timeout
+    return max(900.0, 600.0 + queued / 5e6)
+
+
+def blamed(pod: Pod, message: str | None = None) -> str:
+    """The image of the pod that a message is about: the one it names, or else the first."""
+    text = pod.waiting_message if message is None else message
+    named = (image for image in pod.images if image in text)
+    return next(named, pod.images[0] if pod.images else "")
 
 
 def _jitter(key: str) -> float:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from imagegate.domain import retry
-from imagegate.domain.facts import Attempts, NodeState, Prefetch
+from imagegate.domain.facts import Attempts, ImageFacts, NodeState, Prefetch
+from imagegate.domain.forecast import Forecast, summary
 
 MAX_FAILURES = 10
 MAX_MESSAGE = 400
@@ -49,7 +50,9 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def prefetch_status(prefetch: Prefetch, tally: Tally, now: float) -> dict[str, Any]:
+def prefetch_status(
+    prefetch: Prefetch, tally: Tally, now: float, images: Mapping[str, ImageFacts]
+) -> dict[str, Any]:
     """The whole ``status`` of an ImagePrefetch. Same facts, same status: nothing is written then.
 
     Conditions keep their lastTransitionTime from ``prefetch.status`` unless they flip.
@@ -74,8 +77,52 @@ def prefetch_status(prefetch: Prefetch, tally: Tally, now: float) -> dict[str, A
     }
     if prefetch.invalid is None:
         status["target"] = prefetch.target
-        status["images"] = [{"image": image.reference} for image in prefetch.images]
+        status["images"] = [
+            _image(image.reference, images.get(image.reference)) for image in prefetch.images
+        ]
     return status
+
+
+def _image(reference: str, facts: ImageFacts | None) -> dict[str, Any]:
+    """Of several platforms the one with the most to send."""
+    entry: dict[str, Any] = {"image": reference}
+    largest = facts.largest if facts is not None else None
+    if largest is not None:
+        entry["compressedBytes"] = largest.compressed
+        entry["largestLayerBytes"] = largest.largest_layer
+    return entry
+
+
+def dry_run_status(
+    prefetch: Prefetch, facts: Forecast, now: float, images: Mapping[str, ImageFacts]
+) -> dict[str, Any]:
+    """The status of a prefetch that only says what it would do."""
+    refused = [
+        {"node": node, "reason": retry.DISK_FULL.reason, "message": why[:MAX_MESSAGE]}
+        for node, why in facts.no_room[:MAX_FAILURES]
+    ]
+    text = f"nothing is changed while spec.dryRun is true; {summary(facts)}"
+    conditions: list[Condition] = [
+        ("Ready", False, "DryRun", text),
+        ("Progressing", False, "DryRun", "set spec.dryRun to false to begin"),
+        ("Degraded", False, "DryRun", "nothing is tried"),
+    ]
+    return {
+        "observedGeneration": prefetch.generation,
+        "target": prefetch.target,
+        "nodes": {
+            "desired": facts.cached + facts.to_pull + len(facts.no_room),
+            "cached": facts.cached,
+            "pulling": 0,
+            "pending": facts.to_pull,
+            "failed": len(facts.no_room),
+            "skipped": sum(facts.skipped.values()),
+            "gated": 0,
+        },
+        "images": [_image(i.reference, images.get(i.reference)) for i in prefetch.images],
+        "failures": refused,
+        "conditions": merge_conditions(prefetch.status, conditions, prefetch.generation, now),
+    }
 
 
 Condition = tuple[str, bool, str, str]
@@ -139,6 +186,10 @@ def _degraded(prefetch: Prefetch, tally: Tally) -> Condition:
             "SeedsFailed",
             f"the rollout waits in {where} until a seed succeeds; {_explain(prefetch, first)}",
         )
+    removed = [f for f in tally.failures if retry.removed_again(f.attempts)]
+    if removed:
+        text = f"{len(removed)} nodes lose images again and again; {_explain(prefetch, removed[0])}"
+        return ("Degraded", True, retry.EVICTED.reason, text)
     if not tally.of(NodeState.FAILED) or not failing:
         return ("Degraded", False, "AsExpected", "no node has failed")
     failed = tally.of(NodeState.FAILED)

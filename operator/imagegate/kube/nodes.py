@@ -7,7 +7,8 @@ or fails as a whole (kubernetes#131231 is what happens without).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from imagegate.api import fields
@@ -20,14 +21,21 @@ PATH = "/api/v1/nodes"
 Operation = dict[str, Any]
 
 
-def parse(body: Mapping[str, Any]) -> Node:
-    """A Node from its JSON form, kubelet-sized (15 KB) to fact-sized."""
+def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node:
+    """A Node from its JSON form, kubelet-sized (15 KB) to fact-sized.
+
+    Of the images that it lists only the names in ``wanted`` are kept.
+    """
     metadata: Mapping[str, Any] = body.get("metadata") or {}
     spec: Mapping[str, Any] = body.get("spec") or {}
     status: Mapping[str, Any] = body.get("status") or {}
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     ready: Mapping[str, Any] = conditions.get("Ready") or {}
     annotations: Mapping[str, str] = metadata.get("annotations") or {}
+    info: Mapping[str, str] = status.get("nodeInfo") or {}
+    images = status.get("images") or ()
+    endpoint = (status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}
+    addresses = {a.get("type"): a.get("address", "") for a in status.get("addresses") or ()}
     return Node(
         name=metadata.get("name", ""),
         uid=metadata.get("uid", ""),
@@ -36,14 +44,26 @@ def parse(body: Mapping[str, Any]) -> Node:
         annotated=bool(annotations),
         taints=tuple(_taint(taint) for taint in spec.get("taints") or ()),
         observed=annotations.get(OBSERVED, ""),
-        boot_id=(status.get("nodeInfo") or {}).get("bootID", ""),
+        boot_id=info.get("bootID", ""),
         created_at=fields.seconds(metadata.get("creationTimestamp")) or 0.0,
         ready=ready.get("status") == "True",
         ready_since=fields.seconds(ready.get("lastTransitionTime")),
         disk_pressure=(conditions.get("DiskPressure") or {}).get("status") == "True",
         unschedulable=bool(spec.get("unschedulable")),
         deleting="deletionTimestamp" in metadata,
+        platform=_platform(info),
+        address=addresses.get("InternalIP", ""),
+        kubelet_port=endpoint.get("Port") or 10250,
+        capacity=fields.quantity((status.get("capacity") or {}).get("ephemeral-storage")),
+        listed=frozenset(name for i in images for name in i.get("names") or () if name in wanted),
+        smallest_listed=min((i.get("sizeBytes", 0) for i in images), default=None),
     )
+
+
+def _platform(info: Mapping[str, str]) -> str:
+    os, architecture = info.get("operatingSystem", ""), info.get("architecture", "")
+    # Interned: a few different ones for thousands of nodes.
+    return sys.intern(f"{os}/{architecture}") if os and architecture else ""
 
 
 def _taint(body: Mapping[str, Any]) -> Taint:
@@ -120,16 +140,22 @@ def _escape(key: str) -> str:
 
 
 class Nodes:
-    def __init__(self, client: Client) -> None:
+    """``wanted`` gives the names of the images that matter if a node lists them."""
+
+    def __init__(self, client: Client, wanted: Callable[[], frozenset[str]] = frozenset) -> None:
         self._client = client
+        self._wanted = wanted
+
+    def parse(self, body: Mapping[str, Any]) -> Node:
+        return parse(body, self._wanted())
 
     async def list(self) -> list[Node]:
-        return [parse(body) async for body in self._client.list_all(PATH)]
+        return [self.parse(body) async for body in self._client.list_all(PATH)]
 
     async def get(self, name: str) -> Node:
-        return parse(await self._client.get(f"{PATH}/{name}"))
+        return self.parse(await self._client.get(f"{PATH}/{name}"))
 
     async def apply(self, patch: PatchNode) -> Node:
         """The Node as it is afterwards. Raises Conflict when it was not as ``patch`` saw it."""
         body = await self._client.patch(f"{PATH}/{patch.node.name}", operations(patch), JSON_PATCH)
-        return parse(body)
+        return self.parse(body)

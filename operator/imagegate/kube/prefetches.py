@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagegate.api import decode, fields, v1alpha1
+from imagegate.api.references import Reference
 from imagegate.domain.facts import (
     FINALIZER,
     GateMode,
@@ -79,6 +80,7 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
                 default
                 if image.image_pull_secrets is None
                 else tuple(secret.name for secret in image.image_pull_secrets),
+                listed_as=_listed_as(image.reference),
             )
             for image in spec.images
         ),
@@ -102,7 +104,16 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
             ),
         ),
         "keep": spec.retention.mode == "Keep",
+        "max_usage": spec.disk.max_usage_percent,
+        "dry_run": spec.dry_run,
     }
+
+
+def _listed_as(reference: Reference) -> str:
+    """The name in ``status.images``: where there is a digest, it decides and the tag is dropped."""
+    if reference.digest is not None:
+        return f"{reference.name}@{reference.digest}"
+    return reference.normalized
 
 
 def _selector(spec: v1alpha1.ImagePrefetchSpec) -> tuple[Requirement, ...]:

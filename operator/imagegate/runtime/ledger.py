@@ -206,12 +206,14 @@ class Ledger:
         self.attempts.setdefault(node, {})[group] = attempts
 
     def clear_attempts(self, node: str, groups: Iterable[str]) -> None:
-        """The node has what these groups are about: forget what failed before."""
+        """Forget what failed before: the node has what these groups are about, or will be asked
+        for it anew.
+        """
         known = self.attempts.get(node)
         if known is None:
             return
         for group in groups:
-            if group in known and known[group].reason:
+            if group in known and not retry.outlives_success(known[group]):
                 del known[group]
         if not known:
             del self.attempts[node]

@@ -6,14 +6,23 @@ places in its rollout and writes its status, a few times a second at most.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any, assert_never
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, assert_never
 
+from imagegate.domain import forecast, retry, rollout, status, throttle
 from imagegate.domain import node as node_decision
-from imagegate.domain import retry, rollout, status, throttle
-from imagegate.domain.actions import Action, CreatePod, DeletePod, NodePlan, PatchNode
-from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, Node, Prefetch
+from imagegate.domain.actions import (
+    Action,
+    CreatePod,
+    DeletePod,
+    NodePlan,
+    PatchNode,
+    Postpone,
+)
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, ImageFacts, Node, Prefetch
 from imagegate.domain.gate import ready_since
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
@@ -26,7 +35,9 @@ from imagegate.kube.prefetches import Prefetches
 from imagegate.metrics import Metrics
 from imagegate.puller import build
 from imagegate.puller.build import PullerSettings
+from imagegate.runtime import disks as disk_usage
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.disks import Disks
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.queue import KeyedQueue
 from imagegate.runtime.store import Store
@@ -37,8 +48,19 @@ PASS_INTERVAL = 0.2
 """Seconds over which changes of one prefetch are gathered into one rollout pass."""
 STATUS_INTERVAL = 2.0
 """Seconds between two writes of one status while only its counts change."""
+FORECAST_INTERVAL = 300.0
+"""Seconds between two forecasts of a dry run."""
 LATE_409 = 2.0
 """Seconds after which a pod that exists but is not known yet is looked for again."""
+
+
+class Images(Protocol):
+    """Where it is known what the registries say (`inspector.Inspector`)."""
+
+    def known(self, prefetch: Prefetch) -> Mapping[str, ImageFacts] | None: ...
+    def look(self, prefetch: Prefetch) -> None: ...
+    def meet(self, platform: str) -> None: ...
+    def forget(self, prefetch: str) -> None: ...
 
 
 class Reconciler:
@@ -55,6 +77,8 @@ class Reconciler:
         events: Events,
         metrics: Metrics,
         puller: PullerSettings,
+        inspector: Images,
+        disks: Disks,
         clock: Clock,
         taint_key: Callable[[], str],
         taints_by_watch: bool,
@@ -67,6 +91,8 @@ class Reconciler:
         self._events = events
         self._metrics = metrics
         self._puller = puller
+        self._inspector = inspector
+        self._disks = disks
         self._clock = clock
         self._taint_key = taint_key
         self._taints_by_watch = taints_by_watch
@@ -91,6 +117,12 @@ class Reconciler:
             if held or self._taints_by_watch:
                 self.node_queue.add(name, urgent=held)
 
+    def images_inspected(self, name: str) -> None:
+        """What the registry says of a prefetch's images is known, or has changed."""
+        for node in self._ledger.entry(name).standings:
+            self.node_queue.add(node)
+        self.prefetch_queue.add(name)
+
     # ---- nodes
 
     async def reconcile_node(self, name: str) -> None:
@@ -98,7 +130,9 @@ class Reconciler:
         if node is None:
             for prefetch in self._ledger.forget_node(name):
                 self.prefetch_queue.add(prefetch, delay=PASS_INTERVAL)
+            self._disks.forget(name)
             return
+        self._inspector.meet(node.platform)
         for prefetch in self._ledger.meet(node):
             self.prefetch_queue.add(prefetch, delay=PASS_INTERVAL)
         now = self._clock.now()
@@ -107,7 +141,15 @@ class Reconciler:
         if self._places_for_joining(node, plan):
             view = self.view(node)
             plan = node_decision.decide(view, now)
+        if plan.wants_usage:
+            await self._disks.read(node)
+            # What it lists may be of before the prefetch, when nobody looked for these images.
+            node = await self._nodes.get(name)
+            view = self.view(node)
+            plan = node_decision.decide(view, now)
         self._record(node, view, plan)
+        if plan.wants_usage:
+            self.node_queue.add(name, delay=disk_usage.PAUSE)
         if plan.requeue_at is not None:
             self.node_queue.add(name, delay=max(0.01, plan.requeue_at - now))
         # The patch first: a release is waited for, a clean-up is not.
@@ -124,13 +166,14 @@ class Reconciler:
         attempts = self._ledger.attempts.get(node.name, {})
         for name in sorted(self._store.prefetches):
             prefetch = self._store.prefetches[name]
-            if prefetch.invalid is not None and not prefetch.deleting:
+            if (prefetch.invalid is not None or prefetch.dry_run) and not prefetch.deleting:
                 frozen.add(name)
                 by_prefetch.pop(name, None)
                 continue
             if not prefetch.live or not matches(prefetch, node):
                 continue
             pods = tuple(by_prefetch.pop(name, ()))
+            known = self._inspector.known(prefetch)
             failed = {p.uid: self._store.failed_at(p.uid) for p in pods}
             shares.append(
                 Share(
@@ -140,6 +183,8 @@ class Reconciler:
                     pulled={p.uid: self._store.pulled(p.uid) for p in pods},
                     failed_at={uid: at for uid, at in failed.items() if at is not None},
                     place=self._granting(prefetch) and node.name in self._ledger.entry(name).places,
+                    images=known or {},
+                    inspected=known is not None,
                 )
             )
         return NodeView(
@@ -150,6 +195,8 @@ class Reconciler:
             orphans=tuple(pod for pods in by_prefetch.values() for pod in pods),
             frozen=frozenset(frozen),
             first_ready=self._store.first_ready(node),
+            labels_since=self._store.labels_since(node),
+            usage=self._disks.known(node),
             taints_by_watch=self._taints_by_watch,
         )
 
@@ -190,6 +237,8 @@ class Reconciler:
                 await self._create_pod(action)
             case DeletePod():
                 await self._delete_pod(action)
+            case Postpone():
+                self._postpone(action)
             case _:
                 assert_never(action)
 
@@ -260,6 +309,22 @@ class Reconciler:
             self._metrics.pull_failed(prefetch.name, attempts.reason)
             self.node_queue.add(node.name)
 
+    def _postpone(self, action: Postpone) -> None:
+        node, prefetch, attempts = action.node.name, action.prefetch.name, action.remember
+        self._ledger.remember(node, action.group.key, attempts)
+        self._metrics.pull_failed(prefetch, attempts.reason)
+        self.node_queue.add(node, delay=max(0.01, attempts.next_at - self._clock.now()))
+        logger.info(
+            "pull put off",
+            extra={
+                "node": node,
+                "prefetch": prefetch,
+                "reason": attempts.reason,
+                "attempt": attempts.count,
+                "error": attempts.message,
+            },
+        )
+
     async def _delete_pod(self, action: DeletePod) -> None:
         pod = action.pod
         try:
@@ -311,17 +376,40 @@ class Reconciler:
         if prefetch is None or prefetch.deleting:
             if self._specs.pop(name, None) is not None or prefetch is not None:
                 self._ledger.entries.pop(name, None)
+                self._inspector.forget(name)
                 self._written.pop(name, None)
                 self._look_at_holders(name)
             if prefetch is not None:
                 await self._let_go(prefetch)
             return
-        if prefetch.invalid is None and FINALIZER not in prefetch.finalizers:
+        if prefetch.live and FINALIZER not in prefetch.finalizers:
             await self._prefetches.add_finalizer(prefetch)
         self._look_again_after_edit(prefetch)
+        if prefetch.invalid is None and prefetch.dry_run:
+            await self._forecast(prefetch)
+            return
         if prefetch.invalid is None:
             self._grant(prefetch)
-        await self._write_status(prefetch)
+        now, tally = self._clock.now(), self._ledger.entry(name).tally()
+        images = self._inspector.known(prefetch) or {}
+        await self._write_status(prefetch, status.prefetch_status(prefetch, tally, now, images))
+
+    async def _forecast(self, prefetch: Prefetch) -> None:
+        """Say in the status what would happen; every few minutes anew, as nodes come and go."""
+        images = self._inspector.known(prefetch)
+        if images is None:
+            return  # the answer brings the prefetch back here
+        nodes = [node for node in self._store.nodes.values() if matches(prefetch, node)]
+        usages: dict[str, Usage] = {}
+        if prefetch.max_usage < 100:
+            unread = [n for n in nodes if self._disks.known(n) is None]
+            await asyncio.gather(*(self._disks.read(node) for node in unread))
+            read = {node.name: self._disks.known(node) for node in nodes}
+            usages = {name: usage for name, usage in read.items() if usage is not None}
+        facts = forecast.forecast(prefetch, nodes, images, usages)
+        self.prefetch_queue.add(prefetch.name, delay=FORECAST_INTERVAL)
+        wanted = status.dry_run_status(prefetch, facts, self._clock.now(), images)
+        await self._write_status(prefetch, wanted)
 
     def _look_at_holders(self, name: str) -> None:
         """Queue every node that has something to do with a prefetch that goes or is gone."""
@@ -360,15 +448,20 @@ class Reconciler:
         if known is not None and known[0] == prefetch.uid and known[1] == prefetch:
             return
         self._specs[prefetch.name] = (prefetch.uid, prefetch)
+        if prefetch.invalid is None:
+            self._inspector.look(prefetch)
         entry = self._ledger.entry(prefetch.name)
-        entry.outdated = set(self._store.nodes) if prefetch.invalid is None else set()
+        entry.outdated = set(self._store.nodes) if prefetch.live else set()
         # What pulls has a place whatever this process remembers; grants of an earlier spec end.
         entry.places = {
             pod.node
             for pod in self._store.pods.values()
             if pod.prefetch == prefetch.name and not pod.finished and pod.node in self._store.nodes
         }
+        # Who edits a spec has mended something, and does not want to wait for a back-off.
+        groups = [group.key for group in prefetch.groups]
         for node in self._store.nodes:
+            self._ledger.clear_attempts(node, groups)
             self.node_queue.add(node)
 
     def _grant(self, prefetch: Prefetch) -> None:
@@ -380,10 +473,8 @@ class Reconciler:
             entry.places.add(node)
             self.node_queue.add(node, urgent=entry.wants.get(node, False))
 
-    async def _write_status(self, prefetch: Prefetch) -> None:
+    async def _write_status(self, prefetch: Prefetch, wanted: dict[str, Any]) -> None:
         now = self._clock.now()
-        tally = self._ledger.entry(prefetch.name).tally()
-        wanted = status.prefetch_status(prefetch, tally, now)
         changed = {k: v for k, v in wanted.items() if prefetch.status.get(k) != v}
         if not changed:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from imagegate.domain.facts import Gate, Node, Pod, Prefetch
+from imagegate.domain.facts import LABEL_PREFIX, Gate, Node, Pod, Prefetch
 from imagegate.domain.pulls import PULL_ERRORS
 from imagegate.puller.read import Pulled
 from imagegate.runtime.clock import Clock
@@ -35,6 +35,8 @@ class Store:
         self._pulled: dict[str, frozenset[str]] = {}
         self._failed_at: dict[str, float] = {}
         self._first_ready: dict[str, tuple[str, float]] = {}
+        self._labels_since: dict[str, tuple[object, float]] = {}
+        self._wanted: frozenset[str] = frozenset()
         self._seen: dict[object, float] = {}
         self.gate: Gate | None = None
         self.complete = False
@@ -76,6 +78,16 @@ class Store:
         known = self._first_ready.get(node.name)
         return known[1] if known and known[0] == node.identity else self._clock.now()
 
+    def labels_since(self, node: Node) -> float | None:
+        """Since when our labels on the node have been as they are; None: it has none."""
+        known = self._labels_since.get(node.name)
+        return known[1] if known is not None else None
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The names under which nodes list the images of all prefetches."""
+        return self._wanted
+
     def prefetch_of(self, namespace: str, pod: str) -> str:
         """The prefetch that a puller pod works for; empty when the pod is not known."""
         known = self._pods.get((namespace, pod))
@@ -95,6 +107,7 @@ class Store:
             return
         if node.ready and self._first_ready.get(node.name, ("",))[0] != node.identity:
             self._first_ready[node.name] = (node.identity, self._clock.now())
+        self._note_labels(node)
         self._nodes[node.name] = node
         if old != node and self._listener is not None:
             self._listener.node_changed(node.name)
@@ -105,9 +118,24 @@ class Store:
             return
         del self._nodes[name]
         self._first_ready.pop(name, None)
+        self._labels_since.pop(name, None)
         self._seen.pop(("node", name), None)
         if self._listener is not None:
             self._listener.node_changed(name)
+
+    def _note_labels(self, node: Node) -> None:
+        ours = sorted(item for item in node.labels.items() if item[0].startswith(LABEL_PREFIX))
+        if not ours:
+            self._labels_since.pop(node.name, None)
+            return
+        known, state = self._labels_since.get(node.name), (node.identity, ours)
+        if known is None or known[0] != state:
+            self._labels_since[node.name] = (state, self._clock.now())
+
+    def _want(self) -> None:
+        self._wanted = frozenset(
+            image.listed_as for prefetch in self._prefetches.values() for image in prefetch.images
+        )
 
     def see_pod(self, pod: Pod, *, live: bool = False) -> None:
         """``live``: a change that was watched happening, rather than found in a list."""
@@ -165,6 +193,7 @@ class Store:
         if old is not None and old.uid == prefetch.uid and old.version > prefetch.version:
             return
         self._prefetches[prefetch.name] = prefetch
+        self._want()
         if old != prefetch and self._listener is not None:
             self._listener.prefetch_changed(prefetch.name)
 
@@ -173,6 +202,7 @@ class Store:
         if old is None or (uid is not None and old.uid != uid):
             return
         del self._prefetches[name]
+        self._want()
         self._seen.pop(("prefetch", name), None)
         if self._listener is not None:
             self._listener.prefetch_changed(name)

@@ -90,7 +90,7 @@ ACCEPTED = (
                 "retry": {"limit": 6, "minSeconds": 10, "maxSeconds": 300},
                 "refresh": {"mode": "Never", "intervalSeconds": 300},
                 "retention": {"mode": "Keep"},
-                "disk": {"maxUsagePercent": 100},
+                "disk": {"maxUsagePercent": 75},
                 "dryRun": False,
             }
         },
@@ -136,7 +136,7 @@ ACCEPTED = (
             refresh={"mode": "Never", "intervalSeconds": 60},
             retention={"mode": "Release"},
             disk={"maxUsagePercent": 100},
-            dryRun=False,
+            dryRun=True,
         ),
     ),
     Row("name-of-63", prefetch(name=NAME_63)),
@@ -552,16 +552,6 @@ REFUSED = (
         prefetch(refresh={"mode": "Digest"}),
         "following a tag is not supported in this version: use Never, and change the tag or the"
         " digest in spec.images",
-    ),
-    Row(
-        "disk-guard",
-        prefetch(disk={"maxUsagePercent": 75}),
-        "the guard on disk usage is not supported in this version: leave it at 100",
-    ),
-    Row(
-        "dry-run",
-        prefetch(dryRun=True),
-        "a dry run is not supported in this version: leave it false",
     ),
     # NodeGate
     Row(

@@ -100,6 +100,22 @@ def test_arguments(helm: Helm) -> None:
     ]
 
 
+def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
+    helm: Helm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "registry": {"plainHTTP": ["a.example", "b.example:5000"], "caFile": "/ca/registry.pem"},
+        "kubelet": {"caFile": "/ca/kubelet.pem", "insecureTLS": True},
+    }
+    for entry in helm.render(values).container()["env"]:
+        monkeypatch.setenv(entry["name"], str(entry.get("value", "")))
+    parsed = cli._parser().parse_args(["plan", "-f", "-"])
+    assert parsed.registry_plain_http == ("a.example", "b.example:5000")
+    assert parsed.registry_ca_file == "/ca/registry.pem"
+    assert parsed.kubelet_ca_file == "/ca/kubelet.pem"
+    assert parsed.kubelet_insecure_tls is True
+
+
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])
 @pytest.mark.parametrize("served", [(), (POLICY_V1,)])
 def test_operator_understands_its_arguments(helm: Helm, kind: str, served: tuple[str, ...]) -> None:

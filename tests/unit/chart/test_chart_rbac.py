@@ -35,6 +35,7 @@ def roles(release: Release) -> list[Object]:
 def test_cluster_wide_rights_of_the_operator(release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate"])) == {
         ("", "nodes", frozenset(READ | {"patch"}), ()),
+        ("", "nodes/stats", frozenset({"get"}), ()),
         ("imagegate.dev", "imageprefetches", frozenset(READ | {"patch"}), ()),
         ("imagegate.dev", "imageprefetches/status", frozenset({"patch"}), ()),
         ("imagegate.dev", "nodegates", frozenset(READ | {"create"}), ()),
@@ -65,6 +66,7 @@ def test_rights_in_namespaces(release: Release) -> None:
             f"{namespace}/imagegate-puller": {
                 ("", "pods", frozenset(READ | {"create", "delete"}), ()),
                 ("", "events", frozenset(READ), ()),
+                ("", "secrets", frozenset({"get"}), ()),
             }
             for namespace in ("ml", "web")
         },
@@ -105,7 +107,6 @@ def test_what_nobody_gets(release: Release) -> None:
         for group, resource, verbs, _ in grants(role):
             assert "*" not in {group, resource, *verbs}
             assert resource not in {
-                "secrets",
                 "nodes/proxy",
                 "nodes/status",
                 "pods/exec",
@@ -113,7 +114,12 @@ def test_what_nobody_gets(release: Release) -> None:
             }
             assert not verbs & {"escalate", "bind", "impersonate"}
             if role["kind"] == "ClusterRole":
-                assert resource != "pods"
+                assert resource not in ("pods", "secrets")
+
+
+def test_reading_pull_secrets_can_be_forbidden(helm: Helm) -> None:
+    release = helm.render({"registry": {"readPullSecrets": False}})
+    assert "secrets" not in {r for role in roles(release) for _, r, *_ in grants(role)}
 
 
 def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -> None:

@@ -16,6 +16,7 @@ import jsonpatch
 from prometheus_client import CollectorRegistry
 
 from imagegate.domain.actions import PatchNode
+from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, Gate, Node, Pod, Prefetch, Taint
 from imagegate.domain.status import timestamp
 from imagegate.errors import ImagegateError
@@ -25,10 +26,12 @@ from imagegate.metrics import Metrics
 from imagegate.puller import read
 from imagegate.puller.build import PullerSettings
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.disks import Disks
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.store import Store
 from tests.unit.domain.cases import GATE_TAINT, KEY, START
+from tests.unit.runtime import world
 
 NAMESPACE = "imagegate-system"
 LIVE = 3.0
@@ -409,6 +412,8 @@ class Operator:
             events=events,
             metrics=METRICS,
             puller=PullerSettings(image="pause"),
+            inspector=world.Registries(),
+            disks=Disks(world.Full(Usage(capacity=1, used=0)), clock),
             clock=clock,
             taint_key=lambda: KEY,
             taints_by_watch=by_watch,

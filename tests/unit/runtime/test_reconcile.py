@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import ImageFacts
 from imagegate.kube import errors
 from tests.unit.runtime.world import KEY, PODS, World, until
 
@@ -291,3 +293,47 @@ async def test_suspending_the_gate_releases_everybody_who_is_held(world: World) 
         await until(world.pods)
         world.add_gate(suspend=True)
         await until(lambda: KEY not in world.taints("n1") + world.taints("n2"))
+
+
+async def test_an_edit_does_not_wait_for_the_back_off_of_what_it_mends(world: World) -> None:
+    world.add_node("n1")
+    world.disks.answer = Usage(capacity=100 * 10**9, used=90 * 10**9)
+    world.add_prefetch("llm", "reg.test/llm:1")
+    async with world.operating():
+        await until(lambda: world.status("llm").get("nodes", {}).get("failed") == 1)
+        assert world.condition("llm", "Degraded")["reason"] == "DiskFull"
+        assert world.pods() == []
+
+        def edit(body: dict[str, Any]) -> None:
+            body["spec"]["disk"] = {"maxUsagePercent": 95}
+            body["metadata"]["generation"] += 1
+
+        world.api.change("/apis/imagegate.dev/v1alpha1/imageprefetches/llm", edit)
+        await until(world.pods)
+
+
+async def test_a_dry_run_says_what_would_happen_and_touches_nothing(world: World) -> None:
+    world.add_node("n1", gated=True)
+    world.add_node("n2")
+    world.registries.images = {"reg.test/llm:1": ImageFacts(problem="no answer")}
+    world.add_prefetch("llm", "reg.test/llm:1", dryRun=True)
+    async with world.operating():
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "DryRun")
+        await until(lambda: not world.taints("n1") or KEY not in world.taints("n1"))
+        assert world.pods() == []
+        assert world.labels("n2") == {}
+        assert world.status("llm")["nodes"]["pending"] == 2
+        body = world.api.objects["/apis/imagegate.dev/v1alpha1/imageprefetches/llm"]
+        assert not body["metadata"].get("finalizers")
+
+
+async def test_a_new_prefetch_waits_for_the_registry_and_then_goes_on(world: World) -> None:
+    world.add_node("n1")
+    world.registries.asked = False
+    world.add_prefetch("llm", "reg.test/llm:1")
+    async with world.operating():
+        await until(lambda: "nodes" in world.status("llm"))
+        assert world.pods() == []
+        world.registries.asked = True
+        world.reconciler.images_inspected("llm")
+        await until(world.pods)

@@ -10,7 +10,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from imagegate.domain.facts import OBSERVED
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import OBSERVED, ImageFacts, Node, Prefetch
 from imagegate.domain.status import timestamp
 from imagegate.kube import gates, nodes, prefetches
 from imagegate.kube.events import Events
@@ -22,6 +23,7 @@ from imagegate.metrics import Metrics
 from imagegate.puller import read
 from imagegate.puller.build import PullerSettings
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.disks import Disks
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.resync import Resync
@@ -33,11 +35,40 @@ NAMESPACE = "imagegate-system"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
+class Registries:
+    """What the registries say; they have been asked already."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, ImageFacts] = {}
+        self.asked = True
+
+    def known(self, _: Prefetch) -> Mapping[str, ImageFacts] | None:
+        return self.images if self.asked else None
+
+    def look(self, prefetch: Prefetch) -> None: ...
+    def meet(self, platform: str) -> None: ...
+    def forget(self, prefetch: str) -> None: ...
+
+
+class Full:
+    """Kubelets that all have the same disk."""
+
+    def __init__(self, usage: Usage) -> None:
+        self.answer = usage
+        self.asked = 0
+
+    async def usage(self, _: Node) -> Usage:
+        self.asked += 1
+        return self.answer
+
+
 class World:
     def __init__(self, api: MemoryApi | None = None) -> None:
         self.api = api or MemoryApi()
         self.clock = Clock()
         self.reader = Reader(frozenset({NAMESPACE}))
+        self.registries = Registries()
+        self.disks = Full(Usage(capacity=100 * 10**9, used=10 * 10**9))
         self.start_operator()
         self.api.watchers.append(self._watch)
 
@@ -47,7 +78,7 @@ class World:
         self.metrics = Metrics(CollectorRegistry(), version="test")
         self.store, self.ledger = Store(self.clock), Ledger()
         parts: dict[str, Any] = {
-            "nodes": Nodes(client),
+            "nodes": Nodes(client, lambda: self.store.wanted),
             "pods": Pods(client),
             "prefetches": Prefetches(client, self.reader),
         }
@@ -57,6 +88,8 @@ class World:
             events=Events(client, component="imagegate", instance="test"),
             metrics=self.metrics,
             puller=PullerSettings(image="pause"),
+            inspector=self.registries,
+            disks=Disks(self.disks, self.clock),
             clock=self.clock,
             taint_key=lambda: KEY,
             taints_by_watch=False,
@@ -93,7 +126,7 @@ class World:
         gone = kind == "DELETED"
         match body.get("kind"):
             case "Node":
-                node = nodes.parse(body)
+                node = nodes.parse(body, self.store.wanted)
                 self.store.lose_node(node.name, node.uid) if gone else self.store.see_node(node)
             case "Pod":
                 pod = read.pod(body)

@@ -157,6 +157,23 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: metadata.namespace
+  # Not arguments: `kubectl exec ... imagegate plan` asks the same registries and kubelets.
+  {{- with .Values.registry.plainHTTP }}
+  - name: IMAGEGATE_REGISTRY_PLAIN_HTTP
+    value: {{ join "," . | quote }}
+  {{- end }}
+  {{- with .Values.registry.caFile }}
+  - name: IMAGEGATE_REGISTRY_CA_FILE
+    value: {{ . | quote }}
+  {{- end }}
+  {{- with .Values.kubelet.caFile }}
+  - name: IMAGEGATE_KUBELET_CA_FILE
+    value: {{ . | quote }}
+  {{- end }}
+  {{- if .Values.kubelet.insecureTLS }}
+  - name: IMAGEGATE_KUBELET_INSECURE_TLS
+    value: "true"
+  {{- end }}
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

@@ -176,8 +176,9 @@ class Retry(meta.ApiModel):
         default=None,
         ge=1,
         le=_DAY,
-        description="When an attempt is given up, in seconds. Default: never, because a pull that"
-        " is given up starts again from zero.",
+        description="When an attempt is given up, in seconds. Default: by the size of the images,"
+        " 10 minutes and a second for every 5 MB, at least 15 minutes; never, where the registry"
+        " does not tell the size. A pull that is given up starts again from zero.",
     )
 
     @model_validator(mode="after")
@@ -218,12 +219,12 @@ class Disk(meta.ApiModel):
     """How full the image file system of a node may get."""
 
     max_usage_percent: int = Field(
-        default=100,
+        default=75,
         ge=1,
         le=100,
-        description="Nodes that the images would fill beyond this percentage are skipped; 100 turns"
-        " this off. Not supported in this version, so 100 is the default and the only value; the"
-        " default of a later version is 75.",
+        description="Nothing is pulled onto a node that the images would fill beyond this"
+        " percentage: it counts as failed with the reason DiskFull. 100 turns this off. Default 75;"
+        " the kubelet removes images from 85 on.",
     )
 
 
@@ -271,8 +272,8 @@ class ImagePrefetchSpec(meta.ApiModel):
     disk: Disk = Field(default=Disk(), description="How full nodes may get.")
     dry_run: bool = Field(
         default=False,
-        description="True says in the status what would happen, and changes nothing."
-        " Not supported in this version. Default false.",
+        description="True says in the status what would happen, and changes nothing: no pod, no"
+        " label, no taint is touched. Default false.",
     )
 
     @field_validator("images")

@@ -1,0 +1,72 @@
+"""Whether an image still fits on a node's image file system (section 2, ``disk``).
+
+The kubelet removes images from 85 % on, and evicts pods at the same point (its settings
+``imageGCHighThresholdPercent`` and ``imagefs.available<15%``): a pull that goes beyond is undone at
+once, and takes somebody else's images with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from imagegate.domain.facts import ImageSize, Node
+
+UNPACKED = 2.5
+"""Bytes on disk for each compressed byte, beside it: gzip layers of published images unpack to 1.9
+to 2.9 times their size, and containerd keeps the compressed layers as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """A node's image file system as its kubelet measured it; ``problem`` where it could not be
+    read, with what to do about it.
+    """
+
+    capacity: int = 0
+    used: int = 0
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"its disk usage is not known ({self.problem})"
+        percent = 100 * self.used / max(1, self.capacity)
+        return (
+            f"its image file system holds {size(self.used)} of {size(self.capacity)}"
+            f" ({percent:.0f} %)"
+        )
+
+
+def need(images: Iterable[ImageSize | None]) -> int:
+    """Bytes on disk that these images will take; one whose size is not known counts as nothing."""
+    return int(sum(image.compressed for image in images if image is not None) * (1 + UNPACKED))
+
+
+def refusal(usage: Usage, node: Node, needed: int, limit: int) -> str | None:
+    """Why this much must not be pulled onto the node, with the figures; None where it fits.
+
+    Where usage cannot be read only the size of the node's disk is left to go by (DiskPressure is
+    heeded anyway, see `match.skipped`).
+    """
+    bound = f"disk.maxUsagePercent is {limit}"
+    if usage.problem:
+        if not node.capacity or needed <= node.capacity * limit / 100:
+            return None
+        return (
+            f"the images need {size(needed)} unpacked, and the node's disk has"
+            f" {size(node.capacity)}; {bound}; {usage}"
+        )
+    projected = 100 * (usage.used + needed) / max(1, usage.capacity)
+    if projected <= limit:
+        return None
+    return f"the images need {size(needed)} unpacked: {projected:.0f} %; {bound}; {usage}"
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``7.2 GB``, by powers of ten as disks are sold."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,193 @@
+"""What an ImagePrefetch would do, without doing it: for ``dryRun`` and ``imagegate plan``."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from imagegate.domain import disk, match, pulls, rollout
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import ImageFacts, Node, Prefetch
+from imagegate.domain.pulls import Share
+from imagegate.domain.rollout import Domain, RolloutView
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes a second; the defaults are those of an ordinary cloud node and region."""
+
+    node: float = 300e6
+    """What one node receives."""
+    upload: float = 600e6
+    """What one node sends to its peers through a mirror."""
+    registry: float = 12.5e9
+    """What the registry sends to all nodes together."""
+    unpack: float = 120e6
+    """Compressed bytes that one core unpacks: gzip, and one layer after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    matched: int = 0
+    cached: int = 0
+    to_pull: int = 0
+    no_room: tuple[tuple[str, str], ...] = ()
+    """(node, why): nodes that the disk guard keeps the images from."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Nodes that are left alone, by reason."""
+    bytes_all: int = 0
+    """Compressed, over all nodes that would pull."""
+    bytes_node: int = 0
+    """Of the node with the most to pull."""
+    unknown: tuple[tuple[str, str], ...] = ()
+    """(image, why): images whose size is not known, and which count as nothing."""
+    unread: tuple[tuple[str, str], ...] = ()
+    """(node, why): nodes whose disk usage could not be read."""
+    seconds_direct: float = 0.0
+    """Until the last node is cached, every node pulling from the registry."""
+    seconds_mirrored: float = 0.0
+    """The same where a mirror lets nodes pull from those of their domain that are cached."""
+
+
+def forecast(
+    prefetch: Prefetch,
+    nodes: Iterable[Node],
+    images: Mapping[str, ImageFacts],
+    usages: Mapping[str, Usage],
+    rates: Rates | None = None,
+) -> Forecast:
+    """``usages`` by node name; a node that is not in it is not judged by its disk."""
+    matching = [node for node in nodes if match.matches(prefetch, node)]
+    share = Share(prefetch, images=images)
+    cached = 0
+    unread: list[tuple[str, str]] = []
+    skipped: Counter[str] = Counter()
+    no_room: list[tuple[str, str]] = []
+    pulling: list[tuple[str, int]] = []
+    domains: Counter[str] = Counter()
+    cached_in: Counter[str] = Counter()
+    for node in matching:
+        domain = node.labels.get(prefetch.rollout.topology_key, "")
+        if pulls.labelled(node, prefetch):
+            cached += 1
+            domains[domain] += 1
+            cached_in[domain] += 1
+            continue
+        why = match.skipped(node, gated=False) or pulls.no_image(share, node)
+        if why is not None:
+            skipped[why] += 1
+            continue
+        absent = [i.reference for i in prefetch.images if i.listed_as not in node.listed]
+        sizes = [share.size(reference, node) for reference in absent]
+        usage = usages.get(node.name)
+        if usage is not None:
+            if usage.problem:
+                unread.append((node.name, usage.problem))
+            refused = disk.refusal(usage, node, disk.need(sizes), prefetch.max_usage)
+            if refused is not None and prefetch.max_usage < 100:
+                no_room.append((node.name, refused))
+                continue
+        domains[domain] += 1
+        pulling.append((domain, sum(size.compressed for size in sizes if size is not None)))
+    largest = max((size for _, size in pulling), default=0)
+    facts = Forecast(
+        matched=len(matching),
+        cached=cached,
+        to_pull=len(pulling),
+        no_room=tuple(no_room),
+        skipped=dict(skipped),
+        bytes_all=sum(size for _, size in pulling),
+        bytes_node=largest,
+        unknown=tuple(
+            (image.reference, images[image.reference].problem if image.reference in images else "")
+            for image in prefetch.images
+            if image.reference not in images or not images[image.reference].sizes
+        ),
+        unread=tuple(unread),
+    )
+    view = RolloutView(
+        spec=replace(prefetch.rollout, paused=False),
+        domains={name: Domain(count, cached_in[name]) for name, count in domains.items()},
+    )
+    queues = Counter(domain for domain, _ in pulling)
+    speed = rates or Rates()
+    return replace(
+        facts,
+        seconds_direct=_simulate(view, queues, largest, speed, mirrored=False),
+        seconds_mirrored=_simulate(view, queues, largest, speed, mirrored=True),
+    )
+
+
+def _simulate(
+    view: RolloutView, queues: Mapping[str, int], size: int, rates: Rates, *, mirrored: bool
+) -> float:
+    """Seconds of a rollout: the very rule by which places are given, and a rate for each pull.
+
+    A pull takes its transfer and then its unpacking, as with one dominating layer; stragglers and
+    retries are not in it. All that pull from the registry share what it sends; `sent` is what each
+    of them has received since the beginning, so that a transfer ends when `sent` is `size` more.
+    """
+    waiting, domains = dict(queues), dict(view.domains)
+    now = sent = 0.0
+    transfers: list[tuple[float, str]] = []  # by the `sent` at which they end
+    ends: list[tuple[float, str]] = []  # of whole pulls, by time
+    busy = 0
+    while True:
+        for name in sorted(waiting):
+            while waiting[name] and busy < view.parallel:
+                domain = domains[name]
+                if domain.busy >= rollout.allowed(replace(view, domains=domains), name):
+                    break
+                if mirrored and domain.cached:
+                    rate = min(rates.node, rates.upload / view.spec.fanout)
+                    heapq.heappush(ends, (now + size / rate + size / rates.unpack, name))
+                else:
+                    heapq.heappush(transfers, (sent + size, name))
+                waiting[name] -= 1
+                busy += 1
+                domains[name] = replace(domain, busy=domain.busy + 1)
+        if not busy:
+            return now
+        rate = min(rates.node, rates.registry / max(1, len(transfers)))
+        arrival = now + (transfers[0][0] - sent) / rate if transfers else float("inf")
+        if ends and ends[0][0] <= arrival:
+            sent += (ends[0][0] - now) * rate
+            now, name = heapq.heappop(ends)
+            busy -= 1
+            done = domains[name]
+            domains[name] = replace(done, busy=done.busy - 1, cached=done.cached + 1)
+        else:
+            now = arrival
+            sent, name = heapq.heappop(transfers)
+            heapq.heappush(ends, (now + size / rates.unpack, name))
+
+
+def summary(facts: Forecast) -> str:
+    """One sentence or two, for a condition."""
+    parts = [f"would pull {disk.size(facts.bytes_node)} onto each of {facts.to_pull} nodes"]
+    parts[0] += f", {disk.size(facts.bytes_all)} in all"
+    parts.append(f"{facts.cached} nodes hold the images")
+    if facts.no_room:
+        parts.append(f"{len(facts.no_room)} nodes have no room, for instance {facts.no_room[0][0]}")
+    if facts.skipped:
+        reasons = ", ".join(f"{why} {count}" for why, count in sorted(facts.skipped.items()))
+        parts.append(f"{sum(facts.skipped.values())} nodes are skipped ({reasons})")
+    if facts.unknown:
+        parts.append(f"the size of {len(facts.unknown)} images is not known")
+    if facts.to_pull:
+        parts.append(
+            f"about {duration(facts.seconds_direct)} without a mirror between nodes,"
+            f" {duration(facts.seconds_mirrored)} with one"
+        )
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,207 @@
+"""``imagegate plan``: what an ImagePrefetch would do, as a table; nothing is changed.
+
+Run in the operator's pod it knows how full the nodes' disks are (``nodes/stats``, from the kubelets
+themselves); run from elsewhere it says that it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from imagegate.domain import disk, forecast
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import ImageFacts, Node, Prefetch
+from imagegate.domain.forecast import Forecast, Rates
+from imagegate.domain.match import matches
+from imagegate.errors import ImagegateError
+from imagegate.kube.client import Client
+from imagegate.kube.kubelets import Kubelets
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.prefetches import Reader
+from imagegate.kube.secrets import Secrets
+from imagegate.registry import client as registry
+from imagegate.registry.manifests import Manifests
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.inspector import Inspector
+from imagegate.runtime.store import Store
+
+PATIENCE = 30.0
+"""Seconds that a person waits for a registry."""
+SHOWN = 20
+"""Nodes without room that the table names."""
+
+
+class InvalidPlan(ImagegateError):
+    """What was given is no ImagePrefetch that could be applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    prefetch: Prefetch
+    images: Mapping[str, ImageFacts]
+    forecast: Forecast
+
+
+def read(text: str, source: str) -> list[Prefetch]:
+    """The ImagePrefetches of a YAML stream, each as the API server would fill it in.
+
+    Raises `InvalidPlan`.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise InvalidPlan(f"{source}: this is no YAML: {error}") from error
+    found: list[Prefetch] = []
+    for number, document in enumerate(documents, start=1):
+        where = f"{source}, document {number}"
+        if not isinstance(document, dict) or document.get("kind") != "ImagePrefetch":
+            raise InvalidPlan(f"{where}: this is no ImagePrefetch: give only those")
+        namespace = (document.get("spec") or {}).get("pullerNamespace", "imagegate-system")
+        prefetch = Reader(frozenset({namespace})).parse(document)
+        if prefetch.invalid is not None:
+            raise InvalidPlan(f"{where}: {prefetch.invalid[1]}")
+        found.append(prefetch)
+    if not found:
+        raise InvalidPlan(f"{source}: there is no ImagePrefetch in it")
+    return found
+
+
+async def make(
+    prefetches: Sequence[Prefetch],
+    client: Client,
+    registries: registry.Client,
+    kubelets: Kubelets,
+    rates: Rates,
+) -> list[Plan]:
+    """Ask the API server for nodes, the registries for sizes, and the kubelets for room."""
+    wanted = frozenset(image.listed_as for each in prefetches for image in each.images)
+    nodes = await Nodes(client, lambda: wanted).list()
+    clock = Clock()
+    inspector = Inspector(
+        store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client), clock=clock
+    )
+    usages: dict[str, Usage] = {}
+    plans: list[Plan] = []
+    for prefetch in prefetches:
+        matching = [node for node in nodes if matches(prefetch, node)]
+        platforms = sorted({node.platform for node in matching} - {""})
+        images = await inspector.ask(prefetch, platforms, PATIENCE)
+        if prefetch.max_usage < 100:
+            usages |= await _usages([n for n in matching if n.name not in usages], kubelets)
+        plans.append(
+            Plan(prefetch, images, forecast.forecast(prefetch, nodes, images, usages, rates))
+        )
+    return plans
+
+
+async def _usages(nodes: Sequence[Node], kubelets: Kubelets) -> dict[str, Usage]:
+    answers = await asyncio.gather(*(kubelets.usage(node) for node in nodes))
+    return {node.name: usage for node, usage in zip(nodes, answers, strict=True)}
+
+
+def as_json(plans: Iterable[Plan]) -> str:
+    """The same figures for programs: bytes and seconds."""
+    return json.dumps(
+        [
+            {
+                "name": plan.prefetch.name,
+                "images": [
+                    {
+                        "image": image.reference,
+                        "compressedBytes": _compressed(plan, image.reference),
+                        "problem": plan.images[image.reference].problem or None,
+                    }
+                    for image in plan.prefetch.images
+                ],
+                **_camel(dataclasses.asdict(plan.forecast)),
+            }
+            for plan in plans
+        ],
+        indent=2,
+    )
+
+
+def _camel(facts: dict[str, Any]) -> dict[str, Any]:
+    named = {"no_room": "noRoom", "to_pull": "toPull", "bytes_all": "bytesAll"}
+    named |= {"bytes_node": "bytesPerNode", "seconds_direct": "secondsWithoutMirror"}
+    named |= {"seconds_mirrored": "secondsWithMirror", "unread": "disksNotRead"}
+    facts = {named.get(key, key): value for key, value in facts.items() if key != "unknown"}
+    for key in ("noRoom", "disksNotRead"):
+        facts[key] = [{"node": node, "why": why} for node, why in facts[key]]
+    return facts
+
+
+def table(plans: Iterable[Plan]) -> str:
+    return "\n\n".join(_one(plan) for plan in plans)
+
+
+def _one(plan: Plan) -> str:
+    facts, name = plan.forecast, plan.prefetch.name
+    lines = [f"ImagePrefetch {name}", ""]
+    rows = [("IMAGE", "COMPRESSED", "LARGEST LAYER", "ON DISK")]
+    for image in plan.prefetch.images:
+        known = plan.images[image.reference]
+        if known.largest is None:
+            rows.append((image.reference, "unknown", "", known.problem))
+            continue
+        rows.append(
+            (
+                image.reference,
+                disk.size(known.largest.compressed),
+                disk.size(known.largest.largest_layer),
+                disk.size(disk.need([known.largest])),
+            )
+        )
+    lines += _columns(rows)
+    skipped = ", ".join(f"{count} {why}" for why, count in sorted(facts.skipped.items()))
+    full = f"beyond {plan.prefetch.max_usage} % of the disk"
+    lines += ["", *_columns(
+        [
+            ("NODES", "COUNT", ""),
+            ("matched", str(facts.matched), ""),
+            ("hold the images", str(facts.cached), ""),
+            ("to pull", str(facts.to_pull), f"{disk.size(facts.bytes_all)} in all,"
+             f" {disk.size(facts.bytes_node)} a node"),
+            ("without room", str(len(facts.no_room)), full if facts.no_room else ""),
+            ("skipped", str(sum(facts.skipped.values())), skipped),
+            *(
+                [("disk not read", str(len(facts.unread)), ": ".join(facts.unread[0]))]
+                if facts.unread
+                else []
+            ),
+        ]
+    )]  # fmt: skip
+    if facts.to_pull:
+        lines += ["", *_columns(
+            [
+                ("TIME (estimate)", ""),
+                ("every node from the registry", forecast.duration(facts.seconds_direct)),
+                ("with a mirror between nodes", forecast.duration(facts.seconds_mirrored)),
+            ]
+        )]  # fmt: skip
+    if facts.no_room:
+        rows2 = [("WITHOUT ROOM", "WHY"), *facts.no_room[:SHOWN]]
+        lines += ["", *_columns(rows2)]
+        if len(facts.no_room) > SHOWN:
+            lines.append(f"... and {len(facts.no_room) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _compressed(plan: Plan, reference: str) -> int | None:
+    largest = plan.images[reference].largest
+    return largest.compressed if largest is not None else None

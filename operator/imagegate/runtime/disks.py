@@ -1,0 +1,71 @@
+"""How full the nodes' image file systems are: read when a decision asks, kept for a moment."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import Node
+from imagegate.runtime.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+FRESH = 30.0
+"""Seconds for which a figure is good: a kubelet measures every 10 to 20 s itself."""
+ASK_AGAIN = 120.0
+"""Seconds until a kubelet that has not answered at all is asked again."""
+TRIES = 5
+"""How often it is asked before it counts as one that does not answer: a kubelet that has just
+started has no figures for some seconds."""
+PAUSE = 2.0
+"""Seconds between these."""
+
+
+class Source(Protocol):
+    async def usage(self, node: Node) -> Usage: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    identity: str
+    at: float
+    usage: Usage
+    tries: int
+
+
+class Disks:
+    def __init__(self, source: Source, clock: Clock) -> None:
+        self._source = source
+        self._clock = clock
+        self._read: dict[str, _Reading] = {}
+
+    def known(self, node: Node) -> Usage | None:
+        """The figures, unless they are too old, or may be had by asking once more."""
+        found = self._read.get(node.name)
+        if found is None or found.identity != node.identity:
+            return None
+        age = self._clock.monotonic() - found.at
+        if not found.usage.problem:
+            return found.usage if age < FRESH else None
+        return found.usage if found.tries >= TRIES and age < ASK_AGAIN else None
+
+    async def read(self, node: Node) -> None:
+        """Ask, unless that was a moment ago and without success. Never raises."""
+        before = self._read.get(node.name)
+        tries = 0
+        if before is not None and before.identity == node.identity and before.usage.problem:
+            if self._clock.monotonic() - before.at < PAUSE:
+                return
+            tries = before.tries
+        usage = await self._source.usage(node)
+        tries = tries + 1 if usage.problem else 0
+        if tries == TRIES:
+            logger.warning(
+                "disk usage not known", extra={"node": node.name, "problem": usage.problem}
+            )
+        self._read[node.name] = _Reading(node.identity, self._clock.monotonic(), usage, tries)
+
+    def forget(self, name: str) -> None:
+        self._read.pop(name, None)

@@ -1,0 +1,163 @@
+"""What the registries say of the images: asked once per spec, then now and then.
+
+Nothing depends on the answers being there. They put small images before large ones, say how long a
+pull may take and whether it fits the disk, and which nodes no image is there for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from imagegate.api import references
+from imagegate.domain.facts import Image, ImageFacts, ImageSize, Prefetch
+from imagegate.errors import ImagegateError
+from imagegate.kube.secrets import Secrets
+from imagegate.registry.errors import NoSuchPlatform, RegistryError
+from imagegate.registry.keychain import Keyring
+from imagegate.registry.manifests import Manifests
+from imagegate.registry.platforms import Platform
+from imagegate.registry.pull_secrets import PullSecret
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that the first pull of a new spec waits for the registry at most."""
+LATER = 60.0
+"""Seconds until a registry that did not answer, or said no, is asked again; doubled each time."""
+NOW_AND_THEN = 3600.0
+"""Seconds until an answer is asked for again: a tag may have moved."""
+
+Known = Mapping[str, ImageFacts]
+_Asked = tuple[str, tuple[Image, ...], str]
+"""What decides the answers: the prefetch's uid, its images, and the namespace of the secrets."""
+
+
+class Inspector:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        manifests: Manifests,
+        secrets: Secrets,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._manifests = manifests
+        self._secrets = secrets
+        self._clock = clock
+        self.changed: Callable[[str], None] = _ignore
+        """Who is told that something is known, or has changed; by the prefetch's name."""
+        self._known: dict[str, tuple[_Asked, frozenset[str], Known]] = {}
+        self._failures: dict[str, int] = {}
+        self.queue = KeyedQueue("image", self._inspect, workers=4)
+
+    def known(self, prefetch: Prefetch) -> Known | None:
+        """What is known of the images of this very spec; None before the first round."""
+        found = self._known.get(prefetch.name)
+        return found[2] if found is not None and found[0] == _asked(prefetch) else None
+
+    def look(self, prefetch: Prefetch) -> None:
+        """Ask about these images unless that has been done."""
+        if self.known(prefetch) is None:
+            self._failures.pop(prefetch.name, None)
+            self.queue.add(prefetch.name)
+
+    def meet(self, platform: str) -> None:
+        """A node is there; a platform that was not asked about has to be."""
+        for name, (_, platforms, _) in self._known.items():
+            if platform and platform not in platforms:
+                self.queue.add(name)
+
+    def forget(self, prefetch: str) -> None:
+        self._known.pop(prefetch, None)
+        self._failures.pop(prefetch, None)
+
+    async def _inspect(self, name: str) -> None:
+        prefetch = self._store.prefetches.get(name)
+        if prefetch is None or prefetch.deleting or prefetch.invalid is not None:
+            self.forget(name)
+            return
+        platforms = frozenset(node.platform for node in self._store.nodes.values())
+        before = self.known(prefetch)
+        asked = _asked(prefetch)
+        answers = await self.ask(prefetch, sorted(filter(None, platforms)), PATIENCE)
+        if before is not None:
+            # What was known is better than a registry that is away just now.
+            answers = {ref: _merged(before.get(ref), facts) for ref, facts in answers.items()}
+        self._known[name] = (asked, platforms, answers)
+        problems = [facts.problem for facts in answers.values() if facts.problem]
+        count = self._failures[name] = self._failures.get(name, 0) + 1 if problems else 0
+        delay = min(NOW_AND_THEN, LATER * 2 ** min(count - 1, 10)) if count else NOW_AND_THEN
+        self.queue.add(name, delay=delay)
+        if problems and count == 1:
+            logger.info(
+                "image not inspected", extra={"prefetch": name, "error": "; ".join(problems)}
+            )
+        if answers != before:
+            self.changed(name)
+
+    async def ask(
+        self, prefetch: Prefetch, platforms: Sequence[str], patience: float
+    ) -> dict[str, ImageFacts]:
+        """What the registries say of each image, within so many seconds. Never raises: what is
+        wrong stands in ``problem``.
+        """
+        tasks = {
+            image.reference: asyncio.create_task(self._describe(prefetch, image, platforms))
+            for image in prefetch.images
+        }
+        try:
+            await asyncio.wait(tasks.values(), timeout=patience)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        late = ImageFacts(problem=f"the registry did not answer within {patience:g} s")
+        return {ref: late if t.cancelled() else t.result() for ref, t in tasks.items()}
+
+    async def _describe(
+        self, prefetch: Prefetch, image: Image, platforms: Sequence[str]
+    ) -> ImageFacts:
+        facts = ImageFacts()
+        try:
+            bodies = await self._secrets.get(prefetch.namespace, image.pull_secrets)
+            keyring = Keyring(PullSecret.from_object(body) for body in bodies)
+            reference = references.parse(image.reference)
+            for platform in platforms:
+                try:
+                    found = await self._manifests.describe(
+                        reference, Platform.parse(platform), keyring
+                    )
+                except NoSuchPlatform:
+                    facts = replace(facts, missing=facts.missing | {platform})
+                    continue
+                largest = found.largest_layer
+                size = ImageSize(found.compressed_bytes, largest.size if largest else 0)
+                facts = replace(
+                    facts,
+                    digest=found.reference.digest or "",
+                    sizes={**facts.sizes, platform: size},
+                )
+        except (RegistryError, ImagegateError) as error:
+            return replace(facts, problem=str(error))
+        return facts
+
+
+def _ignore(_: str) -> None:
+    """Nobody wants to know."""
+
+
+def _asked(prefetch: Prefetch) -> _Asked:
+    return prefetch.uid, prefetch.images, prefetch.namespace
+
+
+def _merged(before: ImageFacts | None, now: ImageFacts) -> ImageFacts:
+    if before is None or not now.problem:
+        return now
+    return replace(before, problem=now.problem)

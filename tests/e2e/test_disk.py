@@ -1,0 +1,89 @@
+"""Disks that are full, and images that are removed behind Imagegate's back."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from imagegate.domain.pulls import LISTED_AFTER
+from tests.cluster import NodeOptions
+from tests.e2e.installation import NAMESPACE, Installation
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+GONE = "disk/gone:1"
+
+
+def used_percent(cluster: LocalCluster, node: str) -> float:
+    """As the kubelet's own image collector counts it."""
+    summary = json.loads(cluster.api.raw(f"/api/v1/nodes/{node}/proxy/stats/summary"))
+    image_fs = summary["node"]["runtime"]["imageFs"]
+    return 100 * (1 - float(image_fs["availableBytes"]) / float(image_fs["capacityBytes"]))
+
+
+def test_begin_what_is_removed_later(cluster: LocalCluster, imagegate: Installation) -> None:
+    """Early, because the kubelet's list of images is believed some minutes after a pull only."""
+    image = cluster.push("app", GONE, seed=91)
+    imagegate.prefetch(
+        "gone", image, nodeSelector={"matchLabels": {"kubernetes.io/hostname": "node-2"}}
+    )
+    imagegate.wait_ready("gone", 60)
+
+
+def test_a_full_disk_is_left_alone_with_the_figures_and_the_node_is_released(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("app", "disk/full:1", seed=92)
+    limit = int(used_percent(cluster, "node-1"))
+    selector = {"matchLabels": {"disk": "full"}}
+    disk = {"maxUsagePercent": limit}
+    with imagegate.prefetching("full", image, nodeSelector=selector, disk=disk):
+        node = cluster.add_node("full-1", NodeOptions(labels={"disk": "full"}))
+        try:
+            cluster.wait(lambda: imagegate.counts("full").get("failed") == 1, "failed", 60)
+            cluster.wait(lambda: not imagegate.held("full-1"), "the node released", 10)
+            events = {e["reason"]: e["message"] for e in imagegate.events("Node", "full-1")}
+            assert "DiskFull" in events["GateReleased"]
+            assert imagegate.pullers("full") == [], "nothing was started"
+            (failure,) = imagegate.get("full")["status"]["failures"]
+            assert failure["reason"] == "DiskFull"
+            assert f"disk.maxUsagePercent is {limit}" in failure["message"]
+            said = float(failure["message"].rsplit("(", 1)[1].split(" %")[0])
+            assert abs(said - used_percent(cluster, "full-1")) <= 2, "its kubelet's own figure"
+            assert "maxUsagePercent" in imagegate.condition("full", "Degraded")["message"]
+            sizes = imagegate.get("full")["status"]["images"][0]
+            assert sizes["compressedBytes"] >= sizes["largestLayerBytes"] > 100_000
+            imagegate.prefetch(
+                "full", image, nodeSelector=selector, disk={"maxUsagePercent": limit + 2}
+            )
+            imagegate.wait_ready("full", 60)
+            assert node.has_image(image)
+        finally:
+            cluster.remove_node("full-1")
+
+
+def test_end_an_image_that_was_removed_is_noticed_and_pulled_again(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    node, image = cluster.nodes["node-2"], f"open.registry.test/{GONE}"
+    label = "cached.imagegate.dev/gone"
+    before = {pod["metadata"]["uid"] for pod in imagegate.pullers("gone")}
+    node.remove_image(image)
+    removed = time.monotonic()
+
+    def unlabelled() -> bool:
+        return label not in imagegate.node("node-2")["metadata"]["labels"]
+
+    # The kubelet looks every 30 s and writes every 10 s; a new leader waits before it concludes.
+    cluster.wait(unlabelled, "the label gone", LISTED_AFTER + 60)
+    noticed = time.monotonic() - removed
+    failures = imagegate.get("gone")["status"]["failures"]
+    imagegate.wait_ready("gone", 90)
+    assert node.has_image(image)
+    assert before.isdisjoint(pod["metadata"]["uid"] for pod in imagegate.pullers("gone"))
+    logs = cluster.kubectl("-n", NAMESPACE, "logs", imagegate.leader())
+    assert "EvictedByKubelet" in logs
+    print(f"\nremoved image noticed after {noticed:.0f} s: {failures}")
+    imagegate.delete("gone")

@@ -1,0 +1,119 @@
+"""What changes under Imagegate's feet: labels by hand, machines that come back as others."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tests.cluster import NodeOptions
+from tests.e2e.installation import Installation
+from tests.e2e.watching import NodeWatch
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+QUICK = {"nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "5m"}
+"""A kubelet that says soon that it is Ready again."""
+
+
+def test_a_label_that_somebody_edits_or_removes_is_put_right_without_a_pull(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("tiny", "drift/label:1", seed=81)
+    label = "cached.imagegate.dev/by-hand"
+    with imagegate.prefetching("by-hand", image):
+        imagegate.wait_ready("by-hand", 60)
+        pods = {pod["metadata"]["uid"] for pod in imagegate.pullers("by-hand")}
+        target = imagegate.get("by-hand")["status"]["target"]
+
+        def right() -> bool:
+            return bool(imagegate.node("node-1")["metadata"]["labels"].get(label) == target)
+
+        cluster.kubectl("label", "node", "node-1", f"{label}=nonsense", "--overwrite")
+        cluster.wait(right, "the label put right", 20)
+        cluster.kubectl("label", "node", "node-1", f"{label}-")
+        cluster.wait(right, "the label put back", 20)
+        assert {pod["metadata"]["uid"] for pod in imagegate.pullers("by-hand")} == pods
+    cluster.wait(
+        lambda: label not in imagegate.node("node-1")["metadata"]["labels"], "the label gone", 10
+    )
+    cluster.kubectl("label", "node", "node-1", f"{label}=stale")
+    cluster.wait(
+        lambda: label not in imagegate.node("node-1")["metadata"]["labels"],
+        "a label of no prefetch removed",
+        20,
+    )
+
+
+def test_a_node_of_the_same_name_is_another_node(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("tiny", "drift/again:1", seed=82)
+    pool = {"matchLabels": {"pool": "again"}}
+    options = NodeOptions(labels={"pool": "again"}, kubelet=QUICK)
+    with imagegate.prefetching("again", image, nodeSelector=pool):
+        node = cluster.add_node("again-1", options)
+        try:
+            imagegate.wait_ready("again", 60)
+            first = imagegate.node("again-1")["metadata"]["uid"]
+            with NodeWatch(cluster) as watch:
+                began = time.time()
+                cluster.api.delete("/api/v1/nodes/again-1")
+                node.restart("kubelet")
+                created = watch.first(
+                    "again-1", lambda s: s.body["metadata"]["uid"] != first, since=began
+                )
+                assert any("imagegate" in key for key in created.taints()), "held anew"
+                labels = created.body["metadata"]["labels"]
+                assert not any(key.startswith("cached.") for key in labels)
+                released = watch.first(
+                    "again-1",
+                    lambda s: (
+                        s.body["metadata"]["uid"] != first
+                        and not any("imagegate" in key for key in s.taints())
+                    ),
+                    since=created.at,
+                )
+            labels = released.body["metadata"]["labels"]
+            assert (
+                labels["cached.imagegate.dev/again"] == imagegate.get("again")["status"]["target"]
+            )
+        finally:
+            cluster.remove_node("again-1")
+
+
+def test_a_reboot_under_hold_and_under_ignore(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("tiny", "drift/reboot:1", seed=83)
+    pool = {"matchLabels": {"pool": "reboot"}}
+    node = cluster.add_node("reboot-1", NodeOptions(labels={"pool": "reboot"}, kubelet=QUICK))
+    hold, ignore = {"onReboot": "Hold"}, {"onReboot": "Ignore"}
+    try:
+        with (
+            imagegate.prefetching("hold", image, nodeSelector=pool, gate=hold),
+            imagegate.prefetching("ignore", image, nodeSelector=pool, gate=ignore),
+            NodeWatch(cluster) as watch,
+        ):
+            imagegate.wait_ready("hold", 60)
+            imagegate.wait_ready("ignore", 60)
+            kept = {pod["metadata"]["uid"] for pod in imagegate.pullers("ignore")}
+            verified = {pod["metadata"]["uid"] for pod in imagegate.pullers("hold")}
+            began = time.time()
+            node.reboot()
+            held = watch.first(
+                "reboot-1", lambda s: any("imagegate" in key for key in s.taints()), since=began
+            )
+            assert held.body["status"]["nodeInfo"]["bootID"] == node.boot_id()
+            assert "cached.imagegate.dev/hold" not in held.body["metadata"]["labels"]
+            assert "cached.imagegate.dev/ignore" in held.body["metadata"]["labels"]
+            released = watch.first(
+                "reboot-1",
+                lambda s: not any("imagegate" in key for key in s.taints()),
+                since=held.at,
+            )
+            assert "cached.imagegate.dev/hold" in released.body["metadata"]["labels"]
+            assert {pod["metadata"]["uid"] for pod in imagegate.pullers("ignore")} == kept
+            assert verified.isdisjoint(p["metadata"]["uid"] for p in imagegate.pullers("hold"))
+    finally:
+        cluster.remove_node("reboot-1")

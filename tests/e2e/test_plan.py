@@ -1,0 +1,66 @@
+"""What would happen, before it does: ``spec.dryRun`` and ``imagegate plan``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tests.e2e.installation import NAMESPACE, Installation
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+
+def test_a_dry_run_says_what_would_happen_and_changes_nothing(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("app", "plan/dry:1", seed=61)
+    with imagegate.prefetching("dry", image, dryRun=True):
+        cluster.wait(lambda: imagegate.condition("dry", "Ready").get("reason") == "DryRun", "", 30)
+        message = imagegate.condition("dry", "Ready")["message"]
+        assert f"onto each of {len(cluster.nodes)} nodes" in message
+        assert "mirror" in message
+        assert imagegate.counts("dry")["pending"] == len(cluster.nodes)
+        assert imagegate.pullers("dry") == []
+        assert not any("dry" in trace for trace in imagegate.traces())
+        assert not imagegate.get("dry")["metadata"].get("finalizers")
+        assert not any(node.has_image(image) for node in cluster.nodes.values())
+        imagegate.prefetch("dry", image, dryRun=False)
+        imagegate.wait_ready("dry", 60)
+        imagegate.prefetch("dry", image, dryRun=True)
+        cluster.wait(lambda: imagegate.condition("dry", "Ready").get("reason") == "DryRun", "", 30)
+        assert imagegate.counts("dry")["cached"] == len(cluster.nodes)
+        assert len(imagegate.pullers("dry")) == len(cluster.nodes), "what is there stays"
+
+
+def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("app", "plan/table:1", seed=62)
+    body = {
+        "apiVersion": "imagegate.dev/v1alpha1",
+        "kind": "ImagePrefetch",
+        "metadata": {"name": "table"},
+        "spec": {"images": [{"image": image}], "disk": {"maxUsagePercent": 99}},
+    }
+
+    def plan(*arguments: str, percent: int) -> str:
+        body["spec"]["disk"]["maxUsagePercent"] = percent  # type: ignore[index]
+        command = ["exec", "-i", "-n", NAMESPACE, "deploy/imagegate", "--"]
+        command += ["imagegate", "plan", "-f", "-", *arguments]
+        return cluster.kubectl(*command, stdin=yaml.safe_dump(body))
+
+    table = plan(percent=99)
+    print(f"\n{table}")
+    lines = [line.split() for line in table.splitlines()]
+    assert ["matched", str(len(cluster.nodes))] in lines
+    (entry,) = json.loads(plan("-o", "json", percent=99))
+    assert entry["toPull"] == len(cluster.nodes)
+    assert entry["disksNotRead"] == [], "every kubelet has told"
+    assert entry["images"][0]["compressedBytes"] > 100_000
+    assert entry["bytesAll"] == entry["bytesPerNode"] * len(cluster.nodes)
+    (full,) = json.loads(plan("-o", "json", percent=1))
+    assert {node["node"] for node in full["noRoom"]} == set(cluster.nodes)
+    assert imagegate.pullers("table") == []

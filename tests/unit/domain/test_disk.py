@@ -1,0 +1,310 @@
+"""What is decided by the sizes of images: the disk guard, order, deadlines, and what is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from imagegate.domain import disk, retry, status
+from imagegate.domain.actions import Postpone
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import (
+    Attempts,
+    GatePolicy,
+    GateSpec,
+    Image,
+    ImageFacts,
+    ImageSize,
+    Node,
+    NodeState,
+    Prefetch,
+    RetrySpec,
+)
+from imagegate.domain.match import NO_IMAGE
+from imagegate.domain.pulls import LISTED_AFTER, Share
+from tests.unit.domain.cases import NOW, creates, decide, deletes, gated, node, patches, pod, view
+from tests.unit.domain.cases import prefetch as bare
+
+GB = 10**9
+LLM = "reg.test/llm:1"
+SMALL = "reg.test/small:1"
+AMD64 = "linux/amd64"
+
+
+def prefetch(*images: str, **changes: Any) -> Prefetch:
+    named = tuple(Image(image, listed_as=image) for image in images or (LLM,))
+    return bare(images=named, **{"max_usage": 75, **changes})
+
+
+def sized(**compressed: int) -> dict[str, ImageFacts]:
+    names = {"llm": LLM, "small": SMALL}
+    return {
+        names[key]: ImageFacts(sizes={AMD64: ImageSize(bytes_)})
+        for key, bytes_ in compressed.items()
+    }
+
+
+def linux(**changes: Any) -> Node:
+    return node(**{"platform": AMD64, "capacity": 100 * GB, **changes})
+
+
+def share(of: Prefetch, **changes: Any) -> Share:
+    return dataclasses.replace(Share(of, place=True, images=sized(llm=4 * GB)), **changes)
+
+
+def postponed(plan: Any) -> list[Postpone]:
+    return [action for action in plan.actions if isinstance(action, Postpone)]
+
+
+# ---- the guard
+
+
+def test_nothing_is_pulled_before_the_disk_was_looked_at() -> None:
+    plan = decide(view(linux(), share(prefetch())))
+    assert plan.wants_usage
+    assert creates(plan) == []
+    assert not decide(view(linux(), share(prefetch(max_usage=100)))).wants_usage
+
+
+@pytest.mark.parametrize(
+    ("used", "fits"),
+    [(61, True), (61.01, False), (75, False), (10, True), (100, False)],
+)
+def test_images_that_would_fill_the_disk_are_not_pulled(used: float, fits: bool) -> None:
+    usage = Usage(capacity=100 * GB, used=int(used * GB))
+    plan = decide(view(linux(), share(prefetch()), usage=usage))
+    assert bool(creates(plan)) is fits
+    standing = plan.standings["llm"]
+    assert (standing.state is NodeState.FAILED) is not fits
+    if not fits:
+        (put_off,) = postponed(plan)
+        assert put_off.remember.reason == "DiskFull"
+        for figure in ("14.0 GB", "100.0 GB", "75", f"{used + 14:.0f} %"):
+            assert figure in put_off.remember.message
+        assert put_off.remember.next_at > NOW + 100, "looked at again at the slow end only"
+        assert not standing.pulling, "its place is for others"
+
+
+def test_a_full_disk_is_looked_at_again_when_the_back_off_is_over() -> None:
+    usage = Usage(capacity=100 * GB, used=90 * GB)
+    first = postponed(decide(view(linux(), share(prefetch()), usage=usage)))[0].remember
+    attempts = {prefetch().groups[0].key: first}
+    waiting = decide(view(linux(), share(prefetch(), attempts=attempts), usage=usage))
+    assert waiting.actions == ()
+    assert waiting.requeue_at == first.next_at
+    later = decide(view(linux(), share(prefetch(), attempts=attempts)), now=first.next_at)
+    assert later.wants_usage
+    emptied = Usage(capacity=100 * GB, used=10 * GB)
+    again = view(linux(), share(prefetch(), attempts=attempts), usage=emptied)
+    assert creates(decide(again, now=first.next_at))
+
+
+@pytest.mark.parametrize("policy", GatePolicy)
+def test_a_held_node_without_room_is_released_at_once_under_fail_open(policy: GatePolicy) -> None:
+    usage = Usage(capacity=100 * GB, used=90 * GB)
+    asked = prefetch(gate=GateSpec(policy=policy))
+    joining = gated(platform=AMD64)
+    plan = decide(view(joining, share(asked), usage=usage))
+    if policy is GatePolicy.FAIL_CLOSED:
+        assert plan.held
+        assert patches(plan) == []
+        return
+    (patch,) = patches(plan)
+    assert patch.release == "failed"
+    assert "DiskFull" in patch.message
+
+
+def test_what_is_on_the_node_already_or_comes_through_another_pull_is_counted_once() -> None:
+    usage = Usage(capacity=100 * GB, used=55 * GB)
+    assert creates(decide(view(linux(), share(prefetch()), usage=usage)))
+    other = dataclasses.replace(prefetch(), name="other", uid="other-uid")
+    two = decide(view(linux(), share(prefetch()), share(other), usage=usage))
+    assert len(creates(two)) == 1, "the second one would not fit beside the first"
+    running = share(other, pods=(pod(other, linux()),))
+    assert creates(decide(view(linux(), share(prefetch()), running, usage=usage))) == []
+    there = linux(listed=frozenset({LLM}), smallest_listed=1)
+    assert len(creates(decide(view(there, share(prefetch()), share(other), usage=usage)))) == 2
+
+
+def test_without_figures_only_the_size_of_the_disk_counts() -> None:
+    unknown = Usage(problem="its kubelet does not answer")
+    assert creates(decide(view(linux(), share(prefetch()), usage=unknown)))
+    tiny = linux(capacity=10 * GB)
+    (put_off,) = postponed(decide(view(tiny, share(prefetch()), usage=unknown)))
+    assert "its kubelet does not answer" in put_off.remember.message
+    assert creates(decide(view(linux(capacity=0), share(prefetch()), usage=unknown)))
+
+
+def test_an_image_of_unknown_size_is_pulled_unless_the_disk_is_too_full_already() -> None:
+    usage = Usage(capacity=100 * GB, used=74 * GB)
+    assert creates(decide(view(linux(), share(prefetch(), images={}), usage=usage)))
+    over = dataclasses.replace(usage, used=76 * GB)
+    assert not creates(decide(view(linux(), share(prefetch(), images={}), usage=over)))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (7_200_000_000, "7.2 GB"),
+        (5 * 10**15, "5000.0 TB"),
+    ],
+)
+def test_bytes_for_people(count: int, text: str) -> None:
+    assert disk.size(count) == text
+
+
+# ---- order, deadline, platform
+
+
+def test_small_images_go_first_and_unknown_ones_last() -> None:
+    asked = prefetch(LLM, SMALL, "reg.test/unknown:1", max_usage=100)
+    known = sized(llm=4 * GB, small=1000)
+    (create,) = creates(decide(view(linux(), share(asked, images=known))))
+    assert create.group.images == (SMALL, LLM, "reg.test/unknown:1")
+    assert create.group.key == asked.groups[0].key, "the order is not part of what it is"
+
+
+def test_a_first_pull_waits_for_the_registry_to_be_asked() -> None:
+    unasked = share(prefetch(max_usage=100), inspected=False)
+    assert creates(decide(view(linux(), unasked))) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "queued", "seconds"),
+    [
+        (None, None, None),
+        (None, 10**6, 900),
+        (None, 7 * GB, 2000),
+        (60.0, 7 * GB, 60),
+        (60.0, None, 60),
+    ],
+)
+def test_the_deadline_is_by_size(
+    spec: float | None, queued: int | None, seconds: float | None
+) -> None:
+    assert retry.deadline(RetrySpec(timeout=spec), queued) == seconds
+
+
+def test_a_pull_that_takes_much_too_long_is_given_up() -> None:
+    asked = prefetch(max_usage=100)
+    pulling = share(asked, pods=(pod(asked, linux(), created_at=NOW - 1399),))
+    plan = decide(view(linux(), pulling))
+    assert deletes(plan) == []
+    assert plan.requeue_at == pytest.approx(NOW + 1)
+    late = decide(view(linux(), pulling), now=NOW + 1)
+    assert deletes(late)[0].remember.reason == "PullTimeout"  # type: ignore[union-attr]
+    unknown = dataclasses.replace(pulling, images={})
+    assert deletes(decide(view(linux(), unknown), now=NOW + 10**6)) == []
+
+
+def test_a_node_that_no_image_is_there_for_is_skipped_and_released() -> None:
+    absent = {LLM: ImageFacts(missing=frozenset({"linux/arm64"}))}
+    asked = prefetch(gate=GateSpec(policy=GatePolicy.FAIL_CLOSED))
+    arm = gated(platform="linux/arm64")
+    plan = decide(view(arm, share(asked, images=absent)))
+    assert plan.standings["llm"].skipped == NO_IMAGE
+    assert patches(plan)[0].release == "unmatched"
+    amd = decide(view(linux(), share(prefetch(max_usage=100), images=absent)))
+    assert creates(amd)
+    both = prefetch(LLM, SMALL, max_usage=100)
+    partly = decide(view(linux(platform="linux/arm64"), share(both, images=absent)))
+    assert creates(partly), "one of the images may be there for it"
+
+
+# ---- images that are gone
+
+
+def cached(**changes: Any) -> Node:
+    asked = prefetch()
+    return linux(
+        labels={asked.label: asked.target},
+        observed="node-uid/boot-1",
+        **{"smallest_listed": 5 * 10**6, **changes},
+    )
+
+
+def seen(on: Node, of: Prefetch, *, since: float = NOW - LISTED_AFTER, **changes: Any) -> Any:
+    usage = Usage(capacity=100 * GB, used=86 * GB)
+    kept = pod(of, on, phase="Succeeded", finished_at=NOW - 500)
+    facts = share(of, **{"pods": (kept,), **changes})
+    return view(on, facts, labels_since=since, usage=usage)
+
+
+def test_a_large_image_that_the_kubelet_does_not_list_is_gone() -> None:
+    plan = decide(seen(cached(), prefetch()))
+    (patch,) = patches(plan)
+    assert patch.drop_labels == (prefetch().label,)
+    (delete,) = deletes(plan)
+    assert delete.remember is not None
+    assert delete.remember.reason == "EvictedByKubelet"
+    assert "86.0 GB of 100.0 GB (86 %)" in delete.remember.message
+    assert plan.standings["llm"].state is not NodeState.CACHED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"listed": frozenset({LLM})},
+        {"smallest_listed": None},
+        {"smallest_listed": 4 * GB},
+    ],
+    ids=["it is listed", "nothing is listed", "all that is listed is larger"],
+)
+def test_absence_alone_proves_nothing(changes: dict[str, Any]) -> None:
+    plan = decide(seen(cached(**changes), prefetch()))
+    assert plan.actions == ()
+    assert plan.standings["llm"].state is NodeState.CACHED
+
+
+def test_absence_proves_nothing_of_an_unknown_size_or_soon_after_the_pull() -> None:
+    assert decide(seen(cached(), prefetch(), images={})).actions == ()
+    assert decide(seen(cached(), prefetch(), since=NOW - LISTED_AFTER + 1)).actions == ()
+
+
+def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
+    attempts: Attempts | None = None
+    waits: list[float] = []
+    for _ in range(9):
+        attempts = retry.evicted(attempts, key="k", now=NOW, image=LLM, message="gone: 86 %")
+        waits.append(attempts.next_at - NOW)
+    assert waits[0] == pytest.approx(30, rel=0.11)
+    assert waits[:7] == sorted(waits[:7])
+    assert waits[-1] == pytest.approx(3600, rel=0.11)
+    assert attempts is not None
+    later = retry.evicted(attempts, key="k", now=NOW + retry.STABLE + 1, image=LLM, message="gone")
+    assert later.count == 1, "a day later it is another story"
+
+    key = prefetch().groups[0].key
+    back = decide(seen(cached(listed=frozenset({LLM})), prefetch(), attempts={key: attempts}))
+    standing = back.standings["llm"]
+    assert standing.state is NodeState.CACHED
+    assert standing.failure == attempts, "it is there again, but for how long"
+    tally = status.Tally(
+        counts={NodeState.CACHED: 1}, gated=0, failures=(status.Failure("n1", attempts),)
+    )
+    body = status.prefetch_status(prefetch(), tally, NOW, {})
+    degraded = next(c for c in body["conditions"] if c["type"] == "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "EvictedByKubelet")
+    assert "86 %" in degraded["message"]
+    once = dataclasses.replace(attempts, count=1)
+    calm = dataclasses.replace(tally, failures=(status.Failure("n1", once),))
+    body = status.prefetch_status(prefetch(), calm, NOW, {})
+    assert body["conditions"][2]["status"] == "False"
+
+
+def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
+    asked = prefetch()
+    gone = retry.evicted(None, key="k", now=NOW, image=LLM, message="gone")
+    attempts = {asked.groups[0].key: gone}
+    bare_node = linux(observed="node-uid/boot-1")
+    usage = Usage(capacity=100 * GB, used=10 * GB)
+    waiting = decide(view(bare_node, share(asked, attempts=attempts), usage=usage))
+    assert creates(waiting) == []
+    assert waiting.requeue_at == gone.next_at
+    due = decide(view(bare_node, share(asked, attempts=attempts), usage=usage), now=gone.next_at)
+    assert creates(due)[0].attempt == 2

@@ -1,0 +1,203 @@
+"""When registries are asked about images, and what is made of their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from imagegate.api.references import Reference
+from imagegate.domain.facts import Image, ImageSize, Node, Prefetch
+from imagegate.kube.errors import Forbidden
+from imagegate.registry.documents import Layer
+from imagegate.registry.errors import NoSuchPlatform, NotFound, Unavailable
+from imagegate.registry.keychain import Keyring
+from imagegate.registry.manifests import ImageFacts
+from imagegate.registry.platforms import Platform
+from imagegate.runtime import inspector
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.inspector import Inspector
+from imagegate.runtime.store import Store
+from tests.unit.runtime.world import until
+
+GB = 10**9
+
+
+class Registries:
+    """Manifests without a registry: what the real ones say is tested in ``tests/unit/registry``."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, int]] = []
+        self.error: Exception | None = None
+        self.hang = False
+
+    async def describe(
+        self, reference: Reference, platform: Platform, keyring: Keyring
+    ) -> ImageFacts:
+        self.asked.append((str(reference), str(platform), len(keyring.lookup(reference))))
+        if self.hang:
+            await asyncio.sleep(60)
+        if self.error is not None:
+            raise self.error
+        if platform.architecture == "arm64":
+            raise NoSuchPlatform("reg.test", "it is there for linux/amd64", "build it")
+        layers = tuple(Layer(f"sha256:{n}", n * GB, "application/x") for n in (1, 3))
+        pinned = dataclasses.replace(reference, digest="sha256:abc")
+        return ImageFacts(pinned, platform, (platform,), "sha256:def", layers, 10)
+
+
+class Secrets:
+    def __init__(self) -> None:
+        self.forbidden = False
+
+    async def get(self, namespace: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        if self.forbidden:
+            raise Forbidden("GET secrets", 403, "not allowed")
+        config = "eyJhdXRocyI6eyJyZWcudGVzdCI6eyJ1c2VybmFtZSI6ImEiLCJwYXNzd29yZCI6ImIifX19"
+        kind = "kubernetes.io/dockerconfigjson"
+        return [
+            {
+                "metadata": {"name": name, "namespace": namespace},
+                "type": kind,
+                "data": {".dockerconfigjson": config},
+            }
+            for name in names
+        ]
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.store = Store(Clock())
+        self.registries, self.secrets = Registries(), Secrets()
+        manifests: Any = self.registries
+        secrets: Any = self.secrets
+        self.inspector = Inspector(
+            store=self.store, manifests=manifests, secrets=secrets, clock=Clock()
+        )
+        self.told: list[str] = []
+        self.inspector.changed = self.told.append
+        self.see_node("n1", "linux/amd64")
+
+    def see_node(self, name: str, platform: str) -> None:
+        self.store.see_node(Node(name, f"{name}-uid", 1, platform=platform))
+
+    def see(self, *images: Image, **changes: Any) -> Prefetch:
+        self.store.see_prefetch(
+            dataclasses.replace(Prefetch("llm", "uid", 1, namespace="ns", images=images), **changes)
+        )
+        return self.store.prefetches["llm"]
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.inspector.queue.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    async with made.running():
+        yield made
+
+
+async def test_sizes_by_platform_with_the_credentials_of_the_image(bench: Bench) -> None:
+    bench.see_node("n2", "linux/arm64")
+    prefetch = bench.see(Image("reg.test/a:1", ("pull",)), Image("reg.test/b:1"))
+    assert bench.inspector.known(prefetch) is None
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.told == ["llm"])
+    known = bench.inspector.known(prefetch)
+    assert known is not None
+    assert known["reg.test/a:1"].sizes == {"linux/amd64": ImageSize(4 * GB + 10, 3 * GB)}
+    assert known["reg.test/a:1"].missing == {"linux/arm64"}
+    assert known["reg.test/a:1"].digest == "sha256:abc"
+    assert ("reg.test/a:1", "linux/amd64", 1) in bench.registries.asked
+    assert ("reg.test/b:1", "linux/amd64", 0) in bench.registries.asked
+    assert len(bench.registries.asked) == 4
+    bench.inspector.look(prefetch)
+    await asyncio.sleep(0.05)
+    assert len(bench.registries.asked) == 4, "the same spec is asked about once"
+
+
+async def test_another_spec_is_asked_about_again_and_a_new_platform_too(bench: Bench) -> None:
+    first = bench.see(Image("reg.test/a:1"))
+    bench.inspector.look(first)
+    await until(lambda: bench.inspector.known(first) is not None)
+    second = bench.see(Image("reg.test/a:2"), version=2)
+    assert bench.inspector.known(second) is None
+    bench.inspector.look(second)
+    await until(lambda: bench.inspector.known(second) is not None)
+    asked = len(bench.registries.asked)
+    bench.inspector.meet("linux/amd64")
+    await asyncio.sleep(0.05)
+    assert len(bench.registries.asked) == asked
+    bench.see_node("n2", "linux/arm64")
+    bench.inspector.meet("linux/arm64")
+    await until(lambda: bench.inspector.known(second)["reg.test/a:2"].missing)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound("reg.test", "a:1 was not found", "push it"),
+        Unavailable("reg.test", "no connection", "ask again"),
+        Forbidden("GET secrets", 403, "not allowed"),
+    ],
+)
+async def test_what_is_not_known_does_not_stop_anything(bench: Bench, error: Exception) -> None:
+    bench.registries.error = error
+    prefetch = bench.see(Image("reg.test/a:1"))
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    known = bench.inspector.known(prefetch)
+    assert known is not None
+    assert known["reg.test/a:1"].sizes == {}
+    assert str(error) in known["reg.test/a:1"].problem
+
+
+async def test_what_was_known_outlives_a_registry_that_is_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspector, "NOW_AND_THEN", 0.05)
+    prefetch = bench.see(Image("reg.test/a:1"))
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    bench.registries.error = Unavailable("reg.test", "no connection", "ask again")
+
+    def away() -> bool:
+        known = bench.inspector.known(prefetch)
+        return known is not None and "no connection" in known["reg.test/a:1"].problem
+
+    await until(away)
+    known = bench.inspector.known(prefetch)
+    assert known is not None
+    assert known["reg.test/a:1"].sizes
+
+
+async def test_a_registry_that_does_not_answer_is_not_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspector, "PATIENCE", 0.05)
+    bench.registries.hang = True
+    prefetch = bench.see(Image("reg.test/a:1"))
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    known = bench.inspector.known(prefetch)
+    assert known is not None
+    assert "did not answer" in known["reg.test/a:1"].problem
+
+
+async def test_a_prefetch_that_is_gone_is_forgotten(bench: Bench) -> None:
+    prefetch = bench.see(Image("reg.test/a:1"))
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    bench.inspector.forget("llm")
+    assert bench.inspector.known(prefetch) is None

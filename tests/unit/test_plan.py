@@ -1,0 +1,118 @@
+"""``imagegate plan``: what is read, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from imagegate import cli, plan
+from imagegate.domain.facts import ImageFacts, ImageSize
+from imagegate.domain.forecast import Forecast
+
+GB = 10**9
+GOOD = """
+apiVersion: imagegate.dev/v1alpha1
+kind: ImagePrefetch
+metadata: {name: llm}
+spec:
+  images: [{image: reg.test/llm:1}, {image: reg.test/private:1}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "there is no ImagePrefetch"),
+        ("---\n---\n", "there is no ImagePrefetch"),
+        ("{", "no YAML"),
+        ("kind: Pod", "document 1: this is no ImagePrefetch"),
+        ("[1]", "document 1: this is no ImagePrefetch"),
+        (GOOD + "---\nkind: Node", "document 2: this is no ImagePrefetch"),
+        (GOOD.replace("llm:1", "LLM:1"), "spec.images[0].image"),
+    ],
+)
+def test_what_cannot_be_applied_is_refused_with_the_place(text: str, said: str) -> None:
+    with pytest.raises(plan.InvalidPlan) as caught:
+        plan.read(text, "prefetch.yaml")
+    assert str(caught.value).startswith("prefetch.yaml")
+    assert said in str(caught.value)
+
+
+def test_defaults_are_those_of_the_api_server() -> None:
+    (prefetch,) = plan.read(GOOD, "prefetch.yaml")
+    assert (prefetch.name, prefetch.max_usage, prefetch.rollout.max_parallel) == ("llm", 75, 10)
+
+
+def made() -> plan.Plan:
+    (prefetch,) = plan.read(GOOD, "prefetch.yaml")
+    size = ImageSize(7 * GB, 3 * GB)
+    return plan.Plan(
+        prefetch,
+        {
+            "reg.test/llm:1": ImageFacts(sizes={"linux/amd64": size}),
+            "reg.test/private:1": ImageFacts(problem="reg.test: private:1 is refused (401)"),
+        },
+        Forecast(
+            matched=25,
+            cached=2,
+            to_pull=1,
+            no_room=tuple((f"node-{i}", "the disk is full") for i in range(21)),
+            skipped={"cordoned": 1},
+            bytes_all=7 * GB,
+            bytes_node=7 * GB,
+            unread=(("node-9", "its kubelet does not answer"),),
+            seconds_direct=720,
+            seconds_mirrored=80,
+        ),
+    )
+
+
+def test_the_table() -> None:
+    assert plan.table([made()]).splitlines() == [
+        "ImagePrefetch llm",
+        "",
+        "IMAGE               COMPRESSED  LARGEST LAYER  ON DISK",
+        "reg.test/llm:1      7.0 GB      3.0 GB         24.5 GB",
+        "reg.test/private:1  unknown                    reg.test: private:1 is refused (401)",
+        "",
+        "NODES            COUNT",
+        "matched          25",
+        "hold the images  2",
+        "to pull          1      7.0 GB in all, 7.0 GB a node",
+        "without room     21     beyond 75 % of the disk",
+        "skipped          1      1 cordoned",
+        "disk not read    1      node-9: its kubelet does not answer",
+        "",
+        "TIME (estimate)",
+        "every node from the registry  12 min",
+        "with a mirror between nodes   80 s",
+        "",
+        "WITHOUT ROOM  WHY",
+        *(f"node-{i}".ljust(12) + "  the disk is full" for i in range(20)),
+        "... and 1 more",
+    ]
+
+
+def test_the_same_for_programs() -> None:
+    (entry,) = json.loads(plan.as_json([made()]))
+    assert entry["toPull"] == 1
+    assert entry["bytesPerNode"] == 7 * GB
+    assert entry["secondsWithMirror"] == 80
+    assert entry["images"][0] == {
+        "image": "reg.test/llm:1",
+        "compressedBytes": 7 * GB,
+        "problem": None,
+    }
+    assert entry["noRoom"][0] == {"node": "node-0", "why": "the disk is full"}
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "fast", "inf", "nan"])
+def test_rates_are_positive_numbers(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "-f", "-", f"--node-rate={rate}"])
+    assert "MB/s" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_an_error_and_no_traceback() -> None:
+    assert cli.main(["plan", "-f", "/nowhere/prefetch.yaml"]) == 1
