@@ -29,6 +29,7 @@ from imagegate.kube.secrets import Secrets
 from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.disks import PAUSE, TRIES, Disks
 from imagegate.runtime.inspector import Inspector
 from imagegate.runtime.store import Store
 
@@ -87,23 +88,30 @@ async def make(
     inspector = Inspector(
         store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client), clock=clock
     )
-    usages: dict[str, Usage] = {}
+    disks = Disks(kubelets, clock)
     plans: list[Plan] = []
     for prefetch in prefetches:
         matching = [node for node in nodes if matches(prefetch, node)]
         platforms = sorted({node.platform for node in matching} - {""})
         images = await inspector.ask(prefetch, platforms, PATIENCE)
-        if prefetch.max_usage < 100:
-            usages |= await _usages([n for n in matching if n.name not in usages], kubelets)
+        usages = await _usages(matching, disks) if prefetch.max_usage < 100 else {}
         plans.append(
             Plan(prefetch, images, forecast.forecast(prefetch, nodes, images, usages, rates))
         )
     return plans
 
 
-async def _usages(nodes: Sequence[Node], kubelets: Kubelets) -> dict[str, Usage]:
-    answers = await asyncio.gather(*(kubelets.usage(node) for node in nodes))
-    return {node.name: usage for node, usage in zip(nodes, answers, strict=True)}
+async def _usages(nodes: Sequence[Node], disks: Disks) -> dict[str, Usage]:
+    """Of every node, be it that it could not be read."""
+    for _ in range(TRIES):
+        unread = [node for node in nodes if disks.known(node) is None]
+        if not unread:
+            break
+        await asyncio.gather(*(disks.read(node) for node in unread))
+        if any(disks.known(node) is None for node in unread):
+            await asyncio.sleep(PAUSE)
+    known = {node.name: disks.known(node) for node in nodes}
+    return {name: usage for name, usage in known.items() if usage is not None}
 
 
 def as_json(plans: Iterable[Plan]) -> str:
