@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from imagegate import __version__, handlers, http
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
+from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
 from imagegate.kube.kubelets import Kubelets
@@ -40,6 +41,7 @@ from imagegate.runtime.inspector import Inspector
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.resync import Resync
+from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 from imagegate.settings import GateSource, Settings
 
@@ -86,12 +88,14 @@ class App:
         )
         self._pods = pods
         prefetches = Prefetches(client, self._reader)
+        self._start_after = StartAfter(DaemonSets(client))
         self._reconciler = Reconciler(
             store=self.store,
             ledger=self.ledger,
             nodes=nodes,
             pods=pods,
             prefetches=prefetches,
+            start_after=self._start_after,
             events=Events(client, component="imagegate", instance=settings.identity),
             metrics=metrics,
             puller=settings.puller,
@@ -126,6 +130,7 @@ class App:
             self._reconciler.node_queue,
             self._reconciler.prefetch_queue,
             inspector.queue,
+            self._start_after.queue,
         )
         self._queues = queues
         for queue in queues:

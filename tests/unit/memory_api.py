@@ -40,11 +40,11 @@ class MemoryApi:
             return copy.deepcopy(self.objects[path])
         if not self._is_collection(path):
             raise self._error("GET", path, 404, "NotFound")
-        return {"metadata": {}, "items": self._items(path, query.get("labelSelector", ""))}
+        return {"metadata": {}, "items": self._items(path, query)}
 
     async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
         self._request("LIST", path)
-        for item in self._items(path, query.get("labelSelector", "")):
+        for item in self._items(path, query):
             yield item
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
@@ -150,8 +150,9 @@ class MemoryApi:
     def _is_collection(self, path: str) -> bool:
         return path.rsplit("/", 1)[1] in ("pods", "nodes", "imageprefetches", "leases", "events")
 
-    def _items(self, path: str, selector: str) -> list[dict[str, Any]]:
-        wanted = [part.partition("=") for part in selector.split(",") if part]
+    def _items(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        wanted = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]
+        node = query.get("fieldSelector", "").removeprefix("spec.nodeName=")
 
         def matches(body: dict[str, Any]) -> bool:
             labels = body["metadata"].get("labels") or {}
@@ -162,7 +163,9 @@ class MemoryApi:
         return [
             copy.deepcopy(body)
             for key, body in self.objects.items()
-            if key.rpartition("/")[0] == path and matches(body)
+            if key.rpartition("/")[0] == path
+            and matches(body)
+            and (not node or body["spec"].get("nodeName") == node)
         ]
 
     def _error(

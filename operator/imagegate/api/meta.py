@@ -73,6 +73,15 @@ SecretName = Annotated[
         " at both ends",
     ),
 ]
+DaemonSetName = Annotated[
+    str,
+    Field(max_length=MAX_NAME),
+    cel.matching(
+        cel.DNS_SUBDOMAIN,
+        "is not the name of a DaemonSet: use lowercase letters, digits, '-' and '.', a letter or"
+        " digit at both ends",
+    ),
+]
 LabelValue = Annotated[
     str,
     Field(max_length=MAX_LABEL_VALUE),

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from imagegate.domain.facts import Attempts, Group, Node, NodeState, Pod, Prefetch, Taint
+from imagegate.domain.facts import (
+    Attempts,
+    DaemonSetRef,
+    Group,
+    Node,
+    NodeState,
+    Pod,
+    Prefetch,
+    Taint,
+)
 
 
 class ReleaseReason(StrEnum):
@@ -88,6 +97,8 @@ class Standing:
     """Whether it would start a pull now if it were given a place."""
     failure: Attempts | None = None
     skipped: str = ""
+    waits_for: str = ""
+    """What of ``startAfter`` keeps its pulls from starting, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +112,5 @@ class NodePlan:
     """Why it stays, for people."""
     wants_usage: bool = False
     """Whether more could be decided if the node's disk usage were known."""
+    awaits: frozenset[DaemonSetRef] = frozenset()
+    """What has to be Ready on the node before a pull that is due may start."""

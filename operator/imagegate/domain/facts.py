@@ -184,6 +184,17 @@ class Group:
     pull_secrets: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DaemonSetRef:
+    """A DaemonSet that joining nodes wait for."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
 @dataclass(frozen=True)
 class Prefetch:
     """One ImagePrefetch. ``invalid`` explains why it cannot be acted on; then only the
@@ -201,6 +212,7 @@ class Prefetch:
     images: tuple[Image, ...] = ()
     selector: tuple[Requirement, ...] = ()
     namespace: str = ""
+    start_after: tuple[DaemonSetRef, ...] = ()
     gate: GateSpec = GateSpec()
     rollout: RolloutSpec = RolloutSpec()
     retry: RetrySpec = RetrySpec()

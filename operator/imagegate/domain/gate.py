@@ -18,6 +18,8 @@ class Claim:
     failure: Attempts | None = None
     impossible: bool = False
     """The node can never hold images (no kubelet of its own): nothing to wait for."""
+    waits_for: str = ""
+    """What of ``startAfter`` keeps its pulls from starting, for people."""
 
     @property
     def gating(self) -> bool:
@@ -74,19 +76,21 @@ def judge(
     deadlines: list[float] = []
     for claim in gating:
         name, policy = claim.prefetch.name, claim.prefetch.gate
+        behind = f", which waits for {claim.waits_for}" if claim.waits_for else ""
         deadline = since + policy.timeout
         if claim.cached:
             reasons.add(ReleaseReason.CACHED)
         elif policy.policy is GatePolicy.FAIL_CLOSED:
-            blockers.append(f"{name} (FailClosed)")
+            blockers.append(f"{name} (FailClosed){behind}")
         elif claim.failure is not None and claim.failure.permanent:
             reasons.add(ReleaseReason.FAILED)
             notes.append(f"{name}: {claim.failure.reason}: {claim.failure.message}")
         elif now >= deadline:
             reasons.add(ReleaseReason.TIMEOUT)
-            notes.append(f"{name}: not cached within {policy.timeout:g} s of Ready")
+            note = f"{name}: not cached within {policy.timeout:g} s of Ready"
+            notes.append(note + (f"; it waited for {claim.waits_for}" if behind else ""))
         else:
-            blockers.append(name)
+            blockers.append(name + behind)
             deadlines.append(deadline)
     if blockers:
         return Verdict(None, "waiting for " + ", ".join(blockers), min(deadlines, default=None))

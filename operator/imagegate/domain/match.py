@@ -61,6 +61,11 @@ def unsettled(node: Node) -> str | None:
     return None if node.ready else "not Ready"
 
 
+def joining(node: Node, *, gated: bool) -> bool:
+    """Whether the node is held, or was never recorded as it is since its last boot."""
+    return gated or node.observed != node.identity
+
+
 def skipped(node: Node, *, gated: bool) -> str | None:
     """Why this node does not take part, or None. A cordoned node that is gated does: cluster
     tooling often uncordons a node only once it has no startup taints left.

@@ -74,6 +74,7 @@ def decide(view: NodeView, now: float) -> NodePlan:
         held=held,
         holding=verdict.message if held and verdict is not None else "",
         wants_usage=any(outcome.wants_usage for _, outcome in outcomes),
+        awaits=frozenset(ref for _, outcome in outcomes for ref in outcome.awaits),
     )
 
 
@@ -127,6 +128,7 @@ def _verdict(
                 cached=outcome.cached,
                 failure=outcome.failure,
                 impossible=outcome.skipped in (match.VIRTUAL, match.NO_IMAGE),
+                waits_for=outcome.waits_for,
             )
             for share, outcome in outcomes
         ],

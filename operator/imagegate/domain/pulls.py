@@ -10,6 +10,7 @@ from imagegate.domain.actions import Action, CreatePod, DeletePod, Postpone, Sta
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import (
     Attempts,
+    DaemonSetRef,
     Group,
     ImageFacts,
     ImageSize,
@@ -66,6 +67,9 @@ class Share:
     """What the registry says, by reference."""
     inspected: bool = True
     """Whether the registry has been asked: a pull waits for it, for a moment only."""
+    unready: Mapping[DaemonSetRef, str] = field(default_factory=dict)
+    """What of ``startAfter`` is not known to have been Ready on the node since its boot, and why
+    not; the reason is empty until somebody has looked."""
 
     def size(self, reference: str, node: Node) -> ImageSize | None:
         known = self.images.get(reference)
@@ -103,12 +107,23 @@ class Outcome:
     wants_usage: bool = False
     starting: int = 0
     """Bytes on disk that the pulls started now will take."""
+    awaits: Mapping[DaemonSetRef, str] = field(default_factory=dict)
+    """What keeps a pull that is due from starting: see `Share.unready`."""
     actions: list[Action] = field(default_factory=list)
     requeue: list[float] = field(default_factory=list)
 
     @property
     def standing(self) -> Standing:
-        return Standing(self.state, self.pulling, self.wants, self.failure, self.skipped)
+        return Standing(
+            self.state, self.pulling, self.wants, self.failure, self.skipped, self.waits_for
+        )
+
+    @property
+    def waits_for(self) -> str:
+        return ", ".join(
+            f"DaemonSet {daemon_set} to be Ready on the node" + (f" ({why})" if why else "")
+            for daemon_set, why in self.awaits.items()
+        )
 
 
 def same_life(identity: str, node: Node, prefetch: Prefetch) -> bool:
@@ -133,6 +148,8 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     if node.deleting:
         outcome.state, outcome.skipped = NodeState.SKIPPED, why or ""
         return outcome
+    if share.unready and not match.joining(node, gated=site.gated):
+        share = replace(share, unready={})  # nodes in service wait for nothing
     pods = _Pods.sort(share, node)
     _tidy(pods, share, now, outcome)
     startable = why is None and match.unsettled(node) is None
@@ -341,6 +358,9 @@ def _start(
 ) -> None:
     """Create the pods that are missing, once their back-off is over, there is a place, and there
     is room on the disk.
+
+    A joining node first waits for what ``startAfter`` names, and takes no place meanwhile: a place
+    that it had, it has lost with this decision.
     """
     due: list[Group] = []
     for group in missing:
@@ -350,6 +370,9 @@ def _start(
         else:
             due.append(group)
     if not due or not (share.inspected or outcome.labelled):
+        return
+    if share.unready:
+        outcome.awaits = share.unready
         return
     if not (share.place or outcome.pulling):
         outcome.wants = True

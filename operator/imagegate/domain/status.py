@@ -36,6 +36,10 @@ class Tally:
     """Whether every node has been decided about since the last change of the spec."""
     stopped: tuple[str, ...] = ()
     """Topology domains in which the rollout waits for seeds that failed."""
+    waiting: int = 0
+    """Joining nodes whose pulls have to wait for a DaemonSet of ``startAfter``."""
+    waits_for: tuple[str, str] = ("", "")
+    """One of them, and what it waits for."""
 
     @property
     def desired(self) -> int:
@@ -166,13 +170,24 @@ def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:
     pulling, pending = tally.of(NodeState.PULLING), tally.of(NodeState.PENDING)
     if not tally.complete:
         return ("Progressing", True, "Reconciling", "the nodes are being looked at")
+    held_up = _held_up(tally)
     if pulling:
-        return ("Progressing", True, "Pulling", f"{pulling} nodes pulling, {pending} to come")
+        text = f"{pulling} nodes pulling, {pending} to come"
+        return ("Progressing", True, "Pulling", "; ".join(filter(None, (text, held_up))))
+    if held_up:
+        return ("Progressing", True, "WaitingForDaemonSet", held_up)
     if pending and prefetch.rollout.paused:
         return ("Progressing", False, "Paused", f"{pending} nodes wait for spec.rollout.paused")
     if pending:
         return ("Progressing", True, "Waiting", f"{pending} nodes wait for their turn")
     return ("Progressing", False, "Complete", "nothing is left to pull")
+
+
+def _held_up(tally: Tally) -> str:
+    if not tally.waiting:
+        return ""
+    node, what = tally.waits_for
+    return f"{tally.waiting} joining nodes wait for spec.startAfter; {node}: {what}"[:MAX_MESSAGE]
 
 
 def _degraded(prefetch: Prefetch, tally: Tally) -> Condition:

@@ -10,6 +10,7 @@ from imagegate.api import decode, fields, v1alpha1
 from imagegate.api.references import Reference
 from imagegate.domain.facts import (
     FINALIZER,
+    DaemonSetRef,
     GateMode,
     GatePolicy,
     GateSpec,
@@ -86,6 +87,7 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
         ),
         "selector": _selector(spec),
         "namespace": spec.puller_namespace,
+        "start_after": tuple(DaemonSetRef(s.namespace, s.daemon_set) for s in spec.start_after),
         "gate": GateSpec(
             mode=GateMode(spec.gate.mode),
             policy=GatePolicy(spec.gate.policy),

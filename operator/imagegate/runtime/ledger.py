@@ -29,6 +29,8 @@ class Entry:
     """Nodes that want a place, in the order in which they asked; True: a joining node."""
     held: set[str] = field(default_factory=set)
     failures: dict[str, Attempts] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Joining nodes whose pulls have to wait for a DaemonSet, and for which."""
     outdated: set[str] = field(default_factory=set)
     """Nodes that have not been decided about since the spec changed: what stands of them is of
     an earlier target."""
@@ -62,6 +64,10 @@ class Entry:
             self.failures[node] = standing.failure
         else:
             self.failures.pop(node, None)
+        if standing.waits_for:
+            self.waiting[node] = standing.waits_for
+        else:
+            self.waiting.pop(node, None)
         moved = was_held is not held or had_place is not standing.pulling
         return caught_up or moved or before != standing
 
@@ -78,6 +84,7 @@ class Entry:
         self.held.discard(node)
         self.wants.pop(node, None)
         self.failures.pop(node, None)
+        self.waiting.pop(node, None)
         return True
 
     def _catch_up(self, node: str) -> bool:
@@ -107,6 +114,8 @@ class Entry:
             failures=tuple(status.Failure(node, attempts) for node, attempts in newest[:50]),
             complete=not self.outdated,
             stopped=self.stopped,
+            waiting=len(self.waiting),
+            waits_for=min(self.waiting.items(), default=("", "")),
         )
 
     def rollout_view(self, prefetch: Prefetch) -> rollout.RolloutView:

@@ -40,6 +40,7 @@ from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Disks
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Reconciler:
         nodes: Nodes,
         pods: Pods,
         prefetches: Prefetches,
+        start_after: StartAfter,
         events: Events,
         metrics: Metrics,
         puller: PullerSettings,
@@ -88,6 +90,7 @@ class Reconciler:
         self._nodes = nodes
         self._pods = pods
         self._prefetches = prefetches
+        self._start_after = start_after
         self._events = events
         self._metrics = metrics
         self._puller = puller
@@ -100,6 +103,7 @@ class Reconciler:
         self._written: dict[str, float] = {}
         self.node_queue = KeyedQueue("node", self.reconcile_node, workers=32, urgent_workers=8)
         self.prefetch_queue = KeyedQueue("imageprefetch", self.reconcile_prefetch, workers=4)
+        start_after.listen(self.node_changed)
 
     # ---- store.Listener
 
@@ -128,6 +132,7 @@ class Reconciler:
     async def reconcile_node(self, name: str) -> None:
         node = self._store.nodes.get(name)
         if node is None:
+            self._start_after.forget(name)
             for prefetch in self._ledger.forget_node(name):
                 self.prefetch_queue.add(prefetch, delay=PASS_INTERVAL)
             self._disks.forget(name)
@@ -150,6 +155,7 @@ class Reconciler:
         self._record(node, view, plan)
         if plan.wants_usage:
             self.node_queue.add(name, delay=disk_usage.PAUSE)
+        self._start_after.follow(node, plan.awaits)
         if plan.requeue_at is not None:
             self.node_queue.add(name, delay=max(0.01, plan.requeue_at - now))
         # The patch first: a release is waited for, a clean-up is not.
@@ -185,6 +191,7 @@ class Reconciler:
                     place=self._granting(prefetch) and node.name in self._ledger.entry(name).places,
                     images=known or {},
                     inspected=known is not None,
+                    unready=self._start_after.unready(node, prefetch),
                 )
             )
         return NodeView(

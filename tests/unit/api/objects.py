@@ -193,6 +193,20 @@ ACCEPTED = (
     Row("retry-min-is-max", prefetch(retry={"minSeconds": 30, "maxSeconds": 30})),
     Row("puller-namespace-of-63", prefetch(pullerNamespace=NAME_63)),
     Row("topology-key-of-317", prefetch(rollout={"topologyKey": LABEL_KEY_MAX})),
+    Row(
+        "start-after",
+        prefetch(startAfter=[{"namespace": NAME_63, "daemonSet": "a.b-" + "c" * 249}]),
+        filled={"spec": {"startAfter": [{"namespace": NAME_63, "daemonSet": "a.b-" + "c" * 249}]}},
+    ),
+    Row(
+        "start-after-8",
+        prefetch(
+            startAfter=[
+                {"namespace": f"n{number % 2}", "daemonSet": f"d{number // 2}"}
+                for number in range(8)
+            ]
+        ),
+    ),
     Row("no-workloads", prefetch(imagesFrom=[])),
     Row("selector-exists", _requirement(key="gpu", operator="Exists")),
     Row(
@@ -455,6 +469,35 @@ REFUSED = (
         "selector-exists-with-values",
         _requirement(key="pool", operator="Exists", values=["a"]),
         "Exists and DoesNotExist take none",
+    ),
+    # startAfter
+    Row(
+        "start-after-9",
+        prefetch(startAfter=[{"namespace": "a", "daemonSet": f"d{n}"} for n in range(9)]),
+        "spec.startAfter: Too many: 9: must have at most 8 items",
+        read="spec.startAfter: the number of entries must be at most 8",
+    ),
+    Row(
+        "start-after-twice",
+        prefetch(startAfter=[{"namespace": "a", "daemonSet": "d"}] * 2),
+        'spec.startAfter[1]: Duplicate value: {"daemonSet":"d","namespace":"a"}',
+        only_api_server=True,
+    ),
+    Row(
+        "start-after-without-namespace",
+        prefetch(startAfter=[{"daemonSet": "d"}]),
+        "spec.startAfter[0].namespace: Required value",
+        read="spec.startAfter[0].namespace: this field is required",
+    ),
+    Row(
+        "start-after-bad-namespace",
+        prefetch(startAfter=[{"namespace": "a.b", "daemonSet": "d"}]),
+        '"a.b" is not a DNS label',
+    ),
+    Row(
+        "start-after-bad-daemon-set",
+        prefetch(startAfter=[{"namespace": "a", "daemonSet": "Spegel"}]),
+        '"Spegel" is not the name of a DaemonSet',
     ),
     # gate, rollout, retry
     Row(

@@ -85,6 +85,26 @@ def test_rights_in_namespaces(release: Release) -> None:
     }
 
 
+def test_rights_where_prefetches_wait_for_daemonsets(helm: Helm) -> None:
+    values = {"startAfter": {"namespaces": ["kube-system", "mirrors"]}}
+    named = helm.render(values)
+    added = set(named.of("Role")) - set(helm.render().of("Role"))
+    assert added == {f"{ns}/imagegate-start-after" for ns in ("kube-system", "mirrors")}
+    for name in added:
+        assert set(grants(named.of("Role")[name])) == {
+            ("", "pods", frozenset({"list"}), ()),
+            ("apps", "daemonsets", frozenset({"get"}), ()),
+        }
+        binding = named.of("RoleBinding")[name]
+        assert binding["roleRef"]["name"] == "imagegate-start-after"
+        (subject,) = binding["subjects"]
+        assert subject == {
+            "kind": "ServiceAccount",
+            "name": "imagegate",
+            "namespace": NAMESPACE,
+        }
+
+
 def test_cluster_wide_rights_of_the_cleanup(release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate-cleanup"])) == {
         ("", "nodes", frozenset({"get", "list", "patch"}), ()),

@@ -8,7 +8,7 @@ runs by itself, and every write is shown to a witness at the moment at which it 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.disk import Usage
-from imagegate.domain.facts import OBSERVED, Gate, Node, Pod, Prefetch, Taint
+from imagegate.domain.facts import OBSERVED, DaemonSetRef, Gate, Node, Pod, Prefetch, Taint
 from imagegate.domain.status import timestamp
 from imagegate.errors import ImagegateError
 from imagegate.kube import nodes
@@ -29,6 +29,7 @@ from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Disks
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
+from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 from tests.unit.domain.cases import GATE_TAINT, KEY, START
 from tests.unit.runtime import world
@@ -75,6 +76,10 @@ class Machine:
     """Groups of images for which a pull has failed permanently."""
     forged: set[str] = field(default_factory=set)
     """Our labels that somebody else has written."""
+    daemons: set[DaemonSetRef] = field(default_factory=set)
+    """DaemonSets whose pods are Ready on it now."""
+    were_ready: set[DaemonSetRef] = field(default_factory=set)
+    """Those whose pods have been, since its last boot."""
 
 
 class Cluster:
@@ -117,10 +122,20 @@ class Cluster:
     def reboot(self, name: str, *, ready: bool) -> None:
         machine = self.machines[name]
         machine.boot += 1
+        machine.daemons.clear()
+        machine.were_ready.clear()
         node = dataclasses.replace(
             self.nodes[name], boot_id=f"boot-{machine.boot}", version=self.next_version()
         )
         self._put_node(self._readied(node, machine, ready=ready))
+
+    def set_daemon(self, name: str, daemon_set: DaemonSetRef, *, ready: bool) -> None:
+        machine = self.machines[name]
+        if ready:
+            machine.daemons.add(daemon_set)
+            machine.were_ready.add(daemon_set)
+        else:
+            machine.daemons.discard(daemon_set)
 
     def _readied(self, node: Node, machine: Machine, *, ready: bool) -> Node:
         if ready:
@@ -291,6 +306,13 @@ class Api:
             cluster.change_node(name, **changes)
         return cluster.nodes[name]
 
+    # ---- DaemonSets
+
+    async def unready(self, node: str, refs: Collection[DaemonSetRef]) -> dict[DaemonSetRef, str]:
+        machine = self._cluster.machines.get(node)
+        there = machine.daemons if machine is not None else set()
+        return {ref: "its pod is not Ready" for ref in sorted(refs, key=str) if ref not in there}
+
     # ---- puller pods
 
     async def create(self, manifest: Mapping[str, Any]) -> Pod:
@@ -409,6 +431,7 @@ class Operator:
             nodes=api,
             pods=api,
             prefetches=api,
+            start_after=(start_after := StartAfter(api)),
             events=events,
             metrics=METRICS,
             puller=PullerSettings(image="pause"),
@@ -418,9 +441,10 @@ class Operator:
             taint_key=lambda: KEY,
             taints_by_watch=by_watch,
         )
-        queues: Any = [Queue(clock.now), Queue(clock.now)]
-        self.node_queue, self.prefetch_queue = queues
-        self.reconciler.node_queue, self.reconciler.prefetch_queue = queues
+        queues: Any = [Queue(clock.now), Queue(clock.now), Queue(clock.now)]
+        self.node_queue, self.prefetch_queue, self.start_queue = queues
+        self.reconciler.node_queue, self.reconciler.prefetch_queue = queues[:2]
+        self.start_after, start_after.queue = start_after, self.start_queue
         if cluster.gate is None:
             cluster.put_gate()
         self.resync()
@@ -491,32 +515,40 @@ class Operator:
         return [
             *(("node", key) for key in self.node_queue.due()),
             *(("prefetch", key) for key in self.prefetch_queue.due()),
+            *(("start", key) for key in self.start_queue.due()),
         ]
 
     def next_at(self) -> float | None:
-        times = (self.node_queue.next_at(), self.prefetch_queue.next_at())
-        return min((at for at in times if at is not None), default=None)
+        queues = (self.node_queue, self.prefetch_queue, self.start_queue)
+        return min((at for queue in queues if (at := queue.next_at()) is not None), default=None)
 
     def work(self, kind: str, key: str) -> None:
         """One key, as one worker does it; an error brings it back soon."""
-        queue = self.node_queue if kind == "node" else self.prefetch_queue
+        queues = {"node": self.node_queue, "prefetch": self.prefetch_queue}
+        queue = queues.get(kind, self.start_queue)
         queue.take(key)
         node = self.store.nodes.get(key) if kind == "node" else None
         if node is not None:
             self.cluster.witness.deciding(self, node)
-        before = set(self.ledger.entry(key).places) if key in self.ledger.entries else set()
+        before = self._places()
         try:
-            if kind == "node":
-                _finish(self.reconciler.reconcile_node(key))
-            else:
-                _finish(self.reconciler.reconcile_prefetch(key))
+            match kind:
+                case "node":
+                    _finish(self.reconciler.reconcile_node(key))
+                case "prefetch":
+                    _finish(self.reconciler.reconcile_prefetch(key))
+                case _:
+                    _finish(self.start_after.look(key))
         except Died:
             self.dead = True
         except ImagegateError:
             queue.add(key, delay=0.1)
-        if kind == "prefetch" and key in self.ledger.entries:
-            for granted in self.ledger.entry(key).places - before:
-                self.cluster.witness.granted(self, key, granted)
+        for name, granted in self._places() - before:
+            self.cluster.witness.granted(self, name, granted)
+
+    def _places(self) -> set[tuple[str, str]]:
+        entries = self.ledger.entries.items()
+        return {(name, node) for name, entry in entries for node in entry.places}
 
 
 def _finish(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.facts import (
     LABEL_PREFIX,
+    DaemonSetRef,
     GateMode,
     GatePolicy,
     GateSpec,
@@ -69,6 +70,8 @@ IMAGES = {
 GPU = Requirement("pool", Operator.IN, frozenset({"gpu"}))
 NOT_GPU = Requirement("pool", Operator.NOT_IN, frozenset({"gpu"}))
 SELECTORS = {"all": (), "gpu": (GPU,), "others": (NOT_GPU,)}
+MIRROR, AGENT = DaemonSetRef("mirrors", "spegel"), DaemonSetRef("kube-system", "agent")
+DAEMON_SETS = {"none": (), "mirror": (MIRROR,), "both": (MIRROR, AGENT)}
 LABELS = {
     "none": {},
     "gpu": {"pool": "gpu"},
@@ -101,6 +104,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "selector": tuple(SELECTORS),
     "keep": (True, False),
     "invalid": (False, True),
+    "start_after": tuple(DAEMON_SETS),
     "gate.mode": tuple(GateMode),
     "gate.policy": tuple(GatePolicy),
     "gate.timeout": (30.0, 600.0),
@@ -136,6 +140,8 @@ def changed(prefetch: Prefetch, name: str, value: Any) -> Prefetch:
             value = IMAGES[value]
         case "selector":
             value = SELECTORS[value]
+        case "start_after":
+            value = DAEMON_SETS[value]
         case "invalid":
             value = ("InvalidSpec", "correct it") if value else None
         case _:
@@ -293,6 +299,12 @@ class Lives(RuleBasedStateMachine):
             if len(taints) == len(node.taints):
                 taints.insert(at, entry)
             self.cluster.change_node(name, taints=tuple(taints))
+
+    @precondition(lambda self: self.cluster.nodes)
+    @rule(name=nodes, daemon_set=st.sampled_from((MIRROR, AGENT)), ready=yes_or_no)
+    def a_daemon_changes(self, name: str, daemon_set: DaemonSetRef, ready: bool) -> None:
+        if name in self.cluster.nodes:
+            self.cluster.set_daemon(name, daemon_set, ready=ready)
 
     @precondition(lambda self: self.cluster.nodes)
     @rule(name=nodes, prefetch=prefetches, what=st.sampled_from(("drop", "nonsense", "target")))
@@ -521,6 +533,7 @@ class Lives(RuleBasedStateMachine):
             assert plan.holding, "held without a reason"
         for name, standing in plan.standings.items():
             assert (standing.state is NodeState.SKIPPED) is bool(standing.skipped), name
+            assert not (standing.waits_for and standing.wants), "a place for who may not start"
             if standing.state is NodeState.SKIPPED:
                 assert aside(node), "skipped without a reason"
             if standing.state is NodeState.FAILED:
@@ -553,6 +566,8 @@ class Lives(RuleBasedStateMachine):
         assert not aside(node), "a pod for a node that takes no part"
         assert not unsettled(node), "a pod for a node that is not complete yet"
         assert pod.group in {group.key for group in prefetch.groups}
+        if model.ours(node) or node.observed != node.identity:
+            self.began_after(prefetch, node)
         for other in self.cluster.pods.values():
             same = (other.node, other.group, other.observed) == (pod.node, pod.group, pod.observed)
             assert not same or other not in by.store.pods.values(), "a second pod for one pull"
@@ -575,6 +590,12 @@ class Lives(RuleBasedStateMachine):
             most = max(self.promised.get((pod.prefetch, pod.node), 0), self.limit(by, prefetch))
             assert len(busy) < most, f"{sorted(busy)} pull already, and {most} may"
         self.promised.setdefault((pod.prefetch, pod.node), self.limit(by, prefetch))
+
+    def began_after(self, prefetch: Prefetch, view: Node) -> None:
+        """A joining node pulls only where it has seen all of ``startAfter`` Ready."""
+        machine = self.machines.get(view.name)
+        if machine is not None and view.identity == f"{machine.uid}/boot-{machine.boot}":
+            assert machine.were_ready.issuperset(prefetch.start_after), "it did not wait"
 
     def deleted(self, by: model.Operator, pod: Pod) -> None:
         prefetch, node = by.store.prefetches.get(pod.prefetch), by.store.nodes.get(pod.node)
@@ -725,6 +746,8 @@ class Lives(RuleBasedStateMachine):
             assert entry.places <= known, name
             assert entry.wants.keys() <= known, name
             assert entry.failures.keys() <= known, name
+            waiting = {n: s.waits_for for n, s in entry.standings.items() if s.waits_for}
+            assert entry.waiting == waiting, name
 
     # ---- what is true when everything has come to rest
 
@@ -771,6 +794,9 @@ class Lives(RuleBasedStateMachine):
     def kubelets_work(self, *, pushed: bool) -> bool:
         moved = False
         self.what_is_deleted_ends()
+        for name in self.machines:
+            for daemon_set in (MIRROR, AGENT):
+                self.cluster.set_daemon(name, daemon_set, ready=True)
         for pod in self.pulling():
             moved = True
             if TYPO in pod.images and not pushed:
@@ -800,7 +826,8 @@ class Lives(RuleBasedStateMachine):
         elif unsettled(node) or (prefetch.rollout.paused and not model.ours(node)):
             assert state in (NodeState.PENDING, NodeState.CACHED, NodeState.FAILED), where
         elif Image(TYPO) in prefetch.images and not pushed:
-            assert state in (NodeState.FAILED, NodeState.CACHED), where
+            # Or it waits for the seeds of its domain, which go on failing.
+            assert state in (NodeState.FAILED, NodeState.CACHED) or standing.wants, where
         else:
             assert state is NodeState.CACHED, where
             if not model.ours(node):  # a held node's labels, and what follows, wait for its release

@@ -14,6 +14,7 @@ from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, ImageFacts, Node, Prefetch
 from imagegate.domain.status import timestamp
 from imagegate.kube import gates, nodes, prefetches
+from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
 from imagegate.kube.nodes import Nodes
@@ -27,6 +28,7 @@ from imagegate.runtime.disks import Disks
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.resync import Resync
+from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 from tests.unit.memory_api import MemoryApi
 
@@ -82,9 +84,11 @@ class World:
             "pods": Pods(client),
             "prefetches": Prefetches(client, self.reader),
         }
+        self.start_after = StartAfter(DaemonSets(client))
         self.reconciler = Reconciler(
             store=self.store,
             ledger=self.ledger,
+            start_after=self.start_after,
             events=Events(client, component="imagegate", instance="test"),
             metrics=self.metrics,
             puller=PullerSettings(image="pause"),
@@ -113,7 +117,11 @@ class World:
             self.reconciler.prefetch_changed(name)
         for name in self.store.nodes:
             self.reconciler.node_changed(name)
-        queues = (self.reconciler.node_queue, self.reconciler.prefetch_queue)
+        queues = (
+            self.reconciler.node_queue,
+            self.reconciler.prefetch_queue,
+            self.start_after.queue,
+        )
         tasks = [asyncio.create_task(queue.run()) for queue in queues]
         try:
             yield

@@ -7,6 +7,7 @@ enforces. To read an object use `imagegate.api.decode`, which also checks what C
 
 from imagegate.api.v1alpha1.imageprefetch import ImagePrefetch
 from imagegate.api.v1alpha1.imageprefetch_spec import (
+    DaemonSetReference,
     Disk,
     Gate,
     Image,
@@ -27,6 +28,7 @@ from imagegate.api.v1alpha1.images import ImageReference
 from imagegate.api.v1alpha1.nodegate import NodeGate, NodeGateSpec, NodeGateStatus
 
 __all__ = [
+    "DaemonSetReference",
     "Disk",
     "Gate",
     "Image",

@@ -51,6 +51,15 @@ class ImageSource(meta.ApiModel):
     )
 
 
+class DaemonSetReference(meta.ApiModel):
+    """A DaemonSet whose pod has to be Ready on a joining node before anything is pulled there."""
+
+    namespace: meta.DnsLabel = Field(
+        description="Namespace of the DaemonSet; one of the chart's `startAfter.namespaces`."
+    )
+    daemon_set: meta.DaemonSetName = Field(description="Name of the DaemonSet.")
+
+
 class Gate(meta.ApiModel):
     """Whether and for how long joining nodes are held by the gate taint."""
 
@@ -261,6 +270,14 @@ class ImagePrefetchSpec(meta.ApiModel):
         default="imagegate-system",
         description="Where puller pods run and where the pull secrets are. It must be one that the"
         " operator was allowed at installation. Default imagegate-system.",
+    )
+    start_after: tuple[DaemonSetReference, ...] = Field(
+        default=(),
+        max_length=8,
+        description="DaemonSets, such as a registry mirror or a credential agent, whose pods have"
+        " to be Ready on a joining node before its pulls start. The time that it waits for them"
+        " counts for `gate.timeoutSeconds`. Nodes in service do not wait. Default: none.",
+        json_schema_extra=cel.extensions(list_type="map", list_map_keys=["namespace", "daemonSet"]),
     )
     gate: Gate = Field(default=Gate(), description="How joining nodes are held.")
     rollout: Rollout = Field(default=Rollout(), description="How nodes in service get the images.")

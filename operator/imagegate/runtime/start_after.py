@@ -1,0 +1,89 @@
+"""What joining nodes wait for before they pull: the DaemonSets of ``spec.startAfter``.
+
+A node that waits is looked at every two seconds, by a queue of its own, so that its release never
+waits for an answer. Once a DaemonSet was Ready on a node it counts as Ready until the next boot.
+In memory only: an operator that restarts asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from imagegate.domain.facts import DaemonSetRef, Node, Prefetch
+from imagegate.kube.daemonsets import DaemonSets
+from imagegate.runtime.queue import KeyedQueue
+
+PERIOD = 2.0
+"""Seconds between two looks at what a node waits for."""
+WORKERS = 4
+"""Nodes that are looked at at a time."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """What is known of one node since its last boot."""
+
+    identity: str
+    ready: set[DaemonSetRef] = field(default_factory=set)
+    reasons: dict[DaemonSetRef, str] = field(default_factory=dict)
+    awaited: frozenset[DaemonSetRef] = frozenset()
+
+
+class StartAfter:
+    def __init__(self, daemonsets: DaemonSets) -> None:
+        self._daemonsets = daemonsets
+        self._nodes: dict[str, _Node] = {}
+        self._tell: Callable[[str], None] = _nobody
+        self.queue = KeyedQueue("startafter", self.look, workers=WORKERS)
+
+    def listen(self, changed: Callable[[str], None]) -> None:
+        """``changed`` is called with the name of a node for which an answer has changed."""
+        self._tell = changed
+
+    def unready(self, node: Node, prefetch: Prefetch) -> Mapping[DaemonSetRef, str]:
+        """What is not known to have been Ready there since the node's boot, and why not."""
+        if not prefetch.start_after:
+            return {}
+        known = self._nodes.get(node.name)
+        if known is None or known.identity != node.identity:
+            return dict.fromkeys(prefetch.start_after, "")
+        missing = (ref for ref in prefetch.start_after if ref not in known.ready)
+        return {ref: known.reasons.get(ref, "") for ref in missing}
+
+    def follow(self, node: Node, awaited: frozenset[DaemonSetRef]) -> None:
+        """Look for as long as there is something that the node waits for."""
+        known = self._nodes.get(node.name)
+        if known is None or known.identity != node.identity:
+            if not awaited:
+                self._nodes.pop(node.name, None)
+                return
+            known = self._nodes[node.name] = _Node(node.identity)
+        if awaited - known.awaited:
+            self.queue.add(node.name)
+        known.awaited = awaited
+
+    def forget(self, node: str) -> None:
+        self._nodes.pop(node, None)
+
+    async def look(self, name: str) -> None:
+        """Ask about one node; comes back by itself until nothing is missing."""
+        known = self._nodes.get(name)
+        if known is None or not known.awaited:
+            return
+        asked = known.awaited
+        reasons = await self._daemonsets.unready(name, asked)
+        if self._nodes.get(name) is not known:
+            return  # the node has rebooted meanwhile, or is gone: that was about its former life
+        ready = asked - reasons.keys()
+        changed = bool(ready) or any(known.reasons.get(ref) != why for ref, why in reasons.items())
+        known.ready |= ready
+        known.reasons = {ref: known.reasons[ref] for ref in known.reasons.keys() - asked} | reasons
+        if reasons:
+            self.queue.add(name, delay=PERIOD)
+        if changed:
+            self._tell(name)
+
+
+def _nobody(_: str) -> None:
+    """Nobody listens yet."""
