@@ -46,7 +46,7 @@ class DaemonSets:
             if own:
                 reasons[name] = f"its pod {own[0]['metadata']['name']} is not Ready"
             elif await self._exists(namespace, name):
-                reasons[name] = "it has no pod there"
+                reasons[name] = "it has no pod there: does it tolerate the taints?"
             else:
                 reasons[name] = "it does not exist"
         return reasons

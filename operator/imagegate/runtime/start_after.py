@@ -1,8 +1,8 @@
 """What joining nodes wait for before they pull: the DaemonSets of ``spec.startAfter``.
 
-A node that waits is looked at every two seconds, by a queue of its own, so that its release never
-waits for an answer. Once a DaemonSet was Ready on a node it counts as Ready until the next boot.
-In memory only: an operator that restarts asks again.
+A node that waits is looked at every two seconds or so, by a queue of its own, so that its release
+never waits for an answer. Once a DaemonSet was Ready on a node it counts as Ready until the next
+boot. In memory only: an operator that restarts asks again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from imagegate.runtime.queue import KeyedQueue
 
 PERIOD = 2.0
 """Seconds between two looks at what a node waits for."""
+RATE = 50.0
+"""Looks a second at most: where more than a hundred nodes wait, at each of them less often. In a
+cluster that has just got its first prefetch every node is a joining one."""
 WORKERS = 4
 """Nodes that are looked at at a time."""
 
@@ -34,6 +37,7 @@ class StartAfter:
     def __init__(self, daemonsets: DaemonSets) -> None:
         self._daemonsets = daemonsets
         self._nodes: dict[str, _Node] = {}
+        self._waiting: set[str] = set()
         self._tell: Callable[[str], None] = _nobody
         self.queue = KeyedQueue("startafter", self.look, workers=WORKERS)
 
@@ -56,15 +60,20 @@ class StartAfter:
         known = self._nodes.get(node.name)
         if known is None or known.identity != node.identity:
             if not awaited:
-                self._nodes.pop(node.name, None)
+                self.forget(node.name)
                 return
             known = self._nodes[node.name] = _Node(node.identity)
         if awaited - known.awaited:
             self.queue.add(node.name)
         known.awaited = awaited
+        if awaited:
+            self._waiting.add(node.name)
+        else:
+            self._waiting.discard(node.name)
 
     def forget(self, node: str) -> None:
         self._nodes.pop(node, None)
+        self._waiting.discard(node)
 
     async def look(self, name: str) -> None:
         """Ask about one node; comes back by itself until nothing is missing."""
@@ -80,7 +89,7 @@ class StartAfter:
         known.ready |= ready
         known.reasons = {ref: known.reasons[ref] for ref in known.reasons.keys() - asked} | reasons
         if reasons:
-            self.queue.add(name, delay=PERIOD)
+            self.queue.add(name, delay=max(PERIOD, len(self._waiting) / RATE))
         if changed:
             self._tell(name)
 

@@ -530,7 +530,7 @@ class Operator:
         node = self.store.nodes.get(key) if kind == "node" else None
         if node is not None:
             self.cluster.witness.deciding(self, node)
-        before = self._places()
+        before = set(self.ledger.entry(key).places) if key in self.ledger.entries else set()
         try:
             match kind:
                 case "node":
@@ -543,12 +543,9 @@ class Operator:
             self.dead = True
         except ImagegateError:
             queue.add(key, delay=0.1)
-        for name, granted in self._places() - before:
-            self.cluster.witness.granted(self, name, granted)
-
-    def _places(self) -> set[tuple[str, str]]:
-        entries = self.ledger.entries.items()
-        return {(name, node) for name, entry in entries for node in entry.places}
+        if kind == "prefetch" and key in self.ledger.entries:
+            for granted in self.ledger.entry(key).places - before:
+                self.cluster.witness.granted(self, key, granted)
 
 
 def _finish(coroutine: Coroutine[Any, Any, None]) -> None:

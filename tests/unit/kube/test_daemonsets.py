@@ -74,14 +74,14 @@ async def test_a_pod_that_goes_does_not_count(api: MemoryApi) -> None:
 )
 async def test_pods_of_others_do_not_count(api: MemoryApi, other: Any) -> None:
     api.put(f"{PODS}/other", other)
-    assert await unready(api) == {MIRROR: "it has no pod there"}
+    assert await unready(api) == {MIRROR: "it has no pod there: does it tolerate the taints?"}
 
 
 async def test_a_daemonset_that_does_not_exist(api: MemoryApi) -> None:
     missing = DaemonSetRef("mirrors", "dragonfly")
     assert await unready(api, missing, MIRROR) == {
         missing: "it does not exist",
-        MIRROR: "it has no pod there",
+        MIRROR: "it has no pod there: does it tolerate the taints?",
     }
 
 

@@ -158,3 +158,15 @@ async def test_a_slow_answer_does_not_delay_the_release(world: World) -> None:
         world.add_node("n1", gated=True)
         await until(lambda: KEY not in world.taints("n1"))
         assert not answer.is_set()
+
+
+async def test_many_that_wait_are_looked_at_less_often(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", **AFTER)
+    async with world.operating():
+        for number in range(150):
+            world.add_node(f"n{number}", gated=True)
+        await until(lambda: len(world.ledger.holding) == 150)
+        await until(lambda: asked(world) >= 300)
+        before = asked(world)
+        await asyncio.sleep(1.0)
+        assert asked(world) - before <= 2 * start_after.RATE * 1.2, "two requests for each look"

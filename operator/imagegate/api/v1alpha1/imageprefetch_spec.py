@@ -275,8 +275,9 @@ class ImagePrefetchSpec(meta.ApiModel):
         default=(),
         max_length=8,
         description="DaemonSets, such as a registry mirror or a credential agent, whose pods have"
-        " to be Ready on a joining node before its pulls start. The time that it waits for them"
-        " counts for `gate.timeoutSeconds`. Nodes in service do not wait. Default: none.",
+        " to be Ready on a joining node before its pulls start: one that is held, or that never"
+        " got images before. The time that a held node waits counts for `gate.timeoutSeconds`."
+        " Default: none.",
         json_schema_extra=cel.extensions(list_type="map", list_map_keys=["namespace", "daemonSet"]),
     )
     gate: Gate = Field(default=Gate(), description="How joining nodes are held.")
