@@ -53,6 +53,7 @@ SPECS = {
     "big": Spec("300 MiB that do not compress, one layer", (300 * MiB,)),
     "fat": Spec("the content of `split` in one layer", (300 * MiB,), runnable=False),
     "split": Spec("the content of `fat` in 8 layers", (300 * MiB // 8,) * 8, runnable=False),
+    "layers": Spec("64 MiB in 4 layers", (16 * MiB,) * 4, runnable=False),
     "data": Spec("files only: no runnable file, no entrypoint", (4 * MiB,), runnable=False),
     "multiarch": Spec("an index for amd64 and arm64", (MiB,), platforms=("amd64", "arm64")),
 }

@@ -25,6 +25,8 @@ ORDER = (
     "test_rollout",
     "test_gate",
     "test_drift",
+    "test_start_after",
+    "test_mirror",
     "test_watch_source",
     "test_takeover",
     "test_scale",

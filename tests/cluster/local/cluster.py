@@ -19,6 +19,7 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.local import cgroups, cleanup, network, state
 from tests.cluster.local.controlplane import ControlPlane
 from tests.cluster.local.kwok import Kwok
+from tests.cluster.local.mirrors import Mirror
 from tests.cluster.local.node import Node
 from tests.cluster.local.pki import Authority
 from tests.cluster.local.processes import Group
@@ -214,6 +215,10 @@ class LocalCluster(Cluster):
 
     def kwok_stop(self) -> None:
         self._kwok.stop()
+
+    def mirror(self) -> Mirror:
+        """A pull-through cache of the open registry. Nodes do not know it until they are told."""
+        return Mirror(self.registries["open"])
 
     @cached_property
     def _prometheus(self) -> Prometheus:

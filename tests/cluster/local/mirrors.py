@@ -1,0 +1,75 @@
+"""A registry mirror as a zone would have one: Docker Distribution as a pull-through cache."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tests.cluster.local import network
+from tests.cluster.local.processes import Group, wait_until
+from tests.cluster.local.registries import Registry
+
+_PORT = 5000
+_BLOB = re.compile(r'^(\S+) .*"GET /v2/(\S+)/blobs/(sha256:[0-9a-f]{64})\S* HTTP/\S+" 200 (\d+) ')
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRequest:
+    """A blob that a registry or a mirror has served whole."""
+
+    client: str  # address
+    repository: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """What it does not have it asks the registry for, once, and keeps."""
+
+    registry: Registry  # one without password
+
+    @property
+    def group(self) -> Group:
+        return self.registry.group
+
+    @property
+    def address(self) -> str:
+        return f"{network.OPEN_REGISTRY}:{_PORT}"
+
+    @property
+    def log(self) -> Path:
+        """Holds a line for each request."""
+        return self.group.log("mirror")
+
+    def start(self) -> None:
+        folder = self.group.folder / "mirror"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "version": "0.1",
+            "log": {"level": "info"},
+            "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+            "proxy": {"remoteurl": f"http://{self.registry.address}"},
+            "http": {"addr": self.address},
+        }
+        (folder / "config.yml").write_text(yaml.safe_dump(config))
+        command = ["docker-registry", "serve", str(folder / "config.yml")]
+        process = self.group.start("mirror", command)
+        wait_until(lambda: "listening on" in self.log.read_text(), "mirror", 20, [process])
+
+    def stop(self) -> None:
+        self.group.stop("mirror", grace=0)
+
+    def hosts_toml(self) -> str:
+        """How containerd is told to ask the mirror first, for certs.d/HOST/hosts.toml."""
+        return (
+            self.registry.hosts_toml()
+            + f'[host."http://{self.address}"]\n  capabilities = ["pull", "resolve"]\n'
+        )
+
+
+def blob_requests(log: Path) -> list[BlobRequest]:
+    """Every blob that a registry or a mirror has served whole, in order, from its log."""
+    found = map(_BLOB.match, log.read_text(errors="replace").splitlines())
+    return [BlobRequest(m[1], m[2], m[3], int(m[4])) for m in found if m]
