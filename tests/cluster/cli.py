@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     push = command("push", _push, "make a test image and push it")
     push.add_argument("image", choices=tuple(images.SPECS))
     push.add_argument("repository", help="such as team/app:1")
-    push.add_argument("--registry", choices=("open", "secure"), default="open")
+    push.add_argument("--registry", choices=("open", "secure", "faulty"), default="open")
     push.add_argument("--seed", type=int, default=0, help="another one: another content")
     kwok = command("kwok", _kwok, "add nodes that kwok simulates")
     kwok.add_argument("count", type=int)

@@ -28,7 +28,7 @@ class Capability(enum.StrEnum):
     ADD_NODE = "add-node"  # add_node, remove_node, NodeOptions
     REBOOT = "reboot"  # Node.stop, start, reboot
     CONTAINERD = "containerd"  # Node.ctr, images, image_events
-    REGISTRIES = "registries"  # push to, stop and start of the open and the secure registry
+    REGISTRIES = "registries"  # push to, stop and start of the registries; faults
     KWOK = "kwok"
     PROMETHEUS = "prometheus"
     CONTROL_PLANE = "control-plane"  # stop and start of the API server, audit log

@@ -18,6 +18,7 @@ from tests.cluster.api import ApiError, Json
 from tests.cluster.errors import ClusterError
 from tests.cluster.local import cgroups, cleanup, network, state
 from tests.cluster.local.controlplane import ControlPlane
+from tests.cluster.local.faulty import SERVFAIL, SILENT, FaultyRegistry
 from tests.cluster.local.kwok import Kwok
 from tests.cluster.local.mirrors import Mirror
 from tests.cluster.local.node import Node
@@ -53,6 +54,14 @@ class LocalCluster(Cluster):
             )
             for name in ("open", "secure")
         }
+        self.faulty = FaultyRegistry(
+            "faulty",
+            self.control_plane.group,
+            self.control_plane.authority,
+            record.ports["faulty"],
+            self.registries["open"],
+        )
+        self.registries["faulty"] = self.faulty
 
     # Life
 
@@ -108,7 +117,8 @@ class LocalCluster(Cluster):
         for registry in self.registries.values():
             registry.start(wait=False)
         program = str(Path(__file__).with_name("dns.py"))
-        pairs = [f"{name}={address}" for name, address in NAMES.items()]
+        answers = NAMES | {SERVFAIL: "SERVFAIL", SILENT: "SILENCE"}
+        pairs = [f"{name}={answer}" for name, answer in answers.items()]
         group = self.control_plane.group
         group.start("dns", [sys.executable, "-I", program, network.CONTROL_PLANE, *pairs])
         ports = self._state.ports

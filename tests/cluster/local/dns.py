@@ -1,6 +1,7 @@
 """A name server for pods that knows the test registries and nothing else.
 
-A program of its own, standard library only: `dns.py ADDRESS NAME=ADDRESS …`. There is no CoreDNS:
+A program of its own, standard library only: `dns.py ADDRESS NAME=ADDRESS …`, where NAME=SERVFAIL
+makes it fail at a name and NAME=SILENCE makes it not answer. There is no CoreDNS:
 pods find the API server by its environment variables, and tests address pods directly. But an
 operator that asks `open.registry.test` for a digest has to find it by name.
 """
@@ -9,16 +10,20 @@ import socket
 import struct
 import sys
 
-_A, _IN, _NAME_ERROR = 1, 1, 3
+_A, _IN, _SERVER_FAILURE, _NAME_ERROR = 1, 1, 2, 3
 _TTL = 5
 
 
-def answer(query: bytes, names: dict[str, str]) -> bytes:
-    """The reply to one query: the address, nothing (another type), or NXDOMAIN."""
+def answer(query: bytes, names: dict[str, str]) -> bytes | None:
+    """The reply to one query: the address, nothing (another type), NXDOMAIN; None: no reply."""
     name, end = _name(query)
     kind, _ = struct.unpack("!HH", query[end : end + 4])
     question = query[12 : end + 4]
     address = names.get(name)
+    if address == "SILENCE":
+        return None
+    if address == "SERVFAIL":
+        return query[:2] + struct.pack("!HHHHH", 0x8180 | _SERVER_FAILURE, 1, 0, 0, 0) + question
     record = b""
     if address and kind == _A:
         record = struct.pack("!HHHIH", 0xC00C, _A, _IN, _TTL, 4) + socket.inet_aton(address)
@@ -42,7 +47,8 @@ def main(address: str, pairs: list[str]) -> None:
     while True:
         query, client = server.recvfrom(4096)
         try:
-            server.sendto(answer(query, names), client)
+            if reply := answer(query, names):
+                server.sendto(reply, client)
         except (IndexError, UnicodeDecodeError, struct.error):
             continue  # not a query
 

@@ -14,6 +14,8 @@ from tests.cluster.local.processes import Group
 CONTROL_PLANE = "10.90.0.1"
 OPEN_REGISTRY = "10.90.0.2"
 SECURE_REGISTRY = "10.90.0.3"
+FAULTY_REGISTRY = "10.90.0.4"
+NOBODY = "10.90.255.254"
 PODS = "10.91.0.0/16"
 SERVICES = "10.92.0.0/16"
 KUBERNETES_SERVICE = "10.92.0.1"
@@ -37,6 +39,7 @@ def set_up_control_plane(group: Group) -> None:
         ip address add {CONTROL_PLANE}/16 dev bridge0
         ip address add {OPEN_REGISTRY}/16 dev bridge0
         ip address add {SECURE_REGISTRY}/16 dev bridge0
+        ip address add {FAULTY_REGISTRY}/16 dev bridge0
         ip link set bridge0 up
         sysctl -q -w net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0
         sysctl -q -w net.ipv4.conf.bridge0.send_redirects=0

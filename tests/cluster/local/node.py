@@ -192,12 +192,13 @@ class Node:
 
     def _write_files(self) -> None:
         shutil.rmtree(self.disk / "run", ignore_errors=True)  # does not survive a boot
-        certs = [(registry, self.etc / "certs.d" / registry.host) for registry in self.registries]
         folders = [self.disk / each for each in _OWN if each != "etc/hosts"]
-        for folder in [*folders, self.etc / "cni", *(folder for _, folder in certs)]:
+        for folder in [*folders, self.etc / "cni"]:
             folder.mkdir(parents=True, exist_ok=True)
-        for registry, folder in certs:
-            (folder / "hosts.toml").write_text(registry.hosts_toml())
+        for registry in self.registries:
+            for host, toml in registry.hosts_files().items():
+                (self.etc / "certs.d" / host).mkdir(parents=True, exist_ok=True)
+                (self.etc / "certs.d" / host / "hosts.toml").write_text(toml)
         cgroup, options = self.group.cgroup, self.record.options
         authority = self.control_plane.authority
         extra = options.containerd_toml
@@ -240,7 +241,13 @@ class Node:
         own, for the holder made the namespace private first.
         """
         binds = [f"mount --bind {self.disk / own} /{own}" for own in _OWN]
-        script = "\n".join(["mount --make-rshared /", *binds, f"hostname {self.name}"])
+        # Where it is a link to somewhere below /run, its target went with the bind mount of /run.
+        names = f"""
+            target=$(readlink -m /etc/resolv.conf)
+            [ -e "$target" ] || install -D /dev/null "$target"
+            mount --bind {self.etc / "resolv.conf"} "$target"
+            """
+        script = "\n".join(["mount --make-rshared /", *binds, names, f"hostname {self.name}"])
         network.run(self.group, ["sh", "-eu", "-s"], stdin=script)
 
     def _start_containerd(self) -> None:

@@ -1,5 +1,7 @@
 """Two Docker Distribution registries: one open over plain HTTP, one with TLS and a password.
 
+A third name, `faulty.registry.test`, leads to the open one through a proxy (`faulty.py`).
+
 They listen on the default ports of addresses of their own, so that image references read like real
 ones: `open.registry.test/team/app:1`. Nodes know the names from /etc/hosts, pods from `dns.py`.
 """
@@ -29,6 +31,13 @@ _MANIFESTS = (
 NAMES = {
     "open.registry.test": network.OPEN_REGISTRY,
     "secure.registry.test": network.SECURE_REGISTRY,
+    # Of `faulty.py`:
+    "faulty.registry.test": network.FAULTY_REGISTRY,
+    "untrusted.registry.test": network.FAULTY_REGISTRY,
+    "mismatch.registry.test": network.FAULTY_REGISTRY,
+    "plain.registry.test": network.FAULTY_REGISTRY,
+    "refused.registry.test": network.CONTROL_PLANE,
+    "unroutable.registry.test": network.NOBODY,
 }
 
 
@@ -36,7 +45,7 @@ NAMES = {
 class Registry:
     """One registry; it keeps its images over stop and start."""
 
-    name: str  # open or secure
+    name: str  # open, secure, faulty
     group: Group
     authority: Authority
     port: int  # of loopback
@@ -150,11 +159,12 @@ class Registry:
         entry = {"username": self.username, "password": self.password, "auth": self._basic()}
         return json.dumps({"auths": {self.host: entry}})
 
-    def hosts_toml(self) -> str:
-        """How containerd is told to reach it, for certs.d/HOST/hosts.toml."""
+    def hosts_files(self) -> dict[str, str]:
+        """How containerd is told to reach it: certs.d/HOST/hosts.toml by host."""
         scheme = "https" if self.secure else "http"
         text = f'server = "{scheme}://{self.host}"\n'
-        return text + (f'ca = "{self.authority.certificate}"\n' if self.secure else "")
+        text += f'ca = "{self.authority.certificate}"\n' if self.secure else ""
+        return {self.host: text}
 
     def request(self, method: str, path: str) -> tuple[int, http.client.HTTPMessage, bytes]:
         """One request of the registry API, with the password where one is needed."""

@@ -13,7 +13,7 @@ from tests.cluster import paths
 from tests.cluster.errors import ClusterError
 from tests.cluster.provider import ClusterOptions, NodeOptions
 
-_PORTS = ("api", "open", "secure", "prometheus")
+_PORTS = ("api", "open", "secure", "faulty", "prometheus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def load(name: str) -> State:
             key: NodeRecord(value["index"], _node_options(value["options"]))
             for key, value in content["nodes"].items()
         }
-        return State(options, content["ports"], nodes)
+        return State(options, {name: content["ports"][name] for name in _PORTS}, nodes)
     except FileNotFoundError:
         raise ClusterError(
             f"no cluster {name!r} under {paths.state_root()}: start it with "

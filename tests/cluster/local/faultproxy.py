@@ -1,0 +1,316 @@
+"""A registry that misbehaves on command: a read-only proxy before a good one.
+
+A program of its own, standard library only:
+`faultproxy.py UPSTREAM HTTP HTTPS CONTROL CERTIFICATE KEY`, the first four as ADDRESS:PORT. Faults
+are set on the control port (see `faulty.py`): POST /faults adds one, DELETE /faults removes all,
+GET /requests is every request so far. All other paths of the control port lead to the good
+registry, without faults and without being counted.
+"""
+
+import fnmatch
+import http.client
+import json
+import re
+import select
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_CHUNK = 64 * 1024
+_PATH = re.compile(r"/v2/(?P<repository>.+)/(?P<operation>manifests|blobs)/[^/]+$")
+_ERRORS = {
+    401: ("UNAUTHORIZED", "authentication required"),
+    403: ("DENIED", "requested access to the resource is denied"),
+    404: ("MANIFEST_UNKNOWN", "manifest unknown"),
+    429: ("TOOMANYREQUESTS", "rate limit exceeded"),
+}
+_HEADERS = {401: {"WWW-Authenticate": 'Basic realm="faulty"'}, 429: {"Retry-After": "1"}}
+
+
+@dataclass
+class Fault:
+    """What goes wrong, with which requests, and how often."""
+
+    kind: str  # an HTTP status, or reset, stall, truncated, corrupt, slow
+    repository: str = "*"
+    operation: str = "any"  # manifest, blob, token, any
+    times: int | None = None  # requests it is good for; None: until cleared
+    after_bytes: int | None = None  # of the manifest or blob; None: the half of it
+    bytes_per_second: int = _CHUNK
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def matches(self, request: "Request", size: int) -> bool:
+        """`size` in bytes of what is asked for: a fault beyond its end is not one."""
+        return (
+            self.times != 0
+            and self.operation in ("any", request.operation)
+            and fnmatch.fnmatchcase(request.repository, self.repository)
+            and (self.after_bytes is None or self.after_bytes < size)
+        )
+
+    def where(self, size: int) -> int:
+        return size // 2 if self.after_bytes is None else self.after_bytes
+
+
+@dataclass
+class Request:
+    """One request of a client, and how it ended."""
+
+    at: float  # seconds since the epoch
+    client: str
+    method: str
+    path: str
+    repository: str = ""
+    operation: str = ""
+    status: int | None = None  # None: it was sent none
+    sent: int = 0  # bytes of the body
+    fault: str = ""
+    ended: float | None = None
+
+
+class Faults:
+    """What is in force, and what was asked for; shared by all connections."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+        self.requests: list[Request] = []
+        self.cleared = threading.Event()
+
+    def add(self, fault: Fault) -> None:
+        with self._lock:
+            self._faults.append(fault)
+
+    def clear(self) -> None:
+        """No fault any more; what stalls is hung up."""
+        with self._lock:
+            self._faults.clear()
+            self.cleared.set()
+            self.cleared = threading.Event()
+
+    def of(self, request: Request, size: int = 0) -> Fault | None:
+        """The newest fault that fits, once less from now on."""
+        with self._lock:
+            self.requests.append(request)
+            for fault in reversed(self._faults):
+                if fault.matches(request, size):
+                    if fault.times is not None:
+                        fault.times -= 1
+                    request.fault = fault.kind
+                    return fault
+        return None
+
+
+class Hangup(Exception):
+    """This connection ends here, in the middle of whatever it was doing."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: Faults
+    upstream: str
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        asked = Request(time.time(), self.client_address[0], self.command, self.path)
+        if found := _PATH.match(path):
+            asked.repository = found["repository"]
+            asked.operation = found["operation"].removesuffix("s")
+        elif path == "/token":
+            asked.operation = "token"
+        try:
+            if asked.operation == "token":
+                if not self._refuse(asked, self.faults.of(asked)):
+                    self._send(asked, 200, {}, b'{"token": "a-token"}')
+            else:
+                self._proxy(asked)
+        except (Hangup, OSError):
+            self.close_connection = True
+        finally:
+            asked.ended = time.time()
+            print(json.dumps(asdict(asked)), flush=True)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _refuse(self, asked: Request, fault: Fault | None) -> bool:
+        """Answers with the fault's status, if it has one."""
+        if not fault or not fault.kind.isdecimal():
+            return False
+        status = int(fault.kind)
+        code, message = _ERRORS.get(status, ("UNKNOWN", http.client.responses.get(status, "")))
+        body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
+        self._send(asked, status, _HEADERS.get(status, {}) | fault.headers, body)
+        return True
+
+    def _send(self, asked: Request, status: int, headers: dict[str, str], body: bytes) -> None:
+        asked.status = status
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            asked.sent = len(body)
+
+    def _proxy(self, asked: Request, *, spoil: bool = True) -> None:
+        """The good registry's answer, or what a fault makes of it."""
+        cleared = self.faults.cleared
+        connection = http.client.HTTPConnection(self.upstream, timeout=30)
+        try:
+            names = ("Accept", "Range", "Authorization")
+            headers = {name: self.headers[name] for name in names if name in self.headers}
+            connection.request(self.command, self.path, headers=headers)
+            response = connection.getresponse()
+            length, begin, size = _extent(response)
+            fault = self.faults.of(asked, size) if spoil else None
+            if self._refuse(asked, fault):
+                return
+            end = size
+            if fault and fault.kind in ("reset", "stall", "truncated"):
+                end = fault.where(size)
+                if self.command == "HEAD" or end == 0:
+                    self._break(fault, cleared)
+            asked.status = response.status
+            self.send_response(response.status)
+            for name, value in response.getheaders():
+                if name.lower() not in ("connection", "date", "server"):
+                    self.send_header(name, value)
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            at, step = begin, _CHUNK
+            if fault and fault.kind == "slow":
+                step = min(_CHUNK, max(1, fault.bytes_per_second // 10))
+            while at < begin + length:
+                data = response.read(min(step, begin + length - at, max(0, end - at)))
+                if not data:
+                    break
+                if fault and fault.kind == "corrupt" and at <= fault.where(size) < at + len(data):
+                    spoilt = bytearray(data)
+                    spoilt[fault.where(size) - at] ^= 0xFF
+                    data = bytes(spoilt)
+                if (
+                    fault
+                    and fault.kind == "slow"
+                    and cleared.wait(len(data) / fault.bytes_per_second)
+                ):
+                    fault = None  # the rest goes as fast as it can
+                self.wfile.write(data)
+                at += len(data)
+                asked.sent += len(data)
+            if fault and at < begin + length:
+                self._break(fault, cleared)
+        finally:
+            connection.close()
+
+    def _break(self, fault: Fault, cleared: threading.Event) -> None:
+        """Says no more, in the manner of the fault."""
+        self.wfile.flush()
+        if fault.kind == "stall":
+            while not cleared.wait(0.2):
+                readable, _, _ = select.select([self.connection], [], [], 0)
+                if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                    break  # the client has given up
+        if fault.kind == "reset":
+            time.sleep(0.05)  # what was sent shall arrive before the RST throws it away
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            # shutdown() of the server would send a FIN first: detach, so that close() is all.
+            socket.close(self.connection.detach())
+        raise Hangup
+
+    def log_message(self, *_: object) -> None:
+        """The log has a line per request already."""
+
+
+class Control(Handler):
+    def do_GET(self) -> None:
+        if self.path == "/requests":
+            self._reply([asdict(each) for each in list(self.faults.requests)])
+        else:
+            ignored = Request(time.time(), self.client_address[0], self.command, self.path)
+            self._proxy(ignored, spoil=False)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.faults.add(Fault(**json.loads(body)))
+        self._reply({})
+
+    def do_DELETE(self) -> None:
+        if self.path == "/faults":
+            self.faults.clear()
+            self._reply({})
+        else:
+            self.do_GET()
+
+    def _reply(self, content: object) -> None:
+        ignored = Request(time.time(), "", self.command, self.path)
+        self._send(ignored, 200, {}, json.dumps(content).encode())
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away, or does not like the certificate, is what this is for."""
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        if request.fileno() != -1:
+            super().shutdown_request(request)
+
+
+class TlsServer(Server):
+    context: ssl.SSLContext
+
+    def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        """In the connection's own thread: a slow handshake delays nobody else."""
+        wrapped = self.context.wrap_socket(request, server_side=True)
+        try:
+            super().finish_request(wrapped, client_address)
+        finally:
+            if wrapped.fileno() != -1:
+                wrapped.close()
+
+
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int, int]:
+    """Bytes of this body, where in the whole it begins, bytes of the whole."""
+    length = int(response.headers.get("Content-Length", 0))
+    if found := re.match(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")):
+        return length, int(found[1]), int(found[2])
+    return length, 0, length
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def serve(upstream: str, plain: str, tls: str, control: str, certificate: str, key: str) -> None:
+    faults = Faults()
+    shared = {"faults": faults, "upstream": upstream}
+    handler = type("SharedHandler", (Handler,), shared)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    secure = TlsServer(_address(tls), handler)
+    secure.context = context
+    servers = [Server(_address(plain), handler), secure]
+    servers.append(Server(_address(control), type("SharedControl", (Control,), shared)))
+    for server in servers[:-1]:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    servers[-1].serve_forever()
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
