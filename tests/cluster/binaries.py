@@ -55,10 +55,16 @@ def kubernetes(version: str = "v1.36") -> Module:
     return Module(f"kubernetes-{version}", root / version, programs, root / "main.go")
 
 
-def containerd() -> Module:
+def containerd(version: str = "") -> Module:
+    """The newest, or `1.7`: a folder of `build/`."""
+    name = f"containerd-{version}" if version else "containerd"
+    folder = paths.HERE / "build" / name
+    if not (folder / "go.mod").exists():
+        raise ClusterError(f"no containerd {version!r}: there is no {folder}/go.mod")
     programs = ("containerd", "containerd-shim-runc-v2", "ctr")
-    tags = "no_btrfs,no_zfs,no_devmapper"  # these need C headers, and overlayfs is what is used
-    return Module("containerd", paths.HERE / "build" / "containerd", programs, tags=tags)
+    # These need C headers, and overlayfs is what is used.
+    tags = "no_btrfs,no_zfs,no_devmapper" + (",no_aufs" if version else "")
+    return Module(name, folder, programs, tags=tags)
 
 
 def kwok() -> Module:
@@ -98,7 +104,7 @@ def _ldflags(module: Module) -> str:
         prefix = "-X k8s.io/component-base/version"
         flags += f" {prefix}.gitVersion={found[1]} {prefix}.gitMajor={found[2]}"
         flags += f" {prefix}.gitMinor={found[3]} {prefix}.gitTreeState=clean"
-    found = re.search(r"(github\.com/containerd/containerd/v2) v(\S+)", _go_mod(module))
+    found = re.search(r"(github\.com/containerd/containerd(?:/v2)?) v(\S+)", _go_mod(module))
     if found:  # else nodes report `containerd://2.4.2+unknown`
         flags += f" -X {found[1]}/version.Version={found[2]}"
     return flags

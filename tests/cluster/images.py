@@ -55,6 +55,7 @@ SPECS = {
     "split": Spec("the content of `fat` in 8 layers", (300 * MiB // 8,) * 8, runnable=False),
     "layers": Spec("64 MiB in 4 layers", (16 * MiB,) * 4, runnable=False),
     "data": Spec("files only: no runnable file, no entrypoint", (4 * MiB,), runnable=False),
+    "foreign": Spec("an index without amd64", (MiB,), platforms=("arm64", "s390x")),
     "multiarch": Spec("an index for amd64 and arm64", (MiB,), platforms=("amd64", "arm64")),
 }
 

@@ -42,6 +42,8 @@ class NodeOptions:
     register_with_taints: tuple[str, ...] = ()  # "key=value:Effect"
     kubelet: dict[str, Any] = field(default_factory=dict)  # merged into KubeletConfiguration
     containerd_toml: str = ""  # appended to containerd's configuration
+    containerd: str = ""  # "1.7": an older containerd, which knows no image volumes
+    pull_progress_timeout: str = "5m"  # after which containerd gives up a pull that stalls
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,12 @@ import struct
 import sys
 import threading
 import time
+import urllib.parse
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _CHUNK = 64 * 1024
+_SCOPE = re.compile(r"[?&]scope=repository:([^&]+):pull")
 _PATH = re.compile(r"/v2/(?P<repository>.+)/(?P<operation>manifests|blobs)/[^/]+$")
 _ERRORS = {
     401: ("UNAUTHORIZED", "authentication required"),
@@ -123,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             asked.operation = found["operation"].removesuffix("s")
         elif path == "/token":
             asked.operation = "token"
+            if found := _SCOPE.search(urllib.parse.unquote(self.path)):
+                asked.repository = found[1]
         try:
             if asked.operation == "token":
                 if not self._refuse(asked, self.faults.of(asked)):

@@ -20,6 +20,7 @@ from tests.cluster.local.registries import Registry
 Kind = int | Literal["reset", "stall", "truncated", "corrupt", "slow"]
 Operation = Literal["manifest", "blob", "token", "any"]
 
+HOST = "faulty.registry.test"
 UNTRUSTED = "untrusted.registry.test"
 """TLS, with a certificate of an authority that the nodes do not know."""
 MISMATCH = "mismatch.registry.test"

@@ -53,6 +53,10 @@ class Node:
         return Group(self.folder, f"{top}/{self.name}", flags)
 
     @property
+    def _containerd(self) -> binaries.Module:
+        return binaries.containerd(self.record.options.containerd)
+
+    @property
     def address(self) -> str:
         return network.node_address(self.record.index)
 
@@ -106,6 +110,14 @@ class Node:
         """Slows the node's network down, so that a pull takes a while: `200mbit` makes 300 MiB
         take 13 s. None lifts the limit, and so does a stop."""
         network.limit_bandwidth(self.control_plane.group, self.record.index, rate)
+
+    def limit_disk(self, size: str) -> None:
+        """Gives containerd an empty disk of this size (`16m`), until the node stops. Pods of this
+        node are lost with the old one: for nodes that have just joined."""
+        self.group.stop("containerd")
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/var/lib/containerd"]
+        network.run(self.group, mount)
+        self.restart("containerd")
 
     def remove(self, *, delete_object: bool = True) -> None:
         """The machine is gone, with its disk; and its Node object, unless told otherwise."""
@@ -165,7 +177,7 @@ class Node:
     def ctr_command(self, *args: str) -> list[str]:
         """The socket is a file on the node's disk, so there is no need to enter the node."""
         socket = self.disk / nodefiles.SOCKET.lstrip("/")
-        program = binaries.path(binaries.containerd(), "ctr")
+        program = binaries.path(self._containerd, "ctr")
         return [str(program), f"--address={socket}", "--namespace=k8s.io", *args]
 
     def images(self) -> set[str]:
@@ -201,9 +213,8 @@ class Node:
                 (self.etc / "certs.d" / host / "hosts.toml").write_text(toml)
         cgroup, options = self.group.cgroup, self.record.options
         authority = self.control_plane.authority
-        extra = options.containerd_toml
         write = {
-            "containerd.toml": nodefiles.containerd_toml(self.etc, cgroup, extra),
+            "containerd.toml": nodefiles.containerd_toml(self.etc, cgroup, options),
             "cni/10-pods.conflist": nodefiles.cni_conflist(self.record.index),
             "kubelet.yaml": nodefiles.kubelet_yaml(
                 self.etc, authority.folder, self.name, cgroup, options
@@ -251,7 +262,7 @@ class Node:
         network.run(self.group, ["sh", "-eu", "-s"], stdin=script)
 
     def _start_containerd(self) -> None:
-        program = str(binaries.path(binaries.containerd(), "containerd"))
+        program = str(binaries.path(self._containerd, "containerd"))
         config = str(self.etc / "containerd.toml")
         process = self.group.start("containerd", [program, "--config", config])
         wait_until(self._import_sandbox, f"containerd on {self.name}", 30, [process])

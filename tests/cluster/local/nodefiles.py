@@ -17,12 +17,15 @@ SANDBOX_IMAGE = "imagegate.test/pause:1"
 SOCKET = "/run/containerd/containerd.sock"
 
 
-def containerd_toml(etc: Path, cgroup: str, extra: str) -> str:
+def containerd_toml(etc: Path, cgroup: str, options: NodeOptions) -> str:
     """`pinned_images` keeps the sandbox image from kubelet's garbage collection."""
+    if options.containerd == "1.7":
+        return _containerd_1_7_toml(etc, cgroup, options)
     return f"""\
 version = 3
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
+  image_pull_progress_timeout = "{options.pull_progress_timeout}"
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = "{SANDBOX_IMAGE}"
   [plugins."io.containerd.cri.v1.images".registry]
@@ -38,7 +41,33 @@ version = 3
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       SystemdCgroup = false
       ShimCgroup = "/{cgroup}/daemons"
-{extra}
+{options.containerd_toml}
+"""
+
+
+def _containerd_1_7_toml(etc: Path, cgroup: str, options: NodeOptions) -> str:
+    """The same in the older layout: one plugin for all of CRI."""
+    cri = 'plugins."io.containerd.grpc.v1.cri"'
+    return f"""\
+version = 2
+[{cri}]
+  sandbox_image = "{SANDBOX_IMAGE}"
+  image_pull_progress_timeout = "{options.pull_progress_timeout}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [{cri}.registry]
+    config_path = "{etc}/certs.d"
+  [{cri}.cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{etc}/cni"
+  [{cri}.containerd]
+    snapshotter = "overlayfs"
+  [{cri}.containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [{cri}.containerd.runtimes.runc.options]
+      SystemdCgroup = false
+      ShimCgroup = "/{cgroup}/daemons"
+{options.containerd_toml}
 """
 
 
