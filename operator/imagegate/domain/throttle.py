@@ -36,9 +36,10 @@ class Throttle:
         seen = self._recent(now, refused=(*self.refused, now))
         attempts = len(seen.refused) + len(seen.succeeded)
         burst = len(seen.refused) > 1 and len(seen.refused) > BURST * attempts
-        if not burst or now < self.halved_at + PAUSE:
+        half = self.bound(parallel) // 2
+        if not burst or not half or now < self.halved_at + PAUSE:
             return seen
-        return replace(seen, limit=max(1, self.bound(parallel) // 2), halved_at=now)
+        return replace(seen, limit=half, halved_at=now)
 
     def after_success(self, now: float, parallel: int) -> Throttle:
         """One more node is cached. The allowance grows by one, until nothing limits it."""
