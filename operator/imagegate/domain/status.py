@@ -220,7 +220,15 @@ def _explain(prefetch: Prefetch, failure: Failure) -> str:
         secrets = sorted({s for i in prefetch.images for s in i.pull_secrets})
         named = ", ".join(secrets) or "none is named"
         remedy += f" (namespace {prefetch.namespace}: {named})"
-    return f"{failure.node}: {attempts.message[:MAX_MESSAGE]}; {remedy}"
+    return f"{failure.node}: {_cut(attempts.message)}; {remedy}"
+
+
+def _cut(message: str) -> str:
+    """The cause stands at the end, behind names that may be long; what is left out is between."""
+    if len(message) <= MAX_MESSAGE:
+        return message
+    begin = MAX_MESSAGE // 4
+    return f"{message[:begin]} … {message[begin + 3 - MAX_MESSAGE :]}"
 
 
 def _failure(failure: Failure) -> dict[str, Any]:
@@ -229,7 +237,7 @@ def _failure(failure: Failure) -> dict[str, Any]:
         "node": failure.node,
         "image": attempts.image,
         "reason": attempts.reason,
-        "message": attempts.message[:MAX_MESSAGE],
+        "message": _cut(attempts.message),
         "attempts": attempts.count,
         "nextAttempt": timestamp(attempts.next_at),
     }

@@ -72,6 +72,17 @@ def test_seeds_failed_is_a_condition_that_names_domain_cause_and_remedy() -> Non
         assert part in degraded["message"]
 
 
+def test_a_long_message_keeps_its_end_where_the_cause_is() -> None:
+    long = f'failed to pull "{"r.test/" + "a" * 600}": connection reset by peer'
+    failed = status.Failure("n", Attempts(count=1, reason="RegistryUnreachable", message=long))
+    counted = status.Tally(counts={NodeState.PENDING: 1}, gated=0, failures=(failed,))
+    body = status.prefetch_status(prefetch(), counted, 0.0)
+    said = body["failures"][0]["message"]
+    assert len(said) == status.MAX_MESSAGE
+    assert said.startswith("failed to pull")
+    assert said.endswith("connection reset by peer")
+
+
 def test_refusals_halve_the_allowance_and_successes_grow_it_again() -> None:
     seen = Throttle()
     seen = seen.after_refusal(0.0, 40)
@@ -103,6 +114,10 @@ def test_the_allowance_never_falls_below_one() -> None:
     for number in range(50):
         seen = seen.after_refusal(number * 20.0, seen.bound(8))
     assert seen.bound(8) == 1
+    alone = Throttle()
+    for number in range(5):
+        alone = alone.after_refusal(number * 20.0, 1)
+    assert alone.limit is None, "where one pulls at a time there is nothing to halve"
 
 
 @given(
