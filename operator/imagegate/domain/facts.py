@@ -135,7 +135,8 @@ class RetrySpec:
     minimum: float = 10.0
     maximum: float = 300.0
     timeout: float | None = None
-    """Seconds after which a pull is given up; None: never, a huge image must not be cancelled."""
+    """Seconds after which an attempt counts as failed; None: never. The kubelet lets the pull
+    itself go on, pod or no pod (kubernetes#113606)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,9 +185,10 @@ class Retry(meta.ApiModel):
         default=None,
         ge=1,
         le=_DAY,
-        description="When an attempt is given up, in seconds. Default: by the size of the images,"
-        " 10 minutes and a second for every 5 MB, at least 15 minutes; never, where the registry"
-        " does not tell the size. A pull that is given up starts again from zero.",
+        description="When an attempt is reported as failed, in seconds. The kubelet lets the pull"
+        " itself go on; the next attempt begins when it is over. Default: by the size of the"
+        " images, 10 minutes and a second for every 5 MB, at least 15 minutes; never, where the"
+        " registry does not tell the size.",
     )
 
     @model_validator(mode="after")
