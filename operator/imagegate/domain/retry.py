@@ -1,7 +1,7 @@
 """What a failed pull means and when it is tried again.
 
-The classes come from the messages of containerd 2.x and CRI-O as the kubelet passes them on in
-``state.waiting.message``; see ``tests/unit/domain/test_retry.py`` for real ones.
+The classes come from the messages of containerd 2.x, 1.7 and CRI-O as the kubelet passes them on
+in ``state.waiting.message``; ``tests/unit/domain/messages/`` has recorded ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ TIMED_OUT = FailureClass("PullTimeout", False, "raise retry.timeoutSeconds or lo
 DISK_FULL = FailureClass(
     "DiskFull", True, "free or enlarge the node's image file system, or raise disk.maxUsagePercent"
 )
-"""Permanent: said before a pull, where only a person or the kubelet's collector makes room."""
+"""Said by the disk guard before a pull, or by the runtime in it. Permanent: only a person or the
+kubelet's collector, which looks every 5 minutes, makes room."""
 EVICTED = FailureClass(
     "EvictedByKubelet",
     False,
@@ -42,13 +43,23 @@ EVICTED = FailureClass(
 
 # The first match wins, so the specific stands before the general: a 429 is often wrapped in
 # "failed to resolve reference", and a DNS failure of a registry contains "not found" nowhere else.
+# A bare number is never enough: "short read: expected 403 bytes" is not about a status.
 _CLASSES: tuple[tuple[str, FailureClass], ...] = (
+    (r"no space left on device|disk quota exceeded", DISK_FULL),
     (
-        r"no space left on device|disk quota exceeded",
-        FailureClass("DiskFull", False, "free or enlarge the node's image file system"),
+        r"pull QPS exceeded",
+        FailureClass(
+            "PullQPSExceeded", False, "the kubelet limits its own pulls: raise its registryPullQPS"
+        ),
     ),
     (
-        r"toomanyrequests|too many requests|\b429\b|rate limit|pull QPS exceeded",
+        r"SignatureValidationFailed|signature validation failed|source image rejected",
+        FailureClass(
+            "SignatureInvalid", True, "sign the image, or correct the node's signature policy"
+        ),
+    ),
+    (
+        r"toomanyrequests|too many requests|\bstatus\b.*\b429\b|rate limit",
         FailureClass("Throttled", False, "the registry limits requests; lower rollout.maxParallel"),
     ),
     (
@@ -60,7 +71,8 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
         FailureClass("TLSFailed", False, "check the registry's certificate on the node"),
     ),
     (
-        r"connection refused|connection reset|no route to host|network is unreachable|broken pipe",
+        r"connection refused|connection reset|no route to host|network is unreachable|broken pipe"
+        r"|RegistryUnavailable|registry is unavailable",
         FailureClass("RegistryUnreachable", False, "check that the registry is up"),
     ),
     (
@@ -69,8 +81,8 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
         FailureClass("PlatformMissing", True, "push the image for the node's os and architecture"),
     ),
     (
-        r"\b40[13]\b|unauthorized|authorization failed|insufficient_scope|pull access denied"
-        r"|access denied|access to the resource is denied|no basic auth credentials|forbidden",
+        r"\bstatus\b.*\b40[13]\b|unauthorized|authorization failed|insufficient_scope"
+        r"|(?<!permission )\bdenied\b|no basic auth credentials|forbidden",
         FailureClass(
             "Unauthorized", True, "check that the image pull secret exists and may read the image"
         ),
@@ -81,16 +93,17 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
     ),
     (
         r"not found|manifest unknown|manifest_unknown|name unknown|repository name not known"
-        r"|does not exist|\b404\b",
+        r"|does not exist|\bstatus\b.*\b404\b",
         FailureClass("ImageNotFound", True, "push the image or correct the reference"),
     ),
     (
-        r"\b50[0-9]\b|internal server error|bad gateway|service unavailable|gateway timeout",
+        r"\bstatus\b.*\b5\d\d\b|internal server error|bad gateway|service unavailable"
+        r"|gateway timeout",
         FailureClass("RegistryError", False, "the registry failed; it is tried again"),
     ),
     (
-        r"unexpected eof|short read|unexpected commit digest|failed size validation"
-        r"|content size mismatch",
+        r"\beof\b|short read|unexpected commit digest|digest did not match"
+        r"|failed size validation|content size mismatch",
         FailureClass("TransferBroken", False, "the transfer broke off or was damaged; tried again"),
     ),
     (
@@ -99,22 +112,34 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
     ),
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), cls) for pattern, cls in _CLASSES)
+# What names things instead of saying what is wrong: an image may be called "forbidden:404".
+_NAMES = re.compile(r'"[^"]*"|\S*/\S*|\breading manifest \S+ in\b')
 
 
 def classify(message: str) -> FailureClass:
     """The class of a failed pull, from the runtime's message."""
-    return next((cls for pattern, cls in _COMPILED if pattern.search(message)), UNKNOWN)
+    text = _NAMES.sub(" ", message)
+    return next((cls for pattern, cls in _COMPILED if pattern.search(text)), UNKNOWN)
 
 
-NODES_OWN = frozenset({"DiskFull", "PodRejected", "PlatformMissing"})
+NODES_OWN = frozenset({"DiskFull", "PodRejected", "PlatformMissing", "PullQPSExceeded"})
 """Reasons that lie with the one node: they say nothing of how others would fare."""
 
-_SPECIAL = {cls.reason: cls for cls in (UNKNOWN, LATER, REFUSED, TIMED_OUT, DISK_FULL, EVICTED)}
+CLASSES: tuple[FailureClass, ...] = (
+    *(cls for _, cls in _CLASSES),
+    EVICTED,
+    TIMED_OUT,
+    LATER,
+    REFUSED,
+    UNKNOWN,
+)
+"""All there are; docs/operations.md has a table of them."""
+_BY_REASON = {cls.reason: cls for cls in CLASSES}
 
 
 def remedy(attempts: Attempts) -> str:
     """What a person can do about this failure."""
-    return _SPECIAL.get(attempts.reason, classify(attempts.message)).remedy
+    return _BY_REASON.get(attempts.reason, UNKNOWN).remedy
 
 
 def after(

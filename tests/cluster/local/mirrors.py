@@ -64,7 +64,7 @@ class Mirror:
     def hosts_toml(self) -> str:
         """How containerd is told to ask the mirror first, for certs.d/HOST/hosts.toml."""
         return (
-            self.registry.hosts_toml()
+            self.registry.hosts_files()[self.registry.host]
             + f'[host."http://{self.address}"]\n  capabilities = ["pull", "resolve"]\n'
         )
 

@@ -217,14 +217,22 @@ def test_a_back_off_is_waited_for_and_then_a_fresh_pod_is_made() -> None:
     assert create.attempt == 2
 
 
-def test_a_rejected_pod_is_tried_again_later() -> None:
+@pytest.mark.parametrize(
+    "reason", ["OutOfpods", "OutOfcpu", "OutOfmemory", "Evicted", "TaintToleration", "NodeAffinity"]
+)
+def test_a_rejected_pod_is_tried_again_later(reason: str) -> None:
     on = node()
-    rejected = pod(LLM, on, phase="Failed", reason="OutOfpods", message="Node has no room")
+    rejected = pod(LLM, on, phase="Failed", reason=reason, message="as the kubelet says")
     plan = decide(view(on, Share(LLM, pods=(rejected,), place=True)))
     (delete,) = deletes(plan)
-    assert delete.remember is not None
-    assert not delete.remember.permanent
+    remembered = delete.remember
+    assert remembered is not None
+    assert (remembered.reason, remembered.permanent) == ("PodRejected", False)
+    assert remembered.message == f"{reason}: as the kubelet says"
     assert creates(plan) == [], "not before the old one is gone and the back-off is over"
+    later = Share(LLM, attempts={LLM.groups[0].key: remembered}, place=True)
+    assert creates(decide(view(on, later), remembered.next_at - 0.1)) == []
+    assert len(creates(decide(view(on, later), remembered.next_at))) == 1
 
 
 def test_an_explicit_pull_timeout_gives_up_and_none_never_does() -> None:

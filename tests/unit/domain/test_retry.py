@@ -7,8 +7,7 @@ import pytest
 from imagegate.domain import retry
 from imagegate.domain.facts import RetrySpec
 
-# In the wording of containerd 2.x; [crio] is CRI-O's. The e2e suite meets real ones: an image
-# that is missing, one that may not be read, and a registry that is down.
+# In the wording of other registries and older runtimes; `test_messages.py` has recorded ones.
 MESSAGES = [
     (
         'rpc error: code = NotFound desc = failed to pull and unpack image "r.test/a:1":'
@@ -80,7 +79,13 @@ def test_classes(message: str, reason: str) -> None:
 
 def test_what_somebody_must_mend_is_permanent_and_the_rest_is_not() -> None:
     permanent = {cls.reason for m, _ in MESSAGES if (cls := retry.classify(m)).permanent}
-    assert permanent == {"ImageNotFound", "Unauthorized", "PlatformMissing", "InvalidImageName"}
+    assert permanent == {
+        "DiskFull",
+        "ImageNotFound",
+        "Unauthorized",
+        "PlatformMissing",
+        "InvalidImageName",
+    }
 
 
 def series(message: str, count: int, spec: RetrySpec) -> list[float]:

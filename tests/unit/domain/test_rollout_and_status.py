@@ -76,7 +76,7 @@ def test_a_long_message_keeps_its_end_where_the_cause_is() -> None:
     long = f'failed to pull "{"r.test/" + "a" * 600}": connection reset by peer'
     failed = status.Failure("n", Attempts(count=1, reason="RegistryUnreachable", message=long))
     counted = status.Tally(counts={NodeState.PENDING: 1}, gated=0, failures=(failed,))
-    body = status.prefetch_status(prefetch(), counted, 0.0)
+    body = status.prefetch_status(prefetch(), counted, 0.0, {})
     said = body["failures"][0]["message"]
     assert len(said) == status.MAX_MESSAGE
     assert said.startswith("failed to pull")

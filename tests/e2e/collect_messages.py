@@ -1,0 +1,272 @@
+"""Records what runtimes really say of pulls that fail: `python -m tests.e2e.collect_messages`.
+
+Starts a cluster, lets one pod fail at every kind of fault, and writes what the kubelet puts into
+`state.waiting` to `tests/unit/domain/messages/`, where `test_messages.py` reads it.
+
+For CRI-O there is no program to run here. Its image library is the one of skopeo, so skopeo meets
+the same faults, and its words are wrapped as CRI-O's source wraps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.cluster import ClusterOptions, NodeOptions, start_cluster
+from tests.cluster.local import faulty
+from tests.cluster.local.cluster import LocalCluster
+from tests.cluster.local.node import Node
+
+FOLDER = Path(__file__).parents[1] / "unit" / "domain" / "messages"
+STATUSES = (401, 403, 404, 429, 500, 502, 503, 504)
+BREAKS: tuple[faulty.Kind, ...] = ("reset", "stall", "truncated", "corrupt")
+NAMES = {
+    "tls-untrusted": faulty.UNTRUSTED,
+    "tls-mismatch": faulty.MISMATCH,
+    "tls-plain-http": f"{faulty.PLAIN}:80",
+    "refused": faulty.REFUSED,
+    "unroutable": faulty.UNROUTABLE,
+    "dns-nxdomain": faulty.UNRESOLVABLE,
+    "dns-servfail": faulty.SERVFAIL,
+    "dns-silent": faulty.SILENT,
+}
+BEARER = {
+    "WWW-Authenticate": f'Bearer realm="http://{faulty.HOST}/token",service="test"',
+}
+FAILING = {"ErrImagePull", "RegistryUnavailable", "InvalidImageName", "ImageInspectError"}
+PROGRESS_TIMEOUT = "10s"
+"""containerd's own is 5 minutes: a pull that stalls is given up after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a pod's `state.waiting` said, at the failure and later in the kubelet's back-off."""
+
+    fault: str
+    image: str
+    reason: str = ""
+    message: str = ""
+    back_off: str = ""
+
+
+def prepare(cluster: LocalCluster) -> dict[str, str]:
+    """Sets all faults, each for a repository of its own. The images to pull, by fault."""
+    registry = cluster.faulty
+    images: dict[str, str] = {}
+
+    def push(name: str, image: str = "tiny") -> str:
+        seed = 900 + len(images)
+        images[name] = cluster.push(image, f"faults/{name}:1", registry="faulty", seed=seed)
+        return f"faults/{name}"
+
+    for status in STATUSES:
+        for operation in ("manifest", "blob"):
+            repository = push(f"{operation}-{status}")
+            registry.fault(status, repository=repository, operation=operation)
+    for status in (200, 401, 403, 429, 503):  # 200: a token that does not help
+        repository = push(f"token-{status}")
+        registry.fault(401, repository=repository, operation="manifest", headers=BEARER)
+        if status != 200:
+            registry.fault(status, repository=repository, operation="token")
+    for kind in BREAKS:
+        registry.fault(kind, repository=push(f"manifest-{kind}"), operation="manifest")
+        # containerd 2.4 counts a download only from its first MiB on: one that stalls before is
+        # never given up.
+        image, after = ("medium", 16 << 20) if kind == "stall" else ("tiny", 4096)
+        repository = push(f"layer-{kind}", image)
+        registry.fault(kind, repository=repository, operation="blob", after_bytes=after)
+    images |= {name: f"{host}/faults/{name}:1" for name, host in NAMES.items()}
+    images["no-tag"] = f"open.registry.test/{push('there')}:missing"
+    del images["there"]
+    images["no-repository"] = "open.registry.test/faults/nowhere:1"
+    images["no-credentials"] = cluster.push("tiny", "faults/secret:1", registry="secure")
+    images["no-platform"] = cluster.push("foreign", "faults/foreign:1")
+    images["invalid-name"] = "open.registry.test/Faults/UPPER:1"
+    return images
+
+
+def pod(name: str, node: str, image: str, *, volume: bool) -> dict[str, Any]:
+    container: dict[str, Any] = {"name": "main", "image": image, "imagePullPolicy": "Always"}
+    spec: dict[str, Any] = {
+        "nodeName": node,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 0,
+        "containers": [container],
+    }
+    if volume:
+        container |= {"image": "imagegate.test/pause:1", "imagePullPolicy": "Never"}
+        container["volumeMounts"] = [{"name": "image", "mountPath": "/image"}]
+        spec["volumes"] = [{"name": "image", "image": {"reference": image}}]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def collect(
+    cluster: LocalCluster, node: str, images: dict[str, str], *, volume: bool, timeout: float = 150
+) -> list[Waiting]:
+    """One pod for every image, all at once, until each has failed and is in back-off."""
+    cluster.apply(
+        *(pod(f"{node}-{name}", node, image, volume=volume) for name, image in images.items())
+    )
+    found = {name: Waiting(name, image) for name, image in images.items()}
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and not all(each.message for each in found.values()):
+        _look(cluster, node, found)
+        time.sleep(0.1)
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not all(each.back_off for each in found.values()):
+        _look(cluster, node, found)
+        time.sleep(0.1)
+    cluster.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
+    for name in [name for name, each in found.items() if not each.message]:
+        print(f"NOT FAILED: {name}")
+        del found[name]
+    return list(found.values())
+
+
+def _look(cluster: LocalCluster, node: str, found: dict[str, Waiting]) -> None:
+    for item in cluster.api.get("/api/v1/namespaces/default/pods")["items"]:
+        name = item["metadata"]["name"].removeprefix(f"{node}-")
+        if name not in found:
+            continue
+        statuses = item["status"].get("containerStatuses") or [{}]
+        waiting = (statuses[0].get("state") or {}).get("waiting") or {}
+        reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        seen = found[name]
+        if reason in FAILING and not seen.message:
+            found[name] = Waiting(name, seen.image, reason, message, seen.back_off)
+        elif reason == "ImagePullBackOff" and not seen.back_off:
+            found[name] = Waiting(name, seen.image, seen.reason, seen.message, message)
+
+
+def containerd(cluster: LocalCluster, images: dict[str, str], version: str) -> list[Waiting]:
+    volume = not version
+    quick = {"serializeImagePulls": False, "registryPullQPS": 0}
+    options = NodeOptions(containerd=version, kubelet=quick, pull_progress_timeout=PROGRESS_TIMEOUT)
+    name = f"messages-{version.replace('.', '-') or 'new'}"
+    cluster.add_node(name, options)
+    found = collect(cluster, name, images, volume=volume)
+    cluster.remove_node(name)
+    full = cluster.push("medium", "faults/full:1", seed=900)
+    for case, size in (("disk-full-content", "16m"), ("disk-full-unpack", "48m")):
+        eviction = {"imagefs.available": "0%", "imagefs.inodesFree": "0%"}
+        options = NodeOptions(containerd=version, kubelet={"evictionHard": eviction})
+        node = cluster.add_node(f"{name}-{size}", options)
+        node.limit_disk(size)
+        found += collect(cluster, node.name, {case: full}, volume=volume)
+        cluster.remove_node(node.name)
+    if not version:
+        limited = {"serializeImagePulls": False, "registryPullQPS": 1, "registryBurst": 1}
+        cluster.add_node(f"{name}-qps", NodeOptions(kubelet=limited))
+        several = {f"qps-{n}": f"open.registry.test/faults/nowhere:{n}" for n in range(4)}
+        found += [
+            Waiting("kubelet-qps", each.image, each.reason, each.message, each.back_off)
+            for each in collect(cluster, f"{name}-qps", several, volume=volume)
+            if "QPS" in each.message
+        ][:1]
+        cluster.remove_node(f"{name}-qps")
+    return found
+
+
+def crio(cluster: LocalCluster, images: dict[str, str]) -> list[Waiting]:
+    """skopeo's words on a node, where the names resolve, wrapped as CRI-O 1.32 and later does.
+
+    server/image_pull.go: `RegistryUnavailable: …` where ECONNREFUSED is in the chain; internal/
+    storage/image.go: `unable to pull image or OCI artifact: pull image err: …; artifact err: …`.
+    The kubelet turns the first into a reason of its own (image_manager.go, evalCRIPullErr).
+    """
+    node = cluster.add_node("messages-crio")
+    found: list[Waiting] = []
+    for name, image in images.items():
+        if name.startswith("token"):
+            continue  # this library looks for the challenge at /v2/, which has none here
+        words = _skopeo(node, image)
+        if not words:
+            print(f"NOT FAILED: {name}")
+            continue
+        artifact = re.sub(r"^initializing source docker://\S+ ", "build image source: ", words)
+        message = (
+            f"unable to pull image or OCI artifact: pull image err: {words};"
+            f" artifact err: get manifest: {artifact}"
+        )
+        reason = "ErrImagePull"
+        if "connection refused" in words:
+            reason = "RegistryUnavailable"
+            message = (
+                f"image pull failed for {image} because the registry is unavailable: {message}"
+            )
+        back_off = f'Back-off pulling image "{image}": {reason}: {message}'
+        found.append(Waiting(name, image, reason, message, back_off))
+    cluster.remove_node(node.name)
+    return found
+
+
+def _skopeo(node: Node, image: str) -> str:
+    """The error, without skopeo's own envelope; empty if there is none."""
+    secure = any(host in image for host in (faulty.UNTRUSTED, faulty.MISMATCH, faulty.PLAIN))
+    command = ["skopeo", "--insecure-policy", "--command-timeout=20s", "copy", "--quiet"]
+    command += [f"--src-tls-verify={str(secure).lower()}", f"docker://{image}", "dir:/run/skopeo"]
+    done = subprocess.run(node.group.enter(command), capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1] if done.returncode else ""
+    found = re.search(r'level=fatal msg=(".*")', last)
+    words = str(json.loads(found[1])) if found else last
+    return words.removeprefix("copying image: ").removeprefix("Error ")
+
+
+def write(file: str, about: str, found: list[Waiting]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    content = {
+        "about": about,
+        "messages": [
+            {
+                "fault": each.fault,
+                "image": each.image,
+                "reason": each.reason,
+                "message": each.message,
+                "back_off": each.back_off,
+            }
+            for each in sorted(found, key=lambda each: each.fault)
+        ],
+    }
+    (FOLDER / file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(f"{file}: {len(found)} messages")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--name", default="imagegate-messages", help="of the cluster")
+    parser.add_argument("runtimes", nargs="*", default=["2.4", "1.7", "crio"])
+    options = parser.parse_args()
+    kubelet = "kubelet 1.36 in a pod's state.waiting"
+    with start_cluster(ClusterOptions(name=options.name, nodes=1)) as cluster:
+        images = prepare(cluster)
+        runs: dict[str, Callable[[], None]] = {
+            "2.4": lambda: write(
+                "containerd-2.4.json",
+                f"recorded: containerd 2.4 and {kubelet}, image volumes",
+                containerd(cluster, images, ""),
+            ),
+            "1.7": lambda: write(
+                "containerd-1.7.json",
+                f"recorded: containerd 1.7 and {kubelet}, images of containers",
+                containerd(cluster, images, "1.7"),
+            ),
+            "crio": lambda: write(
+                "crio.json",
+                "derived: the words of skopeo 1.9 (containers/image 5.22) are recorded; around them"
+                " are those of CRI-O 1.32 and later and of the kubelet, as their sources have them",
+                crio(cluster, images),
+            ),
+        }
+        for runtime in options.runtimes:
+            runs[runtime]()
+
+
+if __name__ == "__main__":
+    main()
