@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     up = command("up", _up, "start a cluster; one of this name that runs is replaced")
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--kubernetes", default="v1.36", help="a folder of build/kubernetes (v1.36)")
-    command("build", _build, "build everything that a cluster runs into the cache, once")
+    build = command("build", _build, "build everything that a cluster runs into the cache, once")
+    build.add_argument("--kubernetes", default="v1.36", help="a folder of build/kubernetes (v1.36)")
     command("down", _down, "end the cluster and remove all of it")
     command("status", _status, "what runs, with pids, ports and logs")
     command("check-clean", _check_clean, "fail and list what `down` should have removed")
@@ -120,9 +121,9 @@ def _up(options: argparse.Namespace) -> int:
     return 0
 
 
-def _build(_: argparse.Namespace) -> int:
+def _build(options: argparse.Namespace) -> int:
     binaries.ensure(
-        binaries.kubernetes(),
+        binaries.kubernetes(options.kubernetes),
         binaries.containerd(),
         binaries.kwok(),
         binaries.helm(),

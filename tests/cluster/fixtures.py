@@ -25,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--context", help="of the kubeconfig, for --provider=existing")
     group.addoption("--cluster-name", default="imagegate-e2e")
     group.addoption("--cluster-nodes", type=int, default=2)
+    group.addoption("--cluster-kubernetes", default=ClusterOptions().kubernetes, metavar="v1.N")
+    group.addoption(
+        "--cluster-apiserver-flag",
+        action="append",
+        default=[],
+        metavar="--FLAG=VALUE",
+        help="for the API server, such as --cluster-apiserver-flag=--feature-gates=X=true",
+    )
     group.addoption(
         "--cluster-keep",
         action="store_true",
@@ -57,7 +65,13 @@ def _start(config: pytest.Config) -> Cluster:
             say(f"no cluster {name} to use again")
         else:
             return kept
-    options = ClusterOptions(name=name, nodes=config.getoption("--cluster-nodes"))
+    flags = tuple(config.getoption("--cluster-apiserver-flag"))
+    options = ClusterOptions(
+        name=name,
+        nodes=config.getoption("--cluster-nodes"),
+        kubernetes=config.getoption("--cluster-kubernetes"),
+        extra_args={"kube-apiserver": flags} if flags else {},
+    )
     return create_cluster(options, provider, config.getoption("--context"))
 
 
@@ -75,13 +89,22 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """What the provider cannot do is a skip with the reason, not a failure."""
+def _skip_what_is_unsupported() -> Generator[None, None, None]:
+    """What the cluster cannot do is a skip with the reason, not a failure."""
     try:
         return (yield)
     except Unsupported as error:
         pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    return (yield from _skip_what_is_unsupported())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    return (yield from _skip_what_is_unsupported())
 
 
 @pytest.hookimpl(wrapper=True)

@@ -44,6 +44,9 @@ class NodeOptions:
     containerd_toml: str = ""  # appended to containerd's configuration
     containerd: str = ""  # "1.7": an older containerd, which knows no image volumes
     pull_progress_timeout: str = "5m"  # after which containerd gives up a pull that stalls
+    kubernetes: str = (
+        ""  # of kubelet and kube-proxy; a folder of build/kubernetes/, else the cluster's
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,4 +298,6 @@ class Node:
             flags += ["--proxy-mode=iptables", "--conntrack-max-per-core=0"]
             flags += [f"--cluster-cidr={network.PODS}"]
         flags += self.control_plane.extra_args.get(name, ())
-        self.group.start(name, [str(self.control_plane.kubernetes.bin / name), *flags])
+        own = self.record.options.kubernetes
+        kubernetes = binaries.kubernetes(own) if own else self.control_plane.kubernetes
+        self.group.start(name, [str(binaries.path(kubernetes, name)), *flags])
