@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 from collections.abc import AsyncIterator, Coroutine
@@ -30,6 +31,7 @@ from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.kube.secrets import Secrets
 from imagegate.metrics import Metrics
 from imagegate.puller import build
+from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
@@ -199,8 +201,7 @@ class App:
             suspend=settings.gate_suspend,
             silence_seconds=settings.gate_silence_seconds,
         )
-        probe = build.probe(settings.puller_namespaces[0], settings.puller)
-        self._reader.cluster_lacks_image_volumes = not await self._pods.keeps_image_volumes(probe)
+        await self._probe_image_volumes()
         await self._resync.once()
         self.store.complete = True
         # Only now is anything queued and worked on: nobody is released on half of the facts.
@@ -233,6 +234,16 @@ class App:
             )
         )
         await first_of(tasks)
+
+    async def _probe_image_volumes(self) -> None:
+        """Where the API server drops image volumes no kubelet gets any, whatever the flags say."""
+        puller = self._settings.puller
+        if puller.mode is Mode.CONTAINER:
+            return
+        probe = build.probe(self._settings.puller_namespaces[0], puller)
+        if not await self._pods.keeps_image_volumes(probe):
+            logger.info("the API server drops image volumes: images are pulled as containers")
+            self._reconciler.puller = dataclasses.replace(puller, mode=Mode.CONTAINER)
 
     async def _look_for_policy(self) -> None:
         """Say so in the NodeGate when the policy is gone: nothing else would."""

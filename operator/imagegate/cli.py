@@ -17,6 +17,7 @@ from imagegate.kube.client import Client
 from imagegate.kube.kubelets import Kubelets
 from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.puller.build import PullerSettings
+from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.runtime.cleanup import Cleanup
@@ -109,6 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--puller-image", default=_DEFAULTS.puller.image, help="a pause image: -v must exit 0"
     )
+    run.add_argument(
+        "--puller-mode",
+        type=Mode,
+        choices=list(Mode),
+        default=Mode.AUTO,
+        help="how puller pods name the images; Auto: image volumes where the node has them",
+    )
+    run.add_argument(
+        "--puller-container-image",
+        default=_DEFAULTS.puller.busybox,
+        help="for puller pods without image volumes: an image with a static /bin/busybox",
+    )
     run.add_argument("--puller-priority-class", default="")
     run.add_argument("--puller-label", type=_pair, action="append", default=[], metavar="K=V")
     run.add_argument("--puller-annotation", type=_pair, action="append", default=[], metavar="K=V")
@@ -117,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="for the pause image",
+        help="for the puller pods' own images",
     )
     run.add_argument("--gate-silence-seconds", type=int, default=_DEFAULTS.gate_silence_seconds)
     run.add_argument("--gate-suspend", type=_boolean, default=False, metavar="true|false")
@@ -207,6 +220,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         puller_namespaces=arguments.puller_namespaces,
         puller=PullerSettings(
             image=arguments.puller_image,
+            busybox=arguments.puller_container_image,
+            mode=arguments.puller_mode,
             priority_class=arguments.puller_priority_class,
             labels=dict(arguments.puller_label),
             annotations=dict(arguments.puller_annotation),

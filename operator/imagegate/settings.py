@@ -27,7 +27,9 @@ class Settings:
     lease_name: str = "imagegate"
     puller_namespaces: tuple[str, ...] = ("imagegate-system",)
     puller: PullerSettings = field(
-        default_factory=lambda: PullerSettings(image="registry.k8s.io/pause:3.10")
+        default_factory=lambda: PullerSettings(
+            image="registry.k8s.io/pause:3.10", busybox="docker.io/library/busybox:1.37.0-musl"
+        )
     )
     gate_taint_key: str = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
     gate_silence_seconds: int = 300

@@ -46,6 +46,10 @@ class Node:
     taints: tuple[Taint, ...] = ()
     observed: str = ""
     boot_id: str = ""
+    kubelet: tuple[int, int] = (0, 0)
+    """Major and minor version of its kubelet; zeros where it is not known."""
+    runtime: tuple[str, int, int] = ("", 0, 0)
+    """Its container runtime: name, major and minor version."""
     created_at: float = 0.0
     ready: bool = False
     ready_since: float | None = None
@@ -178,7 +182,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The images that one puller pod mounts: one set of secrets, at most eight images."""
+    """The images that one puller pod pulls: one set of secrets, at most eight images."""
 
     key: str
     images: tuple[str, ...]
@@ -272,11 +276,14 @@ class Pod:
     observed: str = ""
     """The node's identity when the pod was made."""
     phase: str = "Pending"
+    """Succeeded means that every image was pulled, whatever became of the containers after that."""
     reason: str = ""
     message: str = ""
     waiting: str = ""
-    """The reason the container waits for, when it does: ErrImagePull, ImagePullBackOff, ..."""
+    """The reason a container waits for, when one does: ErrImagePull, ImagePullBackOff, ..."""
     waiting_message: str = ""
+    waiting_image: str = ""
+    """The image it waits for, where the status says which."""
     created_at: float = 0.0
     finished_at: float | None = None
     deleting: bool = False

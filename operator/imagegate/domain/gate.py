@@ -17,7 +17,7 @@ class Claim:
     cached: bool
     failure: Attempts | None = None
     impossible: bool = False
-    """The node can never hold images (no kubelet of its own): nothing to wait for."""
+    """The node can never hold images (`match.NEVER`): nothing to wait for."""
     waits_for: str = ""
     """What of ``startAfter`` keeps its pulls from starting, for people."""
 

@@ -23,10 +23,10 @@ LEAVING_TAINTS = (
 )
 
 VIRTUAL = "no kubelet of its own"
-"""A reason for skipping a node that will never pass."""
-
+WINDOWS = "Windows"
 NO_IMAGE = "no image for its platform"
-"""Passes only when somebody pushes another image."""
+NEVER = frozenset({VIRTUAL, WINDOWS, NO_IMAGE})
+"""The reasons for skipping a node that do not pass by themselves: nothing is waited for there."""
 
 VIRTUAL_LABELS = (
     ("eks.amazonaws.com/compute-type", "fargate"),
@@ -77,6 +77,10 @@ def skipped(node: Node, *, gated: bool) -> str | None:
             return f"taint {taint.key}"
     if any(node.labels.get(key) == value for key, value in VIRTUAL_LABELS):
         return VIRTUAL
+    if node.labels.get("kubernetes.io/os") == "windows":
+        # Its API refuses the pod's security context, and neither a pause image's -v nor a
+        # Linux busybox runs there.
+        return WINDOWS
     if node.disk_pressure:
         return "DiskPressure"
     if node.unschedulable and not gated:

@@ -127,7 +127,7 @@ def _verdict(
                 share.prefetch,
                 cached=outcome.cached,
                 failure=outcome.failure,
-                impossible=outcome.skipped in (match.VIRTUAL, match.NO_IMAGE),
+                impossible=outcome.skipped in match.NEVER,
                 waits_for=outcome.waits_for,
             )
             for share, outcome in outcomes

@@ -291,7 +291,7 @@ def _in_service(
         elif pod.deleting:
             continue
         elif pod.phase == "Failed":
-            _give_up(pod, group, retry.LATER, pod.reason, share, now, outcome)
+            _give_up(pod, group, retry.ended(pod.reason), _end(pod), share, now, outcome)
         elif pod.phase == "Succeeded" and not share.prefetch.keep:
             due = (pod.finished_at or pod.created_at) + RELEASE_AFTER
             if now >= due:
@@ -333,7 +333,7 @@ def _towards_cached(
         elif pod.deleting:
             outcome.pulling = True
         elif pod.phase == "Failed":
-            _give_up(pod, group, retry.LATER, f"{pod.reason}: {pod.message}", share, now, outcome)
+            _give_up(pod, group, retry.ended(pod.reason), _end(pod), share, now, outcome)
         else:
             outcome.pulling = True
             _watch_pull(pod, group, share, node, now, site, outcome)
@@ -472,6 +472,10 @@ def _watch_pull(
         outcome.requeue.append(pod.created_at + timeout)
 
 
+def _end(pod: Pod) -> str:
+    return f"{pod.reason}: {pod.message}"
+
+
 def _just_failed(pod: Pod, share: Share, now: float) -> bool:
     seen = share.failed_at.get(pod.uid)
     return pod.waiting in PULL_ERRORS and seen is not None and now - seen <= FRESH
@@ -518,6 +522,6 @@ def _remember(
         spec=share.prefetch.retry,
         key=f"{pod.node}/{group.key}",
         now=now,
-        image=retry.blamed(pod, message),
+        image=pod.waiting_image or retry.blamed(pod, message),
         message=message,
     )

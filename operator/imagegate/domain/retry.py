@@ -29,6 +29,12 @@ REFUSED = FailureClass(
     "the API server refuses the puller pod: create the namespace of spec.pullerNamespace, or allow"
     " the pod in its quota, Pod Security level or policy",
 )
+UNFIT = FailureClass(
+    "PullerFailed",
+    False,
+    "the image of the chart's puller.container.image must have a static /bin/busybox that the"
+    " node's architecture runs",
+)
 TIMED_OUT = FailureClass("PullTimeout", False, "raise retry.timeoutSeconds or look at the network")
 DISK_FULL = FailureClass(
     "DiskFull", True, "free or enlarge the node's image file system, or raise disk.maxUsagePercent"
@@ -122,12 +128,18 @@ def classify(message: str) -> FailureClass:
     return next((cls for pattern, cls in _COMPILED if pattern.search(text)), UNKNOWN)
 
 
+def ended(reason: str) -> FailureClass:
+    """The class of a pod that failed before all of its images were pulled."""
+    return UNFIT if reason == UNFIT.reason else LATER
+
+
 NODES_OWN = frozenset({"DiskFull", "PodRejected", "PlatformMissing", "PullQPSExceeded"})
 """Reasons that lie with the one node: they say nothing of how others would fare."""
 
 CLASSES: tuple[FailureClass, ...] = (
     *(cls for _, cls in _CLASSES),
     EVICTED,
+    UNFIT,
     TIMED_OUT,
     LATER,
     REFUSED,

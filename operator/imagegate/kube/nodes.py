@@ -7,6 +7,7 @@ or fails as a whole (kubernetes#131231 is what happens without).
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from imagegate.kube.client import JSON_PATCH, Client
 PATH = "/api/v1/nodes"
 
 Operation = dict[str, Any]
+
+_VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 
 def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node:
@@ -36,6 +39,7 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
     images = status.get("images") or ()
     endpoint = (status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}
     addresses = {a.get("type"): a.get("address", "") for a in status.get("addresses") or ()}
+    runtime, _, runtime_version = info.get("containerRuntimeVersion", "").partition("://")
     return Node(
         name=metadata.get("name", ""),
         uid=metadata.get("uid", ""),
@@ -45,6 +49,8 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         taints=tuple(_taint(taint) for taint in spec.get("taints") or ()),
         observed=annotations.get(OBSERVED, ""),
         boot_id=info.get("bootID", ""),
+        kubelet=_version(info.get("kubeletVersion", "")),
+        runtime=(runtime, *_version(runtime_version)),
         created_at=fields.seconds(metadata.get("creationTimestamp")) or 0.0,
         ready=ready.get("status") == "True",
         ready_since=fields.seconds(ready.get("lastTransitionTime")),
@@ -64,6 +70,12 @@ def _platform(info: Mapping[str, str]) -> str:
     os, architecture = info.get("operatingSystem", ""), info.get("architecture", "")
     # Interned: a few different ones for thousands of nodes.
     return sys.intern(f"{os}/{architecture}") if os and architecture else ""
+
+
+def _version(text: str) -> tuple[int, int]:
+    """Major and minor of ``v1.34.4-eks-1a2b3c4``, ``2.1.4-k3s1``; zeros of anything else."""
+    found = _VERSION.match(text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _taint(body: Mapping[str, Any]) -> Taint:

@@ -48,7 +48,8 @@ class Pods:
 
         With the feature gate off the field is dropped without a word and the volume becomes an
         emptyDir (kind#3745): the pod would succeed and nothing would be pulled. True as well when
-        the API server refuses the pod for another reason: that is told when a real one is made.
+        the API server refuses the pod for another reason: that is told when a real one is made,
+        and by then it is the node's version that decides.
         """
         path = _path(manifest["metadata"]["namespace"])
         try:

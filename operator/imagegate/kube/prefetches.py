@@ -35,8 +35,6 @@ class Reader:
 
     def __init__(self, puller_namespaces: frozenset[str]) -> None:
         self._namespaces = puller_namespaces
-        self.cluster_lacks_image_volumes = False
-        """Whether puller pods would succeed without pulling anything; found out at start."""
 
     def parse(self, body: Mapping[str, Any]) -> Prefetch:
         """Never raises: what is wrong stands in ``invalid``, with what to do about it."""
@@ -56,12 +54,6 @@ class Reader:
         except decode.InvalidObject as error:
             return Prefetch(**common, invalid=("InvalidSpec", str(error)))
         invalid = None
-        if self.cluster_lacks_image_volumes:
-            invalid = (
-                "ImageVolumeUnsupported",
-                "the API server drops image volumes; use Kubernetes 1.35 or newer, or turn on the"
-                " feature gate ImageVolume of the API server and of every kubelet",
-            )
         if spec.puller_namespace not in self._namespaces:
             allowed = ", ".join(sorted(self._namespaces))
             invalid = (

@@ -1,26 +1,40 @@
 """The puller pod of one group of images on one node.
 
-Each image is a mounted ``volumes[].image`` and the container is the pause image's ``-v``, which
-exits 0: nothing of a target image ever executes, images without a runnable file work, and the
-pull, its credentials and its bookkeeping are the kubelet's own. Mounted, because only mounted
-volumes report their errors in the pod's status and pin their images while the pod exists.
+The pull, its credentials and its bookkeeping are the kubelet's own, and nothing of a target image
+ever executes. Two kinds (`mode`):
+
+ImageVolume: each image is a mounted ``volumes[].image`` and the container is the pause image's
+``-v``, which exits 0. Mounted, because only mounted volumes report their errors in the pod's status
+and pin their images while the pod exists.
+
+Container: an init container copies a static busybox into an emptyDir, and a container of each image
+runs that one's ``true``: images without a runnable file work as well. Whether it can run at all
+does not matter (`read`): the kubelet has pulled the image by then.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from imagegate.domain.facts import GROUP, PREFETCH_LABEL, Group, Node, Prefetch
+from imagegate.puller.mode import Mode, choose
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "imagegate"
 GROUP_LABEL = f"{GROUP}/group"
 OBSERVED_ANNOTATION = f"{GROUP}/observed"
 ATTEMPT_ANNOTATION = f"{GROUP}/attempt"
-CONTAINER = "hold"
+IF_NOT_PRESENT = "IfNotPresent"
+HOLD = "hold"
+"""The container of an ImageVolume pod: it mounts the images."""
+IMAGE = "image-"
+"""The volumes of an ImageVolume pod and the containers of a Container pod: this and a number."""
+TOOLS = "/imagegate"
+"""Where the busybox is in every container of a Container pod."""
 SELECTOR = f"{MANAGED_BY}={MANAGER},{PREFETCH_LABEL}"
 """Server-side label selector of every puller pod of ours."""
 
@@ -31,11 +45,14 @@ class PullerSettings:
 
     image: str
     """A pause image: ``-v`` must exit 0. Best the node's own sandbox image, which is there."""
+    busybox: str = ""
+    """An image with a static /bin/busybox, for Container pods."""
+    mode: Mode = Mode.AUTO
     priority_class: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     image_pull_secrets: tuple[str, ...] = ()
-    """For the pause image itself; given to every puller pod."""
+    """For the pause and busybox images themselves; given to every puller pod."""
 
 
 def name(prefetch: Prefetch, node: Node, group: Group, attempt: int) -> str:
@@ -49,9 +66,10 @@ def name(prefetch: Prefetch, node: Node, group: Group, attempt: int) -> str:
 
 
 def probe(namespace: str, settings: PullerSettings) -> dict[str, Any]:
-    """A puller pod of no node and no prefetch, to be created with dryRun only."""
+    """A puller pod with an image volume, of no node and no prefetch: to be created with dryRun."""
     nowhere = Node(name="imagegate-probe", uid="probe", version=0)
     nothing = Prefetch(name="probe", uid="probe", version=0, namespace=namespace)
+    settings = dataclasses.replace(settings, mode=Mode.IMAGE_VOLUME)
     manifest = build(nothing, nowhere, Group("probe", (settings.image,), ()), 0, settings)
     del manifest["spec"]["nodeName"], manifest["metadata"]["ownerReferences"]
     return manifest
@@ -61,7 +79,7 @@ def build(
     prefetch: Prefetch, node: Node, group: Group, attempt: int, settings: PullerSettings
 ) -> dict[str, Any]:
     """The manifest, ready to be created in ``prefetch.namespace``."""
-    volumes = [f"image-{index}" for index in range(len(group.images))]
+    parts = _by_volumes if choose(node, settings.mode) is Mode.IMAGE_VOLUME else _by_containers
     secrets = dict.fromkeys((*group.pull_secrets, *settings.image_pull_secrets))
     spec: dict[str, Any] = {
         # Bound directly: the scheduler would honour our own NoSchedule taint's absence only
@@ -78,31 +96,7 @@ def build(
             "runAsGroup": 65535,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [
-            {
-                "name": CONTAINER,
-                "image": settings.image,
-                "imagePullPolicy": "IfNotPresent",
-                "args": ["-v"],
-                "resources": {
-                    "requests": {"cpu": "1m", "memory": "4Mi"},
-                    "limits": {"memory": "32Mi"},
-                },
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "readOnlyRootFilesystem": True,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-                "volumeMounts": [
-                    {"name": volume, "mountPath": f"/images/{index}", "readOnly": True}
-                    for index, volume in enumerate(volumes)
-                ],
-            }
-        ],
-        "volumes": [
-            {"name": volume, "image": {"reference": image, "pullPolicy": "IfNotPresent"}}
-            for volume, image in zip(volumes, group.images, strict=True)
-        ],
+        **parts(group.images, settings),
     }
     if secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
@@ -144,4 +138,55 @@ def build(
             ],
         },
         "spec": spec,
+    }
+
+
+def _by_volumes(images: tuple[str, ...], settings: PullerSettings) -> dict[str, Any]:
+    mounts = [
+        {"name": f"{IMAGE}{index}", "mountPath": f"/images/{index}", "readOnly": True}
+        for index in range(len(images))
+    ]
+    return {
+        "containers": [_container(HOLD, settings.image, mounts, args=["-v"])],
+        "volumes": [
+            {"name": f"{IMAGE}{index}", "image": {"reference": image, "pullPolicy": IF_NOT_PRESENT}}
+            for index, image in enumerate(images)
+        ],
+    }
+
+
+def _by_containers(images: tuple[str, ...], settings: PullerSettings) -> dict[str, Any]:
+    here = {"name": "tools", "mountPath": TOOLS}
+    copy = ["/bin/busybox", "cp", "/bin/busybox", f"{TOOLS}/busybox"]
+    run: dict[str, Any] = {
+        "command": [f"{TOOLS}/busybox", "true"],
+        # The image's own may be a folder that only its own user may enter.
+        "workingDir": TOOLS,
+    }
+    return {
+        "initContainers": [_container("busybox", settings.busybox, [here], command=copy)],
+        "containers": [
+            _container(f"{IMAGE}{index}", image, [{**here, "readOnly": True}], **run)
+            for index, image in enumerate(images)
+        ],
+        "volumes": [{"name": "tools", "emptyDir": {}}],
+    }
+
+
+def _container(name: str, image: str, mounts: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": IF_NOT_PRESENT,
+        **run,
+        "resources": {
+            "requests": {"cpu": "1m", "memory": "4Mi"},
+            "limits": {"memory": "32Mi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": mounts,
     }

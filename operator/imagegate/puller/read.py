@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from imagegate.api import fields
+from imagegate.domain import retry
 from imagegate.domain.facts import PREFETCH_LABEL, Pod
-from imagegate.puller.build import GROUP_LABEL, OBSERVED_ANNOTATION
+from imagegate.domain.pulls import PULL_ERRORS
+from imagegate.puller.build import GROUP_LABEL, HOLD, IMAGE, OBSERVED_ANNOTATION
+
+Body = Mapping[str, Any]
+
+_AFTER_PULL = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+"""What a container waits for when its image is there but it cannot be made of it: the kubelet pulls
+first (pkg/kubelet/kuberuntime/kuberuntime_container.go, startContainer), and tries for ever."""
 
 
-def pod(body: Mapping[str, Any]) -> Pod:
+def pod(body: Body) -> Pod:
     """A puller pod from its JSON form."""
-    metadata: Mapping[str, Any] = body.get("metadata") or {}
-    spec: Mapping[str, Any] = body.get("spec") or {}
-    status: Mapping[str, Any] = body.get("status") or {}
+    metadata: Body = body.get("metadata") or {}
+    spec: Body = body.get("spec") or {}
+    status: Body = body.get("status") or {}
     labels: Mapping[str, str] = metadata.get("labels") or {}
     annotations: Mapping[str, str] = metadata.get("annotations") or {}
-    container: Mapping[str, Any] = next(iter(status.get("containerStatuses") or ()), {})
-    state: Mapping[str, Any] = container.get("state") or {}
-    waiting: Mapping[str, Any] = state.get("waiting") or {}
-    finished = (state.get("terminated") or {}).get("finishedAt")
+    inits: Sequence[Body] = status.get("initContainerStatuses") or ()
+    containers: Sequence[Body] = status.get("containerStatuses") or ()
+    images = _images(spec)
+    phase, reason, message = _end(spec, status, inits, containers)
+    waiting, waiting_message, waiting_image = _waiting(spec, images, (*inits, *containers))
+    finished = [_state(each, "terminated").get("finishedAt") for each in containers]
     return Pod(
         name=metadata.get("name", ""),
         namespace=metadata.get("namespace", ""),
@@ -31,21 +41,92 @@ def pod(body: Mapping[str, Any]) -> Pod:
         node=spec.get("nodeName", ""),
         prefetch=labels.get(PREFETCH_LABEL, ""),
         group=labels.get(GROUP_LABEL, ""),
-        images=tuple(
-            volume["image"]["reference"]
-            for volume in spec.get("volumes") or ()
-            if "reference" in (volume.get("image") or {})
-        ),
+        images=images,
         observed=annotations.get(OBSERVED_ANNOTATION, ""),
-        phase=status.get("phase", "Pending"),
-        reason=status.get("reason", ""),
-        message=status.get("message", ""),
-        waiting=waiting.get("reason", ""),
-        waiting_message=waiting.get("message", ""),
+        phase=phase,
+        reason=reason,
+        message=message,
+        waiting=waiting,
+        waiting_message=waiting_message,
+        waiting_image=waiting_image,
         created_at=fields.seconds(metadata.get("creationTimestamp")) or 0.0,
-        finished_at=fields.seconds(finished),
+        finished_at=max(filter(None, map(fields.seconds, finished)), default=None),
         deleting="deletionTimestamp" in metadata,
     )
+
+
+def _state(container: Body, name: str) -> Body:
+    found: Body = (container.get("state") or {}).get(name) or {}
+    return found
+
+
+def _images(spec: Body) -> tuple[str, ...]:
+    """The images to be cached, whichever kind of puller pod it is."""
+    mounted = tuple(
+        volume["image"]["reference"]
+        for volume in spec.get("volumes") or ()
+        if "reference" in (volume.get("image") or {})
+    )
+    return mounted or tuple(
+        container["image"]
+        for container in spec.get("containers") or ()
+        if container.get("name", "").startswith(IMAGE)
+    )
+
+
+def _end(
+    spec: Body, status: Body, inits: Sequence[Body], containers: Sequence[Body]
+) -> tuple[str, str, str]:
+    """Phase, reason and message, where it is the pulls that count.
+
+    A container exists only once its image is there, and the images that it mounts: it may then be
+    refused by the runtime, or exit with an error. A pod that was rejected or evicted has a reason
+    of its own, and says nothing.
+    """
+    phase: str = status.get("phase", "Pending")
+    reason: str = status.get("reason", "")
+    message: str = status.get("message", "")
+    if phase == "Succeeded" or reason:
+        return phase, reason, message
+    names = (container.get("name", "") for container in spec.get("containers") or ())
+    ours = {name for name in names if name == HOLD or name.startswith(IMAGE)}
+    if ours and ours <= {c.get("name") for c in containers if _pulled(c)}:
+        return "Succeeded", "", ""
+    if phase == "Failed":
+        for container in inits:
+            ended = _state(container, "terminated")
+            if ended.get("exitCode") and container.get("imageID"):
+                what = f"{ended.get('reason', '')} (exit code {ended['exitCode']})"
+                text = f"init container {container['name']}: {what} {ended.get('message', '')}"
+                return phase, retry.UNFIT.reason, text.rstrip()
+    return phase, reason, message
+
+
+def _pulled(container: Body) -> bool:
+    """Whether a container is over with, and its image was there."""
+    if _state(container, "terminated"):
+        return bool(container.get("imageID"))
+    return _state(container, "waiting").get("reason") in _AFTER_PULL
+
+
+def _waiting(
+    spec: Body, images: tuple[str, ...], containers: Sequence[Body]
+) -> tuple[str, str, str]:
+    """Reason, message and image of the container that waits: one whose pull fails before others."""
+    found = [(c.get("name"), _state(c, "waiting")) for c in containers if _state(c, "waiting")]
+    found.sort(key=lambda each: each[1].get("reason") not in PULL_ERRORS)
+    if not found:
+        return "", "", ""
+    name, state = found[0]
+    reason: str = state.get("reason", "")
+    message: str = state.get("message", "")
+    declared = (*(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
+    image: str = next((c.get("image", "") for c in declared if c.get("name") == name), "")
+    if image in images:
+        return reason, message, image
+    if reason in PULL_ERRORS and image and image in message:
+        return reason, f"the puller pod's own image cannot be pulled: {message}", image
+    return reason, message, ""
 
 
 @dataclass(frozen=True, slots=True)

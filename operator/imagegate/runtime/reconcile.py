@@ -93,7 +93,8 @@ class Reconciler:
         self._start_after = start_after
         self._events = events
         self._metrics = metrics
-        self._puller = puller
+        self.puller = puller
+        """How puller pods are made; `app` learns at start what the API server keeps."""
         self._inspector = inspector
         self._disks = disks
         self._clock = clock
@@ -291,7 +292,7 @@ class Reconciler:
 
     async def _create_pod(self, action: CreatePod) -> None:
         prefetch, node = action.prefetch, action.node
-        manifest = build.build(prefetch, node, action.group, action.attempt, self._puller)
+        manifest = build.build(prefetch, node, action.group, action.attempt, self.puller)
         try:
             created = await self._pods.create(manifest)
             if action.remember is not None:

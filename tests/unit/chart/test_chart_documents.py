@@ -114,6 +114,7 @@ def test_schema_is_strict_wherever_it_names_keys(schema: dict[str, Any]) -> None
         ({"gate": {"taintKey": "not a key"}}, "/gate/taintKey"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"puller": {"namespaces": ["Ml_Team"]}}, "/puller/namespaces/0"),
+        ({"puller": {"mode": "Volume"}}, "/puller/mode"),
         (
             {"puller": {"priorityClass": {"name": "system-node-critical"}}},
             "/puller/priorityClass/name",

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from imagegate import cli
+from imagegate.puller.mode import Mode
 
 from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, Helm, Object, RenderError
 
@@ -67,6 +68,8 @@ def test_arguments(helm: Helm) -> None:
         "puller": {
             "namespaces": ["ml", "web"],
             "image": {"repository": "registry.example/pause", "digest": "sha256:" + "0" * 64},
+            "mode": "Container",
+            "container": {"image": {"repository": "registry.example/busybox", "tag": "static"}},
             "labels": {"team": "a=b"},
             "annotations": {"note": 'two "words"'},
             "imagePullSecrets": [{"name": "one"}, {"name": "two"}],
@@ -82,6 +85,8 @@ def test_arguments(helm: Helm) -> None:
         "--lease-name=imagegate",
         "--puller-namespaces=ml,web",
         "--puller-image=registry.example/pause@sha256:" + "0" * 64,
+        "--puller-mode=Container",
+        "--puller-container-image=registry.example/busybox:static",
         "--puller-priority-class=imagegate-puller",
         "--puller-label=team=a=b",
         '--puller-annotation=note=two "words"',
@@ -131,6 +136,8 @@ def test_operator_understands_its_arguments(helm: Helm, kind: str, served: tuple
     if kind == "Deployment":
         assert parsed.gate_source == ("policy" if served else "watch")
         assert dict(parsed.puller_annotation) == {"note": "a=b"}
+        assert parsed.puller_mode == Mode.AUTO
+        assert parsed.puller_container_image == "docker.io/library/busybox:1.37.0-musl"
 
 
 def test_image(helm: Helm) -> None:

@@ -37,6 +37,8 @@ def node(**changes: Any) -> Node:
         labels={"kubernetes.io/hostname": "n1"},
         annotated=True,
         boot_id="boot-1",
+        kubelet=(1, 36),
+        runtime=("containerd", 2, 4),
         created_at=START,
         ready=True,
         ready_since=START + 10,

@@ -394,6 +394,7 @@ def test_a_node_of_the_same_name_but_another_machine_has_nothing() -> None:
         {"taints": (Taint("ToBeDeletedByClusterAutoscaler", "NoSchedule"),)},
         {"taints": (Taint("karpenter.sh/disrupted", "NoSchedule"),)},
         {"labels": {"eks.amazonaws.com/compute-type": "fargate"}},
+        {"labels": {"kubernetes.io/os": "windows"}},
     ],
 )
 def test_a_node_that_leaves_or_cannot_is_skipped_and_counted(changes: dict[str, Any]) -> None:
@@ -408,8 +409,9 @@ def test_a_cordoned_node_is_served_while_it_is_gated() -> None:
     assert len(creates(plan)) == 1
 
 
-def test_a_virtual_node_is_not_held_by_what_it_can_never_have() -> None:
-    on = gated(labels={"type": "virtual-kubelet"})
+@pytest.mark.parametrize("label", ["type=virtual-kubelet", "kubernetes.io/os=windows"])
+def test_a_node_is_not_held_by_what_it_can_never_have(label: str) -> None:
+    on = gated(labels=dict([label.split("=")]))
     (patch,) = patches(decide(view(on, Share(CLOSED))))
     assert patch.release is ReleaseReason.UNMATCHED
 

@@ -15,6 +15,7 @@ from tests.unit.domain.cases import node, prefetch
 
 SETTINGS = PullerSettings(
     image="registry.k8s.io/pause:3.10.2",
+    busybox="docker.io/library/busybox:1.37.0-musl",
     priority_class="imagegate-puller",
     labels={"team": "ml"},
     annotations={"sidecar.istio.io/inject": "false"},
@@ -31,8 +32,14 @@ def test_the_manifest() -> None:
     golden.check(Path(__file__).parent / "golden" / "pod.json", manifest)
 
 
-def test_what_was_built_is_read_back() -> None:
-    manifest = build.build(TWO, node(), TWO.groups[0], 1, SETTINGS)
+def test_the_manifest_for_a_node_without_image_volumes() -> None:
+    manifest = build.build(TWO, node(kubelet=(1, 34)), TWO.groups[0], 1, SETTINGS)
+    golden.check(Path(__file__).parent / "golden" / "pod-container.json", manifest)
+
+
+@pytest.mark.parametrize("kubelet", [(1, 36), (1, 34)])
+def test_what_was_built_is_read_back(kubelet: tuple[int, int]) -> None:
+    manifest = build.build(TWO, node(kubelet=kubelet), TWO.groups[0], 1, SETTINGS)
     pod = read.pod(manifest)
     assert pod.prefetch == "llm"
     assert pod.group == TWO.groups[0].key

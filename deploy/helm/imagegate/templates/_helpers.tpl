@@ -67,7 +67,7 @@ An image reference. Call with (dict "image" .Values.image "tag" .Chart.AppVersio
 {{- if .image.digest }}
 {{- printf "%s@%s" .image.repository .image.digest }}
 {{- else }}
-{{- printf "%s:%s" .image.repository (.image.tag | default .tag | required "puller.image needs a tag or a digest") }}
+{{- printf "%s:%s" .image.repository (.image.tag | default .tag | required "puller.image and puller.container.image need a tag or a digest") }}
 {{- end }}
 {{- end }}
 

@@ -1,0 +1,54 @@
+"""What the API server makes of image volumes is found out at start, and decides for every node."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from imagegate.app import App
+from imagegate.kube.kubelets import Kubelets
+from imagegate.metrics import Metrics
+from imagegate.puller.mode import Mode
+from imagegate.registry import client as registry
+from imagegate.runtime.clock import Clock
+from imagegate.settings import Settings
+from tests.unit.memory_api import MemoryApi
+
+SETTINGS = Settings(namespace="imagegate-system", identity="test")
+
+
+class Older(MemoryApi):
+    """Drops the field that it does not know, as with the feature gate ImageVolume off."""
+
+    async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
+        made = await super().create(path, body, **query)
+        for volume in (made.get("spec") or {}).get("volumes", ()):
+            if volume.pop("image", None):
+                volume["emptyDir"] = {}
+        return made
+
+
+async def mode(api: MemoryApi, wanted: Mode) -> Mode:
+    client: Any = api
+    puller = dataclasses.replace(SETTINGS.puller, mode=wanted)
+    settings = dataclasses.replace(SETTINGS, puller=puller)
+    metrics = Metrics(CollectorRegistry(), version="test")
+    async with registry.Client() as registries, Kubelets() as kubelets:
+        app = App(settings, client, metrics, Clock(), registries=registries, kubelets=kubelets)
+        await app._probe_image_volumes()
+    assert api.objects == {}, "nothing is really created"
+    return app._reconciler.puller.mode
+
+
+@pytest.mark.parametrize("wanted", list(Mode))
+async def test_where_they_are_dropped_no_puller_pod_has_any(wanted: Mode) -> None:
+    assert await mode(Older(), wanted) is Mode.CONTAINER
+
+
+@pytest.mark.parametrize("wanted", list(Mode))
+async def test_where_they_are_kept_it_stays_as_it_was_asked_for(wanted: Mode) -> None:
+    assert await mode(MemoryApi(), wanted) is wanted
