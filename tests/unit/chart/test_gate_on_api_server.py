@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from imagegate.puller import build
+from imagegate.puller.build import PullerSettings
+from imagegate.puller.mode import Mode
+from tests.unit.domain.cases import node, prefetch
+
 from . import apiserver, rendering
 from .rendering import NAMESPACE, Object
 
@@ -246,10 +251,24 @@ def test_pods_pass_restricted_pod_security(cluster: Cluster, helm: rendering.Hel
     for kind in ("Deployment", "Job"):
         # The Job's own account exists only while it runs.
         spec = helm.render().pod(kind) | {"serviceAccountName": "imagegate"}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
+        pod: Object = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "probe"},
+            "spec": spec,
+        }
         path = f"/api/v1/namespaces/{NAMESPACE}/pods?dryRun=All&fieldValidation=Strict"
         code, answer = cluster.api.request("POST", path, pod)
         assert code == 201, answer
+    for mode in (Mode.IMAGE_VOLUME, Mode.CONTAINER):
+        settings = PullerSettings("pause", "busybox", mode, priority_class="imagegate-puller")
+        wanted = prefetch("llm", "reg.test/llm:1", "reg.test/data:1")
+        pod = build.build(wanted, node(), wanted.groups[0], 1, settings)
+        pod["spec"]["serviceAccountName"] = "imagegate"  # nobody makes the default one here
+        code, answer = cluster.api.request("POST", path, pod)
+        assert code == 201, answer
+        images = {each["image"] for each in answer["spec"]["containers"]}
+        assert ("reg.test/data:1" in images) is (mode is Mode.CONTAINER)
 
 
 def test_cleanup_hooks_are_valid(cluster: Cluster, helm: rendering.Helm) -> None:
