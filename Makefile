@@ -7,10 +7,13 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 DEMO := imagegate-demo
 E2E := imagegate-e2e
+OLDER := v1.34
+BETA := --feature-gates=MutatingAdmissionPolicy=true \
+  --runtime-config=admissionregistration.k8s.io/v1beta1=true
 
 .PHONY: help
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+	@grep -hE '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## (.*)/\1\t\2/' | expand -t 12
 
 .PHONY: demo
 demo: setup ## a cluster, Imagegate in it, and a node that joins; leaves the cluster up
@@ -21,7 +24,7 @@ demo-down: setup ## take the demo's cluster down
 	$(PYTHON) -m tests.cluster --name $(DEMO) down
 
 .PHONY: test
-test: lint unit e2e ## everything that CI runs
+test: lint unit e2e e2e-older ## everything that CI runs
 
 .PHONY: lint
 lint: setup ## static checks, and whether what is generated is current
@@ -38,8 +41,20 @@ unit: setup binaries ## tests without a cluster (the API's and the chart's start
 	$(PYTHON) -m pytest tests/unit
 
 .PHONY: e2e
-e2e: setup ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for a part of them
+e2e: binaries-older ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for a part of them
 	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --cluster-name=$(E2E) $(PYTEST_ARGS)
+	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
+
+.PHONY: e2e-older
+e2e-older: binaries-older ## on Kubernetes 1.34: no image volumes, no admission policy; a few minutes
+	$(PYTHON) -m pytest tests/e2e -m older --timeout=900 -v -s --cluster-name=$(E2E) \
+	  --cluster-kubernetes=$(OLDER) $(PYTEST_ARGS)
+	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
+
+.PHONY: e2e-1.34
+e2e-1.34: e2e-older ## all e2e tests on Kubernetes 1.34, with the admission policy's v1beta1 switched on
+	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --cluster-name=$(E2E) \
+	  --cluster-kubernetes=$(OLDER) $(BETA:%=--cluster-apiserver-flag=%) $(PYTEST_ARGS)
 	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
 
 .PHONY: scale
@@ -50,6 +65,10 @@ scale: setup binaries ## the e2e test of 1,000 simulated nodes with 5,000; some 
 .PHONY: binaries
 binaries: setup ## Kubernetes, containerd, kwok and helm, built once into the cache
 	$(PYTHON) -m tests.cluster build
+
+.PHONY: binaries-older
+binaries-older: binaries
+	$(PYTHON) -m tests.cluster build --kubernetes=$(OLDER)
 
 .PHONY: setup
 setup: $(VENV)/.ready

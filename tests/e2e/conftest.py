@@ -22,6 +22,7 @@ ORDER = (
     "test_prefetch",
     "test_disk",
     "test_plan",
+    "test_container_pullers",
     "test_rollout",
     "test_gate",
     "test_drift",
@@ -54,7 +55,8 @@ def imagegate(cluster: LocalCluster) -> Installation:
     """Imagegate from this checkout: its image built, pushed, and installed by Helm."""
     image = push_operator(cluster)
     pause = cluster.push("pause", "test/pause:3.10")
-    installation = Installation(cluster, image, pause)
+    busybox = cluster.push("busybox", "test/busybox:1.37.0-musl")
+    installation = Installation(cluster, image, pause, busybox)
     installation.settle()
     installation.ensure()
     return installation

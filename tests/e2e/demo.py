@@ -50,6 +50,7 @@ def main() -> int:
         cluster,
         push_operator(cluster),
         cluster.push("pause", "test/pause:3.10"),
+        cluster.push("busybox", "test/busybox:1.37.0-musl"),
     )
     installation.settle()
     installation.install()

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.cluster import operator_image
 from tests.cluster.api import ApiError
+from tests.cluster.errors import Unsupported
 from tests.cluster.provider import Cluster
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "imagegate"
@@ -22,6 +23,7 @@ RELEASE = "imagegate"
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 PREFETCHES = "/apis/imagegate.dev/v1alpha1/imageprefetches"
 GATE = "/apis/imagegate.dev/v1alpha1/nodegates/default"
+POLICIES = "mutatingadmissionpolicies"
 SILENCE = 30
 """Seconds: as short as the API allows, so that the dead-man's switch can be waited for."""
 
@@ -39,6 +41,8 @@ class Installation:
     image: str
     """The operator's image, as nodes pull it."""
     pause: str
+    busybox: str
+    """Of the puller pods: the one with image volumes, and without."""
 
     # ---- Helm
 
@@ -71,11 +75,14 @@ class Installation:
     def _helm(self, verb: str, **values: str) -> None:
         repository, _, tag = self.image.rpartition(":")
         pause, _, pause_tag = self.pause.rpartition(":")
+        busybox, _, busybox_tag = self.busybox.rpartition(":")
         settings = {
             "image.repository": repository,
             "image.tag": tag,
             "puller.image.repository": pause,
             "puller.image.tag": pause_tag,
+            "puller.container.image.repository": busybox,
+            "puller.container.image.tag": busybox_tag,
             "gate.silenceSeconds": str(SILENCE),
             # Small machines: what is tested must not wait for room.
             "resources.requests.cpu": "10m",
@@ -95,6 +102,22 @@ class Installation:
             "--timeout=3m",
             *(f"--set={key}={value}" for key, value in settings.items()),
         )
+
+    # ---- what the API server has
+
+    @property
+    def policies(self) -> str | None:
+        """The path of MutatingAdmissionPolicies, in the newest version that is served."""
+        for version in ("v1", "v1beta1"):
+            path = f"/apis/admissionregistration.k8s.io/{version}"
+            if exists(self.cluster, f"{path}/{POLICIES}"):
+                return f"{path}/{POLICIES}"
+        return None
+
+    def require_policies(self) -> None:
+        """Skips a test of joining nodes that must never be seen untainted."""
+        if self.policies is None:
+            raise Unsupported("the API server serves no MutatingAdmissionPolicy")
 
     # ---- the operator
 

@@ -47,6 +47,11 @@ def joined(cluster: LocalCluster, imagegate: Installation) -> Iterator[Node]:
     cluster.remove_node("node-join")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def policies(imagegate: Installation) -> None:
+    imagegate.require_policies()
+
+
 def waiting_pod(image: str) -> dict[str, object]:
     """A pod that can only run where the image is already: it never pulls."""
     return {

@@ -8,26 +8,24 @@ import pytest
 
 from tests.cluster import NodeOptions
 from tests.cluster.errors import ClusterError
-from tests.e2e.installation import GATE, NAMESPACE, PREFETCHES, Installation, exists
+from tests.e2e.installation import GATE, NAMESPACE, POLICIES, PREFETCHES, Installation, exists
 from tests.e2e.test_gate import held, rejoin, released
 from tests.e2e.watching import NodeWatch
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
-ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 KEPT_ON_PURPOSE = {
     "customresourcedefinition.apiextensions.k8s.io/imageprefetches.imagegate.dev",
     "customresourcedefinition.apiextensions.k8s.io/nodegates.imagegate.dev",
 }
 
 
-def leftovers(cluster: LocalCluster) -> set[str]:
+def leftovers(cluster: LocalCluster, imagegate: Installation) -> set[str]:
     """Every object in the cluster whose name speaks of us, outside of the namespace itself."""
-    kinds = (
-        "clusterroles,clusterrolebindings,priorityclasses,customresourcedefinitions,"
-        "mutatingadmissionpolicies,mutatingadmissionpolicybindings"
-    )
+    kinds = "clusterroles,clusterrolebindings,priorityclasses,customresourcedefinitions"
+    if imagegate.policies is not None:
+        kinds += f",{POLICIES},mutatingadmissionpolicybindings"
     names = cluster.kubectl("get", kinds, "-o", "name").split()
     inside = cluster.kubectl(
         "-n",
@@ -56,7 +54,7 @@ def test_uninstall_with_everything_in_use_then_install_again(
         cluster.wait(lambda: imagegate.counts("holds").get("gated") == 1, "a held node", 30)
         imagegate.uninstall()
         assert imagegate.traces() == []
-        assert leftovers(cluster) == set()
+        assert leftovers(cluster, imagegate) == set()
         assert not exists(cluster, GATE)
         assert exists(cluster, f"{PREFETCHES}/stays"), "people's objects are theirs"
         cluster.kubectl("delete", "imageprefetches.imagegate.dev", "holds", "--timeout=10s")
@@ -67,8 +65,8 @@ def test_uninstall_with_everything_in_use_then_install_again(
             imagegate.install()
             imagegate.wait_ready("stays")
             again = rejoin(cluster, node)
-            assert held(watch.first(node.name, lambda seen: True, since=again))
-            watch.first(node.name, released, since=again)
+            tainted = watch.first(node.name, held, since=again)
+            watch.first(node.name, released, since=tainted.at)
     finally:
         cluster.remove_node("node-uninstall")
         imagegate.delete("holds")
@@ -90,6 +88,6 @@ def test_delete_the_prefetches_then_uninstall(
     )
     imagegate.uninstall()
     assert imagegate.traces() == []
-    assert leftovers(cluster) == set()
+    assert leftovers(cluster, imagegate) == set()
     with pytest.raises(ClusterError, match="not found"):
         cluster.helm("status", "imagegate", f"--namespace={NAMESPACE}")

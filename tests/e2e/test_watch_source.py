@@ -1,18 +1,40 @@
-"""Where no admission policy is served: the operator taints a joining node when it sees it."""
+"""Joining nodes that no admission policy of ours taints: the operator does when it sees them, or
+they bring the taint themselves. On an API server without such policies this is all there is."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.cluster import NodeOptions
-from tests.e2e.installation import Installation, exists
+from tests.e2e.installation import GATE, KEY, NAMESPACE, RELEASE, Installation, exists
 from tests.e2e.test_gate import held, rejoin, released
 from tests.e2e.watching import NodeWatch
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
-POLICIES = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies"
+pytestmark = pytest.mark.older
+
+QUICK = {"minSeconds": 1, "maxSeconds": 3}
+
+
+def has_policy(cluster: LocalCluster, imagegate: Installation) -> bool:
+    path = imagegate.policies
+    return path is not None and exists(cluster, f"{path}/imagegate-node-gate")
+
+
+def test_auto_is_the_policy_where_it_is_served_and_else_the_watch(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    served = imagegate.policies is not None
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{RELEASE}"
+    arguments = cluster.api.get(path)["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert f"--gate-source={'policy' if served else 'watch'}" in arguments
+    (armed,) = cluster.api.get(GATE)["status"]["conditions"]
+    assert armed["reason"] == ("Armed" if served else "BestEffort")
+    assert has_policy(cluster, imagegate) is served
 
 
 def test_a_joining_node_is_tainted_when_it_is_seen(
@@ -23,16 +45,11 @@ def test_a_joining_node_is_tainted_when_it_is_seen(
     node = cluster.add_node("node-watch", NodeOptions(labels={"pool": "watch"}))
     imagegate.upgrade(**{"gate.source": "watch"})
     try:
-        assert not exists(cluster, f"{POLICIES}/imagegate-node-gate")
+        assert not has_policy(cluster, imagegate)
         assert not imagegate.held(node.name), "a node in service is not tainted"
+        closed = {"policy": "FailClosed"}
         with (
-            imagegate.prefetching(
-                "watch",
-                late,
-                nodeSelector=pool,
-                gate={"policy": "FailClosed"},
-                retry={"minSeconds": 1, "maxSeconds": 3},
-            ),
+            imagegate.prefetching("watch", late, nodeSelector=pool, gate=closed, retry=QUICK),
             NodeWatch(cluster) as watch,
         ):
             cluster.wait(lambda: imagegate.counts("watch").get("failed") == 1, "failed", 60)
@@ -48,4 +65,36 @@ def test_a_joining_node_is_tainted_when_it_is_seen(
     finally:
         imagegate.upgrade()
         cluster.remove_node(node.name)
-    assert exists(cluster, f"{POLICIES}/imagegate-node-gate")
+    assert has_policy(cluster, imagegate) is (imagegate.policies is not None)
+
+
+def test_a_node_that_brings_the_taint_itself_is_held_and_released(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    late = "open.registry.test/register/late:1"
+    pool = {"matchLabels": {"pool": "register"}}
+    options = NodeOptions(
+        labels={"pool": "register"}, register_with_taints=(f"{KEY}=pending:NoSchedule",)
+    )
+    imagegate.upgrade(**{"gate.source": "none"})
+    try:
+        assert not has_policy(cluster, imagegate)
+        closed = {"policy": "FailClosed"}
+        with (
+            imagegate.prefetching("register", late, nodeSelector=pool, gate=closed, retry=QUICK),
+            NodeWatch(cluster) as watch,
+        ):
+            node = cluster.add_node("node-register", options, wait=False)
+            try:
+                assert held(watch.first(node.name, lambda seen: True))
+                cluster.wait(lambda: imagegate.counts("register").get("gated") == 1, "gated", 60)
+                cluster.wait(lambda: imagegate.counts("register").get("failed") == 1, "failed", 60)
+                assert imagegate.held(node.name)
+                cluster.push("tiny", "register/late:1", seed=62)
+                free = watch.first(node.name, released)
+                assert "cached.imagegate.dev/register" in free.body["metadata"]["labels"]
+                assert node.has_image(late)
+            finally:
+                cluster.remove_node(node.name)
+    finally:
+        imagegate.upgrade()
