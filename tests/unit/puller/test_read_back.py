@@ -87,10 +87,8 @@ def test_a_pod_that_was_rejected_or_evicted_says_nothing(reason: str) -> None:
 
 
 def test_a_failed_pull_is_found_in_any_container() -> None:
-    seen = containers(
-        waiting("PodInitializing"), waiting("ErrImagePull", "no such thing"), exited()
-    )
-    pod = read.pod(seen)
+    others = waiting("PodInitializing"), waiting("ErrImagePull", "no such thing")
+    pod = read.pod(containers(*others, waiting("ContainerCreating")))
     assert (pod.waiting, pod.waiting_message) == ("ErrImagePull", "no such thing")
     assert pod.waiting_image == "reg.test/a:12"
 
