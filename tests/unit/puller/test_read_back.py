@@ -26,6 +26,7 @@ def body(kubelet: tuple[int, int], **status: Any) -> dict[str, Any]:
 def containers(*states: dict[str, Any]) -> dict[str, Any]:
     """A pod of containers, as an old kubelet reports it: in whatever order."""
     named = [{"name": f"image-{n}", **state} for n, state in enumerate(states)]
+    named.append({"name": "report", **waiting("PodInitializing")})
     return body((1, 34), phase="Pending", containerStatuses=list(reversed(named)))
 
 
