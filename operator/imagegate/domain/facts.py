@@ -292,6 +292,11 @@ class Pod:
     def finished(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def machine(self) -> str:
+        """The uid of the Node that it was made for; its name may be another's by now."""
+        return self.observed.partition("/")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:

@@ -173,13 +173,23 @@ class _Pods:
 
     current: dict[str, Pod] = field(default_factory=dict)
     superseded: list[Pod] = field(default_factory=list)
+    departed: list[Pod] = field(default_factory=list)
+    """Made for another machine that had this name. The garbage collector takes them with its
+    Node; until then they count for nothing, or the new machine would inherit a place."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any of them pulls, or may."""
+        return any(not pod.finished for pod in (*self.current.values(), *self.superseded))
 
     @classmethod
     def sort(cls, share: Share, node: Node) -> _Pods:
         groups = {group.key for group in share.prefetch.groups}
         sorted_pods = cls()
         for pod in sorted(share.pods, key=lambda p: (p.created_at, p.name)):
-            if pod.group in groups and same_life(pod.observed, node, share.prefetch):
+            if pod.machine != node.uid:
+                sorted_pods.departed.append(pod)
+            elif pod.group in groups and same_life(pod.observed, node, share.prefetch):
                 earlier = sorted_pods.current.get(pod.group)
                 if earlier is not None:
                     sorted_pods.superseded.append(earlier)
@@ -199,6 +209,9 @@ def _tidy(pods: _Pods, share: Share, now: float, outcome: Outcome) -> None:
     """
     wanted = {image.reference for image in share.prefetch.images}
     groups = {group.key for group in share.prefetch.groups}
+    outcome.actions.extend(
+        DeletePod(pod, "its machine is gone") for pod in pods.departed if not pod.deleting
+    )
     for pod in pods.superseded:
         if pod.deleting:
             continue
@@ -281,7 +294,7 @@ def _in_service(
     startable: bool,
 ) -> None:
     """The node holds the target. Keep: every group keeps its finished pod. Release: none does."""
-    outcome.pulling = any(not pod.finished for pod in share.pods)
+    outcome.pulling = pods.busy
     missing: list[Group] = []
     for group in share.prefetch.groups:
         pod = pods.current.get(group.key)

@@ -461,10 +461,13 @@ class Reconciler:
         entry = self._ledger.entry(prefetch.name)
         entry.outdated = set(self._store.nodes) if prefetch.live else set()
         # What pulls has a place whatever this process remembers; grants of an earlier spec end.
+        nodes = self._store.nodes
         entry.places = {
             pod.node
             for pod in self._store.pods.values()
-            if pod.prefetch == prefetch.name and not pod.finished and pod.node in self._store.nodes
+            if pod.prefetch == prefetch.name and not pod.finished
+            # A machine that is gone pulls nothing, and the next of its name has to ask.
+            if pod.node in nodes and nodes[pod.node].uid == pod.machine
         }
         # Who edits a spec has mended something, and does not want to wait for a back-off.
         groups = [group.key for group in prefetch.groups]

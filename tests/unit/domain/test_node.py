@@ -382,6 +382,19 @@ def test_a_node_of_the_same_name_but_another_machine_has_nothing() -> None:
     assert patch.drop_labels == (LLM.label,)
 
 
+def test_a_machine_does_not_inherit_the_place_of_another_of_its_name() -> None:
+    """Found by `make chaos`: the pod of the machine that is gone counted as a pull on the new
+    one, which so had a place without asking, and maxParallel was exceeded."""
+    on = gated(uid="another")
+    for deleting in (False, True):
+        stale = pod(LLM, node(), deleting=deleting)
+        plan = decide(view(on, Share(LLM, pods=(stale,))))
+        assert not plan.standings["llm"].pulling
+        assert plan.standings["llm"].wants
+        assert [gone.pod for gone in deletes(plan)] == ([] if deleting else [stale])
+        assert len(creates(decide(view(on, Share(LLM, pods=(stale,), place=True))))) == 1
+
+
 # ---- skipped
 
 
