@@ -16,6 +16,9 @@ OPEN_REGISTRY = "10.90.0.2"
 SECURE_REGISTRY = "10.90.0.3"
 FAULTY_REGISTRY = "10.90.0.4"
 NOBODY = "10.90.255.254"
+BRIDGE_MAC = "02:90:00:00:00:01"
+"""Given: left to itself a bridge has the lowest address of its ports, another one whenever a node
+comes or goes, and the other nodes would send to the old one until their neighbour entries age."""
 PODS = "10.91.0.0/16"
 SERVICES = "10.92.0.0/16"
 KUBERNETES_SERVICE = "10.92.0.1"
@@ -35,7 +38,7 @@ def set_up_control_plane(group: Group) -> None:
         group,
         f"""
         ip link set lo up
-        ip link add bridge0 type bridge
+        ip link add bridge0 address {BRIDGE_MAC} type bridge
         ip address add {CONTROL_PLANE}/16 dev bridge0
         ip address add {OPEN_REGISTRY}/16 dev bridge0
         ip address add {SECURE_REGISTRY}/16 dev bridge0
