@@ -55,13 +55,13 @@ class Installation:
         self._helm("install", **values)
         self.wait_armed()
 
-    def ensure(self) -> None:
+    def ensure(self, **values: str) -> None:
         """Install, or upgrade what an earlier run left in a cluster that was kept."""
         names = self.cluster.helm("list", f"--namespace={NAMESPACE}", "--short").split()
         if RELEASE in names:
-            self.upgrade()
+            self.upgrade(**values)
         else:
-            self.install()
+            self.install(**values)
 
     def upgrade(self, **values: str) -> None:
         self._helm("upgrade", **values)

@@ -1,0 +1,173 @@
+"""The faults. Each is injected for some seconds and leaves nothing broken behind but its traces."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos import bad_registry, fleet, two_leaders
+from tests.chaos.recorder import insist
+from tests.chaos.workload import JOINING
+from tests.chaos.world import World
+from tests.cluster.errors import ClusterError
+from tests.cluster.local import cgroups
+from tests.e2e.installation import PREFETCHES
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    name: str
+    breaks: str
+    """What it takes away: two faults overlap only where these differ."""
+    inject: Callable[[World, random.Random], None]
+
+
+def operator_killed(world: World, rng: random.Random) -> None:
+    """SIGKILL to one replica or both, every few seconds."""
+    end = time.monotonic() + 12
+    while time.monotonic() < end:
+        pods = insist(world.imagegate.operator_pods, "operator pods")
+        names = [str(pod["metadata"]["name"]) for pod in pods]
+        chosen = names if rng.random() < 0.3 else [rng.choice(names)] if names else []
+        for name in chosen:
+            insist(lambda pod=name: _kill(world, pod), f"kill {name}")  # type: ignore[misc]
+        time.sleep(rng.uniform(2, 5))
+
+
+def _kill(world: World, pod: str) -> None:
+    world.cluster.kubectl(
+        "-n", "imagegate-system", "delete", "pod", pod, "--grace-period=0", "--force",
+        "--wait=false", "--ignore-not-found",
+    )  # fmt: skip
+
+
+def api_server_restarted(world: World, rng: random.Random) -> None:
+    _without_api_server(world, rng, grace=5)
+
+
+def api_server_killed(world: World, rng: random.Random) -> None:
+    _without_api_server(world, rng, grace=0)
+
+
+def history_compacted(world: World, rng: random.Random) -> None:
+    """The API server comes back to an etcd without a past: watches and lists in pages get 410."""
+    plane = world.cluster.control_plane
+    _without_api_server(world, rng, grace=0, meanwhile=lambda: print(f"  to {plane.compact()}"))
+
+
+def _without_api_server(
+    world: World,
+    rng: random.Random,
+    *,
+    grace: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    plane = world.cluster.control_plane
+    plane.stop("kube-apiserver", grace)
+    try:
+        meanwhile()
+        time.sleep(rng.uniform(0.5, 4))
+    finally:
+        plane.start("kube-apiserver")
+
+
+def leader_frozen(world: World, rng: random.Random) -> None:
+    """The leader stands still past the end of its lease, and wakes up to another leader."""
+    old = insist(world.imagegate.leader, "leader")
+    pid = _process(world, old)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        world.cluster.wait(lambda: world.imagegate.leader() not in ("", old), "another leader", 45)
+        time.sleep(rng.uniform(0, 3))
+        world.workload.apply_again()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _process(world: World, pod: str) -> int:
+    """The pid of an operator's process on this machine: it runs in a cgroup of the cluster."""
+    wanted = f"POD_NAME={pod}".encode()
+    for node in world.cluster.nodes.values():
+        for pid in cgroups.processes(node.group.cgroup):
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if wanted in environment:
+                return pid
+    raise ClusterError(f"no process of pod {pod}")
+
+
+def registry_down(world: World, rng: random.Random) -> None:
+    """Nobody listens where the images are."""
+    registry = world.cluster.registries["open"]
+    registry.stop()
+    try:
+        time.sleep(rng.uniform(4, 8))
+    finally:
+        registry.start()
+
+
+def node_dies(world: World, rng: random.Random) -> None:
+    """A node loses its power while it pulls, is removed, and comes back as another machine."""
+    name = rng.choice(JOINING)
+    if name not in world.cluster.nodes:
+        world.workload.join(name)
+    world.workload.wait()
+    world.workload.apply_again()
+    pulling = lambda: any(  # noqa: E731
+        pod["spec"]["nodeName"] == name and pod["status"].get("phase") == "Pending"
+        for prefetch in ("roll", "closed")
+        for pod in world.imagegate.pullers(prefetch)
+    )
+    world.cluster.wait(pulling, f"a pull on {name}", 60)
+    time.sleep(rng.uniform(0, 1.5))
+    world.workload.stop(name)
+    time.sleep(rng.uniform(0, 4))
+    world.workload.join(name)
+
+
+def prefetches_deleted(world: World, rng: random.Random) -> None:
+    """Every ImagePrefetch goes in the middle of its rollout, and comes back."""
+    time.sleep(rng.uniform(0, 3))
+    for name in world.workload.expected:
+        world.workload.delete_object(name)
+
+    def gone() -> bool:
+        return not world.cluster.api.get(PREFETCHES)["items"]
+
+    world.cluster.wait(gone, "every ImagePrefetch gone", 60)
+    left = [trace for trace in world.imagegate.traces() if "cached.imagegate.dev" in trace]
+    if left:
+        raise ClusterError(f"labels of ImagePrefetches that are gone: {left}")
+    world.workload.put_back()
+
+
+FAULTS = (
+    Fault("operator killed", "operator", operator_killed),
+    Fault("API server restarted", "API server", api_server_restarted),
+    Fault("API server killed", "API server", api_server_killed),
+    Fault("history compacted", "API server", history_compacted),
+    Fault("leader frozen", "operator", leader_frozen),
+    Fault("two leaders", "operator", two_leaders.two_leaders),
+    Fault("registry down", "registry", registry_down),
+    Fault("registry fails", "registry", bad_registry.registry_fails),
+    Fault("node dies", "node", node_dies),
+    Fault("fleet joins and leaves", "fleet", fleet.joins_and_leaves),
+    Fault("prefetches deleted", "prefetches", prefetches_deleted),
+)
+
+
+def draw(rng: random.Random) -> list[Fault]:
+    """One to three faults that take different things away."""
+    count = rng.choice((1, 2, 2, 3))
+    chosen: list[Fault] = []
+    for fault in rng.sample(FAULTS, len(FAULTS)):
+        if len(chosen) < count and all(fault.breaks != other.breaks for other in chosen):
+            chosen.append(fault)
+    return chosen

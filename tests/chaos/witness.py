@@ -1,0 +1,399 @@
+"""The witness: reads what happened in the cluster and says which promise was broken.
+
+It knows the API server's history in the order of its revisions, containerd's word on what each
+node held when, and the audit log's on who did what. It knows nothing of the operator.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from tests.chaos import history
+from tests.chaos.history import Ask, Body, Entry, Seen, Snapshot
+
+LAG = 5.0
+"""Seconds. Who acts on a state of the cluster that was replaced less than this ago is not blamed:
+no client of an API server can know better."""
+STATUS_BYTES = 16 * 1024
+STATUS_FAILURES = 10
+
+PERMANENT = re.compile(
+    r"not found|manifest unknown|\b40[134]\b|unauthorized|forbidden|denied|no match for platform"
+    r"|no matching manifest|invalid reference|InvalidImageName",
+    re.IGNORECASE,
+)
+"""What no waiting mends, in the words of containerd and the kubelet."""
+
+
+class Truth(Protocol):
+    """containerd's word."""
+
+    def present(self, node: str, image: str, at: float) -> bool | None:
+        """Whether the node held the image at that moment; None: nobody was listening."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A request that changed something, from the audit log."""
+
+    at: float
+    """When it was answered: what it did was done by then."""
+    user: str
+    verb: str
+    resource: str
+    """With the subresource, as in `nodes/status`."""
+    name: str
+
+
+class Requests(Protocol):
+    """The audit log."""
+
+    def writes(self, resource: str, name: str, since: float, until: float) -> list[Write]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    rule: str
+    at: float
+    what: str
+
+    def __str__(self) -> str:
+        when = datetime.fromtimestamp(self.at, UTC).strftime("%H:%M:%S.%f")[:-3]
+        return f"VIOLATION at {when}: {self.rule}: {self.what}"
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One ImagePrefetch by name: what it asked for, and since when."""
+
+    states: list[tuple[float, Ask | None]] = field(default_factory=list)
+    maybe: list[tuple[float, float, Ask | None]] = field(default_factory=list)
+    """(since, until, state): somewhere in this gap of the watch it came to be so."""
+
+    def now(self) -> Ask | None:
+        return self.states[-1][1] if self.states else None
+
+    def lately(self, at: float) -> list[Ask | None]:
+        """Everything that it asked for within LAG before; None: it was not there."""
+        before = [state for since, state in self.states if since <= at - LAG]
+        within = [state for since, state in self.states if at - LAG < since]
+        maybe = [state for since, until, state in self.maybe if since <= at <= until + LAG]
+        return [before[-1] if before else None, *within, *maybe]
+
+
+@dataclass(slots=True)
+class Witness:
+    truth: Truth
+    requests: Requests
+    operator: str
+    """The user name of the operator's service account."""
+    violations: list[Violation] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+    """How often each rule was applied: one that never was proves nothing."""
+    unseen: int = 0
+    """Writes of the operator that fell into a gap of the watches and were overwritten there."""
+    unknown: int = 0
+    """Questions to containerd about moments at which nobody listened to it."""
+    leaders: list[tuple[float, float, int]] = field(default_factory=list)
+    """(since, until, how many) where several leaders were made to act at once."""
+    _objects: dict[str, dict[str, Body]] = field(default_factory=dict)
+    _times: dict[tuple[str, str], float] = field(default_factory=dict)
+    _asked: dict[str, _Asked] = field(default_factory=dict)
+    _blind: list[tuple[float, float]] = field(default_factory=list)
+    """Gaps in which nobody knows which nodes there were."""
+    _gate: list[tuple[float, bool]] = field(default_factory=list)
+    _simulated: set[tuple[str, str]] = field(default_factory=set)
+    _complaints: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def read(self, entries: Sequence[Entry]) -> None:
+        """Take in the next part of the history; it must be in the order of versions."""
+        for entry in entries:
+            if isinstance(entry, Snapshot):
+                self._foresee(entry)
+        for entry in entries:
+            match entry:
+                case Seen():
+                    self._see(entry.kind, entry.type, entry.at, entry.body)
+                    if entry.kind == "Pod" and entry.type == "ADDED":
+                        self._one_puller_each(entry.at, entry.body)
+                        self._parallel(entry.at, history.labels(entry.body)[history.PREFETCH])
+                case Snapshot():
+                    self._take(entry)
+
+    def _foresee(self, snapshot: Snapshot) -> None:
+        """What a gap has changed may have changed at any moment of it, and others, whose watches
+        went on, may have acted on it: it is known here before they are judged."""
+        if snapshot.kind == "Node":
+            self._blind.append((snapshot.since, snapshot.at))
+        if snapshot.kind != "ImagePrefetch":
+            return
+        found = {history.name(item): history.ask(item) for item in snapshot.items}
+        for name in found.keys() | self._asked.keys():
+            asked = self._asked.setdefault(name, _Asked())
+            if asked.now() != found.get(name):
+                asked.maybe.append((snapshot.since, snapshot.at, found.get(name)))
+
+    def _take(self, snapshot: Snapshot) -> None:
+        known = self._objects.setdefault(snapshot.kind, {})
+        names = {history.name(item) for item in snapshot.items}
+        first = not known
+        for name in [name for name in known if name not in names]:
+            self._see(snapshot.kind, "DELETED", snapshot.at, known[name])
+        for item in snapshot.items:
+            old = known.get(history.name(item))
+            if old is not None and old["metadata"]["resourceVersion"] == item["metadata"].get(
+                "resourceVersion"
+            ):
+                continue
+            if not first:
+                self._count_unseen(snapshot, item)
+            self._see(snapshot.kind, "ADDED" if old is None else "MODIFIED", snapshot.at, item)
+        if snapshot.kind == "Pod":
+            for pod in list(known.values()):
+                self._one_puller_each(snapshot.at, pod)
+            for prefetch in {history.labels(pod)[history.PREFETCH] for pod in known.values()}:
+                self._parallel(snapshot.at, prefetch)
+
+    def _count_unseen(self, snapshot: Snapshot, item: Body) -> None:
+        resource = {"Node": "nodes", "Pod": "pods", "ImagePrefetch": "imageprefetches"}
+        if snapshot.kind not in resource:
+            return
+        since = self._times.get((snapshot.kind, history.name(item)), snapshot.at - 60.0)
+        writes = self.requests.writes(
+            resource[snapshot.kind], history.name(item), since, snapshot.at
+        )
+        self.unseen += max(0, sum(write.user == self.operator for write in writes) - 1)
+
+    # ---- one version of one object
+
+    def _see(self, kind: str, type_: str, at: float, body: Body) -> None:
+        known, name = self._objects.setdefault(kind, {}), history.name(body)
+        old = known.get(name)
+        match kind:
+            case "Node":
+                if old is not None and history.uid(old) == history.uid(body) and type_ != "DELETED":
+                    self._foreign_taints(at, old, body)
+                    self._release(at, old, body)
+                    self._labels(at, old, body)
+            case "Pod":
+                self._pull_goes_on(at, type_, old, body)
+                self._remember_pod(body)
+            case "ImagePrefetch":
+                self._bounded(at, body)
+                self._remember_ask(at, type_, name, body)
+            case _:
+                spec = body.get("spec") or {}
+                shut = type_ != "DELETED" and not history.deleting(body)
+                self._gate.append((at, shut and not spec.get("suspend", False)))
+        if type_ == "DELETED":
+            known.pop(name, None)
+            self._times.pop((kind, name), None)
+        else:
+            known[name] = body
+            self._times[kind, name] = at
+
+    def _remember_pod(self, pod: Body) -> None:
+        node = self._objects.get("Node", {}).get(pod["spec"].get("nodeName", ""))
+        machine = history.machine(pod)
+        if (
+            history.succeeded(pod)
+            and node is not None
+            and history.SIMULATED in history.labels(node)
+        ):
+            self._simulated |= {(machine, image) for image in history.mounted(pod)}
+        if text := history.complaint(pod):
+            self._complaints[machine, history.labels(pod)[history.PREFETCH]] = text
+
+    def _remember_ask(self, at: float, type_: str, name: str, body: Body) -> None:
+        asked = self._asked.setdefault(name, _Asked())
+        state = None if type_ == "DELETED" else history.ask(body)
+        if not asked.states or asked.now() != state:
+            asked.states.append((at, state))
+
+    # ---- the rules
+
+    def _object(self, rule: str, at: float, what: str) -> None:
+        self.violations.append(Violation(rule, at, what))
+
+    def _apply(self, rule: str) -> str:
+        self.checked[rule] = self.checked.get(rule, 0) + 1
+        return rule
+
+    def _foreign_taints(self, at: float, old: Body, new: Body) -> None:
+        """Foreign taints stay; and the write that changes ours changes no other taint at all."""
+        rule = self._apply("foreign taints are not touched")
+        if history.foreign(old) != history.foreign(new):
+            self._object(
+                rule,
+                at,
+                f"{history.name(new)}: {history.foreign(old)} became {history.foreign(new)}",
+            )
+        elif history.held(old) != history.held(new):
+            others = [{t for t in history.taints(n) if t[0] != history.TAINT} for n in (old, new)]
+            if others[0] != others[1]:
+                self._object(rule, at, f"{history.name(new)}: {others[0]} became {others[1]}")
+
+    def _release(self, at: float, old: Body, new: Body) -> None:
+        if not (history.held(old) and not history.held(new)):
+            return
+        rule = self._apply("no release before the images are there")
+        node, when = history.name(new), self._written_at("nodes", history.name(new), at)
+        if not self._gate_was_shut(when):
+            return
+        for name, asked in self._asked.items():
+            lately = asked.lately(when)
+            if any(state is None or not _gates(state, new) for state in lately):
+                continue
+            if not any(
+                state is not None and self._satisfied(name, state, new, when) for state in lately
+            ):
+                state = asked.now()
+                missing = [
+                    image
+                    for image in (state.images if state is not None else ())
+                    if self._present(new, image, when) is False
+                ]
+                self._object(rule, when, f"{node} was released without {missing} of {name}")
+
+    def _satisfied(self, name: str, state: Ask, node: Body, when: float) -> bool:
+        if all(self._present(node, image, when) is not False for image in state.images):
+            return True
+        if not state.fail_open:
+            return False
+        since = history.ready_since(node)
+        if since is not None and when >= since + state.gate_timeout - 1.0:
+            return True
+        complaint = self._complaints.get((history.uid(node), name), "")
+        return bool(PERMANENT.search(complaint))
+
+    def _labels(self, at: float, old: Body, new: Body) -> None:
+        before = history.ours(old)
+        for name, target in history.ours(new).items():
+            if before.get(name) == target:
+                continue
+            rule = self._apply("a label says what the node holds")
+            when = self._written_at("nodes", history.name(new), at)
+            states = self._asked.get(name, _Asked()).states
+            meant = next(
+                (s for _, s in reversed(states) if s is not None and s.target == target), None
+            )
+            if meant is None:
+                self._object(rule, at, f"{history.name(new)}: {name}={target} was never asked for")
+                continue
+            missing = [i for i in meant.images if self._present(new, i, when) is False]
+            if missing:
+                self._object(rule, at, f"{history.name(new)}: {name}={target} without {missing}")
+
+    def _parallel(self, at: float, prefetch: str) -> None:
+        """Nodes that exist and have a puller pod that still has something to pull."""
+        if any(since <= at <= until for since, until in self._blind):
+            return
+        rule = self._apply("at most maxParallel nodes of a prefetch pull")
+        nodes = self._objects.get("Node", {})
+        uids = {history.uid(node): node for node in nodes.values()}
+        busy = {
+            history.name(uids[history.machine(pod)]): history.name(pod)
+            for pod in self._objects.get("Pod", {}).values()
+            if history.labels(pod)[history.PREFETCH] == prefetch
+            and not history.finished(pod)
+            and history.machine(pod) in uids
+            and not self._all_present(uids[history.machine(pod)], pod, at)
+        }
+        states = [s for s in self._asked.get(prefetch, _Asked()).lately(at) if s is not None]
+        if not states:
+            return
+        cap = max(state.parallel(sum(map(state.wants, nodes.values()))) for state in states)
+        leaders = max((n for since, until, n in self.leaders if since <= at <= until), default=1)
+        if len(busy) > cap * leaders:
+            self._object(rule, at, f"{prefetch}: {len(busy)} of {cap} pull: {busy}")
+
+    def _one_puller_each(self, at: float, pod: Body) -> None:
+        rule = self._apply("one puller pod per node, prefetch and group")
+        if history.finished(pod) or history.deleting(pod):
+            return
+        same = [
+            history.name(other)
+            for other in self._objects.get("Pod", {}).values()
+            if not history.finished(other)
+            and not history.deleting(other)
+            and history.machine(other) == history.machine(pod)
+            and history.labels(other)[history.PREFETCH] == history.labels(pod)[history.PREFETCH]
+            and history.labels(other).get(history.GROUP) == history.labels(pod).get(history.GROUP)
+        ]
+        if len(same) > 1:
+            self._object(rule, at, f"{sorted(same)} on {pod['spec'].get('nodeName')}")
+
+    def _pull_goes_on(self, at: float, type_: str, old: Body | None, new: Body) -> None:
+        """A pod that is taken away while it pulls something that is still wanted there."""
+        if old is None or history.finished(new) or history.deleting(old):
+            return
+        if type_ != "DELETED" and not history.deleting(new):
+            return
+        if any(since <= at <= until for since, until in self._blind):
+            return
+        rule = self._apply("a running pull is not cancelled")
+        node = self._objects.get("Node", {}).get(new["spec"].get("nodeName", ""))
+        prefetch = history.labels(new)[history.PREFETCH]
+        writes = self.requests.writes("pods", history.name(new), at - 30.0, at + 1.0)
+        if not any(w.user == self.operator and w.verb == "delete" for w in writes):
+            return
+        if history.complaint(old) or history.complaint(new):
+            return
+        if node is None or history.uid(node) != history.machine(new):
+            return
+        if history.notes(new).get(history.OBSERVED) != history.identity(node):
+            return
+        if self._all_present(node, new, at):
+            return
+        for state in self._asked.get(prefetch, _Asked()).lately(at):
+            if state is None or not state.wants(node):
+                return
+            if not set(state.images) & set(history.mounted(new)):
+                return
+            created = history.seconds(new["metadata"]["creationTimestamp"])
+            if state.retry_timeout is not None and at >= created + state.retry_timeout - 1.0:
+                return
+        self._object(rule, at, f"{history.name(new)} on {history.name(node)} was deleted")
+
+    def _bounded(self, at: float, body: Body) -> None:
+        rule = self._apply("the status is bounded")
+        status = body.get("status") or {}
+        size, failures = len(json.dumps(status)), len(status.get("failures") or ())
+        if size >= STATUS_BYTES or failures > STATUS_FAILURES:
+            self._object(rule, at, f"{history.name(body)}: {size} bytes, {failures} failures")
+
+    # ---- evidence
+
+    def _written_at(self, resource: str, name: str, seen: float) -> float:
+        """When the operator's last write before a sighting was answered: watches may be late."""
+        writes = self.requests.writes(resource, name, seen - 60.0, seen + 0.25)
+        return max((w.at for w in writes if w.user == self.operator), default=seen)
+
+    def _present(self, node: Body, image: str, at: float) -> bool | None:
+        if history.SIMULATED in history.labels(node):
+            return (history.uid(node), image) in self._simulated
+        known = self.truth.present(history.name(node), image, at)
+        self.unknown += known is None
+        return known
+
+    def _all_present(self, node: Body, pod: Body, at: float) -> bool:
+        return all(self._present(node, image, at) is True for image in history.mounted(pod))
+
+    def _gate_was_shut(self, at: float) -> bool:
+        """Whether a NodeGate was there and not suspended, all of the time lately."""
+        before = [shut for since, shut in self._gate if since <= at - LAG]
+        within = [shut for since, shut in self._gate if at - LAG < since <= at]
+        return all([before[-1] if before else bool(within), *within])
+
+    def summary(self) -> Mapping[str, int]:
+        return dict(sorted(self.checked.items()))
+
+
+def _gates(state: Ask, node: Body) -> bool:
+    return state.gating and state.wants(node)

@@ -1,0 +1,202 @@
+"""One round of chaos: load, faults, calm, and what the witness says of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.chaos import astray
+from tests.chaos.history import Entry
+from tests.chaos.recorder import Recorder, insist
+from tests.chaos.witness import Violation, Witness, Write
+from tests.chaos.workload import Workload, prepare
+from tests.cluster.errors import ClusterError
+from tests.cluster.fixtures import ARTIFACTS
+from tests.e2e.installation import Installation
+
+if TYPE_CHECKING:
+    from tests.chaos.faults import Fault
+    from tests.cluster.local.cluster import LocalCluster
+
+BOUND = 120.0
+"""Seconds within which the cluster has to converge when the last fault is over."""
+SETTLE = 4.0
+"""Seconds that the last writes of a status take: counts are written every 2 s at most."""
+
+
+@dataclass(slots=True)
+class Round:
+    faults: tuple[str, ...]
+    converged: float | None
+    """Seconds from the end of the last fault; None: not at all."""
+    violations: tuple[Violation, ...]
+    trouble: str = ""
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase."""
+
+    def __str__(self) -> str:
+        how = f"converged {self.converged:.1f} s after it" if self.converged else "not converged"
+        took = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in self.took.items())
+        lines = [
+            f"{' + '.join(self.faults)}: {how} ({took})",
+            self.trouble,
+            *map(str, self.violations),
+        ]
+        return "\n  ".join(line for line in lines if line)
+
+
+@dataclass(slots=True)
+class World:
+    cluster: LocalCluster
+    imagegate: Installation
+    folder: Path
+    recorder: Recorder = field(init=False)
+    witness: Witness = field(init=False)
+    workload: Workload = field(init=False)
+    rounds: list[Round] = field(default_factory=list)
+    kwok_runs: int = 0
+
+    def __post_init__(self) -> None:
+        prepare(self.cluster)
+        self.recorder = Recorder(self.cluster, self.folder)
+        self.witness = Witness(
+            self.recorder.containerd, self.recorder.audit, self.imagegate.service_account()
+        )
+        self.workload = Workload(self.cluster, self.imagegate, self.recorder.containerd)
+
+    def begin(self) -> None:
+        self.workload.begin()
+        self.workload.stir(random.Random(0))
+        self.workload.calm()
+        self.converge()
+        self._nothing_broken()
+
+    def end(self) -> None:
+        """With nothing asked for, nothing may be left; not even what Kubernetes collects late."""
+        try:
+            self.workload.end()
+            self.converge(everything=True)
+            self.quiet(10)
+            self._nothing_broken()
+        finally:
+            self.recorder.close()
+
+    def _nothing_broken(self) -> None:
+        if broken := self.judge():
+            raise ClusterError("\n".join(map(str, broken)))
+
+    def round(self, faults: Sequence[Fault], rng: random.Random, *, quiet: float) -> Round:
+        """Faults under load, overlapping where there are several. Raises ClusterError when a
+        promise was broken or the cluster does not come to rest, for `quiet` seconds at the end."""
+        result = Round(tuple(fault.name for fault in faults), None, ())
+        self.rounds.append(result)
+        try:
+            with _timed(result, "load"):
+                self.workload.stir(rng)
+            with _timed(result, "faults"):
+                self._inject(faults, rng)
+            with _timed(result, "calm"):
+                self.workload.calm()
+                result.converged = self.converge()
+            if quiet:
+                with _timed(result, "quiet"):
+                    self.quiet(quiet)
+        except (ClusterError, OSError, AssertionError) as error:
+            result.trouble = str(error)
+        try:
+            result.violations = tuple(self.judge())
+        except (ClusterError, OSError) as error:
+            result.trouble += f"\nthe witness could not be asked: {error}"
+        print(f"\n{result}", flush=True)
+        if result.trouble or result.violations:
+            raise ClusterError(str(result))
+        return result
+
+    def _inject(self, faults: Sequence[Fault], rng: random.Random) -> None:
+        with ThreadPoolExecutor(max(1, len(faults))) as pool:
+            going = [
+                pool.submit(self._one, fault, random.Random(rng.random()), rng.uniform(0, 3.0))
+                for fault in faults
+            ]
+            for each in going:
+                each.result()
+
+    def _one(self, fault: Fault, rng: random.Random, delay: float) -> None:
+        threading.current_thread().name = fault.name
+        time.sleep(delay)
+        fault.inject(self, rng)
+
+    def converge(self, **how: Any) -> float:
+        return astray.converge(self.cluster, self.imagegate, self.workload.expected, BOUND, **how)
+
+    def judge(self) -> list[Violation]:
+        """What the witness has to object to since it was asked last."""
+        known = len(self.witness.violations)
+        entries = insist(self.recorder.next, "the history", 60)
+        self.witness.read(entries)
+        if broken := self.witness.violations[known:]:
+            self._keep(entries)
+        return broken
+
+    def _keep(self, entries: Sequence[Entry]) -> None:
+        """The history in which a promise was broken, to look at."""
+        ARTIFACTS.mkdir(exist_ok=True)
+        path = ARTIFACTS / f"chaos-round-{len(self.rounds)}.jsonl"
+        path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+        print(f"\nthe history of this round: {path}", flush=True)
+
+    def quiet(self, span: float) -> None:
+        """Nothing is written by the operator for a while, but what is there to be seen."""
+        time.sleep(SETTLE)
+        began = time.time()
+        time.sleep(span)
+        self.recorder.audit.refresh()
+        writes = self.recorder.audit.by(self.imagegate.service_account(), began)
+        if work := [write for write in writes if _is_work(write)]:
+            counted = Counter((w.verb, w.resource, w.name) for w in work)
+            raise ClusterError(f"writes in a settled cluster: {dict(counted)}")
+
+    def table(self) -> str:
+        """What was done and seen, for docs/reliability.md."""
+        lines = [
+            "| fault | runs | seconds to converge, median (most) | violations |",
+            "|-" * 4 + "|",
+        ]
+        for name in sorted({name for each in self.rounds for name in each.faults}):
+            those = [each for each in self.rounds if name in each.faults]
+            took = sorted(each.converged for each in those if each.converged is not None)
+            span = f"{took[len(took) // 2]:.0f} ({took[-1]:.0f})" if took else "never"
+            bad = sum(len(each.violations) for each in those)
+            failed = sum(bool(each.trouble) for each in those)
+            extra = f", {failed} failed" if failed else ""
+            lines.append(f"| {name} | {len(those)}{extra} | {span} | {bad} |")
+        rules = "\n".join(f"  {count:6} x {rule}" for rule, count in self.witness.summary().items())
+        return (
+            "\n".join(lines)
+            + f"\n{len(self.rounds)} rounds; rules applied:\n{rules}\n"
+            + f"gaps in the watches: {self.recorder.gaps}, writes of the operator unseen in them:"
+            + f" {self.witness.unseen}; questions to containerd without an answer:"
+            + f" {self.witness.unknown}"
+        )
+
+
+@contextmanager
+def _timed(result: Round, phase: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        result.took[phase] = time.monotonic() - began
+
+
+def _is_work(write: Write) -> bool:
+    return write.resource not in ("leases", "nodegates/status")
