@@ -64,7 +64,8 @@ def world(
     cluster: LocalCluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
     pause = cluster.push("pause", "test/pause:3.10")
-    imagegate = Installation(cluster, push_operator(cluster), pause)
+    busybox = cluster.push("busybox", "test/busybox:1.37.0-musl")
+    imagegate = Installation(cluster, push_operator(cluster), pause, busybox)
     imagegate.settle()
     imagegate.ensure(resyncSeconds=str(RESYNC))
     made = World(cluster, imagegate, tmp_path_factory.mktemp("containerd"))

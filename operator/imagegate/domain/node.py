@@ -102,7 +102,7 @@ def _assess(view: NodeView, now: float, *, gated: bool) -> list[tuple[Share, Out
             usage=view.usage,
             reserved=reserved,
             queued=queued,
-            settled=since is not None and now - since >= pulls.LISTED_AFTER,
+            settles_at=None if since is None else since + pulls.LISTED_AFTER,
         )
         outcome = pulls.assess(share, node, now, site)
         reserved += outcome.starting

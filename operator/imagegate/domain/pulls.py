@@ -87,8 +87,8 @@ class Site:
     """Bytes on disk that pulls in flight may still take."""
     queued: int = 0
     """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
-    settled: bool = False
-    """Whether our labels have been as they are for so long that images can be missed."""
+    settles_at: float | None = None
+    """When our labels have been as they are for so long that images can be missed; None: never."""
 
 
 @dataclass(slots=True)
@@ -151,9 +151,12 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     if share.unready and not match.joining(node, gated=site.gated):
         share = replace(share, unready={})  # nodes in service wait for nothing
     pods = _Pods.sort(share, node)
-    _tidy(pods, share, now, outcome)
+    _tidy(pods, share, node, now, outcome)
     startable = why is None and match.unsettled(node) is None
-    gone = _gone(share, node, site) if outcome.labelled else {}
+    gone = _gone(share, node) if outcome.labelled and site.settles_at is not None else {}
+    if gone and site.settles_at is not None and now < site.settles_at:
+        outcome.requeue.append(site.settles_at)
+        gone = {}
     if gone:
         _evicted(gone, pods, share, node, now, site, outcome)
     elif outcome.labelled:
@@ -165,6 +168,16 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
         # What runs already is left to finish, and counts if it succeeds; nothing is started.
         outcome.state, outcome.skipped = NodeState.SKIPPED, why
     return outcome
+
+
+def _of_this_life(pod: Pod, node: Node, prefetch: Prefetch) -> bool:
+    """Whether the pod says something about the node as it is now. What a reboot has interrupted
+    does not, whatever ``onReboot`` is: with restartPolicy Never the kubelet may leave such a pod
+    Pending for ever (kuberuntime_util.go, PodSandboxChanged).
+    """
+    if pod.finished:
+        return same_life(pod.observed, node, prefetch)
+    return pod.observed == node.identity
 
 
 @dataclass(slots=True)
@@ -189,7 +202,7 @@ class _Pods:
         for pod in sorted(share.pods, key=lambda p: (p.created_at, p.name)):
             if pod.machine != node.uid:
                 sorted_pods.departed.append(pod)
-            elif pod.group in groups and same_life(pod.observed, node, share.prefetch):
+            elif pod.group in groups and _of_this_life(pod, node, share.prefetch):
                 earlier = sorted_pods.current.get(pod.group)
                 if earlier is not None:
                     sorted_pods.superseded.append(earlier)
@@ -199,7 +212,7 @@ class _Pods:
         return sorted_pods
 
 
-def _tidy(pods: _Pods, share: Share, now: float, outcome: Outcome) -> None:
+def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -> None:
     """Remove pods that serve no purpose any more.
 
     A finished pod of an earlier target pins that target's images: it goes only once the node
@@ -218,6 +231,8 @@ def _tidy(pods: _Pods, share: Share, now: float, outcome: Outcome) -> None:
         if pod.finished:
             if outcome.labelled or pod.group in groups:
                 outcome.actions.append(DeletePod(pod, "superseded"))
+        elif pod.observed != node.identity:
+            outcome.actions.append(DeletePod(pod, "a reboot has interrupted it"))
         elif wanted.isdisjoint(pod.images):
             outcome.actions.append(DeletePod(pod, "its images are not wanted any more"))
         elif _just_failed(pod, share, now):
@@ -232,14 +247,14 @@ def no_image(share: Share, node: Node) -> str | None:
     return None
 
 
-def _gone(share: Share, node: Node, site: Site) -> dict[str, str]:
+def _gone(share: Share, node: Node) -> dict[str, str]:
     """The groups of which an image has been removed behind our back, each with that image.
 
     It is proved by a kubelet that does not list an image larger than one that it lists; absence
     alone proves nothing, as it lists 50. Nor does a pod that was put back and fails to pull: the
     kubelet may only want its credentials checked (``imagePullCredentialsVerificationPolicy``).
     """
-    if not site.settled or node.smallest_listed is None:
+    if node.smallest_listed is None:
         return {}
     names = {image.reference: image.listed_as for image in share.prefetch.images}
     return {

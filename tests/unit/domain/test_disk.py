@@ -263,7 +263,9 @@ def test_absence_alone_proves_nothing(changes: dict[str, Any]) -> None:
 
 def test_absence_proves_nothing_of_an_unknown_size_or_soon_after_the_pull() -> None:
     assert decide(seen(cached(), prefetch(), images={})).actions == ()
-    assert decide(seen(cached(), prefetch(), since=NOW - LISTED_AFTER + 1)).actions == ()
+    soon = decide(seen(cached(), prefetch(), since=NOW - LISTED_AFTER + 1))
+    assert soon.actions == ()
+    assert soon.requeue_at == NOW + 1, "nothing else may bring the node back here"
 
 
 def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:

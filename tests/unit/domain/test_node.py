@@ -366,6 +366,20 @@ def test_after_a_reboot_ignore_keeps_the_label() -> None:
     assert patch.observed == "node-uid/boot-2"
 
 
+@pytest.mark.parametrize("policy", OnReboot)
+def test_a_pull_that_a_reboot_has_interrupted_is_begun_anew(policy: OnReboot) -> None:
+    """The kubelet may leave such a pod Pending for ever: seen on a real one."""
+    asked = prefetch(gate=GateSpec(on_reboot=policy))
+    on = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
+    stuck = pod(asked, on, observed="node-uid/boot-1")
+    first = decide(view(on, Share(asked, pods=(stuck,), place=True)))
+    assert [action.pod for action in deletes(first)] == [stuck]
+    assert creates(first) == [], "not before it is gone"
+    going = dataclasses.replace(stuck, deleting=True)
+    assert creates(decide(view(on, Share(asked, pods=(going,), place=True)))) == []
+    assert creates(decide(view(on, Share(asked, place=True))))
+
+
 def test_after_a_reboot_hold_puts_the_taint_back() -> None:
     hold = prefetch(gate=GateSpec(on_reboot=OnReboot.HOLD))
     on = node(**labelled(boot_id="boot-2"))

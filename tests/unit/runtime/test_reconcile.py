@@ -337,3 +337,25 @@ async def test_a_new_prefetch_waits_for_the_registry_and_then_goes_on(world: Wor
         world.registries.asked = True
         world.reconciler.images_inspected("llm")
         await until(world.pods)
+
+
+async def test_a_prefetch_that_is_deleted_as_a_dry_run_leaves_nothing_behind(world: World) -> None:
+    world.add_node("n1")
+    world.add_prefetch("llm", "reg.test/llm:1")
+    async with world.operating():
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: world.labels("n1"))
+
+        def dry(body: dict[str, Any]) -> None:
+            body["spec"]["dryRun"] = True
+            body["metadata"]["generation"] += 1
+
+        path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+        world.api.change(path, dry)
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "DryRun")
+        assert world.labels("n1")
+        await world.api.delete(path)
+        await until(lambda: path not in world.api.objects)
+        assert world.labels("n1") == {}
+        await until(lambda: not world.pods())
