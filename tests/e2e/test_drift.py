@@ -97,6 +97,17 @@ def test_a_reboot_under_hold_and_under_ignore(
         ):
             imagegate.wait_ready("hold", 60)
             imagegate.wait_ready("ignore", 60)
+            # Ready comes with the last image, a moment before the pods have ended: what a reboot
+            # interrupts is begun anew.
+            cluster.wait(
+                lambda: all(
+                    pod["status"].get("phase") == "Succeeded"
+                    for name in ("hold", "ignore")
+                    for pod in imagegate.pullers(name)
+                ),
+                "the pods to have ended",
+                20,
+            )
             kept = {pod["metadata"]["uid"] for pod in imagegate.pullers("ignore")}
             verified = {pod["metadata"]["uid"] for pod in imagegate.pullers("hold")}
             began = time.time()

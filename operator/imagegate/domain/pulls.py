@@ -354,6 +354,12 @@ def _towards_cached(
         pod = pods.current.get(group.key)
         if pod is None:
             missing.append(group)
+        elif pod.phase == "Succeeded" and retry.disproved(
+            share.attempts.get(group.key), pod.finished_at or pod.created_at
+        ):
+            # It is on its way out: the API server shows it once more, with the time of its end.
+            if not pod.deleting:
+                outcome.actions.append(DeletePod(pod, retry.EVICTED.reason))
         elif pod.phase == "Succeeded" or share.pulled.get(pod.uid, frozenset()).issuperset(
             group.images
         ):

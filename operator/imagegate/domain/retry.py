@@ -228,6 +228,11 @@ def removed_again(attempts: Attempts | None) -> TypeGuard[Attempts]:
     return attempts is not None and attempts.reason == EVICTED.reason and attempts.count > 1
 
 
+def disproved(attempts: Attempts | None, success_at: float) -> bool:
+    """Whether what was pulled at that time has been removed since."""
+    return attempts is not None and attempts.reason == EVICTED.reason and success_at <= attempts.at
+
+
 def outlives_success(attempts: Attempts) -> bool:
     """Whether this is about what happens after a pull rather than about the pull."""
     return attempts.reason in ("", EVICTED.reason)

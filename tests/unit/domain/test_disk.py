@@ -308,5 +308,13 @@ def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
     waiting = decide(view(bare_node, share(asked, attempts=attempts), usage=usage))
     assert creates(waiting) == []
     assert waiting.requeue_at == gone.next_at
+    old = pod(asked, bare_node, phase="Succeeded", finished_at=NOW - 500)
+    for stale in (old, dataclasses.replace(old, deleting=True)):
+        plan = decide(view(bare_node, share(asked, attempts=attempts, pods=(stale,)), usage=usage))
+        assert patches(plan) == [], "what it pulled is not there any more"
+        assert len(deletes(plan)) == (not stale.deleting)
+    new = pod(asked, bare_node, phase="Succeeded", finished_at=gone.next_at + 1)
+    again = view(bare_node, share(asked, attempts=attempts, pods=(new,)), usage=usage)
+    assert patches(decide(again, now=gone.next_at + 2))[0].set_labels
     due = decide(view(bare_node, share(asked, attempts=attempts), usage=usage), now=gone.next_at)
     assert creates(due)[0].attempt == 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagegate.domain.disk import Usage
-from imagegate.domain.facts import ImageFacts
+from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.kube import errors
 from tests.unit.runtime.world import KEY, PODS, World, until
 
@@ -359,3 +359,36 @@ async def test_a_prefetch_that_is_deleted_as_a_dry_run_leaves_nothing_behind(wor
         await until(lambda: path not in world.api.objects)
         assert world.labels("n1") == {}
         await until(lambda: not world.pods())
+
+
+async def test_an_image_that_is_gone_costs_the_label_and_is_pulled_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegate.domain.pulls.LISTED_AFTER", 0.2)
+    world.add_node("n1")
+    size = {"linux/amd64": ImageSize(10**6)}
+    world.registries.images = {"reg.test/llm:1": ImageFacts(sizes=size)}
+    world.add_prefetch("llm", "reg.test/llm:1")
+    path = "/api/v1/nodes/n1"
+
+    def lists(*names: str) -> Callable[[dict[str, Any]], None]:
+        images = [{"names": [name], "sizeBytes": 10**6} for name in names]
+        images.append({"names": ["pause"], "sizeBytes": 10**5})
+        info = {"operatingSystem": "linux", "architecture": "amd64", "bootID": "boot-1"}
+        return lambda body: body["status"].update(images=images, nodeInfo=info)
+
+    async with world.operating():
+        await until(world.pods)
+        world.api.change(path, lists("reg.test/llm:1"))
+        first = world.pods()[0]
+        world.finish(first)
+        await until(lambda: world.labels("n1"))
+        await asyncio.sleep(0.4)
+        assert world.labels("n1"), "it is listed"
+        world.api.change(path, lists())
+        await until(lambda: not world.labels("n1"))
+        await until(lambda: not world.pods())
+        await until(lambda: world.condition("llm", "Ready").get("status") == "False")
+        failures = world.status("llm")["failures"]
+        assert failures[0]["reason"] == "EvictedByKubelet"
+        assert "10.0 GB of 100.0 GB" in failures[0]["message"]
