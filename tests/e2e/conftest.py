@@ -24,6 +24,7 @@ ORDER = (
     "test_plan",
     "test_container_pullers",
     "test_rollout",
+    "test_retry",
     "test_gate",
     "test_drift",
     "test_start_after",
