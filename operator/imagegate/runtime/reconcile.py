@@ -460,9 +460,11 @@ class Reconciler:
             self._inspector.look(prefetch)
         entry = self._ledger.entry(prefetch.name)
         entry.outdated = set(self._store.nodes) if prefetch.live else set()
-        # What pulls has a place whatever this process remembers; grants of an earlier spec end.
+        # What pulls has a place whatever this process remembers, and so has what was decided to:
+        # its pod may be on its way to the API server. Grants of an earlier spec end.
         nodes = self._store.nodes
-        entry.places = {
+        decided = {name for name, standing in entry.standings.items() if standing.pulling}
+        entry.places = entry.places & decided | {
             pod.node
             for pod in self._store.pods.values()
             if pod.prefetch == prefetch.name and not pod.finished

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.kube import errors
+from tests.unit.memory_api import MemoryApi
 from tests.unit.runtime.world import KEY, PODS, World, until
 
 FAST = {"retry": {"limit": 3, "minSeconds": 1, "maxSeconds": 1}}
@@ -77,6 +78,33 @@ async def test_never_more_nodes_pull_than_max_parallel_and_all_get_their_turn(
             world.finish(pulling[0])
         await until(lambda: world.status("llm").get("nodes", {}).get("cached") == 12)
     assert most == 3
+
+
+class SlowApi(MemoryApi):
+    """An API server that takes a while to create a pod."""
+
+    async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
+        await asyncio.sleep(0.5 if path == PODS else 0.0)
+        return await super().create(path, body, **query)
+
+
+async def test_an_edit_while_a_pod_is_being_created_frees_no_place() -> None:
+    """Found by `make chaos`: the finalizer, which the operator adds itself, counts as an edit. The
+    places were then counted from the pods that there were, and the one on its way was not."""
+    world = World(SlowApi())
+    world.add_gate()
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 1, "seeds": 1})
+    for number in range(4):
+        world.add_node(f"n{number}", gated=number < 2)
+    async with world.operating():
+        await until(lambda: world.ledger.entry("llm").places)
+        await asyncio.sleep(0.1)
+        world.api.change(
+            "/apis/imagegate.dev/v1alpha1/imageprefetches/llm",
+            lambda body: body["spec"].update(retry={"limit": 3}),
+        )
+        await asyncio.sleep(1.5)
+        assert len(world.pods()) == 1
 
 
 async def test_the_first_of_a_domain_goes_alone_then_twice_as_many_as_are_cached(
