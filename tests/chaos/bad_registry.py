@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tests.chaos.recorder import insist
 from tests.chaos.workload import JOINING, QUICK, SELECTOR
-from tests.cluster.errors import ClusterError
 
 if TYPE_CHECKING:
     from tests.chaos.world import World
@@ -24,29 +23,38 @@ def registry_fails(world: World, rng: random.Random) -> None:
     """Under a rollout and under a node that joins; then the registry is well again."""
     faulty = world.cluster.faulty
     since = time.time()
+
+    def spoilt() -> set[str]:
+        requests = insist(faulty.requests, "the requests")
+        return {request.fault for request in requests if request.at >= since} - {""}
+
     try:
-        for kind in KINDS:
-            reference = world.workload.image("tiny", registry="faulty", repository=f"bad/{kind}")
-            repository = reference.split("/", 1)[1].rpartition(":")[0]
-            if isinstance(kind, int):
-                faulty.fault(kind, repository=repository)
-            else:
-                faulty.fault(kind, repository=repository, operation="blob", after_bytes=SPARED)
-            if kind == "stall":
-                time.sleep(rng.uniform(6, 9))
-            world.workload.apply(
-                f"bad-{kind}",
-                reference,
-                nodeSelector=SELECTOR,
-                gate={"policy": rng.choice(("FailOpen", "FailClosed"))},
-                rollout={"maxParallel": 2},
-                retry=QUICK,
-            )
-            if kind == KINDS[0]:
-                world.workload.join(rng.choice(JOINING))
-        time.sleep(rng.uniform(5, 8))
+        world.workload.join(rng.choice(JOINING))
+        for kind in KINDS[:-1]:
+            _ask(world, rng, kind)
+        world.cluster.wait(lambda: len(spoilt()) == len(KINDS) - 1, "all kinds of faults", 90)
+        _ask(world, rng, KINDS[-1])
+        world.cluster.wait(lambda: len(spoilt()) == len(KINDS), "a pull that stalls", 60)
+        time.sleep(rng.uniform(0, 5))
     finally:
         insist(faulty.clear, "clear the faults")
-    spoilt = {request.fault for request in faulty.requests() if request.at >= since} - {""}
-    if len(spoilt) < len(KINDS):
-        raise ClusterError(f"of {len(KINDS)} kinds of faults only these happened: {spoilt}")
+
+
+def _ask(world: World, rng: random.Random, kind: Kind) -> None:
+    """For an image that cannot be had, and why."""
+    reference = world.workload.image("tiny", registry="faulty", repository=f"bad/{kind}")
+    repository = reference.split("/", 1)[1].rpartition(":")[0]
+    if isinstance(kind, int):
+        world.cluster.faulty.fault(kind, repository=repository)
+    else:
+        world.cluster.faulty.fault(
+            kind, repository=repository, operation="blob", after_bytes=SPARED
+        )
+    world.workload.apply(
+        f"bad-{kind}",
+        reference,
+        nodeSelector=SELECTOR,
+        gate={"policy": rng.choice(("FailOpen", "FailClosed"))},
+        rollout={"maxParallel": 2},
+        retry=QUICK,
+    )

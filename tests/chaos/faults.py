@@ -135,15 +135,19 @@ def node_dies(world: World, rng: random.Random) -> None:
 def prefetches_deleted(world: World, rng: random.Random) -> None:
     """Every ImagePrefetch goes in the middle of its rollout, and comes back."""
     time.sleep(rng.uniform(0, 3))
-    for name in world.workload.expected:
+
+    def there() -> dict[str, str]:
+        found = world.cluster.api.get(PREFETCHES)["items"]
+        return {str(body["metadata"]["uid"]): str(body["metadata"]["name"]) for body in found}
+
+    old = insist(there, "the ImagePrefetches")
+    for name in old.values():
         world.workload.delete_object(name)
-
-    def gone() -> bool:
-        return not world.cluster.api.get(PREFETCHES)["items"]
-
-    world.cluster.wait(gone, "every ImagePrefetch gone", 60)
-    left = [trace for trace in world.imagegate.traces() if "cached.imagegate.dev" in trace]
-    if left:
+    # By their uids: another fault may make new ones meanwhile.
+    world.cluster.wait(lambda: not old.keys() & there().keys(), "every ImagePrefetch gone", 60)
+    traces = insist(world.imagegate.traces, "the nodes")
+    gone = set(old.values()) - set(insist(there, "the ImagePrefetches").values())
+    if left := [t for t in traces for name in gone if f"cached.imagegate.dev/{name}" in t]:
         raise ClusterError(f"labels of ImagePrefetches that are gone: {left}")
     world.workload.put_back()
 
@@ -161,6 +165,24 @@ FAULTS = (
     Fault("fleet joins and leaves", "fleet", fleet.joins_and_leaves),
     Fault("prefetches deleted", "prefetches", prefetches_deleted),
 )
+
+
+ONCE = (
+    ("operator killed", "registry down"),
+    ("API server restarted",),
+    ("API server killed", "node dies"),
+    ("history compacted",),
+    ("leader frozen", "fleet joins and leaves"),
+    ("two leaders",),
+    ("registry fails",),
+    ("prefetches deleted",),
+)
+"""Each fault once, in as little time as there is."""
+
+
+def named(*names: str) -> list[Fault]:
+    by_name = {fault.name: fault for fault in FAULTS}
+    return [by_name[name] for name in names]
 
 
 def draw(rng: random.Random) -> list[Fault]:

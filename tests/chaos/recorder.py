@@ -131,19 +131,14 @@ class Stream:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         with self._process as process, self._process.stdout as lines, self._process.stderr as said:
-            heard = False
             try:
                 for line in lines:
-                    heard = True
                     if not self._hear(json.loads(line)):
                         return
                 if any(word in said.read() for word in _GONE):
                     self._version = ""
             finally:
                 process.kill()
-                if process.wait() == 0 or heard:
-                    # It was heard until it ended; what the server did in its last moments was not.
-                    self._heard = max(self._heard, time.time() - 2.0)
 
     def _hear(self, event: dict[str, Any]) -> bool:
         """False: this watch cannot go on."""
@@ -161,7 +156,7 @@ class Stream:
                     self._current.pop(name(body), None)
                 else:
                     self._current[name(body)] = int(version)
-        self._version = version
+        self._version, self._heard = version, time.time()
         return True
 
 

@@ -6,16 +6,16 @@ import random
 
 import pytest
 
-from tests.chaos.faults import FAULTS, Fault, draw
+from tests.chaos.faults import ONCE, draw, named
 from tests.chaos.world import World
 
 QUIET = 12.0
 """Seconds without a write that end a random round; the short version looks once, at its end."""
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-def test_fault(world: World, fault: Fault, seed: int) -> None:
-    world.round([fault], random.Random(f"{seed}/{fault.name}"), quiet=0)
+@pytest.mark.parametrize("names", ONCE, ids=lambda names: "+".join(names).replace(" ", "-"))
+def test_each_fault(world: World, names: tuple[str, ...], seed: int) -> None:
+    world.round(named(*names), random.Random(f"{seed}/{names}"), quiet=0)
 
 
 @pytest.mark.timeout(0)  # every wait in it has a bound of its own

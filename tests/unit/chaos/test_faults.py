@@ -1,0 +1,22 @@
+"""The short version has every fault in it, and what is drawn can be repeated and overlaps well."""
+
+from __future__ import annotations
+
+import random
+
+from tests.chaos.faults import FAULTS, ONCE, draw, named
+
+
+def test_each_fault_is_in_the_short_version_once() -> None:
+    names = [name for round_ in ONCE for name in round_]
+    assert sorted(names) == sorted(fault.name for fault in FAULTS)
+    assert all(len({f.breaks for f in named(*round_)}) == len(round_) for round_ in ONCE)
+
+
+def test_a_seed_repeats_itself_and_no_two_faults_break_the_same() -> None:
+    for seed in range(200):
+        faults = draw(random.Random(seed))
+        assert [f.name for f in faults] == [f.name for f in draw(random.Random(seed))]
+        assert 1 <= len({f.breaks for f in faults}) == len(faults) <= 3
+    drawn = {f.name for seed in range(200) for f in draw(random.Random(seed))}
+    assert drawn == {f.name for f in FAULTS}
