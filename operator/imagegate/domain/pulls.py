@@ -337,6 +337,13 @@ def _in_service(
             outcome.requeue.append(earlier.at + REMEMBERED)
 
 
+def _disproved(pod: Pod, group: Group, share: Share) -> bool:
+    """Whether what the pod has pulled was removed since."""
+    ended = pod.finished_at or pod.created_at
+    earlier = share.attempts.get(group.key)
+    return pod.phase == "Succeeded" and retry.disproved(earlier, ended)
+
+
 def _towards_cached(
     pods: _Pods,
     share: Share,
@@ -354,12 +361,9 @@ def _towards_cached(
         pod = pods.current.get(group.key)
         if pod is None:
             missing.append(group)
-        elif pod.phase == "Succeeded" and retry.disproved(
-            share.attempts.get(group.key), pod.finished_at or pod.created_at
-        ):
+        elif _disproved(pod, group, share):
             # It is on its way out: the API server shows it once more, with the time of its end.
-            if not pod.deleting:
-                outcome.actions.append(DeletePod(pod, retry.EVICTED.reason))
+            outcome.actions += [] if pod.deleting else [DeletePod(pod, retry.EVICTED.reason)]
         elif pod.phase == "Succeeded" or share.pulled.get(pod.uid, frozenset()).issuperset(
             group.images
         ):
