@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from imagegate.domain import disk, match, pulls, rollout
+from imagegate.domain import disk, match, rollout
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, Node, Prefetch
-from imagegate.domain.pulls import Share
 from imagegate.domain.rollout import Domain, RolloutView
+from imagegate.domain.share import Share, labelled, no_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ def forecast(
     cached_in: Counter[str] = Counter()
     for node in matching:
         domain = node.labels.get(prefetch.rollout.topology_key, "")
-        if pulls.labelled(node, prefetch):
+        if labelled(node, prefetch):
             cached += 1
             domains[domain] += 1
             cached_in[domain] += 1
             continue
-        why = match.skipped(node, gated=False) or pulls.no_image(share, node)
+        why = match.skipped(node, gated=False) or no_image(share, node)
         if why is not None:
             skipped[why] += 1
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from imagegate.domain import disk, gate, match, pulls
+from imagegate.domain import disk, drift, gate, match, pulls
 from imagegate.domain.actions import Action, DeletePod, NodePlan, PatchNode, ReleaseReason
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import (
@@ -21,7 +21,7 @@ from imagegate.domain.facts import (
     Pod,
     Taint,
 )
-from imagegate.domain.pulls import Outcome, Share, Site
+from imagegate.domain.share import Outcome, Share, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _assess(view: NodeView, now: float, *, gated: bool) -> list[tuple[Share, Out
             usage=view.usage,
             reserved=reserved,
             queued=queued,
-            settles_at=None if since is None else since + pulls.LISTED_AFTER,
+            settles_at=None if since is None else since + drift.LISTED_AFTER,
         )
         outcome = pulls.assess(share, node, now, site)
         reserved += outcome.starting

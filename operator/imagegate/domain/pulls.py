@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from imagegate.domain import disk, match, retry
-from imagegate.domain.actions import Action, CreatePod, DeletePod, Postpone, Standing
-from imagegate.domain.disk import Usage
-from imagegate.domain.facts import (
-    Attempts,
-    DaemonSetRef,
-    Group,
-    ImageFacts,
-    ImageSize,
-    Node,
-    NodeState,
-    OnReboot,
-    Pod,
-    Prefetch,
-)
+from imagegate.domain import disk, drift, match, retry
+from imagegate.domain.actions import CreatePod, DeletePod, Postpone
+from imagegate.domain.facts import Attempts, Group, Node, NodeState, Pod, Prefetch
+from imagegate.domain.share import Outcome, Share, Site, labelled, no_image, same_life
 
 RELEASE_AFTER = 360.0
 """Seconds a finished pod stays under retention Release: by then the kubelet's image collector,
@@ -28,13 +16,6 @@ which looks every 5 minutes, has seen the images in use (never-used images go fi
 FRESH = 5.0
 """Seconds for which a failure that was just reported proves that no pull is in flight: the
 kubelet's own back-off before its next try is 10 s or more."""
-
-LISTED_AFTER = 180.0
-"""Seconds after which an image that was pulled is surely in ``status.images``, if it is large
-enough: the kubelet looks every 30 s and writes every 10 s; the rest is for a watch that broke."""
-
-REMEMBERED = 3600.0
-"""Seconds for which an image that was removed again and again is still reported."""
 
 PULL_ERRORS = frozenset(
     {
@@ -49,98 +30,6 @@ PULL_ERRORS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What this node and one live, matching prefetch have to do with each other."""
-
-    prefetch: Prefetch
-    pods: tuple[Pod, ...] = ()
-    attempts: Mapping[str, Attempts] = field(default_factory=dict)
-    """Remembered failures by group key."""
-    pulled: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Per pod uid, the images that the kubelet has reported as pulled."""
-    failed_at: Mapping[str, float] = field(default_factory=dict)
-    """Per pod uid, when this process watched it fail; absent if it was found failing."""
-    place: bool = False
-    """Whether the node has a place in the rollout, that is, may start pulling now."""
-    images: Mapping[str, ImageFacts] = field(default_factory=dict)
-    """What the registry says, by reference."""
-    inspected: bool = True
-    """Whether the registry has been asked: a pull waits for it, for a moment only."""
-    unready: Mapping[DaemonSetRef, str] = field(default_factory=dict)
-    """What of ``startAfter`` is not known to have been Ready on the node since its boot, and why
-    not; the reason is empty until somebody has looked."""
-
-    def size(self, reference: str, node: Node) -> ImageSize | None:
-        known = self.images.get(reference)
-        return known.sizes.get(node.platform) if known is not None else None
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What all shares of one node have in common."""
-
-    gated: bool = False
-    usage: Usage | None = None
-    """None: not read lately."""
-    reserved: int = 0
-    """Bytes on disk that pulls in flight may still take."""
-    queued: int = 0
-    """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
-    settles_at: float | None = None
-    """When our labels have been as they are for so long that images can be missed; None: never."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The result for one share; built up step by step, then read by the node's decision."""
-
-    state: NodeState = NodeState.PENDING
-    cached: bool = False
-    labelled: bool = False
-    pulling: bool = False
-    wants: bool = False
-    failure: Attempts | None = None
-    skipped: str = ""
-    evicted: bool = False
-    """Whether the label is not true any more: an image is gone."""
-    wants_usage: bool = False
-    starting: int = 0
-    """Bytes on disk that the pulls started now will take."""
-    awaits: Mapping[DaemonSetRef, str] = field(default_factory=dict)
-    """What keeps a pull that is due from starting: see `Share.unready`."""
-    actions: list[Action] = field(default_factory=list)
-    requeue: list[float] = field(default_factory=list)
-
-    @property
-    def standing(self) -> Standing:
-        return Standing(
-            self.state, self.pulling, self.wants, self.failure, self.skipped, self.waits_for
-        )
-
-    @property
-    def waits_for(self) -> str:
-        return ", ".join(
-            f"DaemonSet {daemon_set} to be Ready on the node" + (f" ({why})" if why else "")
-            for daemon_set, why in self.awaits.items()
-        )
-
-
-def same_life(identity: str, node: Node, prefetch: Prefetch) -> bool:
-    """Whether something recorded under ``identity`` still holds for the node as it is now."""
-    if identity == node.identity:
-        return True
-    uid = identity.partition("/")[0]
-    return uid == node.uid and prefetch.gate.on_reboot is OnReboot.IGNORE
-
-
-def labelled(node: Node, prefetch: Prefetch) -> bool:
-    """Whether the node's label says, and is still to be believed, that it holds the target."""
-    return node.labels.get(prefetch.label) == prefetch.target and same_life(
-        node.observed, node, prefetch
-    )
-
-
 def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     """Decide about one share. Total: every combination of facts has an answer."""
     outcome = Outcome(labelled=labelled(node, share.prefetch))
@@ -153,12 +42,12 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     pods = _Pods.sort(share, node)
     _tidy(pods, share, node, now, outcome)
     startable = why is None and match.unsettled(node) is None
-    gone = _gone(share, node) if outcome.labelled and site.settles_at is not None else {}
+    gone = drift.gone(share, node) if outcome.labelled and site.settles_at is not None else {}
     if gone and site.settles_at is not None and now < site.settles_at:
         outcome.requeue.append(site.settles_at)
         gone = {}
     if gone:
-        _evicted(gone, pods, share, node, now, site, outcome)
+        drift.evicted(gone, pods.current, share, node, now, site, outcome)
     elif outcome.labelled:
         outcome.state, outcome.cached = NodeState.CACHED, True
         _in_service(pods, share, node, now, site, outcome, startable=startable)
@@ -239,65 +128,6 @@ def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -
             outcome.actions.append(DeletePod(pod, "superseded, and its pull failed"))
 
 
-def no_image(share: Share, node: Node) -> str | None:
-    """Whether no image at all is there for the node's platform."""
-    known = [share.images.get(image.reference) for image in share.prefetch.images]
-    if known and all(facts is not None and node.platform in facts.missing for facts in known):
-        return match.NO_IMAGE
-    return None
-
-
-def _gone(share: Share, node: Node) -> dict[str, str]:
-    """The groups of which an image has been removed behind our back, each with that image.
-
-    It is proved by a kubelet that does not list an image larger than one that it lists; absence
-    alone proves nothing, as it lists 50. Nor does a pod that was put back and fails to pull: the
-    kubelet may only want its credentials checked (``imagePullCredentialsVerificationPolicy``).
-    """
-    if node.smallest_listed is None:
-        return {}
-    names = {image.reference: image.listed_as for image in share.prefetch.images}
-    return {
-        group.key: reference
-        for group in share.prefetch.groups
-        for reference in group.images
-        if (size := share.size(reference, node)) is not None
-        and size.compressed > node.smallest_listed
-        and names[reference] not in node.listed
-    }
-
-
-def _evicted(
-    gone: Mapping[str, str],
-    pods: _Pods,
-    share: Share,
-    node: Node,
-    now: float,
-    site: Site,
-    outcome: Outcome,
-) -> None:
-    """Take back the label, and pull again: soon, but later and later if it goes on."""
-    outcome.wants_usage = site.usage is None
-    outcome.evicted = True
-    figures = f": {site.usage}" if site.usage is not None else ""
-    for group in share.prefetch.groups:
-        if group.key not in gone:
-            continue
-        remember = retry.evicted(
-            share.attempts.get(group.key),
-            key=f"{node.name}/{group.key}",
-            now=now,
-            image=gone[group.key],
-            message=f"{gone[group.key]} was removed from the node{figures}",
-        )
-        _blame(outcome, remember)
-        pod = pods.current.get(group.key)
-        if pod is not None and pod.finished and not pod.deleting:
-            outcome.actions.append(DeletePod(pod, retry.EVICTED.reason, remember))
-        else:
-            outcome.actions.append(Postpone(share.prefetch, node, group, remember))
-
-
 def _in_service(
     pods: _Pods,
     share: Share,
@@ -332,16 +162,9 @@ def _in_service(
         _start(missing, share, node, now, site, outcome)
     for group in share.prefetch.groups:
         earlier = share.attempts.get(group.key)
-        if retry.removed_again(earlier) and now < earlier.at + REMEMBERED:
-            _blame(outcome, earlier)
-            outcome.requeue.append(earlier.at + REMEMBERED)
-
-
-def _disproved(pod: Pod, group: Group, share: Share) -> bool:
-    """Whether what the pod has pulled was removed since."""
-    ended = pod.finished_at or pod.created_at
-    earlier = share.attempts.get(group.key)
-    return pod.phase == "Succeeded" and retry.disproved(earlier, ended)
+        if retry.removed_again(earlier) and now < earlier.at + drift.REMEMBERED:
+            outcome.blame(earlier)
+            outcome.requeue.append(earlier.at + drift.REMEMBERED)
 
 
 def _towards_cached(
@@ -361,7 +184,7 @@ def _towards_cached(
         pod = pods.current.get(group.key)
         if pod is None:
             missing.append(group)
-        elif _disproved(pod, group, share):
+        elif drift.disproved(pod, group, share):
             # It is on its way out: the API server shows it once more, with the time of its end.
             outcome.actions += [] if pod.deleting else [DeletePod(pod, retry.EVICTED.reason)]
         elif pod.phase == "Succeeded" or share.pulled.get(pod.uid, frozenset()).issuperset(
@@ -384,7 +207,7 @@ def _towards_cached(
     if startable and not busy:
         _start(missing, share, node, now, site, outcome)
     for group in share.prefetch.groups:
-        _blame(outcome, share.attempts.get(group.key))
+        outcome.blame(share.attempts.get(group.key))
     if retry.exhausted(outcome.failure, share.prefetch.retry):
         outcome.state = NodeState.FAILED
     elif outcome.pulling:
@@ -461,7 +284,7 @@ def _fits(
             image="",
             message=message,
         )
-        _blame(outcome, remember)
+        outcome.blame(remember)
         outcome.actions.append(Postpone(share.prefetch, node, group, remember))
     return False
 
@@ -501,7 +324,7 @@ def _watch_pull(
             return
         # Found failing, for instance after a restart: its next try may already run, and to
         # delete the pod would cancel it. The kubelet goes on; its next verdict is acted on.
-        _blame(outcome, _remember(pod, group, failure, pod.waiting_message, share, now))
+        outcome.blame(_remember(pod, group, failure, pod.waiting_message, share, now))
     elif timeout is not None and now >= pod.created_at + timeout:
         text = f"not pulled within {timeout:.0f} s (retry.timeoutSeconds, or by the images' size)"
         _give_up(pod, group, retry.TIMED_OUT, text, share, now, outcome)
@@ -530,20 +353,9 @@ def _give_up(
 ) -> None:
     """Delete the pod and remember the failure: a fresh pod resets the kubelet's back-off."""
     remember = _remember(pod, group, failure, message, share, now)
-    _blame(outcome, remember)
+    outcome.blame(remember)
     outcome.pulling = True  # until the pod is really gone
     outcome.actions.append(DeletePod(pod, failure.reason, remember))
-
-
-def _blame(outcome: Outcome, attempts: Attempts | None) -> None:
-    """Keep the failure that says most about why the node is not cached: a permanent one, then
-    the one tried most often.
-    """
-    worst = outcome.failure
-    if attempts is not None and (
-        worst is None or (attempts.permanent, attempts.count) > (worst.permanent, worst.count)
-    ):
-        outcome.failure = attempts
 
 
 def _remember(

@@ -26,7 +26,7 @@ from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, ImageFacts, Node, Pr
 from imagegate.domain.gate import ready_since
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
-from imagegate.domain.pulls import Share
+from imagegate.domain.share import Share
 from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
 from imagegate.kube.events import Events
 from imagegate.kube.nodes import Nodes

@@ -19,7 +19,7 @@ from imagegate.domain.facts import (
     Taint,
 )
 from imagegate.domain.node import NodeView
-from imagegate.domain.pulls import Share
+from imagegate.domain.share import Share
 
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 GATE_TAINT = Taint(KEY, "NoSchedule", "pending")

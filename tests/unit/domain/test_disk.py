@@ -10,6 +10,7 @@ import pytest
 from imagegate.domain import disk, retry, status
 from imagegate.domain.actions import Postpone
 from imagegate.domain.disk import Usage
+from imagegate.domain.drift import LISTED_AFTER
 from imagegate.domain.facts import (
     Attempts,
     GatePolicy,
@@ -23,7 +24,7 @@ from imagegate.domain.facts import (
     RetrySpec,
 )
 from imagegate.domain.match import NO_IMAGE
-from imagegate.domain.pulls import LISTED_AFTER, Share
+from imagegate.domain.share import Share
 from tests.unit.domain.cases import NOW, creates, decide, deletes, gated, node, patches, pod, view
 from tests.unit.domain.cases import prefetch as bare
 

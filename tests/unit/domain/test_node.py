@@ -22,7 +22,7 @@ from imagegate.domain.facts import (
     Taint,
 )
 from imagegate.domain.match import matches
-from imagegate.domain.pulls import Share
+from imagegate.domain.share import Share
 from tests.unit.domain.cases import (
     GATE_TAINT,
     KEY,

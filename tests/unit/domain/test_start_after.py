@@ -8,7 +8,7 @@ from typing import Any
 from imagegate.domain import status
 from imagegate.domain.actions import ReleaseReason
 from imagegate.domain.facts import DaemonSetRef, GatePolicy, GateSpec, NodeState
-from imagegate.domain.pulls import Share
+from imagegate.domain.share import Share
 from imagegate.domain.status import Tally
 from tests.unit.domain.cases import (
     NOW,

@@ -392,7 +392,7 @@ async def test_a_prefetch_that_is_deleted_as_a_dry_run_leaves_nothing_behind(wor
 async def test_an_image_that_is_gone_costs_the_label_and_is_pulled_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagegate.domain.pulls.LISTED_AFTER", 0.2)
+    monkeypatch.setattr("imagegate.domain.drift.LISTED_AFTER", 0.2)
     world.add_node("n1")
     size = {"linux/amd64": ImageSize(10**6)}
     world.registries.images = {"reg.test/llm:1": ImageFacts(sizes=size)}

@@ -1,0 +1,131 @@
+"""What a node and one ImagePrefetch have to do with each other: what is known, what is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from imagegate.domain import match
+from imagegate.domain.actions import Action, Standing
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import (
+    Attempts,
+    DaemonSetRef,
+    ImageFacts,
+    ImageSize,
+    Node,
+    NodeState,
+    OnReboot,
+    Pod,
+    Prefetch,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What this node and one live, matching prefetch have to do with each other."""
+
+    prefetch: Prefetch
+    pods: tuple[Pod, ...] = ()
+    attempts: Mapping[str, Attempts] = field(default_factory=dict)
+    """Remembered failures by group key."""
+    pulled: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Per pod uid, the images that the kubelet has reported as pulled."""
+    failed_at: Mapping[str, float] = field(default_factory=dict)
+    """Per pod uid, when this process watched it fail; absent if it was found failing."""
+    place: bool = False
+    """Whether the node has a place in the rollout, that is, may start pulling now."""
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
+    """What the registry says, by reference."""
+    inspected: bool = True
+    """Whether the registry has been asked: a pull waits for it, for a moment only."""
+    unready: Mapping[DaemonSetRef, str] = field(default_factory=dict)
+    """What of ``startAfter`` is not known to have been Ready on the node since its boot, and why
+    not; the reason is empty until somebody has looked."""
+
+    def size(self, reference: str, node: Node) -> ImageSize | None:
+        known = self.images.get(reference)
+        return known.sizes.get(node.platform) if known is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all shares of one node have in common."""
+
+    gated: bool = False
+    usage: Usage | None = None
+    """None: not read lately."""
+    reserved: int = 0
+    """Bytes on disk that pulls in flight may still take."""
+    queued: int = 0
+    """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
+    settles_at: float | None = None
+    """When our labels have been as they are for so long that images can be missed; None: never."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The result for one share; built up step by step, then read by the node's decision."""
+
+    state: NodeState = NodeState.PENDING
+    cached: bool = False
+    labelled: bool = False
+    pulling: bool = False
+    wants: bool = False
+    failure: Attempts | None = None
+    skipped: str = ""
+    evicted: bool = False
+    """Whether the label is not true any more: an image is gone."""
+    wants_usage: bool = False
+    starting: int = 0
+    """Bytes on disk that the pulls started now will take."""
+    awaits: Mapping[DaemonSetRef, str] = field(default_factory=dict)
+    """What keeps a pull that is due from starting: see `Share.unready`."""
+    actions: list[Action] = field(default_factory=list)
+    requeue: list[float] = field(default_factory=list)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(
+            self.state, self.pulling, self.wants, self.failure, self.skipped, self.waits_for
+        )
+
+    @property
+    def waits_for(self) -> str:
+        return ", ".join(
+            f"DaemonSet {daemon_set} to be Ready on the node" + (f" ({why})" if why else "")
+            for daemon_set, why in self.awaits.items()
+        )
+
+    def blame(self, attempts: Attempts | None) -> None:
+        """Keep the failure that says most about why the node is not cached: a permanent one, then
+        the one tried most often.
+        """
+        worst = self.failure
+        if attempts is not None and (
+            worst is None or (attempts.permanent, attempts.count) > (worst.permanent, worst.count)
+        ):
+            self.failure = attempts
+
+
+def same_life(identity: str, node: Node, prefetch: Prefetch) -> bool:
+    """Whether something recorded under ``identity`` still holds for the node as it is now."""
+    if identity == node.identity:
+        return True
+    uid = identity.partition("/")[0]
+    return uid == node.uid and prefetch.gate.on_reboot is OnReboot.IGNORE
+
+
+def labelled(node: Node, prefetch: Prefetch) -> bool:
+    """Whether the node's label says, and is still to be believed, that it holds the target."""
+    return node.labels.get(prefetch.label) == prefetch.target and same_life(
+        node.observed, node, prefetch
+    )
+
+
+def no_image(share: Share, node: Node) -> str | None:
+    """Whether no image at all is there for the node's platform."""
+    known = [share.images.get(image.reference) for image in share.prefetch.images]
+    if known and all(facts is not None and node.platform in facts.missing for facts in known):
+        return match.NO_IMAGE
+    return None
