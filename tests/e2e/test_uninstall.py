@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +41,14 @@ def leftovers(cluster: LocalCluster, imagegate: Installation) -> set[str]:
     return ours - KEPT_ON_PURPOSE
 
 
+def wait_for_nothing_left(cluster: LocalCluster, imagegate: Installation) -> None:
+    """Helm waits for the hook's Job to go; its pod is collected a moment after."""
+    end = time.monotonic() + 20
+    while found := leftovers(cluster, imagegate):
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+
+
 def test_uninstall_with_everything_in_use_then_install_again(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
@@ -54,7 +63,7 @@ def test_uninstall_with_everything_in_use_then_install_again(
         cluster.wait(lambda: imagegate.counts("holds").get("gated") == 1, "a held node", 30)
         imagegate.uninstall()
         assert imagegate.traces() == []
-        assert leftovers(cluster, imagegate) == set()
+        wait_for_nothing_left(cluster, imagegate)
         assert not exists(cluster, GATE)
         assert exists(cluster, f"{PREFETCHES}/stays"), "people's objects are theirs"
         cluster.kubectl("delete", "imageprefetches.imagegate.dev", "holds", "--timeout=10s")
@@ -88,6 +97,6 @@ def test_delete_the_prefetches_then_uninstall(
     )
     imagegate.uninstall()
     assert imagegate.traces() == []
-    assert leftovers(cluster, imagegate) == set()
+    wait_for_nothing_left(cluster, imagegate)
     with pytest.raises(ClusterError, match="not found"):
         cluster.helm("status", "imagegate", f"--namespace={NAMESPACE}")

@@ -3,6 +3,7 @@ they bring the taint themselves. On an API server without such policies this is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,13 @@ QUICK = {"minSeconds": 1, "maxSeconds": 3}
 def has_policy(cluster: LocalCluster, imagegate: Installation) -> bool:
     path = imagegate.policies
     return path is not None and exists(cluster, f"{path}/imagegate-node-gate")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_before(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
+    yield
+    imagegate.upgrade()
+    assert has_policy(cluster, imagegate) is (imagegate.policies is not None)
 
 
 def test_auto_is_the_policy_where_it_is_served_and_else_the_watch(
@@ -63,9 +71,7 @@ def test_a_joining_node_is_tainted_when_it_is_seen(
             watch.first(node.name, released, since=tainted.at)
             assert node.has_image(late)
     finally:
-        imagegate.upgrade()
         cluster.remove_node(node.name)
-    assert has_policy(cluster, imagegate) is (imagegate.policies is not None)
 
 
 def test_a_node_that_brings_the_taint_itself_is_held_and_released(
@@ -77,24 +83,21 @@ def test_a_node_that_brings_the_taint_itself_is_held_and_released(
         labels={"pool": "register"}, register_with_taints=(f"{KEY}=pending:NoSchedule",)
     )
     imagegate.upgrade(**{"gate.source": "none"})
-    try:
-        assert not has_policy(cluster, imagegate)
-        closed = {"policy": "FailClosed"}
-        with (
-            imagegate.prefetching("register", late, nodeSelector=pool, gate=closed, retry=QUICK),
-            NodeWatch(cluster) as watch,
-        ):
-            node = cluster.add_node("node-register", options, wait=False)
-            try:
-                assert held(watch.first(node.name, lambda seen: True))
-                cluster.wait(lambda: imagegate.counts("register").get("gated") == 1, "gated", 60)
-                cluster.wait(lambda: imagegate.counts("register").get("failed") == 1, "failed", 60)
-                assert imagegate.held(node.name)
-                cluster.push("tiny", "register/late:1", seed=62)
-                free = watch.first(node.name, released)
-                assert "cached.imagegate.dev/register" in free.body["metadata"]["labels"]
-                assert node.has_image(late)
-            finally:
-                cluster.remove_node(node.name)
-    finally:
-        imagegate.upgrade()
+    assert not has_policy(cluster, imagegate)
+    closed = {"policy": "FailClosed"}
+    with (
+        imagegate.prefetching("register", late, nodeSelector=pool, gate=closed, retry=QUICK),
+        NodeWatch(cluster) as watch,
+    ):
+        node = cluster.add_node("node-register", options, wait=False)
+        try:
+            assert held(watch.first(node.name, lambda seen: True))
+            cluster.wait(lambda: imagegate.counts("register").get("gated") == 1, "gated", 60)
+            cluster.wait(lambda: imagegate.counts("register").get("failed") == 1, "failed", 60)
+            assert imagegate.held(node.name)
+            cluster.push("tiny", "register/late:1", seed=62)
+            free = watch.first(node.name, released)
+            assert "cached.imagegate.dev/register" in free.body["metadata"]["labels"]
+            assert node.has_image(late)
+        finally:
+            cluster.remove_node(node.name)
