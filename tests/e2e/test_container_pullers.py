@@ -130,8 +130,9 @@ def test_a_joining_node_that_cannot_pull_the_busybox_says_so_until_it_can(
             assert "the puller pod's own image" in failure["message"]
             assert imagegate.held(node.name)
         finally:
+            pushed = time.time()
             cluster.push("busybox", "test/busybox:1.37.0-musl")
-        free = watch.first(node.name, released)
+        free = watch.first(node.name, released, since=pushed)
         assert "cached.imagegate.dev/no-tool" in free.body["metadata"]["labels"]
         events = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/events")["items"]
         (pulled,) = [
