@@ -113,9 +113,14 @@ class Witness:
 
     def read(self, entries: Sequence[Entry]) -> None:
         """Take in the next part of the history; it must be in the order of versions."""
+        names = {
+            history.name(entry.body)
+            for entry in entries
+            if isinstance(entry, Seen) and entry.kind == "ImagePrefetch"
+        }
         for entry in entries:
             if isinstance(entry, Snapshot):
-                self._foresee(entry)
+                self._foresee(entry, names)
         for entry in entries:
             match entry:
                 case Seen():
@@ -126,7 +131,7 @@ class Witness:
                 case Snapshot():
                     self._take(entry)
 
-    def _foresee(self, snapshot: Snapshot) -> None:
+    def _foresee(self, snapshot: Snapshot, names: set[str]) -> None:
         """What a gap has changed may have changed at any moment of it, and others, whose watches
         went on, may have acted on it: it is known here before they are judged."""
         if snapshot.kind == "Node":
@@ -134,10 +139,9 @@ class Witness:
         if snapshot.kind != "ImagePrefetch":
             return
         found = {history.name(item): history.ask(item) for item in snapshot.items}
-        for name in found.keys() | self._asked.keys():
+        for name in found.keys() | self._asked.keys() | names:
             asked = self._asked.setdefault(name, _Asked())
-            if asked.now() != found.get(name):
-                asked.maybe.append((snapshot.since, snapshot.at, found.get(name)))
+            asked.maybe.append((snapshot.since, snapshot.at, found.get(name)))
 
     def _take(self, snapshot: Snapshot) -> None:
         known = self._objects.setdefault(snapshot.kind, {})

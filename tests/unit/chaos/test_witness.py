@@ -10,6 +10,8 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from tests.chaos.history import LABEL, OBSERVED, SIMULATED, Seen, Snapshot
 from tests.chaos.witness import Violation, Witness, Write
 from tests.unit.chaos.bodies import CACHED, FOREIGN, GATE, GOING, IMAGE, Body, node, pod, prefetch
@@ -405,21 +407,29 @@ def test_what_vanished_in_a_gap_is_gone_and_what_stayed_is_not_judged_again() ->
     assert story.rules == []
 
 
-def test_what_a_gap_changed_may_have_been_so_when_others_acted_in_it() -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_what_a_gap_changed_may_have_been_so_when_others_acted_in_it(known: bool) -> None:
+    """The ImagePrefetch was deleted in the gap, and so the pod; also where it was made only in
+    the same part of the history."""
     story = Story()
-    first = prefetch()
-    story.relist("ImagePrefetch", first)
+    body = prefetch()
+    body["metadata"]["resourceVersion"] = "7"
+    if known:
+        story.see("ImagePrefetch", "ADDED", body)
     story.see("Node", "ADDED", node())
-    going = pod(**GOING)
-    story.see("Pod", "ADDED", pod())
-    story.wrote("delete", "pods", "ipf-p-1")
-    at = story.now + 10.0
+    story.now += 20.0
+    pod_at, version = story.now + 10.0, story.version + 1
+    story.told.written.append(Write(pod_at, OPERATOR, "delete", "pods", "ipf-p-1"))
+    made = [] if known else [Seen("ImagePrefetch", "ADDED", version, story.now, body)]
     story.witness.read(
         [
-            Seen("Pod", "MODIFIED", story.version + 1, at, going),
-            Snapshot("ImagePrefetch", story.version + 2, at + 5.0, (), at - 5.0),
+            *made,
+            Seen("Pod", "ADDED", version + 1, story.now, pod()),
+            Seen("Pod", "MODIFIED", version + 2, pod_at, pod(**GOING)),
+            Snapshot("ImagePrefetch", version + 3, pod_at + 5.0, (), story.now + 1.0),
         ]
     )
+    assert story.witness.checked[CANCELLED] == 1
     assert story.rules == []
 
 
