@@ -296,7 +296,10 @@ LEASES = {"namespace": NAMESPACE, "group": "coordination.k8s.io", "resource": "l
         ("get", {"resource": "nodes", "subresource": "proxy"}, False),
         ("create", {"resource": "pods", "namespace": NAMESPACE}, True),
         ("create", {"resource": "pods", "namespace": "default"}, False),
-        ("get", {"resource": "secrets", "namespace": NAMESPACE}, False),
+        ("get", {"resource": "nodes", "subresource": "stats"}, True),
+        ("get", {"resource": "secrets", "namespace": NAMESPACE}, True),
+        ("list", {"resource": "secrets", "namespace": NAMESPACE}, False),
+        ("get", {"resource": "secrets", "namespace": "default"}, False),
         ("update", {**LEASES, "name": "imagegate"}, True),
         ("update", {**LEASES, "name": "other"}, False),
         (
