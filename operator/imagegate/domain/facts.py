@@ -285,6 +285,8 @@ class Pod:
     waiting_image: str = ""
     """The image it waits for, where the status says which."""
     created_at: float = 0.0
+    began: bool = False
+    """Whether a container of it has been created."""
     finished_at: float | None = None
     deleting: bool = False
 

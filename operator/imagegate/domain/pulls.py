@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from imagegate.domain import disk, drift, match, retry
 from imagegate.domain.actions import CreatePod, DeletePod, Postpone
-from imagegate.domain.facts import Attempts, Group, Node, NodeState, Pod, Prefetch
+from imagegate.domain.facts import Attempts, Group, Node, NodeState, Pod
 from imagegate.domain.share import Outcome, Share, Site, labelled, no_image, same_life
 
 RELEASE_AFTER = 360.0
@@ -59,14 +59,12 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     return outcome
 
 
-def _of_this_life(pod: Pod, node: Node, prefetch: Prefetch) -> bool:
-    """Whether the pod says something about the node as it is now. What a reboot has interrupted
-    does not, whatever ``onReboot`` is: with restartPolicy Never the kubelet may leave such a pod
-    Pending for ever (kuberuntime_util.go, PodSandboxChanged).
+def _stuck(pod: Pod, node: Node) -> bool:
+    """Whether a reboot came between the pod's container and its end. With restartPolicy Never the
+    kubelet leaves such a pod Pending for ever (kuberuntime_util.go, PodSandboxChanged); one that
+    had no container yet it begins anew, and so its pull.
     """
-    if pod.finished:
-        return same_life(pod.observed, node, prefetch)
-    return pod.observed == node.identity
+    return pod.began and not pod.finished and pod.observed != node.identity
 
 
 @dataclass(slots=True)
@@ -91,7 +89,9 @@ class _Pods:
         for pod in sorted(share.pods, key=lambda p: (p.created_at, p.name)):
             if pod.machine != node.uid:
                 sorted_pods.departed.append(pod)
-            elif pod.group in groups and _of_this_life(pod, node, share.prefetch):
+            elif pod.group in groups and (
+                same_life(pod.observed, node, share.prefetch) and not _stuck(pod, node)
+            ):
                 earlier = sorted_pods.current.get(pod.group)
                 if earlier is not None:
                     sorted_pods.superseded.append(earlier)
@@ -120,7 +120,7 @@ def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -
         if pod.finished:
             if outcome.labelled or pod.group in groups:
                 outcome.actions.append(DeletePod(pod, "superseded"))
-        elif pod.observed != node.identity:
+        elif _stuck(pod, node):
             outcome.actions.append(DeletePod(pod, "a reboot has interrupted it"))
         elif wanted.isdisjoint(pod.images):
             outcome.actions.append(DeletePod(pod, "its images are not wanted any more"))

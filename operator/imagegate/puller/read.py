@@ -50,6 +50,7 @@ def pod(body: Body) -> Pod:
         waiting_message=waiting_message,
         waiting_image=waiting_image,
         created_at=fields.seconds(metadata.get("creationTimestamp")) or 0.0,
+        began=any(each.get("containerID") for each in (*inits, *containers)),
         finished_at=max(filter(None, map(fields.seconds, finished)), default=None),
         deleting="deletionTimestamp" in metadata,
     )

@@ -371,10 +371,12 @@ def test_a_pull_that_a_reboot_has_interrupted_is_begun_anew(policy: OnReboot) ->
     """The kubelet may leave such a pod Pending for ever: seen on a real one."""
     asked = prefetch(gate=GateSpec(on_reboot=policy))
     on = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
-    stuck = pod(asked, on, observed="node-uid/boot-1")
+    stuck = pod(asked, on, observed="node-uid/boot-1", began=True)
     first = decide(view(on, Share(asked, pods=(stuck,), place=True)))
     assert [action.pod for action in deletes(first)] == [stuck]
     assert creates(first) == [], "not before it is gone"
+    pulling = dataclasses.replace(stuck, began=False)
+    assert decide(view(on, Share(asked, pods=(pulling,), place=True))).actions == ()
     going = dataclasses.replace(stuck, deleting=True)
     assert creates(decide(view(on, Share(asked, pods=(going,), place=True)))) == []
     assert creates(decide(view(on, Share(asked, place=True))))
