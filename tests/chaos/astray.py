@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos import history
 from tests.chaos.history import Body
 from tests.cluster.api import ApiError
 from tests.cluster.errors import ClusterError
-from tests.e2e.installation import GATE, NAMESPACE, PREFETCHES, RELEASE, SILENCE, Installation
+from tests.e2e.installation import GATE, NAMESPACE, PREFETCHES, SILENCE, Installation
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -24,7 +24,7 @@ def look(
     imagegate: Installation,
     expected: Mapping[str, Mapping[str, Any]],
     *,
-    leases: frozenset[str] = frozenset({RELEASE}),
+    leases: AbstractSet[str],
     everything: bool = False,
 ) -> list[str]:
     """Empty when the cluster has converged and nothing of ours is where it should not be.
@@ -50,7 +50,9 @@ def look(
         return [f"the API server does not answer: {error}"]
 
 
-def _operator(cluster: LocalCluster, imagegate: Installation, leases: frozenset[str]) -> list[str]:
+def _operator(
+    cluster: LocalCluster, imagegate: Installation, leases: AbstractSet[str]
+) -> list[str]:
     pods = {history.name(pod) for pod in imagegate.operator_pods() if _ready(pod)}
     wrong = [] if len(pods) == 2 else [f"{len(pods)} operator pods are Ready"]
     if imagegate.leader() not in pods:
@@ -159,22 +161,3 @@ def _ready(pod: Body) -> bool:
     return not history.deleting(pod) and any(
         c["type"] == "Ready" and c["status"] == "True" for c in conditions
     )
-
-
-def converge(
-    cluster: LocalCluster,
-    imagegate: Installation,
-    expected: Mapping[str, Mapping[str, Any]],
-    timeout: float,
-    **how: Any,
-) -> float:
-    """Seconds until nothing is astray. Raises ClusterError with what still is."""
-    began = time.monotonic()
-    while True:
-        wrong = look(cluster, imagegate, expected, **how)
-        took = time.monotonic() - began
-        if not wrong:
-            return took
-        if took > timeout:
-            raise ClusterError(f"not converged after {took:.0f} s:\n  " + "\n  ".join(wrong))
-        time.sleep(0.5)

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from tests.chaos.recorder import insist
+from tests.chaos.workload import JOINING
 from tests.chaos.world import World
 from tests.cluster.api import ApiError
 from tests.e2e.installation import NAMESPACE, RELEASE
@@ -20,18 +21,22 @@ _LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 
 
 def two_leaders(world: World, rng: random.Random) -> None:
-    """For a rollout or two, and then, with both of them there, the cluster must come to rest."""
+    """Both stay until the round is over: with both of them the cluster must come to rest."""
     since = time.time()
-    _second(world)
-    try:
-        world.cluster.wait(lambda: bool(_holder(world)), "the second leader", 60)
-        world.workload.stir(rng)
-        world.workload.calm()
-        world.converge(leases=frozenset({RELEASE, NAME}))
-        world.quiet(5)
-    finally:
+
+    def over() -> None:
+        world.leases.discard(NAME)
         _remove(world)
-        world.witness.leaders.append((since, time.time() + 1.0, 2))
+        world.witness.leaders[-1] = (since, time.time(), 2)
+
+    world.leases.add(NAME)
+    world.witness.leaders.append((since, float("inf"), 2))
+    world.later.append(over)
+    _second(world)
+    world.cluster.wait(lambda: bool(_holder(world)), "the second leader", 60)
+    world.workload.apply_again()
+    world.workload.join(JOINING[0])
+    time.sleep(rng.uniform(0, 3))
 
 
 def _second(world: World) -> None:

@@ -45,6 +45,7 @@ class Workload:
         self._pool = ThreadPoolExecutor(4)
         self._joining: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
+        self._editing = threading.RLock()
         self._pushed = 0
         self._specs: dict[str, dict[str, Any]] = {}
         self._first = cluster.push("tiny", "chaos/first:1", seed=9001)
@@ -123,8 +124,9 @@ class Workload:
         return reference
 
     def apply(self, name: str, *refs: str, **spec: Any) -> None:
-        self._specs[name] = {"images": [{"image": ref} for ref in refs], **spec}
-        self._put(name)
+        with self._editing:
+            self._specs[name] = {"images": [{"image": ref} for ref in refs], **spec}
+            self._put(name)
 
     def _put(self, name: str) -> None:
         body = {
@@ -136,16 +138,18 @@ class Workload:
         insist(lambda: self._cluster.apply(body), f"apply {name}")
 
     def delete(self, name: str) -> None:
-        self._specs.pop(name, None)
-        self.delete_object(name)
+        with self._editing:
+            self._specs.pop(name, None)
+            self.delete_object(name)
 
     def delete_object(self, name: str) -> None:
         """It is still expected; `put_back` makes it anew."""
         insist(_gone(lambda: self._cluster.api.delete(f"{PREFETCHES}/{name}")), f"delete {name}")
 
     def put_back(self) -> None:
-        for name in list(self._specs):
-            self._put(name)
+        with self._editing:
+            for name in list(self._specs):
+                self._put(name)
 
     @property
     def expected(self) -> dict[str, dict[str, Any]]:

@@ -7,12 +7,12 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.chaos import astray
 from tests.chaos.history import Entry
@@ -21,7 +21,7 @@ from tests.chaos.witness import Violation, Witness, Write
 from tests.chaos.workload import Workload, prepare
 from tests.cluster.errors import ClusterError
 from tests.cluster.fixtures import ARTIFACTS
-from tests.e2e.installation import Installation
+from tests.e2e.installation import RELEASE, Installation
 
 if TYPE_CHECKING:
     from tests.chaos.faults import Fault
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BOUND = 120.0
 """Seconds within which the cluster has to converge when the last fault is over."""
+QUIET = 5.0
+"""Seconds without a write where a round does not say how many."""
 SETTLE = 4.0
 """Seconds that the last writes of a status take: counts are written every 2 s at most."""
 
@@ -64,6 +66,10 @@ class World:
     workload: Workload = field(init=False)
     rounds: list[Round] = field(default_factory=list)
     kwok_runs: int = 0
+    leases: set[str] = field(default_factory=lambda: {RELEASE})
+    """The Leases that there should be."""
+    later: list[Callable[[], None]] = field(default_factory=list)
+    """What ends faults that stand until the cluster has come to rest with them."""
 
     def __post_init__(self) -> None:
         prepare(self.cluster)
@@ -107,11 +113,15 @@ class World:
             with _timed(result, "calm"):
                 self.workload.calm()
                 result.converged = self.converge()
-            if quiet:
+            if quiet or self.later:
                 with _timed(result, "quiet"):
-                    self.quiet(quiet)
+                    self.quiet(quiet or QUIET)
+            if self.later:
+                self._end_later()
+                self.converge()
         except (ClusterError, OSError, AssertionError) as error:
             result.trouble = str(error)
+            self._end_later()
         try:
             result.violations = tuple(self.judge())
         except (ClusterError, OSError) as error:
@@ -135,8 +145,27 @@ class World:
         time.sleep(delay)
         fault.inject(self, rng)
 
-    def converge(self, **how: Any) -> float:
-        return astray.converge(self.cluster, self.imagegate, self.workload.expected, BOUND, **how)
+    def _end_later(self) -> None:
+        while self.later:
+            self.later.pop()()
+
+    def converge(self, *, everything: bool = False) -> float:
+        """Seconds until everything is as it should be. Raises ClusterError with what is not."""
+        began = time.monotonic()
+        while True:
+            wrong = astray.look(
+                self.cluster,
+                self.imagegate,
+                self.workload.expected,
+                leases=self.leases,
+                everything=everything,
+            )
+            took = time.monotonic() - began
+            if not wrong:
+                return took
+            if took > BOUND:
+                raise ClusterError(f"not converged after {took:.0f} s:\n  " + "\n  ".join(wrong))
+            time.sleep(0.5)
 
     def judge(self) -> list[Violation]:
         """What the witness has to object to since it was asked last."""
