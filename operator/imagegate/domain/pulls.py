@@ -322,8 +322,8 @@ def _watch_pull(
         if _just_failed(pod, share, now):
             _give_up(pod, group, failure, pod.waiting_message, share, now, outcome)
             return
-        # Found failing, for instance after a restart: its next try may already run, and to
-        # delete the pod would cancel it. The kubelet goes on; its next verdict is acted on.
+        # Found failing, for instance after a restart: its next try may already run, which a deleted
+        # pod would only wait for (kubernetes#113606). The kubelet goes on; its next verdict counts.
         outcome.blame(_remember(pod, group, failure, pod.waiting_message, share, now))
     elif timeout is not None and now >= pod.created_at + timeout:
         text = f"not pulled within {timeout:.0f} s (retry.timeoutSeconds, or by the images' size)"

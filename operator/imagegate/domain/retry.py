@@ -242,7 +242,7 @@ def deadline(spec: RetrySpec, queued: int | None) -> float | None:
     """Seconds after which a pull is given up; None: never, because its size is not known.
 
     By the size: 10 minutes and as long as ``queued`` bytes take at 5 MB/s, at least 15 minutes.
-    Generous, because a pull that is given up starts again from nothing.
+    Generous: the kubelet lets the pull itself go on, and the next attempt begins when it is over.
     """
     if spec.timeout is not None or queued is None:
         return spec.timeout
