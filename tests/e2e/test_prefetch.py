@@ -99,6 +99,22 @@ def test_an_edit_rolls_out_the_new_image_and_lets_go_of_the_old_pins(
         )
 
 
+def test_nodes_of_a_platform_that_the_image_is_not_there_for_are_skipped_and_told(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    image = cluster.push("foreign", "prefetch/foreign:1")
+    with imagegate.prefetching("foreign", image):
+        cluster.wait(
+            lambda: imagegate.condition("foreign", "Ready").get("reason") == "NodesSkipped",
+            "NodesSkipped",
+            30,
+        )
+        assert imagegate.counts("foreign")["skipped"] == len(cluster.nodes)
+        message = imagegate.condition("foreign", "Ready")["message"]
+        assert f"{len(cluster.nodes)} no image for its platform" in message
+        assert imagegate.pullers("foreign") == [], "the registry said it before anything was pulled"
+
+
 def test_a_kept_pod_that_somebody_deletes_is_put_back(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:

@@ -6,7 +6,7 @@ Bounded: whatever the number of nodes, at most ten failures and a few hundred by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from imagegate.domain.forecast import Forecast, summary
 
 MAX_FAILURES = 10
 MAX_MESSAGE = 400
+MAX_REASONS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Tally:
     """Whether every node has been decided about since the last change of the spec."""
     stopped: tuple[str, ...] = ()
     """Topology domains in which the rollout waits for seeds that failed."""
+    skips: Mapping[str, int] = field(default_factory=dict)
+    """Nodes that are left alone, by reason."""
     waiting: int = 0
     """Joining nodes whose pulls have to wait for a DaemonSet of ``startAfter``."""
     waits_for: tuple[str, str] = ("", "")
@@ -151,19 +154,29 @@ def _ready(tally: Tally) -> Condition:
     desired, cached = tally.desired, tally.of(NodeState.CACHED)
     if not tally.complete:
         return ("Ready", False, "Reconciling", "the nodes are being looked at")
+    skipped = _skipped(tally)
     if desired == 0:
-        skipped = tally.of(NodeState.SKIPPED)
         if skipped:
-            return ("Ready", False, "NodesSkipped", f"all {skipped} matching nodes are skipped")
+            return ("Ready", False, "NodesSkipped", f"no node is left: {skipped}")
         return (
             "Ready",
             False,
             "NoNodesMatch",
             "no node matches spec.nodeSelector; correct it, or ignore this until nodes join",
         )
+    text = f"all images are on {cached} of {desired} nodes" + (f"; {skipped}" if skipped else "")
     if cached == desired:
-        return ("Ready", True, "AllCached", f"all images are on {desired} of {desired} nodes")
-    return ("Ready", False, "NotAllCached", f"all images are on {cached} of {desired} nodes")
+        return ("Ready", True, "AllCached", text)
+    return ("Ready", False, "NotAllCached", text)
+
+
+def _skipped(tally: Tally) -> str:
+    """How many nodes are left alone, and the commonest reasons."""
+    if not tally.of(NodeState.SKIPPED):
+        return ""
+    commonest = sorted(tally.skips.items(), key=lambda item: (-item[1], item[0]))[:MAX_REASONS]
+    reasons = ", ".join(f"{count} {why}" for why, count in commonest)
+    return f"{tally.of(NodeState.SKIPPED)} skipped ({reasons})"
 
 
 def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:

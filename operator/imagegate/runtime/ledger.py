@@ -114,9 +114,16 @@ class Entry:
             failures=tuple(status.Failure(node, attempts) for node, attempts in newest[:50]),
             complete=not self.outdated,
             stopped=self.stopped,
+            skips=self._skips(),
             waiting=len(self.waiting),
             waits_for=min(self.waiting.items(), default=("", "")),
         )
+
+    def _skips(self) -> Mapping[str, int]:
+        if not self.counts[NodeState.SKIPPED]:
+            return {}
+        skipped = (s for s in self.standings.values() if s.state is NodeState.SKIPPED)
+        return Counter(standing.skipped for standing in skipped)
 
     def rollout_view(self, prefetch: Prefetch) -> rollout.RolloutView:
         nodes: Counter[str] = Counter()

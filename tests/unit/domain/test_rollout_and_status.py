@@ -208,3 +208,14 @@ def test_a_transition_time_stays_until_the_status_flips() -> None:
     at = {c["type"]: c["lastTransitionTime"] for c in flipped["conditions"]}
     assert at["Ready"] == status.timestamp(2000.0)
     assert at["Degraded"] == status.timestamp(1000.0)
+
+
+def test_skipped_nodes_are_explained_by_the_commonest_reasons() -> None:
+    reasons = {f"reason {n}": n for n in range(1, 8)} | {"cordoned": 30}
+    counted = dataclasses.replace(tally(cached=2, skipped=58), skips=reasons)
+    ready = status.prefetch_status(prefetch(), counted, 0.0, {})["conditions"][0]
+    assert ready["status"] == "True"
+    assert ready["message"] == (
+        "all images are on 2 of 2 nodes; 58 skipped (30 cordoned, 7 reason 7, 6 reason 6,"
+        " 5 reason 5, 4 reason 4)"
+    )

@@ -340,6 +340,22 @@ async def test_an_edit_does_not_wait_for_the_back_off_of_what_it_mends(world: Wo
         await until(world.pods)
 
 
+async def test_nodes_that_no_image_is_there_for_are_let_go_counted_and_explained(
+    world: World,
+) -> None:
+    world.registries.images = {"reg.test/llm:1": ImageFacts(missing=frozenset({"linux/s390x"}))}
+    world.add_node("n1", gated=True)
+    info = {"operatingSystem": "linux", "architecture": "s390x", "bootID": "boot-1"}
+    world.api.change("/api/v1/nodes/n1", lambda body: body["status"].update(nodeInfo=info))
+    world.add_prefetch("llm", "reg.test/llm:1", gate={"policy": "FailClosed"})
+    async with world.operating():
+        await until(released(world, "n1"))
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "NodesSkipped")
+        message = world.condition("llm", "Ready")["message"]
+        assert message == "no node is left: 1 skipped (1 no image for its platform)"
+        assert world.pods() == []
+
+
 async def test_a_dry_run_says_what_would_happen_and_touches_nothing(world: World) -> None:
     world.add_node("n1", gated=True)
     world.add_node("n2")
