@@ -79,9 +79,12 @@ def test_end_an_image_that_was_removed_is_noticed_and_pulled_again(
     # The kubelet looks every 30 s and writes every 10 s; a new leader waits before it concludes.
     cluster.wait(unlabelled, "the label gone", LISTED_AFTER + 60)
     noticed = time.monotonic() - removed
+    cluster.wait(
+        lambda: bool(imagegate.get("gone")["status"]["failures"]), "the status to say so", 10
+    )
     failures = imagegate.get("gone")["status"]["failures"]
-    imagegate.wait_ready("gone", 90)
-    assert node.has_image(image)
+    cluster.wait(lambda: node.has_image(image), "the image pulled again", 90)
+    imagegate.wait_ready("gone", 30)
     assert before.isdisjoint(pod["metadata"]["uid"] for pod in imagegate.pullers("gone"))
     logs = cluster.kubectl("-n", NAMESPACE, "logs", imagegate.leader())
     assert "EvictedByKubelet" in logs

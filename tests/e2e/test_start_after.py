@@ -118,10 +118,14 @@ def test_what_never_becomes_ready_is_named_and_the_timeout_goes_on(
             assert imagegate.pullers("absent") == []
             free = nodes.first(joining.name, released, since=began)
             assert 10 < free.at - ready.at < 18
-            texts = [event["message"] for event in imagegate.events("Node", joining.name)]
-            assert any(
+            waited = (
                 "absent: not cached within 12 s of Ready; it waited for DaemonSet mirrors/absent"
-                in text
-                for text in texts
+            )
+            cluster.wait(
+                lambda: any(
+                    waited in event["message"] for event in imagegate.events("Node", joining.name)
+                ),
+                "the Event that says what it waited for",
+                10,
             )
             imagegate.wait_ready("absent", 30)  # in service now, it waits for nothing
