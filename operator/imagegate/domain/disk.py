@@ -26,6 +26,8 @@ class Usage:
     capacity: int = 0
     used: int = 0
     problem: str = ""
+    passing: bool = False
+    """Whether the problem may be over in a moment."""
 
     def __str__(self) -> str:
         if self.problem:

@@ -17,6 +17,8 @@ import aiohttp
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import Node
 
+NO_FIGURES = Usage(problem="its kubelet has no figures of the image file system", passing=True)
+"""As for some seconds after its start."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT = aiohttp.ClientTimeout(total=3.0, sock_connect=2.0)
 CONCURRENCY = 32
@@ -80,7 +82,8 @@ class Kubelets:
         async with session.get(url, headers={"Authorization": f"Bearer {token}"}) as answer:
             if answer.status != 200:
                 return Usage(
-                    problem=f"its kubelet answers {answer.status}: the operator needs nodes/stats"
+                    problem=f"its kubelet answers {answer.status}: the operator needs nodes/stats",
+                    passing=answer.status >= 500,
                 )
             body = await answer.content.read(LARGEST)
             return parse(body)
@@ -108,7 +111,7 @@ def parse(body: bytes) -> Usage:
         image_fs = summary["node"]["runtime"]["imageFs"]
         capacity, available = int(image_fs["capacityBytes"]), int(image_fs["availableBytes"])
     except (ValueError, LookupError, TypeError):
-        return Usage(problem="its kubelet has no figures of the image file system")
+        return NO_FIGURES
     if capacity <= 0:
-        return Usage(problem="its kubelet has no figures of the image file system")
+        return NO_FIGURES
     return Usage(capacity=capacity, used=max(0, capacity - available))

@@ -17,8 +17,8 @@ FRESH = 30.0
 ASK_AGAIN = 120.0
 """Seconds until a kubelet that has not answered at all is asked again."""
 TRIES = 5
-"""How often it is asked before it counts as one that does not answer: a kubelet that has just
-started has no figures for some seconds."""
+"""How often a kubelet that has no figures is asked before they are done without: one that has just
+started has none for some seconds. One that is out of reach is asked once: somebody waits."""
 PAUSE = 2.0
 """Seconds between these."""
 
@@ -49,7 +49,9 @@ class Disks:
         age = self._clock.monotonic() - found.at
         if not found.usage.problem:
             return found.usage if age < FRESH else None
-        return found.usage if found.tries >= TRIES and age < ASK_AGAIN else None
+        if found.usage.passing and found.tries < TRIES:
+            return None
+        return found.usage if age < ASK_AGAIN else None
 
     async def read(self, node: Node) -> None:
         """Ask, unless that was a moment ago and without success. Never raises."""
@@ -61,7 +63,7 @@ class Disks:
             tries = before.tries
         usage = await self._source.usage(node)
         tries = tries + 1 if usage.problem else 0
-        if tries == TRIES:
+        if tries == (TRIES if usage.passing else 1):
             logger.warning(
                 "disk usage not known", extra={"node": node.name, "problem": usage.problem}
             )

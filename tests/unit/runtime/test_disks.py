@@ -36,16 +36,24 @@ async def test_a_figure_is_good_for_a_moment_and_for_this_boot_of_this_node() ->
 
 
 async def test_a_kubelet_without_figures_is_asked_some_times_and_then_done_without() -> None:
-    disks, source, time = bench(Usage(problem="no figures yet"))
+    disks, source, time = bench(Usage(problem="no figures yet", passing=True))
     for _ in range(TRIES):
         assert disks.known(NODE) is None
         await disks.read(NODE)
         await disks.read(NODE)  # at once: not asked again
         time.now += PAUSE
     assert source.asked == TRIES
-    assert disks.known(NODE) == Usage(problem="no figures yet")
+    assert disks.known(NODE) == Usage(problem="no figures yet", passing=True)
     time.now += ASK_AGAIN
     assert disks.known(NODE) is None
     source.answer = Usage(capacity=10, used=5)
     await disks.read(NODE)
     assert disks.known(NODE) == source.answer
+
+
+async def test_a_kubelet_that_is_out_of_reach_is_not_waited_for() -> None:
+    disks, source, time = bench(Usage(problem="its kubelet does not answer"))
+    await disks.read(NODE)
+    assert disks.known(NODE) == source.answer
+    time.now += ASK_AGAIN
+    assert disks.known(NODE) is None
