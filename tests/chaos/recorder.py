@@ -206,6 +206,7 @@ class Audit:
             verb,
             resource,
             str(reference.get("name", "")),
+            seconds(event["requestReceivedTimestamp"]),
         )
         self._all.append(write)
         if 200 <= code < 300:

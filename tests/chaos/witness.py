@@ -49,6 +49,8 @@ class Write:
     resource: str
     """With the subresource, as in `nodes/status`."""
     name: str
+    began: float = 0.0
+    """When it was received."""
 
 
 class Requests(Protocol):
@@ -313,8 +315,7 @@ class Witness:
         if not states:
             return
         cap = max(state.parallel(sum(map(state.wants, nodes.values()))) for state in states)
-        leaders = max((n for since, until, n in self.leaders if since <= at <= until), default=1)
-        if len(busy) > cap * leaders:
+        if len(busy) > cap * self._leading(at):
             self._object(rule, at, f"{prefetch}: {len(busy)} of {cap} pull: {busy}")
 
     def _one_puller_each(self, at: float, pod: Body) -> None:
@@ -330,7 +331,7 @@ class Witness:
             and history.labels(other)[history.PREFETCH] == history.labels(pod)[history.PREFETCH]
             and history.labels(other).get(history.GROUP) == history.labels(pod).get(history.GROUP)
         ]
-        if len(same) > 1:
+        if len(same) > self._leading(at):
             self._object(rule, at, f"{sorted(same)} on {pod['spec'].get('nodeName')}")
 
     def _pull_goes_on(self, at: float, type_: str, old: Body | None, new: Body) -> None:
@@ -375,9 +376,11 @@ class Witness:
     # ---- evidence
 
     def _written_at(self, resource: str, name: str, seen: float) -> float:
-        """When the operator's last write before a sighting was answered: watches may be late."""
-        writes = self.requests.writes(resource, name, seen - 60.0, seen + 0.25)
-        return max((w.at for w in writes if w.user == self.operator), default=seen)
+        """By when the operator had written what was seen then: watches may be late. An answer may
+        be late too, so it is the last write that had begun."""
+        writes = self.requests.writes(resource, name, seen - 60.0, seen + 60.0)
+        own = [w.at for w in writes if w.user == self.operator and w.began <= seen]
+        return min(seen, max(own, default=seen))
 
     def _present(self, node: Body, image: str, at: float) -> bool | None:
         if history.SIMULATED in history.labels(node):
@@ -388,6 +391,9 @@ class Witness:
 
     def _all_present(self, node: Body, pod: Body, at: float) -> bool:
         return all(self._present(node, image, at) is True for image in history.mounted(pod))
+
+    def _leading(self, at: float) -> int:
+        return max((n for since, until, n in self.leaders if since <= at <= until), default=1)
 
     def _gate_was_shut(self, at: float) -> bool:
         """Whether a NodeGate was there and not suspended, all of the time lately."""

@@ -149,6 +149,34 @@ def test_released_before_the_image_was_complete_by_the_audit_log() -> None:
     assert story.rules == [EARLY]
 
 
+def test_the_watch_may_be_faster_than_the_answer_to_the_patch() -> None:
+    """An earlier write that was answered in time is not the one that released."""
+    story = Story(complete={("n1", IMAGE): 1_039.0})
+    story.see("ImagePrefetch", "ADDED", prefetch())
+    story.see("Node", "ADDED", node())
+    story.told.written += [
+        Write(1_038.0, OPERATOR, "patch", "nodes", "n1", began=1_037.9),
+        Write(1_041.0, OPERATOR, "patch", "nodes", "n1", began=1_039.5),
+    ]
+    assert story.see("Node", "MODIFIED", node(taints=(FOREIGN,))) == 1_040.0
+    assert story.rules == []
+
+
+def test_two_leaders_may_do_twice_as_much_and_no_more() -> None:
+    story = Story()
+    story.witness.leaders.append((0.0, float("inf"), 2))
+    story.see("ImagePrefetch", "ADDED", prefetch())
+    for name in ("n1", "n2", "n3"):
+        story.see("Node", "ADDED", node(name))
+    story.see("Pod", "ADDED", pod("a", on="n1"))
+    story.see("Pod", "ADDED", pod("b", on="n1"))
+    story.see("Pod", "ADDED", pod("c", on="n2"))
+    assert story.rules == []
+    story.see("Pod", "ADDED", pod("d", on="n1"))
+    story.see("Pod", "ADDED", pod("e", on="n3"))
+    assert story.rules == ["one puller pod per node, prefetch and group", MANY]
+
+
 def test_every_gating_prefetch_counts() -> None:
     story = Story(complete={("n1", IMAGE): 0.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
