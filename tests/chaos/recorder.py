@@ -202,7 +202,7 @@ class Audit:
             resource += f"/{sub}"
         write = Write(
             seconds(event["stageTimestamp"]),
-            event["user"]["username"],
+            str(event["user"].get("username", "")),  # nobody, where authentication failed
             verb,
             resource,
             str(reference.get("name", "")),
