@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.chaos.evidence import Write
 from tests.chaos.history import Body, Entry, Seen, Snapshot, name, seconds
-from tests.chaos.witness import Write
 from tests.cluster.errors import ClusterError
 from tests.cluster.local.events import ImageEvents
 from tests.e2e.installation import NAMESPACE, PREFETCHES

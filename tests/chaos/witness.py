@@ -10,15 +10,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Protocol
 
 from tests.chaos import history
+from tests.chaos.evidence import LAG, Asked, Requests, Truth, Violation
 from tests.chaos.history import Ask, Body, Entry, Seen, Snapshot
 
-LAG = 5.0
-"""Seconds. Who acts on a state of the cluster that was replaced less than this ago is not blamed:
-no client of an API server can know better."""
 STATUS_BYTES = 16 * 1024
 STATUS_FAILURES = 10
 
@@ -28,65 +24,6 @@ PERMANENT = re.compile(
     re.IGNORECASE,
 )
 """What no waiting mends, in the words of containerd and the kubelet."""
-
-
-class Truth(Protocol):
-    """containerd's word."""
-
-    def present(self, node: str, image: str, at: float) -> bool | None:
-        """Whether the node held the image at that moment; None: nobody was listening."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A request that changed something, from the audit log."""
-
-    at: float
-    """When it was answered: what it did was done by then."""
-    user: str
-    verb: str
-    resource: str
-    """With the subresource, as in `nodes/status`."""
-    name: str
-    began: float = 0.0
-    """When it was received."""
-
-
-class Requests(Protocol):
-    """The audit log."""
-
-    def writes(self, resource: str, name: str, since: float, until: float) -> list[Write]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    rule: str
-    at: float
-    what: str
-
-    def __str__(self) -> str:
-        when = datetime.fromtimestamp(self.at, UTC).strftime("%H:%M:%S.%f")[:-3]
-        return f"VIOLATION at {when}: {self.rule}: {self.what}"
-
-
-@dataclass(slots=True)
-class _Asked:
-    """One ImagePrefetch by name: what it asked for, and since when."""
-
-    states: list[tuple[float, Ask | None]] = field(default_factory=list)
-    maybe: list[tuple[float, float, Ask | None]] = field(default_factory=list)
-    """(since, until, state): somewhere in this gap of the watch it came to be so."""
-
-    def now(self) -> Ask | None:
-        return self.states[-1][1] if self.states else None
-
-    def lately(self, at: float) -> list[Ask | None]:
-        """Everything that it asked for within LAG before; None: it was not there."""
-        before = [state for since, state in self.states if since <= at - LAG]
-        within = [state for since, state in self.states if at - LAG < since]
-        maybe = [state for since, until, state in self.maybe if since <= at <= until + LAG]
-        return [before[-1] if before else None, *within, *maybe]
 
 
 @dataclass(slots=True)
@@ -106,7 +43,7 @@ class Witness:
     """(since, until, how many) where several leaders were made to act at once."""
     _objects: dict[str, dict[str, Body]] = field(default_factory=dict)
     _times: dict[tuple[str, str], float] = field(default_factory=dict)
-    _asked: dict[str, _Asked] = field(default_factory=dict)
+    _asked: dict[str, Asked] = field(default_factory=dict)
     _blind: list[tuple[float, float]] = field(default_factory=list)
     """Gaps in which nobody knows which nodes there were."""
     _gate: list[tuple[float, bool]] = field(default_factory=list)
@@ -142,7 +79,7 @@ class Witness:
             return
         found = {history.name(item): history.ask(item) for item in snapshot.items}
         for name in found.keys() | self._asked.keys() | names:
-            asked = self._asked.setdefault(name, _Asked())
+            asked = self._asked.setdefault(name, Asked())
             asked.maybe.append((snapshot.since, snapshot.at, found.get(name)))
 
     def _take(self, snapshot: Snapshot) -> None:
@@ -217,7 +154,7 @@ class Witness:
             self._complaints[machine, history.labels(pod)[history.PREFETCH]] = text
 
     def _remember_ask(self, at: float, type_: str, name: str, body: Body) -> None:
-        asked = self._asked.setdefault(name, _Asked())
+        asked = self._asked.setdefault(name, Asked())
         state = None if type_ == "DELETED" else history.ask(body)
         if not asked.states or asked.now() != state:
             asked.states.append((at, state))
@@ -285,7 +222,7 @@ class Witness:
                 continue
             rule = self._apply("a label says what the node holds")
             when = self._written_at("nodes", history.name(new), at)
-            states = self._asked.get(name, _Asked()).states
+            states = self._asked.get(name, Asked()).states
             meant = next(
                 (s for _, s in reversed(states) if s is not None and s.target == target), None
             )
@@ -311,7 +248,7 @@ class Witness:
             and history.machine(pod) in uids
             and not self._all_present(uids[history.machine(pod)], pod, at)
         }
-        states = [s for s in self._asked.get(prefetch, _Asked()).lately(at) if s is not None]
+        states = [s for s in self._asked.get(prefetch, Asked()).lately(at) if s is not None]
         if not states:
             return
         cap = max(state.parallel(sum(map(state.wants, nodes.values()))) for state in states)
@@ -356,7 +293,7 @@ class Witness:
             return
         if self._all_present(node, new, at):
             return
-        for state in self._asked.get(prefetch, _Asked()).lately(at):
+        for state in self._asked.get(prefetch, Asked()).lately(at):
             if state is None or not state.wants(node):
                 return
             if not set(state.images) & set(history.mounted(new)):

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.chaos import astray
+from tests.chaos.evidence import Violation, Write
 from tests.chaos.history import Entry
 from tests.chaos.recorder import Recorder, insist
-from tests.chaos.witness import Violation, Witness, Write
+from tests.chaos.witness import Witness
 from tests.chaos.workload import Workload, prepare
 from tests.cluster.errors import ClusterError
 from tests.cluster.fixtures import ARTIFACTS
@@ -46,7 +47,9 @@ class Round:
     """Seconds by phase."""
 
     def __str__(self) -> str:
-        how = f"converged {self.converged:.1f} s after it" if self.converged else "not converged"
+        how = "not converged"
+        if self.converged is not None:
+            how = f"converged {self.converged:.1f} s after it"
         took = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in self.took.items())
         lines = [
             f"{' + '.join(self.faults)}: {how} ({took})",

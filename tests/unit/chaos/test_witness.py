@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.evidence import Violation, Write
 from tests.chaos.history import LABEL, OBSERVED, SIMULATED, Seen, Snapshot
-from tests.chaos.witness import Violation, Witness, Write
+from tests.chaos.witness import Witness
 from tests.unit.chaos.bodies import CACHED, FOREIGN, GATE, GOING, IMAGE, Body, node, pod, prefetch
 
 OPERATOR = "system:serviceaccount:imagegate-system:imagegate"
