@@ -24,7 +24,7 @@ demo-down: setup ## take the demo's cluster down
 	$(PYTHON) -m tests.cluster --name $(DEMO) down
 
 .PHONY: test
-test: lint unit e2e e2e-older ## everything that CI runs
+test: lint unit e2e e2e-older chaos ## everything that CI runs
 
 .PHONY: lint
 lint: setup ## static checks, and whether what is generated is current
@@ -55,6 +55,12 @@ e2e-older: binaries-older ## on Kubernetes 1.34: no image volumes, no admission 
 e2e-1.34: e2e-older ## all e2e tests on Kubernetes 1.34, with the admission policy's v1beta1 switched on
 	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --cluster-name=$(E2E) \
 	  --cluster-kubernetes=$(OLDER) $(BETA:%=--cluster-apiserver-flag=%) $(PYTEST_ARGS)
+	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
+
+.PHONY: chaos
+chaos: setup binaries ## each fault once; SEED=7 repeats a run, ROUNDS=20: random faults that overlap
+	$(PYTHON) -m pytest tests/chaos --timeout=300 -v -s --cluster-name=$(E2E) \
+	  $(if $(SEED),--seed=$(SEED)) $(if $(ROUNDS),--rounds=$(ROUNDS)) $(PYTEST_ARGS)
 	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
 
 .PHONY: scale

@@ -213,7 +213,7 @@ def _throttle(
 
     def look() -> int:
         value = imagegate.metrics().get('imagegate_rollout_allowed{prefetch="throttled"}')
-        if value is not None and (not allowed or value != allowed[-1]):
+        if value and (not allowed or value != allowed[-1]):
             allowed.append(int(value))
         return allowed[-1] if allowed else 0
 
