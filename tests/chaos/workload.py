@@ -125,7 +125,11 @@ class Workload:
 
     def apply(self, name: str, *refs: str, **spec: Any) -> None:
         with self._editing:
-            self._specs[name] = {"images": [{"image": ref} for ref in refs], **spec}
+            self._specs[name] = {
+                "images": [{"image": ref} for ref in refs],
+                "disk": {"maxUsagePercent": 100},  # those of test machines are full of other things
+                **spec,
+            }
             self._put(name)
 
     def _put(self, name: str) -> None:
