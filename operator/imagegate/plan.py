@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from imagegate import tables
 from imagegate.domain import disk, forecast
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, Node, Prefetch
@@ -167,10 +168,10 @@ def _one(plan: Plan) -> str:
                 disk.size(disk.need([known.largest])),
             )
         )
-    lines += _columns(rows)
+    lines += tables.aligned(rows)
     skipped = ", ".join(f"{count} {why}" for why, count in sorted(facts.skipped.items()))
     full = f"beyond {plan.prefetch.max_usage} % of the disk"
-    lines += ["", *_columns(
+    lines += ["", *tables.aligned(
         [
             ("NODES", "COUNT", ""),
             ("matched", str(facts.matched), ""),
@@ -187,7 +188,7 @@ def _one(plan: Plan) -> str:
         ]
     )]  # fmt: skip
     if facts.to_pull:
-        lines += ["", *_columns(
+        lines += ["", *tables.aligned(
             [
                 ("TIME (estimate)", ""),
                 ("every node from the registry", forecast.duration(facts.seconds_direct)),
@@ -196,18 +197,10 @@ def _one(plan: Plan) -> str:
         )]  # fmt: skip
     if facts.no_room:
         rows2 = [("WITHOUT ROOM", "WHY"), *facts.no_room[:SHOWN]]
-        lines += ["", *_columns(rows2)]
+        lines += ["", *tables.aligned(rows2)]
         if len(facts.no_room) > SHOWN:
             lines.append(f"... and {len(facts.no_room) - SHOWN} more")
     return "\n".join(lines)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _compressed(plan: Plan, reference: str) -> int | None:
