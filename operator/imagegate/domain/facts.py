@@ -153,12 +153,24 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """One layer of an image, in bytes as the registry sends them."""
+
+    size: int
+    """0 for one that is there a second time: it is pulled once."""
+    compression: str = "gzip"
+    """By its media type: ``gzip``, ``zstd`` or ``none``."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSize:
     """What an image weighs for nodes of one platform, in bytes as the registry sends them."""
 
     compressed: int
     """Every layer once, and the configuration."""
     largest_layer: int = 0
+    layers: tuple[LayerFacts, ...] = ()
+    """From the lowest to the topmost; empty where they are not known one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +183,8 @@ class ImageFacts:
     """By the platform of the nodes."""
     missing: frozenset[str] = frozenset()
     """Platforms of nodes that the image is not there for."""
+    platforms: tuple[str, ...] = ()
+    """Those that the image is there for, as far as the registry was asked."""
     problem: str = ""
     """Why something is not known, with what to do about it."""
 

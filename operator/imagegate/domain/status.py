@@ -1,22 +1,30 @@
 """The status of an ImagePrefetch and of the NodeGate: counts, conditions, a few failures.
 
-Bounded: whatever the number of nodes, at most ten failures and a few hundred bytes a condition.
+Bounded: whatever the number of nodes, at most ten failures and a few hundred bytes a condition;
+advice about images takes what is left of 16 KiB.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from imagegate.domain import retry
+from imagegate.domain import advice, retry
+from imagegate.domain.advice import Severity
 from imagegate.domain.facts import Attempts, ImageFacts, NodeState, Prefetch
 from imagegate.domain.forecast import Forecast, summary
 
 MAX_FAILURES = 10
 MAX_MESSAGE = 400
 MAX_REASONS = 5
+MAX_STATUS = 16 * 1024
+"""Bytes of a status that there is room for advice in."""
+NOT_ADVICE = 8 * 1024
+"""Bytes of it that are left to failures, conditions and counts, be they there or not: otherwise a
+node that fails would change what is said of the images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +92,42 @@ def prefetch_status(
     }
     if prefetch.invalid is None:
         status["target"] = prefetch.target
-        status["images"] = [
-            _image(image.reference, images.get(image.reference)) for image in prefetch.images
-        ]
+        status["images"] = _images(prefetch, images)
     return status
+
+
+def _images(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> list[dict[str, Any]]:
+    """With the most important advice that there is room for, and how much there is besides."""
+    entries = [_image(i.reference, images.get(i.reference)) for i in prefetch.images]
+    found: list[tuple[bool, int, int, str]] = []
+    for place, image in enumerate(prefetch.images):
+        facts = images.get(image.reference)
+        if facts is not None:
+            said = advice.advise(image.reference, facts)
+            found += (
+                (each.severity is not Severity.ERROR, rank, place, str(each)[: advice.MAX_TEXT])
+                for rank, each in enumerate(said)
+            )
+    room = MAX_STATUS - NOT_ADVICE - _bytes(entries) - _bytes({"advice": [_more(len(found))]})
+    if room < 0:
+        return entries
+    found.sort()
+    for number, (_, _, place, text) in enumerate(found):
+        new = [] if "advice" in entries[place] else {"advice": []}
+        room -= _bytes(text) + _bytes(new) + 2
+        if room < 0:
+            entries[place].setdefault("advice", []).append(_more(len(found) - number))
+            break
+        entries[place].setdefault("advice", []).append(text)
+    return entries
+
+
+def _more(count: int) -> str:
+    return f"{count} more about the images of this ImagePrefetch: imagegate lint says them"
+
+
+def _bytes(content: object) -> int:
+    return len(json.dumps(content))
 
 
 def _image(reference: str, facts: ImageFacts | None) -> dict[str, Any]:
@@ -126,7 +166,7 @@ def dry_run_status(
             "skipped": sum(facts.skipped.values()),
             "gated": 0,
         },
-        "images": [_image(i.reference, images.get(i.reference)) for i in prefetch.images],
+        "images": _images(prefetch, images),
         "failures": refused,
         "conditions": merge_conditions(prefetch.status, conditions, prefetch.generation, now),
     }

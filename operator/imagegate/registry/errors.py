@@ -89,7 +89,12 @@ class UnsupportedManifest(Invalid):
 
 
 class NoSuchPlatform(Invalid):
-    pass
+    def __init__(
+        self, where: str, problem: str, remedy: str, *, offered: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(where, problem, remedy)
+        self.offered = offered
+        """The platforms that the image is there for."""
 
 
 def quoted(status: int, body: bytes, secrets: Iterable[str] = ()) -> str:

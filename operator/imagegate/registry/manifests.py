@@ -172,4 +172,5 @@ def _missing(
         reference.domain,
         f"{_name(reference)} is there for {shown}, not for {wanted}",
         f"build it for {wanted}, or keep these nodes out of the nodeSelector",
+        offered=tuple(str(platform) for platform in offered),
     )

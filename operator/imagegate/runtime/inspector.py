@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from imagegate.api import references
-from imagegate.domain.facts import Image, ImageFacts, ImageSize, Prefetch
+from imagegate.api.references import Reference
+from imagegate.domain.facts import Image, ImageFacts, ImageSize, LayerFacts, Prefetch
 from imagegate.errors import ImagegateError
 from imagegate.kube.secrets import Secrets
-from imagegate.registry.errors import NoSuchPlatform, RegistryError
+from imagegate.registry import manifests as registry
+from imagegate.registry.errors import NoSuchPlatform
 from imagegate.registry.keychain import Keyring
 from imagegate.registry.manifests import Manifests
 from imagegate.registry.platforms import Platform
@@ -124,29 +126,49 @@ class Inspector:
     async def _describe(
         self, prefetch: Prefetch, image: Image, platforms: Sequence[str]
     ) -> ImageFacts:
-        facts = ImageFacts()
         try:
             bodies = await self._secrets.get(prefetch.namespace, image.pull_secrets)
             keyring = Keyring(PullSecret.from_object(body) for body in bodies)
             reference = references.parse(image.reference)
-            for platform in platforms:
-                try:
-                    found = await self._manifests.describe(
-                        reference, Platform.parse(platform), keyring
-                    )
-                except NoSuchPlatform:
-                    facts = replace(facts, missing=facts.missing | {platform})
-                    continue
-                largest = found.largest_layer
-                size = ImageSize(found.compressed_bytes, largest.size if largest else 0)
-                facts = replace(
-                    facts,
-                    digest=found.reference.digest or "",
-                    sizes={**facts.sizes, platform: size},
-                )
-        except (RegistryError, ImagegateError) as error:
-            return replace(facts, problem=str(error))
-        return facts
+        except ImagegateError as error:
+            return ImageFacts(problem=str(error))
+        return await describe(self._manifests, reference, platforms, keyring)
+
+
+async def describe(
+    manifests: Manifests, reference: Reference, platforms: Sequence[str], keyring: Keyring
+) -> ImageFacts:
+    """What a registry says of one image for nodes of these platforms. What is wrong stands in
+    ``problem``.
+    """
+    facts = ImageFacts()
+    try:
+        for platform in platforms:
+            try:
+                found = await manifests.describe(reference, Platform.parse(platform), keyring)
+            except NoSuchPlatform as error:
+                facts = replace(facts, missing=facts.missing | {platform}, platforms=error.offered)
+                continue
+            facts = replace(
+                facts,
+                digest=found.reference.digest or "",
+                sizes={**facts.sizes, platform: _size(found)},
+                platforms=tuple(str(each) for each in found.platforms),
+            )
+    except ImagegateError as error:
+        return replace(facts, problem=str(error))
+    return facts
+
+
+def _size(found: registry.ImageFacts) -> ImageSize:
+    seen: set[str] = set()
+    layers: list[LayerFacts] = []
+    for layer in found.layers:
+        size = 0 if layer.digest in seen else layer.size
+        seen.add(layer.digest)
+        layers.append(LayerFacts(size, str(layer.compression)))
+    largest = found.largest_layer
+    return ImageSize(found.compressed_bytes, largest.size if largest else 0, tuple(layers))
 
 
 def _ignore(_: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imagegate.api.references import Reference
-from imagegate.domain.facts import Image, ImageSize, Node, Prefetch
+from imagegate.domain.facts import Image, ImageSize, LayerFacts, Node, Prefetch
 from imagegate.kube.errors import Forbidden
 from imagegate.registry.documents import Layer
 from imagegate.registry.errors import NoSuchPlatform, NotFound, Unavailable
@@ -44,8 +44,11 @@ class Registries:
         if self.error is not None:
             raise self.error
         if platform.architecture == "arm64":
-            raise NoSuchPlatform("reg.test", "it is there for linux/amd64", "build it")
-        layers = tuple(Layer(f"sha256:{n}", n * GB, "application/x") for n in (1, 3))
+            raise NoSuchPlatform(
+                "reg.test", "it is there for linux/amd64", "build it", offered=("linux/amd64",)
+            )
+        types = {1: "application/x", 3: "application/vnd.oci.image.layer.v1.tar+zstd"}
+        layers = tuple(Layer(f"sha256:{n}", n * GB, types[n]) for n in (1, 3, 3))
         pinned = dataclasses.replace(reference, digest="sha256:abc")
         return ImageFacts(pinned, platform, (platform,), "sha256:def", layers, 10)
 
@@ -116,8 +119,10 @@ async def test_sizes_by_platform_with_the_credentials_of_the_image(bench: Bench)
     await until(lambda: bench.told == ["llm"])
     known = bench.inspector.known(prefetch)
     assert known is not None
-    assert known["reg.test/a:1"].sizes == {"linux/amd64": ImageSize(4 * GB + 10, 3 * GB)}
+    layers = (LayerFacts(GB, "none"), LayerFacts(3 * GB, "zstd"), LayerFacts(0, "zstd"))
+    assert known["reg.test/a:1"].sizes == {"linux/amd64": ImageSize(4 * GB + 10, 3 * GB, layers)}
     assert known["reg.test/a:1"].missing == {"linux/arm64"}
+    assert known["reg.test/a:1"].platforms == ("linux/amd64",)
     assert known["reg.test/a:1"].digest == "sha256:abc"
     assert ("reg.test/a:1", "linux/amd64", 1) in bench.registries.asked
     assert ("reg.test/b:1", "linux/amd64", 0) in bench.registries.asked

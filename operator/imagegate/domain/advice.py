@@ -1,0 +1,306 @@
+"""What makes an image slow to pull, and what to do about it (`imagegate lint`, status).
+
+A node fetches a few layers at a time, each over one connection, and unpacks them one after the
+other, each on one core. So what counts is less how large an image is than how it is cut.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from imagegate.domain import disk, forecast
+from imagegate.domain.facts import ImageFacts, ImageSize, LayerFacts
+from imagegate.domain.forecast import Rates
+
+GIB = 2**30
+MAX_ADVICE = 8
+"""As many as `status.images[].advice` takes."""
+MAX_TEXT = 1024
+"""Characters of one of them there (`meta.Sentence`)."""
+DISK = 100 * 10**9
+"""Bytes of the disk that is assumed where nobody says how large the nodes' are: GKE's default."""
+STREAMS = 3
+"""Layers that a node fetches at once: containerd's `max_concurrent_downloads`."""
+FASTER = 3
+"""How much faster than gzip one core unpacks zstd, and what is not compressed at all: containerd's
+own benchmark has 2 to 3.7 (containerd PR 6957), published images less."""
+SHOWN = 5
+"""Platforms that a text names."""
+
+
+class Severity(StrEnum):
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Unit(StrEnum):
+    """What a threshold counts."""
+
+    BYTES = "bytes"
+    SHARE = "share"
+    LAYERS = "layers"
+    SECONDS = "seconds"
+    ALWAYS = "always"
+    """No threshold: it is so, or it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    unit: Unit
+    warning: float | None
+    """From here on; None: never."""
+    error: float | None
+    source: str
+
+    def severity(self, value: float) -> Severity | None:
+        if self.error is not None and value >= self.error:
+            return Severity.ERROR
+        if self.warning is not None and value >= self.warning:
+            return Severity.WARNING
+        return None
+
+
+LARGE_LAYER = Rule(
+    "large-layer",
+    Unit.BYTES,
+    1 * GIB,
+    4 * GIB,
+    "a layer is hashed and unpacked by one thread (containerd#13559: 2.7 GiB take 30 to 70 s);"
+    " Artifact Registry sends 9.9 GB in one request at most",
+)
+DOMINATING_LAYER = Rule(
+    "dominating-layer",
+    Unit.SHARE,
+    0.40,
+    0.70,
+    "nothing overlaps with it; buildkit#6358: 10.3 GB in many layers instead of a few large ones,"
+    " 54 s became 15 s",
+)
+GZIP = Rule(
+    "gzip",
+    Unit.BYTES,
+    1 * GIB,
+    None,
+    "one core unpacks 83 to 121 MiB/s of gzip (containerd PR 13560), of zstd 2 to 3.7 times as"
+    " much (containerd PR 6957)",
+)
+UNCOMPRESSED = Rule(
+    "uncompressed",
+    Unit.BYTES,
+    1 * GIB,
+    None,
+    "published images shrink to 35 to 53 % when they are compressed",
+)
+MANY_LAYERS = Rule(
+    "many-layers",
+    Unit.LAYERS,
+    80,
+    120,
+    "Docker takes 125 (`maxLayerDepth` in moby), other tools 127; a mount for each to unpack it",
+)
+SLOW_PULL = Rule(
+    "slow-pull",
+    Unit.SECONDS,
+    300,
+    600,
+    "`gate.timeoutSeconds` is 600 by default: after that a joining node is let go",
+)
+DISK_NEED = Rule(
+    "disk-need",
+    Unit.SHARE,
+    0.50,
+    0.75,
+    "`disk.maxUsagePercent` is 75 by default; the kubelet removes images from 85 % on",
+)
+MISSING_PLATFORM = Rule("missing-platform", Unit.ALWAYS, None, 0, "the image's index")
+MUTABLE_TAG = Rule("mutable-tag", Unit.ALWAYS, 0, None, "a tag may be pushed again")
+
+RULES = (
+    LARGE_LAYER,
+    DOMINATING_LAYER,
+    GZIP,
+    UNCOMPRESSED,
+    MANY_LAYERS,
+    SLOW_PULL,
+    DISK_NEED,
+    MISSING_PLATFORM,
+    MUTABLE_TAG,
+)
+"""All thresholds; `docs/images.md` shows this table, and a test holds them together."""
+DOMINANCE_FROM = 2 * GIB
+"""Compressed bytes from which a dominating layer matters: a smaller image is quick as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    rule: str
+    severity: Severity
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.why}; {self.remedy}"
+
+
+def advise(
+    reference: str,
+    facts: ImageFacts,
+    platform: str = "",
+    *,
+    disk_size: int = 0,
+    rates: Rates | None = None,
+) -> tuple[Advice, ...]:
+    """What is to be said of an image, errors first; at most `MAX_ADVICE`. The same for the same.
+
+    For nodes of one platform, or without one for whichever has the most to send; `reference` as the
+    user wrote it. `disk_size` is the nodes' disk in bytes, 0 leaves its rule out. Never raises.
+    """
+    size = facts.sizes.get(platform) if platform else facts.largest
+    found: list[Advice] = []
+    if platform in facts.missing:
+        found.append(_missing(facts, platform))
+    if size is not None:
+        found += _of_layers(size)
+        found += _of_whole(size, disk_size, rates or Rates())
+    if facts.digest and "@" not in reference:
+        found.append(_mutable(facts))
+    found.sort(key=lambda advice: advice.severity is not Severity.ERROR)
+    return tuple(found[:MAX_ADVICE])
+
+
+def seconds(size: ImageSize, rates: Rates) -> float:
+    """An estimate of one pull on an idle node: fetching in `STREAMS`, unpacking in order.
+
+    The connection is shared by the layers in flight; a registry that sends less on each is slower.
+    """
+    layers = size.layers or (LayerFacts(size.compressed),)
+    done = 0.0
+    for layer, fetched in zip(layers, _fetched(layers, rates.node), strict=True):
+        speed = rates.unpack * (1 if layer.compression == "gzip" else FASTER)
+        done = max(done, fetched) + layer.size / speed
+    return done
+
+
+def _fetched(layers: tuple[LayerFacts, ...], rate: float) -> list[float]:
+    """When each layer is there; `sent` is what each of those in flight has got since the start."""
+    ends = [0.0] * len(layers)
+    flying: list[tuple[float, int]] = []
+    now = sent = 0.0
+
+    def land() -> None:
+        nonlocal now, sent
+        share = rate / len(flying)
+        end, place = heapq.heappop(flying)
+        now += (end - sent) / share
+        sent = end
+        ends[place] = now
+
+    for place, layer in enumerate(layers):
+        if len(flying) == STREAMS:
+            land()
+        heapq.heappush(flying, (sent + layer.size, place))
+    while flying:
+        land()
+    return ends
+
+
+def _of_layers(size: ImageSize) -> Iterator[Advice]:
+    layers = size.layers
+    if not layers:
+        return
+    number, largest = max(enumerate(layers, 1), key=lambda item: item[1].size)
+    name = f"layer {number} of {len(layers)}"
+    severity = LARGE_LAYER.severity(largest.size)
+    if severity is not None:
+        yield Advice(
+            LARGE_LAYER.name,
+            severity,
+            f"{name} has {disk.size(largest.size)}, and one layer comes over one connection and is"
+            " unpacked by one core",
+            "split it into layers of 256 MiB to 1 GiB, by what changes together",
+        )
+    share = largest.size / max(1, size.compressed)
+    severity = DOMINATING_LAYER.severity(share)
+    if severity is not None and size.compressed >= DOMINANCE_FROM:
+        yield Advice(
+            DOMINATING_LAYER.name,
+            severity,
+            f"{name} is {100 * share:.0f} % of {disk.size(size.compressed)}: for most of the pull"
+            " nothing goes on beside it",
+            "split this one; more layers elsewhere do not help",
+        )
+    gzip = sum(layer.size for layer in layers if layer.compression == "gzip")
+    severity = GZIP.severity(gzip)
+    if severity is not None:
+        yield Advice(
+            GZIP.name,
+            severity,
+            f"{disk.size(gzip)} of it are gzip, the slowest to unpack",
+            "build it with zstd: docker buildx build --output type=registry,compression=zstd,"
+            "force-compression=true,oci-mediatypes=true",
+        )
+    plain = sum(layer.size for layer in layers if layer.compression == "none")
+    severity = UNCOMPRESSED.severity(plain)
+    if severity is not None:
+        yield Advice(
+            UNCOMPRESSED.name,
+            severity,
+            f"{disk.size(plain)} of it are sent as they are",
+            "compress these layers with zstd, unless they do not shrink (model weights)",
+        )
+    severity = MANY_LAYERS.severity(len(layers))
+    if severity is not None:
+        yield Advice(
+            MANY_LAYERS.name,
+            severity,
+            f"it has {len(layers)} layers; each is mounted, and Docker stops at 125",
+            "join RUN and COPY steps, or start from a base image with fewer layers",
+        )
+
+
+def _of_whole(size: ImageSize, disk_size: int, rates: Rates) -> Iterator[Advice]:
+    estimate = seconds(size, rates)
+    severity = SLOW_PULL.severity(estimate)
+    if severity is not None:
+        yield Advice(
+            SLOW_PULL.name,
+            severity,
+            f"a node takes about {forecast.duration(estimate)} for it (an estimate, at"
+            f" {rates.node / 1e6:g} MB/s and with {rates.unpack / 1e6:g} MB/s of gzip unpacked)",
+            "make it smaller or cut it otherwise, or raise gate.timeoutSeconds: a joining node is"
+            " let go after that, with the image or without",
+        )
+    need = disk.need([size])
+    severity = DISK_NEED.severity(need / disk_size) if disk_size > 0 else None
+    if severity is not None:
+        yield Advice(
+            DISK_NEED.name,
+            severity,
+            f"it takes about {disk.size(need)} on a node (an estimate):"
+            f" {100 * need / disk_size:.0f} % of a disk of {disk.size(disk_size)}",
+            "make it smaller, or give the nodes larger disks",
+        )
+
+
+def _missing(facts: ImageFacts, platform: str) -> Advice:
+    shown = ", ".join(each[:60] for each in facts.platforms[:SHOWN])
+    more = f" and {len(facts.platforms) - SHOWN} more" if len(facts.platforms) > SHOWN else ""
+    return Advice(
+        MISSING_PLATFORM.name,
+        Severity.ERROR,
+        f"it is not there for {platform[:60]}" + (f", only for {shown}{more}" if shown else ""),
+        "build it for this platform as well, or keep such nodes out of spec.nodeSelector",
+    )
+
+
+def _mutable(facts: ImageFacts) -> Advice:
+    return Advice(
+        MUTABLE_TAG.name,
+        Severity.WARNING,
+        "what its tag names may change, and nodes that pull later get another image",
+        f"write @{facts.digest[:160]} after it",
+    )
