@@ -1,4 +1,4 @@
-"""The command line: ``imagegate run``, ``imagegate plan`` and ``imagegate cleanup``."""
+"""The command line: ``imagegate run``, ``plan``, ``lint`` and ``cleanup``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagegate import __version__, app, logs, plan
-from imagegate.domain import forecast
+from imagegate import __version__, app, lint, logs, plan
+from imagegate.api import references
+from imagegate.domain import advice, forecast
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 from imagegate.kube.kubelets import Kubelets
@@ -20,12 +21,15 @@ from imagegate.puller.build import PullerSettings
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
 from imagegate.registry.endpoints import RegistrySettings
+from imagegate.registry.keychain import EMPTY, Keyring
+from imagegate.registry.platforms import Platform
 from imagegate.runtime.cleanup import Cleanup
 from imagegate.settings import GateSource, Settings
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = Settings(namespace="", identity="")
+_DOCKER_CONFIG = "~/.docker/config.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 asyncio.run(app.run(_settings(arguments)))
             case "plan":
                 asyncio.run(_plan(arguments))
+            case "lint":
+                return asyncio.run(_lint(arguments))
             case _:
                 asyncio.run(_cleanup(arguments))
     except (ImagegateError, TimeoutError, OSError) as error:
@@ -76,19 +82,20 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--log-format", default="json", choices=("json", "text"))
 
     # From the environment, so that a command which is executed in the operator's pod has them too.
-    outside = argparse.ArgumentParser(add_help=False)
-    outside.add_argument(
+    registries = argparse.ArgumentParser(add_help=False)
+    registries.add_argument(
         "--registry-plain-http",
         type=_comma,
         default=_comma(os.environ.get("IMAGEGATE_REGISTRY_PLAIN_HTTP", "")),
         metavar="HOST[:PORT],...",
         help="registries without TLS, exactly as in image references",
     )
-    outside.add_argument(
+    registries.add_argument(
         "--registry-ca-file",
         default=os.environ.get("IMAGEGATE_REGISTRY_CA_FILE", ""),
         help="certificates (PEM) to trust beside the system's",
     )
+    outside = argparse.ArgumentParser(add_help=False, parents=[registries])
     outside.add_argument(
         "--kubelet-ca-file",
         default=os.environ.get("IMAGEGATE_KUBELET_CA_FILE", ""),
@@ -169,6 +176,37 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{text}; default {value / 1e6:g}",
         )
 
+    examine = commands.add_parser(
+        "lint",
+        parents=[registries],
+        help="say what makes images slow to pull, and what to do about it; needs no cluster",
+        epilog="Exit status: 1 where an image has an error or cannot be looked at, else 0.",
+    )
+    examine.add_argument("images", type=_reference, nargs="+", metavar="IMAGE")
+    examine.add_argument(
+        "--platform",
+        type=_platform,
+        action="append",
+        default=[],
+        metavar="OS/ARCHITECTURE",
+        help="of the nodes; may be repeated; default: all that the image is there for",
+    )
+    examine.add_argument("-o", "--output", default="table", choices=("table", "json"))
+    examine.add_argument(
+        "--disk-size",
+        type=_gigabytes,
+        default=advice.DISK,
+        metavar="GB",
+        help=f"of the nodes' disks; default {advice.DISK / 1e9:g}",
+    )
+    examine.add_argument(
+        "--docker-config",
+        type=_keyring,
+        default=_DOCKER_CONFIG,
+        metavar="FILE",
+        help=f"where credentials are; default {_DOCKER_CONFIG}, if it is there; '' for none",
+    )
+
     cleanup = commands.add_parser(
         "cleanup", parents=[common], help="remove everything of Imagegate from the cluster's nodes"
     )
@@ -189,6 +227,46 @@ def _rate(text: str) -> float:
     if not 0 < rate < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of MB/s")
     return rate
+
+
+def _gigabytes(text: str) -> int:
+    """Bytes, from powers of ten as disks are sold."""
+    try:
+        size = float(text) * 1e9
+    except ValueError:
+        size = 0.0
+    if not 1 <= size < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of GB")
+    return int(size)
+
+
+def _reference(text: str) -> str:
+    try:
+        references.parse(text)
+    except references.InvalidReference as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _platform(text: str) -> str:
+    try:
+        return str(Platform.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _keyring(text: str) -> Keyring:
+    """Of a docker configuration file; of docker's own, if it is there, for `_DOCKER_CONFIG`."""
+    try:
+        if text != _DOCKER_CONFIG:
+            return lint.keyring(Path(text)) if text else EMPTY
+        folder = os.environ.get("DOCKER_CONFIG")
+        path = Path(folder, "config.json") if folder else Path(text).expanduser()
+        return lint.keyring(path) if path.is_file() else EMPTY
+    except lint.InvalidDockerConfig as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except (OSError, RuntimeError):
+        return EMPTY  # No home, or one that is somebody else's, as in a container.
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -267,6 +345,19 @@ async def _plan(arguments: argparse.Namespace) -> None:
     finally:
         await client.close()
     sys.stdout.write((plan.as_json if arguments.output == "json" else plan.table)(plans) + "\n")
+
+
+async def _lint(arguments: argparse.Namespace) -> int:
+    async with registry.Client(_registry(arguments)) as registries:
+        linted = await lint.lint(
+            arguments.images,
+            tuple(dict.fromkeys(arguments.platform)),
+            registries,
+            arguments.docker_config,
+            disk_size=arguments.disk_size,
+        )
+    sys.stdout.write((lint.as_json if arguments.output == "json" else lint.table)(linted) + "\n")
+    return 1 if any(each.failed for each in linted) else 0
 
 
 async def _cleanup(arguments: argparse.Namespace) -> None:
