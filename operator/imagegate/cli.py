@@ -20,6 +20,7 @@ from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.puller.build import PullerSettings
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
+from imagegate.registry import provider_config
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import EMPTY, Keyring
 from imagegate.registry.platforms import Platform
@@ -96,6 +97,18 @@ def _parser() -> argparse.ArgumentParser:
         help="certificates (PEM) to trust beside the system's",
     )
     outside = argparse.ArgumentParser(add_help=False, parents=[registries])
+    outside.add_argument(
+        "--credential-provider-config",
+        default=os.environ.get("IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_CONFIG", ""),
+        metavar="FILE",
+        help="plugins with credentials for registries: the kubelet's CredentialProviderConfig",
+    )
+    outside.add_argument(
+        "--credential-provider-bin-dir",
+        default=os.environ.get("IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_BIN_DIR", ""),
+        metavar="DIR",
+        help="where the plugins' executables are",
+    )
     outside.add_argument(
         "--kubelet-ca-file",
         default=os.environ.get("IMAGEGATE_KUBELET_CA_FILE", ""),
@@ -323,6 +336,9 @@ def _registry(arguments: argparse.Namespace) -> RegistrySettings:
         plain_http=frozenset(arguments.registry_plain_http),
         ca_bundle=_read(arguments.registry_ca_file),
         user_agent=f"imagegate/{__version__}",
+        credential_providers=provider_config.read(
+            arguments.credential_provider_config, arguments.credential_provider_bin_dir
+        ),
     )
 
 

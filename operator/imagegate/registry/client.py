@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,7 +23,8 @@ from imagegate.registry import challenges, endpoints, errors, failures, tokens
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import EMPTY, Keyring
 from imagegate.registry.limits import Timing
-from imagegate.registry.pull_secrets import ANONYMOUS
+from imagegate.registry.providers import Providers
+from imagegate.registry.pull_secrets import ANONYMOUS, Credential
 from imagegate.registry.tokens import Access, Tokens
 from imagegate.registry.transport import Answer, RegistryObserver, Request, Transport
 
@@ -56,9 +58,11 @@ class Client:
     """For any number of registries, any number of tasks. To be made inside a running event loop.
 
     Of several matching credentials each is tried in turn, as the kubelet does, until one is neither
-    refused nor shown a 404. Every method raises `errors.RegistryError`:
+    refused nor shown a 404: those of the keyring, then those of the credential providers. Every
+    method raises `errors.RegistryError`:
 
     - `NotFound`, `Unauthorized`: what the last credential got, or the first that got a 404;
+    - `NoCredentials`: the same, but a credential provider failed that might have had the right one;
     - `Throttled`, `Unavailable`: try again later. Nothing is retried here, but for a login;
     - `TLSFailed`, `Invalid`: trying again is of no use.
     """
@@ -78,6 +82,7 @@ class Client:
             self._settings, observer=observer, resolver=resolver, timing=timing
         )
         self._tokens = Tokens(self._transport, timing)
+        self._providers = Providers(self._settings.credential_providers, timing)
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,6 +96,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
+        await self._providers.close()
         await self._transport.close()
 
     async def resolve(self, reference: Reference, keyring: Keyring = EMPTY) -> str:
@@ -149,18 +155,45 @@ class Client:
         """Ask with each credential until one will do."""
         plain = endpoints.base(reference.domain, self._settings).scheme == "http"
         failure: errors.RegistryError | None = None
-        # Without the doubles: the same password wrong twice is one step nearer to a locked account.
-        for credential in dict.fromkeys(keyring.lookup(reference) or (ANONYMOUS,)):
-            known = ANONYMOUS if credential.anonymous else credential
-            try:
-                return await ask(Access(reference.domain, reference.path, known, plain))
-            except errors.NotFound as error:
-                # A credential that was let in knows better than one that was not.
-                failure = error if not isinstance(failure, errors.NotFound) else failure
-            except errors.Unauthorized as error:
-                failure = error if not isinstance(failure, errors.NotFound) else failure
+        problems: list[str] = []
+        async with aclosing(self._credentials(reference, keyring, problems)) as credentials:
+            async for credential in credentials:
+                known = ANONYMOUS if credential.anonymous else credential
+                try:
+                    return await ask(Access(reference.domain, reference.path, known, plain))
+                except errors.NotFound as error:
+                    # A credential that was let in knows better than one that was not.
+                    failure = error if not isinstance(failure, errors.NotFound) else failure
+                except errors.Unauthorized as error:
+                    failure = error if not isinstance(failure, errors.NotFound) else failure
         assert failure is not None
+        if problems:
+            failure = errors.NoCredentials(
+                reference.domain,
+                f"{failure.problem}, and {'; '.join(problems)}",
+                "check the plugin's configuration, and the operator's rights in the cloud",
+                status=failure.status,
+            )
         raise failure
+
+    async def _credentials(
+        self, reference: Reference, keyring: Keyring, problems: list[str]
+    ) -> AsyncGenerator[Credential, None]:
+        """What to try, in the kubelet's order; what went wrong on the way is added to `problems`.
+
+        Plugins are run only when the pull secrets' were no good: one may take a minute. Each is
+        tried once: the same password wrong twice is one step nearer to a locked account.
+        """
+        secrets = dict.fromkeys(keyring.lookup(reference))
+        for credential in secrets:
+            yield credential
+        plugins = await self._providers.lookup(reference.name)
+        problems += plugins.problems
+        for credential in dict.fromkeys(plugins.credentials):
+            if credential not in secrets:
+                yield credential
+        if not secrets and not plugins.credentials:
+            yield ANONYMOUS
 
     async def _manifest(self, access: Access, method: str, name: str) -> Answer:
         url = self._url(access, f"manifests/{name}")

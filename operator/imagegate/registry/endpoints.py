@@ -12,6 +12,7 @@ from yarl import URL
 
 from imagegate.api.references import DEFAULT_DOMAIN
 from imagegate.registry.errors import Invalid, InvalidSettings
+from imagegate.registry.provider_config import Provider
 
 DOCKER_HUB = "registry-1.docker.io"
 """Where the images of `docker.io` are: the name itself serves a web site."""
@@ -24,6 +25,8 @@ class RegistrySettings:
     ca_bundle: str = ""
     """Certificates in PEM, trusted beside the system's."""
     user_agent: str = "imagegate"
+    credential_providers: tuple[Provider, ...] = ()
+    """Plugins that are asked for credentials, after the pull secrets."""
     total_timeout: float = 30.0
     """Seconds for one request and its answer."""
     connect_timeout: float = 5.0

@@ -3,11 +3,12 @@
 RegistryError
 ├── NotFound              404: no such image, or these credentials may not see it
 ├── Unauthorized          401, 403: no credentials, or ones that the registry refuses
+├── NoCredentials         the same two, but a credential provider should have had some, and failed
 ├── Throttled             429, 503 with Retry-After, or such a pause still runs
 ├── Unavailable           5xx, no name, no connection, no answer in time, an answer that broke off
 ├── TLSFailed             the certificate is not trusted, or the other side speaks no TLS
 └── Invalid               will not succeed as it is
-    ├── InvalidSettings       the operator's own: the CA bundle
+    ├── InvalidSettings       the operator's own: CA bundle, credential providers
     ├── InvalidSecret         a pull secret that the kubelet cannot read either
     ├── InvalidAnswer         not what a registry answers: no JSON, too large, the wrong digest
     ├── UnsupportedManifest   schema 1, an index within an index
@@ -50,6 +51,10 @@ class NotFound(RegistryError):
 
 class Unauthorized(RegistryError):
     permanent = True
+
+
+class NoCredentials(RegistryError):
+    pass
 
 
 class Throttled(RegistryError):

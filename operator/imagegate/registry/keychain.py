@@ -2,12 +2,15 @@
 
 A port of k8s.io/kubernetes v1.36 pkg/credentialprovider (keyring.go, secrets/secrets.go): if the
 operator chose otherwise it would see images that the nodes cannot pull, or miss ones that they can.
-The kubelet unions these with its node's own credentials, which no operator can see.
+The kubelet puts the pull secrets' before its node's own, from files that no operator can see, and
+those before the ones of its plugins (pkg/kubelet/images/image_manager.go, secrets/secrets.go in
+v1.36). `Client` does the same with the operator's plugins, which `providers` runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Self
 
 from imagegate.api.references import Reference
 from imagegate.registry import globs, pull_secrets
@@ -28,10 +31,19 @@ class Keyring:
         """`namespace/name` of the secrets that hold nothing the kubelet looks for."""
         self._credentials: dict[str, list[Credential]] = {}
         for secret in secrets:
-            self._add(secret)
-        # Reverse order puts `host/team` before `host`: the most specific comes first.
-        ordered = sorted(self._credentials, reverse=True)
-        self._index = [(globs.parse(key), self._credentials[key]) for key in ordered]
+            entries = pull_secrets.entries(secret)
+            if entries is None:
+                self.ignored += (secret.coordinates,)
+            else:
+                self._add(entries)
+
+    @classmethod
+    def of_entries(cls, entries: Iterable[Mapping[str, Credential]]) -> Self:
+        """From credentials by the places that they are for: of each place, the first goes first."""
+        keyring = cls()
+        for each in entries:
+            keyring._add(each)
+        return keyring
 
     def lookup(self, reference: Reference) -> tuple[Credential, ...]:
         """All credentials that match, to be tried in this order; empty: ask anonymously.
@@ -44,18 +56,16 @@ class Keyring:
         """The same for a repository's name, `domain/path` without tag and digest."""
         target = globs.parse(globs.raw(image))
         found: list[Credential] = []
-        for glob, credentials in self._index:
+        # Reverse order puts `host/team` before `host`: the most specific comes first.
+        for key in sorted(self._credentials, reverse=True):
+            glob = globs.parse(key)
             if target is not None and glob is not None and globs.matches(glob, target):
-                found += credentials
+                found += self._credentials[key]
         if not found and is_docker_hub(image):
             found = self._credentials.get(_DOCKER_HUB, [])
         return tuple(found)
 
-    def _add(self, secret: PullSecret) -> None:
-        entries = pull_secrets.entries(secret)
-        if entries is None:
-            self.ignored += (secret.coordinates,)
-            return
+    def _add(self, entries: Mapping[str, Credential]) -> None:
         for place, credential in entries.items():
             key = _key(place)
             if key is not None:

@@ -41,7 +41,7 @@ class Credential:
     registry_token: str = field(default="", repr=False)
     """A ready bearer token for the registry. The kubelet does not read it."""
     source: str = field(default="", compare=False)
-    """`namespace/name` of the secret, for messages."""
+    """Where it is from, for messages: `secret namespace/name`, `credential provider name`."""
 
     @property
     def anonymous(self) -> bool:
@@ -100,7 +100,7 @@ def entries(secret: PullSecret) -> dict[str, Credential] | None:
     else:
         return None
     try:
-        return read(_json(secret.data[key]), secret.coordinates)
+        return read(_json(secret.data[key]), f"secret {secret.coordinates}")
     except _Malformed as malformed:
         problem = str(malformed)
     raise _invalid(secret.coordinates, f"{key}: {problem}")

@@ -151,7 +151,7 @@ def remedy(credential: Credential) -> str:
     """What to do about a refusal."""
     if credential.anonymous:
         return "name a secret for this registry in imagePullSecrets, or correct the image's name"
-    return f"check the user's rights, and the secret {credential.source or 'that it came from'}"
+    return f"check the user's rights, and the {credential.source or 'secret that it came from'}"
 
 
 def secrets_of(credential: Credential, header: str | None = None) -> tuple[str, ...]:

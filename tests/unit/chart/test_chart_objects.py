@@ -109,7 +109,11 @@ def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
     helm: Helm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {
-        "registry": {"plainHTTP": ["a.example", "b.example:5000"], "caFile": "/ca/registry.pem"},
+        "registry": {
+            "plainHTTP": ["a.example", "b.example:5000"],
+            "caFile": "/ca/registry.pem",
+            "credentialProviders": {"configFile": "/cloud/config.yaml", "binDir": "/cloud/bin"},
+        },
         "kubelet": {"caFile": "/ca/kubelet.pem", "insecureTLS": True},
     }
     for entry in helm.render(values).container()["env"]:
@@ -117,8 +121,21 @@ def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
     parsed = cli._parser().parse_args(["plan", "-f", "-"])
     assert parsed.registry_plain_http == ("a.example", "b.example:5000")
     assert parsed.registry_ca_file == "/ca/registry.pem"
+    assert parsed.credential_provider_config == "/cloud/config.yaml"
+    assert parsed.credential_provider_bin_dir == "/cloud/bin"
     assert parsed.kubelet_ca_file == "/ca/kubelet.pem"
     assert parsed.kubelet_insecure_tls is True
+
+
+@pytest.mark.parametrize("half", ["configFile", "binDir"])
+def test_half_of_the_credential_providers_is_refused(helm: Helm, half: str) -> None:
+    with pytest.raises(RenderError, match="configFile and binDir go together"):
+        helm.render({"registry": {"credentialProviders": {half: "/cloud"}}})
+
+
+def test_credential_providers_are_none_of_an_installation_without(helm: Helm) -> None:
+    names = {entry["name"] for entry in helm.render({}).container()["env"]}
+    assert not {name for name in names if "CREDENTIAL_PROVIDER" in name}
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])

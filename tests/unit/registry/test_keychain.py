@@ -286,7 +286,11 @@ class TestReferences:
         )
         found = keyring.lookup(parse("registry.test/ml/llm:1"))
         assert [c.username for c in found] == ["specific", "first", "second"]
-        assert [c.source for c in found] == ["ml/specific", "ml/first", "ml/second"]
+        assert [c.source for c in found] == [
+            "secret ml/specific",
+            "secret ml/first",
+            "secret ml/second",
+        ]
 
     def test_an_ipv6_address_matches_with_its_port_only(self) -> None:
         """A quirk of the kubelet's that is kept: see `globs`."""
@@ -313,7 +317,7 @@ class TestReferences:
             "data": {CONFIG_KEY: data, "other": 5},
         }
         (found,) = Keyring([PullSecret.from_object(body)]).lookup_name("registry.test")
-        assert (found.username, found.source) == ("u", "ml/pull")
+        assert (found.username, found.source) == ("u", "secret ml/pull")
         body["data"] = {CONFIG_KEY: "not base64!"}
         with pytest.raises(InvalidSecret, match=r"pull secret ml/pull: \.dockerconfigjson is not"):
             PullSecret.from_object(body)

@@ -166,6 +166,17 @@ env:
   - name: IMAGEGATE_REGISTRY_CA_FILE
     value: {{ . | quote }}
   {{- end }}
+  {{- with .Values.registry.credentialProviders }}
+  {{- if ne (empty .configFile) (empty .binDir) }}
+  {{- fail "registry.credentialProviders: configFile and binDir go together; set both or neither." }}
+  {{- end }}
+  {{- if .configFile }}
+  - name: IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_CONFIG
+    value: {{ .configFile | quote }}
+  - name: IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_BIN_DIR
+    value: {{ .binDir | quote }}
+  {{- end }}
+  {{- end }}
   {{- with .Values.kubelet.caFile }}
   - name: IMAGEGATE_KUBELET_CA_FILE
     value: {{ . | quote }}

@@ -1,0 +1,219 @@
+"""One run of a credential provider plugin: the kubelet's exec protocol.
+
+A `CredentialProviderRequest` goes to its standard input, a `CredentialProviderResponse` comes from
+its standard output (k8s.io/kubelet v0.36 pkg/apis/credentialprovider/v1/types.go). Never a shell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from imagegate.registry.provider_config import API_GROUP, Provider, duration
+from imagegate.registry.pull_secrets import Credential
+
+TIMEOUT = 60.0
+"""Seconds of a run: the kubelet's own limit (pkg/credentialprovider/plugin/plugin.go)."""
+MAX_ANSWER = 256 * 1024
+"""Bytes of an answer; a cloud's token has some 4 KB."""
+LONGEST_COMPLAINT = 300
+"""Characters of what a plugin wrote to its standard error in a message: the last ones."""
+_KEPT_COMPLAINT = 4096
+_DYING = 5.0
+"""Seconds that a killed plugin may take to be gone."""
+
+_PASSED_ON = frozenset({"PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"})
+_PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
+# What EKS, AKS and GKE put into a pod for its own identity, and what their SDKs read.
+_PASSED_ON_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "GCE_", "CLOUDSDK_")
+
+_WORD = re.compile(r"[A-Za-z0-9+/_=.-]{20,}")
+_HEX = re.compile(r"[0-9a-fA-F]{32,}")
+
+
+class CacheKeyType(StrEnum):
+    """What an answer is good for."""
+
+    IMAGE = "Image"
+    REGISTRY = "Registry"
+    GLOBAL = "Global"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    key_type: CacheKeyType
+    seconds: float | None
+    """How long it may be kept; None: as the configuration says."""
+    entries: Mapping[str, Credential] = field(repr=False)
+    """By the places that they are for, as in a pull secret."""
+
+
+class PluginFailed(Exception):
+    """What is wrong, in words that hold nothing of an answer."""
+
+
+def environment(provider: Provider, outside: Mapping[str, str]) -> dict[str, str]:
+    """The plugin's environment: what a cloud's SDK needs of ours, and what the configuration says.
+
+    The kubelet passes on all of its own. The operator's may hold what is none of a plugin's
+    business (`extraEnv`).
+    """
+    inherited = {
+        name: value
+        for name, value in outside.items()
+        if name in _PASSED_ON or name.upper() in _PROXIES or name.startswith(_PASSED_ON_PREFIXES)
+    }
+    return inherited | dict(provider.env)
+
+
+async def run(provider: Provider, image: str, *, timeout: float = TIMEOUT) -> Response:
+    """Ask for a repository's credentials. Raises `PluginFailed`.
+
+    One that takes too long, says too much, or is cancelled is killed with its children.
+    """
+    request = {
+        "apiVersion": provider.api_version,
+        "kind": "CredentialProviderRequest",
+        "image": image,
+    }
+    try:
+        # A group of its own, to be ended as a whole: a plugin may be a script that runs others.
+        process = await asyncio.create_subprocess_exec(
+            provider.path,
+            *provider.args,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(provider, os.environ),
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise PluginFailed(f"it cannot be run: {getattr(error, 'strerror', '')}") from None
+    complaint = bytearray()
+    parts = [
+        asyncio.create_task(_write(process, json.dumps(request).encode())),
+        asyncio.create_task(_read_complaint(process, complaint)),
+    ]
+    try:
+        async with asyncio.timeout(timeout):
+            answer = await _read_answer(process)
+            await asyncio.gather(*parts)
+            status = await process.wait()
+    except TimeoutError:
+        await _end(process)
+        raise _failed(f"no answer within {timeout:g} s", complaint, provider) from None
+    except BaseException:
+        await _end(process)
+        raise
+    finally:
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
+    if status != 0:
+        ending = f"exit status {status}" if status > 0 else f"ended by signal {-status}"
+        raise _failed(ending, complaint, provider)
+    return _response(provider, answer)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill the whole group; never on success, when its number may be another's by now."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _DYING)
+
+
+async def _write(process: asyncio.subprocess.Process, request: bytes) -> None:
+    assert process.stdin is not None
+    # A plugin need not read what it is asked.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(request)
+        await process.stdin.drain()
+    process.stdin.close()
+
+
+async def _read_answer(process: asyncio.subprocess.Process) -> bytes:
+    assert process.stdout is not None
+    answer = bytearray()
+    while chunk := await process.stdout.read(65536):
+        answer += chunk
+        if len(answer) > MAX_ANSWER:
+            raise PluginFailed(f"it answered with more than {MAX_ANSWER} bytes")
+    return bytes(answer)
+
+
+async def _read_complaint(process: asyncio.subprocess.Process, complaint: bytearray) -> None:
+    assert process.stderr is not None
+    while chunk := await process.stderr.read(65536):
+        complaint += chunk
+        del complaint[:-_KEPT_COMPLAINT]
+
+
+def _failed(problem: str, complaint: bytes | bytearray, provider: Provider) -> PluginFailed:
+    said = censored(complaint.decode("utf-8", "replace"), provider.env.values())
+    return PluginFailed(f"{problem}: {said}" if said else problem)
+
+
+def censored(text: str, secrets: Iterable[str]) -> str:
+    """The end of a text in one line, without the given values and without what may be a token."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= 8:
+            text = text.replace(secret, "***")
+    text = _WORD.sub(lambda found: "***" if _looks_secret(found[0]) else found[0], text)
+    text = _HEX.sub("***", text)
+    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return words if len(words) <= LONGEST_COMPLAINT else f"…{words[-LONGEST_COMPLAINT:]}"
+
+
+def _looks_secret(word: str) -> bool:
+    """Capitals, small letters and digits at random: no path, host, image, or request's UUID."""
+    return (
+        any(map(str.isupper, word)) and any(map(str.islower, word)) and any(map(str.isdigit, word))
+    )
+
+
+def _response(provider: Provider, answer: bytes) -> Response:
+    try:
+        document = json.loads(answer)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        # Not quoted, for it may be a password.
+        raise PluginFailed("its answer is no JSON object")
+    version = document.get("apiVersion")
+    if version != provider.api_version:
+        known = isinstance(version, str) and version.startswith(f"{API_GROUP}/")
+        shown = str(version)[:60] if known else "something else"
+        raise PluginFailed(f"it answered in {shown}, not in {provider.api_version}")
+    if document.get("kind") != "CredentialProviderResponse":
+        raise PluginFailed("its answer is no CredentialProviderResponse")
+    try:
+        key_type = CacheKeyType(str(document.get("cacheKeyType")))
+    except ValueError:
+        raise PluginFailed("its cacheKeyType is none of Image, Registry, Global") from None
+    seconds = duration(document.get("cacheDuration"))
+    if seconds is None and document.get("cacheDuration") is not None:
+        raise PluginFailed("its cacheDuration is no duration")
+    source = f"credential provider {provider.name}"
+    auth = document.get("auth")
+    if auth is None:
+        auth = {}
+    if not isinstance(auth, dict):
+        raise PluginFailed("its auth is no object")
+    return Response(key_type, seconds, {k: _credential(v, source) for k, v in auth.items()})
+
+
+def _credential(entry: Any, source: str) -> Credential:
+    values = entry if isinstance(entry, dict) else {"username": None}
+    username, password = values.get("username", ""), values.get("password", "")
+    if not isinstance(username, str) or not isinstance(password, str):
+        raise PluginFailed("an entry of its auth is no username and password")
+    return Credential(username, password, source=source)
