@@ -84,77 +84,77 @@ async def run(provider: Provider, image: str, *, timeout: float = TIMEOUT) -> Re
         "kind": "CredentialProviderRequest",
         "image": image,
     }
+    loop = asyncio.get_running_loop()
     try:
         # A group of its own, to be ended as a whole: a plugin may be a script that runs others.
-        process = await asyncio.create_subprocess_exec(
+        transport, dialogue = await loop.subprocess_exec(
+            _Dialogue,
             provider.path,
             *provider.args,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
             env=environment(provider, os.environ),
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
         raise PluginFailed(f"it cannot be run: {getattr(error, 'strerror', '')}") from None
-    complaint = bytearray()
-    parts = [
-        asyncio.create_task(_write(process, json.dumps(request).encode())),
-        asyncio.create_task(_read_complaint(process, complaint)),
-    ]
     try:
+        dialogue.say(transport, json.dumps(request).encode())
         async with asyncio.timeout(timeout):
-            answer = await _read_answer(process)
-            await asyncio.gather(*parts)
-            status = await process.wait()
+            await dialogue.over.wait()
     except TimeoutError:
-        await _end(process)
-        raise _failed(f"no answer within {timeout:g} s", complaint, provider) from None
-    except BaseException:
-        await _end(process)
-        raise
+        raise _failed(f"no answer within {timeout:g} s", dialogue.complaint, provider) from None
     finally:
-        for part in parts:
-            part.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
+        await _end(transport, dialogue)
+    if len(dialogue.answer) > MAX_ANSWER:
+        raise PluginFailed(f"it answered with more than {MAX_ANSWER} bytes")
+    status = transport.get_returncode()
     if status != 0:
-        ending = f"exit status {status}" if status > 0 else f"ended by signal {-status}"
-        raise _failed(ending, complaint, provider)
-    return _response(provider, answer)
+        ending = f"ended by signal {-status}" if status and status < 0 else f"exit status {status}"
+        raise _failed(ending, dialogue.complaint, provider)
+    return _response(provider, bytes(dialogue.answer))
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill the whole group; never on success, when its number may be another's by now."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+class _Dialogue(asyncio.SubprocessProtocol):
+    """What is said on both sides; not asyncio's streams, whose process cannot be closed."""
+
+    def __init__(self) -> None:
+        self.answer = bytearray()
+        self.complaint = bytearray()
+        self.over = asyncio.Event()
+        """The answer is complete, or more than enough."""
+        self.closed = asyncio.Event()
+        """The process is gone, and every pipe closed."""
+
+    def say(self, transport: asyncio.SubprocessTransport, request: bytes) -> None:
+        """Whether the plugin reads it is its own business."""
+        pipe = transport.get_pipe_transport(0)
+        assert isinstance(pipe, asyncio.WriteTransport)
+        pipe.write(request)
+        pipe.write_eof()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1 and len(self.answer) <= MAX_ANSWER:
+            self.answer += data
+        if len(self.answer) > MAX_ANSWER:
+            self.over.set()
+        if fd == 2:
+            self.complaint += data
+            del self.complaint[:-_KEPT_COMPLAINT]
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.over.set()
+        self.closed.set()
+
+
+async def _end(transport: asyncio.SubprocessTransport, dialogue: _Dialogue) -> None:
+    """Leave nothing behind: no process, no pipe."""
+    if not dialogue.closed.is_set():
+        # Only then: the number of a group without members may be another's by now.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(transport.get_pid(), signal.SIGKILL)
+    transport.close()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), _DYING)
-
-
-async def _write(process: asyncio.subprocess.Process, request: bytes) -> None:
-    assert process.stdin is not None
-    # A plugin need not read what it is asked.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(request)
-        await process.stdin.drain()
-    process.stdin.close()
-
-
-async def _read_answer(process: asyncio.subprocess.Process) -> bytes:
-    assert process.stdout is not None
-    answer = bytearray()
-    while chunk := await process.stdout.read(65536):
-        answer += chunk
-        if len(answer) > MAX_ANSWER:
-            raise PluginFailed(f"it answered with more than {MAX_ANSWER} bytes")
-    return bytes(answer)
-
-
-async def _read_complaint(process: asyncio.subprocess.Process, complaint: bytearray) -> None:
-    assert process.stderr is not None
-    while chunk := await process.stderr.read(65536):
-        complaint += chunk
-        del complaint[:-_KEPT_COMPLAINT]
+        async with asyncio.timeout(_DYING):
+            await dialogue.closed.wait()
 
 
 def _failed(problem: str, complaint: bytes | bytearray, provider: Provider) -> PluginFailed:

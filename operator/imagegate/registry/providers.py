@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 KEPT = 1024
 """Answers in memory."""
+AT_ONCE = 4
+"""Plugins that run at the same time: their memory counts as the operator's."""
 _GLOBAL = "<global>"
 
 _Entries = Mapping[str, Credential]
@@ -50,6 +52,7 @@ class Providers:
         self._providers = providers
         self._timing = timing
         self._kept: Cache[tuple[str, str], _Kept] = Cache(KEPT)
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._running: dict[tuple[str, str], asyncio.Task[_Entries]] = {}
 
     async def close(self) -> None:
@@ -102,7 +105,8 @@ class Providers:
             known = self._known(provider, image)
             if known is not None:
                 return known
-            response = await plugin.run(provider, image)
+            async with self._slots:
+                response = await plugin.run(provider, image)
             seconds = provider.cache_seconds if response.seconds is None else response.seconds
             match response.key_type:
                 case CacheKeyType.IMAGE:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from imagegate import cli
 from imagegate.api.references import parse
 from imagegate.registry import errors, plugin, provider_config
 from imagegate.registry.limits import Timing
@@ -21,7 +22,7 @@ from imagegate.registry.manifests import Manifests
 from imagegate.registry.platforms import Platform
 from imagegate.registry.plugin import CacheKeyType
 from imagegate.registry.provider_config import duration, read
-from imagegate.registry.providers import Providers
+from imagegate.registry.providers import AT_ONCE, Providers
 from tests.unit.registry.conftest import PASSWORD, USER, Counter, MakeClient
 from tests.unit.registry.distribution import Registry
 from tests.unit.registry.scripted import Scripted
@@ -303,6 +304,28 @@ class TestCache:
         await asyncio.gather(*(providers.lookup(f"reg.test/{n}") for n in range(5)))
         assert plugins.asked() == ["reg.test/0"]
 
+    async def test_only_some_run_at_once(self, plugins: Plugins, make: Make) -> None:
+        running = plugins.folder / "running"
+        running.mkdir()
+        script = (
+            f"mine = {str(running)!r} + '/' + str(os.getpid())\n"
+            "open(mine, 'w').close()\n"
+            "time.sleep(0.3)\n"
+            f"count = len(os.listdir({str(running)!r}))\n"
+            "os.unlink(mine)\n"
+            "registry = request['image'].split('/')[0]\n"
+            "auth = {registry: {'username': str(count), 'password': 'p'}}\n"
+            f"print(json.dumps({{**json.loads({json.dumps(answer())!r}), 'auth': auth}}))"
+        )
+        plugins.add(script)
+        providers = make()
+        found = await asyncio.gather(
+            *(logins(providers, f"{n}.reg.test/app") for n in range(AT_ONCE * 2))
+        )
+        counts = [int(username) for [(username, _)] in found]
+        assert max(counts) <= AT_ONCE
+        assert max(counts) > 1
+
     async def test_a_failure_is_not_kept(self, plugins: Plugins, make: Make) -> None:
         first = f"sys.exit(3) if len(open({str(plugins.log())!r}).readlines()) < 2 else None"
         plugins.add(saying(answer(), first))
@@ -414,6 +437,14 @@ class TestFailures:
         assert len(problem) < 400
         assert problem.endswith("x bad *** *** *** at /var/run/secrets/tokens/cloud-identity-token")
 
+    async def test_no_more_of_it_is_kept_than_is_shown_and_some(self) -> None:
+        dialogue = plugin._Dialogue()
+        for _ in range(100):
+            dialogue.pipe_data_received(2, b"x" * 1000)
+        dialogue.pipe_data_received(2, b"end")
+        assert len(dialogue.complaint) == 4096
+        assert dialogue.complaint.endswith(b"xend")
+
     async def test_the_other_provider_is_asked_all_the_same(
         self, plugins: Plugins, make: Make
     ) -> None:
@@ -499,6 +530,18 @@ class TestConfiguration:
             read(str(path), str(tmp_path))
         assert "s3cret" not in str(caught.value)
 
+    def test_the_operator_s_settings_have_them(self, plugins: Plugins) -> None:
+        providers = plugins.add("").read()
+        flags = [
+            f"--credential-provider-config={plugins.file}",
+            f"--credential-provider-bin-dir={plugins.folder}",
+        ]
+        arguments = cli._parser().parse_args(["run", *flags])
+        assert cli._settings(arguments).registry.credential_providers == providers
+        (plugins.folder / "cloud").chmod(0o644)
+        with pytest.raises(errors.InvalidSettings, match="there is no executable"):
+            cli._settings(arguments)
+
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(errors.InvalidSettings, match="cannot be read: No such file"):
             read(str(tmp_path / "none"), str(tmp_path))
@@ -560,13 +603,28 @@ class TestWithARegistry:
         logins = answer({scripted.domain: {"username": "plugin", "password": "b"}})
         providers = plugins.add(saying(logins), matchImages=[scripted.domain]).read()
         reference = parse(f"{scripted.domain}/team/app:v1")
-        with pytest.raises(errors.Unauthorized, match="and credential provider cloud") as caught:
+        with pytest.raises(
+            errors.Unauthorized, match="and the credential provider cloud"
+        ) as caught:
             await make_client(credential_providers=providers).resolve(
                 reference, keyring((scripted.domain, "secret", "a"))
             )
         assert "the secret" not in str(caught.value)
         sent = list(dict.fromkeys(s.authorization for s in scripted.seen if s.authorization))
         assert sent == ["Basic c2VjcmV0OmE=", "Basic cGx1Z2luOmI="]
+
+    async def test_the_same_password_is_not_tried_twice(
+        self, basic_registry: Registry, plugins: Plugins, make_client: MakeClient, counter: Counter
+    ) -> None:
+        login = self.login(basic_registry.domain, "wrong")
+        providers = self.matching(plugins, login, basic_registry)
+        with pytest.raises(errors.Unauthorized, match="the secret ml/pull-0"):
+            await make_client(credential_providers=providers).resolve(
+                parse(f"{basic_registry.domain}/cloud/app:v1"),
+                keyring((basic_registry.domain, USER, "wrong")),
+            )
+        assert len(plugins.runs()) == 1
+        assert [code for _, code in counter.codes] == ["401", "401"], "the challenge, and one login"
 
     async def test_a_failing_plugin_does_no_harm_where_a_secret_is_enough(
         self, basic_registry: Registry, plugins: Plugins, make_client: MakeClient
