@@ -96,19 +96,19 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("IMAGEGATE_REGISTRY_CA_FILE", ""),
         help="certificates (PEM) to trust beside the system's",
     )
-    outside = argparse.ArgumentParser(add_help=False, parents=[registries])
-    outside.add_argument(
+    registries.add_argument(
         "--credential-provider-config",
         default=os.environ.get("IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_CONFIG", ""),
         metavar="FILE",
         help="plugins with credentials for registries: the kubelet's CredentialProviderConfig",
     )
-    outside.add_argument(
+    registries.add_argument(
         "--credential-provider-bin-dir",
         default=os.environ.get("IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_BIN_DIR", ""),
         metavar="DIR",
         help="where the plugins' executables are",
     )
+    outside = argparse.ArgumentParser(add_help=False, parents=[registries])
     outside.add_argument(
         "--kubelet-ca-file",
         default=os.environ.get("IMAGEGATE_KUBELET_CA_FILE", ""),
