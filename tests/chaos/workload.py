@@ -184,9 +184,10 @@ class Workload:
         self._containerd.attach(node)
 
     def stop(self, name: str) -> None:
-        """Pull the plug."""
-        self._containerd.detach(name)
+        """Pull the plug. containerd is listened to until it is dead: what it completes in its last
+        moments its kubelet may still tell, and the operator act on."""
         self._cluster.node(name).stop()
+        self._containerd.detach(name)
 
     def leave(self, name: str) -> None:
         if name in self._cluster.nodes:
