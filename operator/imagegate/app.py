@@ -86,7 +86,6 @@ class App:
             store=self.store,
             manifests=Manifests(registries),
             secrets=Secrets(client),
-            clock=clock,
         )
         self._pods = pods
         prefetches = Prefetches(client, self._reader)

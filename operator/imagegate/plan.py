@@ -87,7 +87,7 @@ async def make(
     nodes = await Nodes(client, lambda: wanted).list()
     clock = Clock()
     inspector = Inspector(
-        store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client), clock=clock
+        store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client)
     )
     disks = Disks(kubelets, clock)
     plans: list[Plan] = []

@@ -249,10 +249,9 @@ def deadline(spec: RetrySpec, queued: int | None) -> float | None:
     return max(900.0, 600.0 + queued / 5e6)
 
 
-def blamed(pod: Pod, message: str | None = None) -> str:
+def blamed(pod: Pod, message: str) -> str:
     """The image of the pod that a message is about: the one it names, or else the first."""
-    text = pod.waiting_message if message is None else message
-    named = (image for image in pod.images if image in text)
+    named = (image for image in pod.images if image in message)
     return next(named, pod.images[0] if pod.images else "")
 
 

@@ -22,7 +22,6 @@ from imagegate.registry.keychain import Keyring
 from imagegate.registry.manifests import Manifests
 from imagegate.registry.platforms import Platform
 from imagegate.registry.pull_secrets import PullSecret
-from imagegate.runtime.clock import Clock
 from imagegate.runtime.queue import KeyedQueue
 from imagegate.runtime.store import Store
 
@@ -47,12 +46,10 @@ class Inspector:
         store: Store,
         manifests: Manifests,
         secrets: Secrets,
-        clock: Clock,
     ) -> None:
         self._store = store
         self._manifests = manifests
         self._secrets = secrets
-        self._clock = clock
         self.changed: Callable[[str], None] = _ignore
         """Who is told that something is known, or has changed; by the prefetch's name."""
         self._known: dict[str, tuple[_Asked, frozenset[str], Known]] = {}

@@ -78,9 +78,7 @@ class Bench:
         self.registries, self.secrets = Registries(), Secrets()
         manifests: Any = self.registries
         secrets: Any = self.secrets
-        self.inspector = Inspector(
-            store=self.store, manifests=manifests, secrets=secrets, clock=Clock()
-        )
+        self.inspector = Inspector(store=self.store, manifests=manifests, secrets=secrets)
         self.told: list[str] = []
         self.inspector.changed = self.told.append
         self.see_node("n1", "linux/amd64")
