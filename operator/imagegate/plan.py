@@ -6,7 +6,6 @@ themselves); run from elsewhere it says that it does not.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +16,7 @@ import yaml
 
 from imagegate import tables
 from imagegate.domain import disk, forecast
-from imagegate.domain.disk import Usage
-from imagegate.domain.facts import ImageFacts, Node, Prefetch
+from imagegate.domain.facts import ImageFacts, Prefetch
 from imagegate.domain.forecast import Forecast, Rates
 from imagegate.domain.match import matches
 from imagegate.errors import ImagegateError
@@ -30,7 +28,7 @@ from imagegate.kube.secrets import Secrets
 from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
-from imagegate.runtime.disks import PAUSE, TRIES, Disks
+from imagegate.runtime.disks import Disks
 from imagegate.runtime.inspector import Inspector
 from imagegate.runtime.store import Store
 
@@ -95,24 +93,11 @@ async def make(
         matching = [node for node in nodes if matches(prefetch, node)]
         platforms = sorted({node.platform for node in matching} - {""})
         images = await inspector.ask(prefetch, platforms, PATIENCE)
-        usages = await _usages(matching, disks) if prefetch.max_usage < 100 else {}
+        usages = await disks.survey(matching) if prefetch.max_usage < 100 else {}
         plans.append(
             Plan(prefetch, images, forecast.forecast(prefetch, nodes, images, usages, rates))
         )
     return plans
-
-
-async def _usages(nodes: Sequence[Node], disks: Disks) -> dict[str, Usage]:
-    """Of every node, be it that it could not be read."""
-    for _ in range(TRIES):
-        unread = [node for node in nodes if disks.known(node) is None]
-        if not unread:
-            break
-        await asyncio.gather(*(disks.read(node) for node in unread))
-        if any(disks.known(node) is None for node in unread):
-            await asyncio.sleep(PAUSE)
-    known = {node.name: disks.known(node) for node in nodes}
-    return {name: usage for name, usage in known.items() if usage is not None}
 
 
 def as_json(plans: Iterable[Plan]) -> str:

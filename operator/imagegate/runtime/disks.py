@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,13 +55,13 @@ class Disks:
             return None
         return found.usage if age < ASK_AGAIN else None
 
-    async def read(self, node: Node) -> None:
+    async def read(self, node: Node) -> Usage:
         """Ask, unless that was a moment ago and without success. Never raises."""
         before = self._read.get(node.name)
         tries = 0
         if before is not None and before.identity == node.identity and before.usage.problem:
             if self._clock.monotonic() - before.at < PAUSE:
-                return
+                return before.usage
             tries = before.tries
         usage = await self._source.usage(node)
         tries = tries + 1 if usage.problem else 0
@@ -68,6 +70,23 @@ class Disks:
                 "disk usage not known", extra={"node": node.name, "problem": usage.problem}
             )
         self._read[node.name] = _Reading(node.identity, self._clock.monotonic(), usage, tries)
+        return usage
+
+    async def survey(self, nodes: Sequence[Node]) -> dict[str, Usage]:
+        """Of every one of these nodes, by name, be it why it could not be read. Takes as long as
+        the slowest of them, so each figure is kept from the moment at which it was read.
+        """
+        usages = await asyncio.gather(*(self._patiently(node) for node in nodes))
+        return {node.name: usage for node, usage in zip(nodes, usages, strict=True)}
+
+    async def _patiently(self, node: Node) -> Usage:
+        usage = self.known(node) or await self.read(node)
+        for _ in range(1, TRIES):
+            if not usage.passing:
+                break
+            await asyncio.sleep(PAUSE)
+            usage = await self.read(node)
+        return usage
 
     def forget(self, name: str) -> None:
         self._read.pop(name, None)

@@ -6,7 +6,6 @@ places in its rollout and writes its status, a few times a second at most.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, assert_never
@@ -21,7 +20,6 @@ from imagegate.domain.actions import (
     PatchNode,
     Postpone,
 )
-from imagegate.domain.disk import Usage
 from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, ImageFacts, Node, Prefetch
 from imagegate.domain.gate import ready_since
 from imagegate.domain.match import matches
@@ -408,12 +406,7 @@ class Reconciler:
         if images is None:
             return  # the answer brings the prefetch back here
         nodes = [node for node in self._store.nodes.values() if matches(prefetch, node)]
-        usages: dict[str, Usage] = {}
-        if prefetch.max_usage < 100:
-            unread = [n for n in nodes if self._disks.known(n) is None]
-            await asyncio.gather(*(self._disks.read(node) for node in unread))
-            read = {node.name: self._disks.known(node) for node in nodes}
-            usages = {name: usage for name, usage in read.items() if usage is not None}
+        usages = await self._disks.survey(nodes) if prefetch.max_usage < 100 else {}
         facts = forecast.forecast(prefetch, nodes, images, usages)
         self.prefetch_queue.add(prefetch.name, delay=FORECAST_INTERVAL)
         wanted = status.dry_run_status(prefetch, facts, self._clock.now(), images)

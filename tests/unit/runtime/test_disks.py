@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+
+import pytest
 
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import Node
+from imagegate.runtime import disks as runtime_disks
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import ASK_AGAIN, FRESH, PAUSE, TRIES, Disks
 from tests.unit.runtime.world import Full
@@ -57,3 +61,28 @@ async def test_a_kubelet_that_is_out_of_reach_is_not_waited_for() -> None:
     assert disks.known(NODE) == source.answer
     time.now += ASK_AGAIN
     assert disks.known(NODE) is None
+
+
+async def test_a_survey_keeps_every_figure_however_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime_disks, "PAUSE", 0.0)
+    disks, source, time = bench(Usage(capacity=10, used=5))
+
+    class Slow(Full):
+        async def usage(self, node: Node) -> Usage:
+            await super().usage(node)
+            if node.name == "n2":
+                time.now += FRESH + 1  # what was read of the others is too old by now
+                await asyncio.sleep(0)
+            if node.name == "n3" and self.asked < 5:
+                return Usage(problem="no figures yet", passing=True)
+            return self.answer
+
+    slow = Slow(source.answer)
+    disks._source = slow
+    nodes = [dataclasses.replace(NODE, name=name) for name in ("n1", "n2", "n3")]
+    assert await disks.survey(nodes) == dict.fromkeys(("n1", "n2", "n3"), source.answer)
+    slow.answer = Usage(problem="its kubelet does not answer")
+    time.now += FRESH
+    assert (await disks.survey(nodes[:1]))["n1"].problem, "a node without figures is not left out"
