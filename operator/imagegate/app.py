@@ -86,6 +86,7 @@ class App:
             store=self.store,
             manifests=Manifests(registries),
             secrets=Secrets(client),
+            clock=clock,
         )
         self._pods = pods
         prefetches = Prefetches(client, self._reader)
@@ -107,6 +108,7 @@ class App:
             taints_by_watch=settings.gate_source is GateSource.WATCH,
         )
         inspector.changed = self._reconciler.images_inspected
+        inspector.looked = self._reconciler.prefetch_changed
         self._resync = Resync(
             store=self.store,
             nodes=nodes,

@@ -16,6 +16,7 @@ import yaml
 
 from imagegate import tables
 from imagegate.domain import disk, forecast
+from imagegate.domain.effective import resolved
 from imagegate.domain.facts import ImageFacts, Prefetch
 from imagegate.domain.forecast import Forecast, Rates
 from imagegate.domain.match import matches
@@ -81,12 +82,13 @@ async def make(
     rates: Rates,
 ) -> list[Plan]:
     """Ask the API server for nodes, the registries for sizes, and the kubelets for room."""
-    wanted = frozenset(image.listed_as for each in prefetches for image in each.images)
-    nodes = await Nodes(client, lambda: wanted).list()
     clock = Clock()
     inspector = Inspector(
-        store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client)
+        store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client), clock=clock
     )
+    prefetches = [await _resolved(prefetch, inspector) for prefetch in prefetches]
+    wanted = frozenset(image.listed_as for each in prefetches for image in each.images)
+    nodes = await Nodes(client, lambda: wanted).list()
     disks = Disks(kubelets, clock)
     plans: list[Plan] = []
     for prefetch in prefetches:
@@ -98,6 +100,14 @@ async def make(
             Plan(prefetch, images, forecast.forecast(prefetch, nodes, images, usages, rates))
         )
     return plans
+
+
+async def _resolved(prefetch: Prefetch, inspector: Inspector) -> Prefetch:
+    """With the digests that its tags have now, where they are followed."""
+    if prefetch.refresh is None:
+        return prefetch
+    known = await inspector.ask(prefetch, (), PATIENCE)
+    return dataclasses.replace(prefetch, images=resolved(prefetch.images, known))
 
 
 def as_json(plans: Iterable[Plan]) -> str:

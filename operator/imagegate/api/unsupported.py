@@ -44,13 +44,6 @@ UNSUPPORTED: Final = (
         "reading images from workloads is not supported in this version:"
         " list the images in spec.images",
     ),
-    Unsupported(
-        "refresh.mode",
-        "self.refresh.mode == 'Never'",
-        lambda spec: spec.refresh.mode == "Never",
-        "following a tag is not supported in this version: use Never,"
-        " and change the tag or the digest in spec.images to roll out new content",
-    ),
 )
 """Every row is a rule on `spec`, and `decode.parse_prefetch` applies it too."""
 

@@ -1,12 +1,14 @@
-"""Images that are removed from a node behind our back: how that is proved, and what follows.
+"""Images that a node does not hold as its label says: how that is proved, and what follows.
 
-A kubelet under pressure collects images, and a person may remove them. Pull, collect, pull is a
-loop, so the next pull waits longer each time, and a person is told.
+A kubelet under pressure collects images, a person may remove them, and a mirror may have answered
+for a tag with what it was before. Pull, collect, pull is a loop, so the next pull waits longer each
+time, and a person is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from imagegate.domain import retry
 from imagegate.domain.actions import DeletePod, Postpone
@@ -21,8 +23,22 @@ REMEMBERED = 3600.0
 """Seconds for which an image that was removed again and again is still reported."""
 
 
-def gone(share: Share, node: Node) -> dict[str, str]:
-    """The groups of which an image has been removed behind our back, each with that image.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why a node does not hold what its label says."""
+
+    image: str
+    failure: retry.FailureClass
+    message: str
+
+
+def losses(share: Share, node: Node) -> dict[str, Loss]:
+    """The groups of which an image is not what it should be, each with that image."""
+    return {**stale(share, node), **_gone(share, node)}
+
+
+def _gone(share: Share, node: Node) -> dict[str, Loss]:
+    """The groups of which an image has been removed behind our back.
 
     It is proved by a kubelet that does not list an image larger than one that it lists; absence
     alone proves nothing, as it lists 50. Nor does a pod that was put back and fails to pull: the
@@ -32,7 +48,7 @@ def gone(share: Share, node: Node) -> dict[str, str]:
         return {}
     names = {image.reference: image.listed_as for image in share.prefetch.images}
     return {
-        group.key: reference
+        group.key: Loss(reference, retry.EVICTED, f"{reference} was removed from the node")
         for group in share.prefetch.groups
         for reference in group.images
         if (size := share.size(reference, node)) is not None
@@ -41,8 +57,44 @@ def gone(share: Share, node: Node) -> dict[str, str]:
     }
 
 
-def evicted(
-    lost: Mapping[str, str],
+def stale(share: Share, node: Node) -> dict[str, Loss]:
+    """The groups of which a tag means another image on the node than at the registry.
+
+    A pull by digest does not move the tag, so that is what a mirror leaves behind that answers for
+    a tag with what it was before (Spegel, ``updating-latest-tag.md``).
+    """
+    images = {image.reference: image for image in share.prefetch.images}
+    found: dict[str, Loss] = {}
+    for group in share.prefetch.groups:
+        for image in (images[reference] for reference in group.pins):
+            there = node.tags.get(image.tagged_as, frozenset())
+            if there and image.digest not in there:
+                text = (
+                    f"{image.reference} is {', '.join(sorted(there))} on the node,"
+                    f" and {image.digest} at the registry"
+                )
+                found[group.key] = Loss(image.reference, retry.STALE, text)
+    return found
+
+
+def doubted(
+    pod: Pod, group: Group, share: Share, node: Node, now: float
+) -> tuple[float | None, Loss | None]:
+    """Whether a pull that succeeded proves nothing: the tag was wrong before, and the same mirror
+    may have answered again. Then the node's own word is waited for, until the time given; that it
+    is wrong still is the loss.
+    """
+    if not retry.stale(share.attempts.get(group.key)):
+        return None, None
+    images = (image for image in share.prefetch.images if image.reference in group.pins)
+    if all(image.digest in node.tags.get(image.tagged_as, frozenset()) for image in images):
+        return None, None
+    due = (pod.finished_at or pod.created_at) + LISTED_AFTER
+    return (due, None) if now < due else (None, stale(share, node).get(group.key))
+
+
+def take_back(
+    lost: Mapping[str, Loss],
     current: Mapping[str, Pod],
     share: Share,
     node: Node,
@@ -51,29 +103,34 @@ def evicted(
     outcome: Outcome,
 ) -> None:
     """Take back the label, and pull again: soon, but later and later if it goes on."""
-    outcome.wants_usage = site.usage is None
-    outcome.evicted = True
-    figures = f": {site.usage}" if site.usage is not None else ""
+    removed = any(loss.failure is retry.EVICTED for loss in lost.values())
+    outcome.wants_usage = removed and site.usage is None
+    outcome.evicted = outcome.labelled
     for group in share.prefetch.groups:
-        if group.key not in lost:
+        loss = lost.get(group.key)
+        if loss is None:
             continue
-        remember = retry.evicted(
+        figures = ""
+        if loss.failure is retry.EVICTED and site.usage is not None:
+            figures = f": {site.usage}"
+        remember = retry.lost(
             share.attempts.get(group.key),
+            loss.failure,
             key=f"{node.name}/{group.key}",
             now=now,
-            image=lost[group.key],
-            message=f"{lost[group.key]} was removed from the node{figures}",
+            image=loss.image,
+            message=f"{loss.message}{figures}",
         )
         outcome.blame(remember)
         pod = current.get(group.key)
         if pod is not None and pod.finished and not pod.deleting:
-            outcome.actions.append(DeletePod(pod, retry.EVICTED.reason, remember))
+            outcome.actions.append(DeletePod(pod, loss.failure.reason, remember))
         else:
             outcome.actions.append(Postpone(share.prefetch, node, group, remember))
 
 
 def disproved(pod: Pod, group: Group, share: Share) -> bool:
-    """Whether what the pod has pulled was removed since."""
+    """Whether what the pod has pulled was since found not to be there."""
     ended = pod.finished_at or pod.created_at
     earlier = share.attempts.get(group.key)
     return pod.phase == "Succeeded" and retry.disproved(earlier, ended)

@@ -8,8 +8,8 @@ heartbeat, which changes nothing else, is not a change.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -66,6 +66,8 @@ class Node:
     """Bytes of the file system that the kubelet roots in; 0: unknown."""
     listed: frozenset[str] = frozenset()
     """Those of the wanted images that ``status.images`` lists, by their normalized names."""
+    tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Of the wanted tags among them, the digests that the node lists for the same image."""
     smallest_listed: int | None = None
     """Bytes of the smallest image in that list, which the kubelet cuts off below a number of
     images: only of a larger one does absence prove anything. None: nothing is listed."""
@@ -149,7 +151,51 @@ class Image:
     """Exactly as the user wrote it: the kubelet's credential records are keyed by this string."""
     pull_secrets: tuple[str, ...] = ()
     listed_as: str = ""
-    """The normalized name, under which a node lists it."""
+    """The normalized name, under which a node that has it lists it."""
+    digest: str = ""
+    """What its tag has been resolved to, where it is followed; see `Prefetch.refresh`."""
+    tagged_as: str = ""
+    """The normalized name with the tag, where there is a digest: ``listed_as`` has the digest."""
+
+    @property
+    def pinned(self) -> str:
+        """The same image by its digest, the name spelled as in ``reference``; empty without one."""
+        if not self.digest:
+            return ""
+        name, colon, rest = self.reference.rpartition(":")
+        # What stands behind a colon is the registry's port if there is a slash in it.
+        return f"{name if colon and '/' not in rest else self.reference}@{self.digest}"
+
+    def resolved(self, digest: str) -> Image:
+        """The image with its tag resolved. One that names its digest already stays as it is."""
+        if not digest or self.digest == digest or "@" in self.reference:
+            return self
+        tagged = self.tagged_as or self.listed_as
+        name = tagged[: tagged.rindex(":")] if tagged else ""
+        return replace(
+            self, digest=digest, tagged_as=tagged, listed_as=f"{name}@{digest}" if name else ""
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshSpec:
+    """That tags are followed: a digest that has changed at the registry is a new target."""
+
+    interval: float = 300.0
+    """Seconds between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What came of looking at the registry for new digests."""
+
+    at: float
+    """When that was done last."""
+    due: float
+    """When it is done next, unless a push event comes before."""
+    problem: str = ""
+    failures: int = 0
+    """How many looks in a row could not resolve every tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +247,16 @@ class Group:
     key: str
     images: tuple[str, ...]
     pull_secrets: tuple[str, ...]
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Of images whose tag is followed, the same by their digest (`Image.pinned`)."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Everything that the pod pulls: the tag, so that the node knows it, and then the digest,
+        which costs nothing if the tag was right and is the truth if a mirror is behind.
+        """
+        pairs = ((image, self.pins.get(image)) for image in self.images)
+        return tuple(each for pair in pairs for each in pair if each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +297,8 @@ class Prefetch:
     """Percentage to which pulls may fill a node's image file system; 100: no guard."""
     dry_run: bool = False
     """Whether it is only to be said what would happen."""
+    refresh: RefreshSpec | None = None
+    """None: a tag is pulled once, whatever becomes of it."""
     status: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     @property
@@ -254,25 +312,51 @@ class Prefetch:
 
     @cached_property
     def target(self) -> str:
-        """First 12 hex digits of SHA-256 over the sorted image references."""
-        text = "\n".join(sorted(image.reference for image in self.images))
+        """First 12 hex digits of SHA-256 over the sorted image references, with the digests that
+        they were resolved to.
+        """
+        text = "\n".join(sorted(_identity(image) for image in self.images))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """How the images are spread over puller pods, in the order they were written."""
-        by_secrets: dict[tuple[str, ...], list[str]] = {}
+        by_secrets: dict[tuple[str, ...], list[Image]] = {}
         for image in self.images:
-            by_secrets.setdefault(tuple(sorted(image.pull_secrets)), []).append(image.reference)
+            by_secrets.setdefault(tuple(sorted(image.pull_secrets)), []).append(image)
         return tuple(
-            self._group(tuple(images[start : start + IMAGES_PER_POD]), secrets)
-            for secrets, images in by_secrets.items()
-            for start in range(0, len(images), IMAGES_PER_POD)
+            self._group(images, secrets)
+            for secrets, all_ in by_secrets.items()
+            for images in _portions(all_)
         )
 
-    def _group(self, images: tuple[str, ...], secrets: tuple[str, ...]) -> Group:
-        text = "\n".join((self.uid, *sorted(images), "", *secrets))
-        return Group(hashlib.sha256(text.encode()).hexdigest()[:10], images, secrets)
+    def _group(self, images: Sequence[Image], secrets: tuple[str, ...]) -> Group:
+        text = "\n".join((self.uid, *sorted(map(_identity, images)), "", *secrets))
+        return Group(
+            hashlib.sha256(text.encode()).hexdigest()[:10],
+            tuple(image.reference for image in images),
+            secrets,
+            {image.reference: image.pinned for image in images if image.digest},
+        )
+
+
+def _identity(image: Image) -> str:
+    return f"{image.reference}@{image.digest}" if image.digest else image.reference
+
+
+def _portions(images: Sequence[Image]) -> Iterator[Sequence[Image]]:
+    """As many as go into one pod; one whose tag is followed is pulled twice."""
+    portion: list[Image] = []
+    pulls = 0
+    for image in images:
+        cost = 2 if image.digest else 1
+        if portion and pulls + cost > IMAGES_PER_POD:
+            yield portion
+            portion, pulls = [], 0
+        portion.append(image)
+        pulls += cost
+    if portion:
+        yield portion
 
 
 @dataclass(frozen=True, slots=True)

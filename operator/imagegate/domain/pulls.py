@@ -42,12 +42,12 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     pods = _Pods.sort(share, node)
     _tidy(pods, share, node, now, outcome)
     startable = why is None and match.unsettled(node) is None
-    gone = drift.gone(share, node) if outcome.labelled and site.settles_at is not None else {}
-    if gone and site.settles_at is not None and now < site.settles_at:
+    lost = drift.losses(share, node) if outcome.labelled and site.settles_at is not None else {}
+    if lost and site.settles_at is not None and now < site.settles_at:
         outcome.requeue.append(site.settles_at)
-        gone = {}
-    if gone:
-        drift.evicted(gone, pods.current, share, node, now, site, outcome)
+        lost = {}
+    if lost:
+        drift.take_back(lost, pods.current, share, node, now, site, outcome)
     elif outcome.labelled:
         outcome.state, outcome.cached = NodeState.CACHED, True
         _in_service(pods, share, node, now, site, outcome, startable=startable)
@@ -109,7 +109,7 @@ def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -
     is cancelled only when not one of its images is wanted any more. One that has just failed
     pulls nothing, and may fail for ever at an image that is not wanted any more.
     """
-    wanted = {image.reference for image in share.prefetch.images}
+    wanted = {each for group in share.prefetch.groups for each in group.references}
     groups = {group.key for group in share.prefetch.groups}
     outcome.actions.extend(
         DeletePod(pod, "its machine is gone") for pod in pods.departed if not pod.deleting
@@ -180,27 +180,26 @@ def _towards_cached(
     """The node does not hold the target yet."""
     done = 0
     missing: list[Group] = []
+    stale: dict[str, drift.Loss] = {}
     for group in share.prefetch.groups:
         pod = pods.current.get(group.key)
         if pod is None:
             missing.append(group)
         elif drift.disproved(pod, group, share):
             # It is on its way out: the API server shows it once more, with the time of its end.
-            outcome.actions += [] if pod.deleting else [DeletePod(pod, retry.EVICTED.reason)]
-        elif pod.phase == "Succeeded" or share.pulled.get(pod.uid, frozenset()).issuperset(
-            group.images
-        ):
-            done += 1
-        elif pod.deleting:
-            outcome.pulling = True
-        elif pod.phase == "Failed":
-            _give_up(pod, group, retry.ended(pod.reason), _end(pod), share, now, outcome)
+            outcome.actions += [] if pod.deleting else [DeletePod(pod, "disproved")]
+        elif _pulled(pod, group, share):
+            due, loss = drift.doubted(pod, group, share, node, now)
+            stale |= {group.key: loss} if loss is not None else {}
+            outcome.requeue += [due] if due is not None else []
+            done += due is None and loss is None
         else:
-            outcome.pulling = True
-            _watch_pull(pod, group, share, node, now, site, outcome)
+            _towards_pulled(pod, group, share, node, now, site, outcome)
     if done == len(share.prefetch.groups):
         outcome.state, outcome.cached = NodeState.CACHED, True
         return
+    if stale:
+        drift.take_back(stale, pods.current, share, node, now, site, outcome)
     busy = any(not pod.finished for pod in pods.superseded)
     outcome.pulling = outcome.pulling or busy
     # While an earlier pod still pulls something that is wanted, a second one would only wait.
@@ -212,6 +211,24 @@ def _towards_cached(
         outcome.state = NodeState.FAILED
     elif outcome.pulling:
         outcome.state = NodeState.PULLING
+
+
+def _pulled(pod: Pod, group: Group, share: Share) -> bool:
+    reported = share.pulled.get(pod.uid, frozenset())
+    return pod.phase == "Succeeded" or reported.issuperset(group.references)
+
+
+def _towards_pulled(
+    pod: Pod, group: Group, share: Share, node: Node, now: float, site: Site, outcome: Outcome
+) -> None:
+    """A pod of the target that has not succeeded."""
+    if pod.deleting:
+        outcome.pulling = True
+    elif pod.phase == "Failed":
+        _give_up(pod, group, retry.ended(pod.reason), _end(pod), share, now, outcome)
+    else:
+        outcome.pulling = True
+        _watch_pull(pod, group, share, node, now, site, outcome)
 
 
 def _start(

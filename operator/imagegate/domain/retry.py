@@ -47,6 +47,14 @@ EVICTED = FailureClass(
     "the images do not fit beside what else the node holds: enlarge its disk, or leave it out",
 )
 
+STALE = FailureClass(
+    "StaleMirror",
+    False,
+    "a mirror between the nodes and the registry still serves what the tag was before: have it look"
+    " the tag up anew, or shorten the time for which it keeps tags",
+)
+"""Not a failed pull: the node has the new image, but by its digest only."""
+
 # The first match wins, so the specific stands before the general: a 429 is often wrapped in
 # "failed to resolve reference", and a DNS failure of a registry contains "not found" nowhere else.
 # A bare number is never enough: "short read: expected 403 bytes" is not about a status.
@@ -139,6 +147,7 @@ NODES_OWN = frozenset({"DiskFull", "PodRejected", "PlatformMissing", "PullQPSExc
 CLASSES: tuple[FailureClass, ...] = (
     *(cls for _, cls in _CLASSES),
     EVICTED,
+    STALE,
     UNFIT,
     TIMED_OUT,
     LATER,
@@ -210,17 +219,24 @@ STABLE = 6 * 3600.0
 """Seconds after which an earlier eviction is history."""
 
 
-def evicted(
-    earlier: Attempts | None, *, key: str, now: float, image: str, message: str
+def lost(
+    earlier: Attempts | None,
+    failure: FailureClass,
+    *,
+    key: str,
+    now: float,
+    image: str,
+    message: str,
 ) -> Attempts:
-    """What to remember when an image was removed from a node that should keep it.
+    """What to remember when a node that held an image is found to hold it no more, or to mean
+    another by its tag.
 
     The kubelet that collects it once under pressure collects it again: pull, collect, pull. So the
     next pull waits half a minute, then one, up to an hour.
     """
-    if earlier is not None and (earlier.reason != EVICTED.reason or now > earlier.at + STABLE):
+    if earlier is not None and (earlier.reason != failure.reason or now > earlier.at + STABLE):
         earlier = None
-    return after(earlier, EVICTED, spec=EVICTIONS, key=key, now=now, image=image, message=message)
+    return after(earlier, failure, spec=EVICTIONS, key=key, now=now, image=image, message=message)
 
 
 def removed_again(attempts: Attempts | None) -> TypeGuard[Attempts]:
@@ -228,14 +244,20 @@ def removed_again(attempts: Attempts | None) -> TypeGuard[Attempts]:
     return attempts is not None and attempts.reason == EVICTED.reason and attempts.count > 1
 
 
+def stale(attempts: Attempts | None) -> TypeGuard[Attempts]:
+    """Whether a tag was last seen to mean an old image."""
+    return attempts is not None and attempts.reason == STALE.reason
+
+
 def disproved(attempts: Attempts | None, success_at: float) -> bool:
-    """Whether what was pulled at that time has been removed since."""
-    return attempts is not None and attempts.reason == EVICTED.reason and success_at <= attempts.at
+    """Whether what was pulled at that time has since been found not to be there."""
+    found = (EVICTED.reason, STALE.reason)
+    return attempts is not None and attempts.reason in found and success_at <= attempts.at
 
 
 def outlives_success(attempts: Attempts) -> bool:
     """Whether this is about what happens after a pull rather than about the pull."""
-    return attempts.reason in ("", EVICTED.reason)
+    return attempts.reason in ("", EVICTED.reason, STALE.reason)
 
 
 def deadline(spec: RetrySpec, queued: int | None) -> float | None:

@@ -14,7 +14,15 @@ from typing import Any
 
 from imagegate.domain import advice, retry
 from imagegate.domain.advice import Severity
-from imagegate.domain.facts import Attempts, ImageFacts, NodeState, Prefetch
+from imagegate.domain.effective import resolved
+from imagegate.domain.facts import (
+    Attempts,
+    Image,
+    ImageFacts,
+    NodeState,
+    Prefetch,
+    Refreshed,
+)
 from imagegate.domain.forecast import Forecast, summary
 
 MAX_FAILURES = 10
@@ -66,7 +74,11 @@ def timestamp(seconds: float) -> str:
 
 
 def prefetch_status(
-    prefetch: Prefetch, tally: Tally, now: float, images: Mapping[str, ImageFacts]
+    prefetch: Prefetch,
+    tally: Tally,
+    now: float,
+    images: Mapping[str, ImageFacts],
+    refreshed: Refreshed | None = None,
 ) -> dict[str, Any]:
     """The whole ``status`` of an ImagePrefetch. Same facts, same status: nothing is written then.
 
@@ -74,7 +86,13 @@ def prefetch_status(
     """
     earlier = prefetch.status
     conditions = (
-        _invalid(prefetch) if prefetch.invalid is not None else _conditions(prefetch, tally)
+        _invalid(prefetch)
+        if prefetch.invalid is not None
+        else [
+            _ready(tally),
+            _progressing(prefetch, tally),
+            _degraded(prefetch, tally, refreshed),
+        ]
     )
     status: dict[str, Any] = {
         "observedGeneration": prefetch.generation,
@@ -92,18 +110,44 @@ def prefetch_status(
     }
     if prefetch.invalid is None:
         status["target"] = prefetch.target
-        status["images"] = _images(prefetch, images)
+        status["images"] = _images(prefetch, images, now)
+    if prefetch.refresh is not None:
+        status["refresh"] = _refresh(refreshed)
+    elif "refresh" in earlier:
+        status["refresh"] = None
     return status
 
 
-def _images(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> list[dict[str, Any]]:
+def _refresh(refreshed: Refreshed | None) -> dict[str, Any]:
+    if refreshed is None:
+        return {}
+    entry = {
+        "lastCheckTime": timestamp(refreshed.at),
+        "nextCheckTime": timestamp(refreshed.due),
+    }
+    return {**entry, "message": _cut(refreshed.problem)} if refreshed.problem else entry
+
+
+def _images(
+    prefetch: Prefetch, images: Mapping[str, ImageFacts], now: float
+) -> list[dict[str, Any]]:
     """With the most important advice that there is room for, and how much there is besides."""
-    entries = [_image(i.reference, images.get(i.reference)) for i in prefetch.images]
+    before = _by_reference(prefetch.status)
+    current = prefetch.images if prefetch.refresh is None else resolved(prefetch.images, images)
+    entries = [
+        _image(image, images.get(image.reference), before.get(image.reference, {}), now)
+        for image in current
+    ]
     found: list[tuple[bool, int, int, str]] = []
     for place, image in enumerate(prefetch.images):
         facts = images.get(image.reference)
         if facts is not None:
-            said = advice.advise(image.reference, facts)
+            said = [
+                each
+                for each in advice.advise(image.reference, facts)
+                # A tag that is followed may move.
+                if prefetch.refresh is None or each.rule != advice.MUTABLE_TAG.name
+            ]
             found += (
                 (each.severity is not Severity.ERROR, rank, place, str(each)[: advice.MAX_TEXT])
                 for rank, each in enumerate(said)
@@ -130,9 +174,21 @@ def _bytes(content: object) -> int:
     return len(json.dumps(content))
 
 
-def _image(reference: str, facts: ImageFacts | None) -> dict[str, Any]:
+def _by_reference(status: Mapping[str, object]) -> dict[str, Mapping[str, Any]]:
+    entries = status.get("images")
+    known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    return {str(entry.get("image")): entry for entry in known}
+
+
+def _image(
+    image: Image, facts: ImageFacts | None, before: Mapping[str, Any], now: float
+) -> dict[str, Any]:
     """Of several platforms the one with the most to send."""
-    entry: dict[str, Any] = {"image": reference}
+    entry: dict[str, Any] = {"image": image.reference}
+    if image.digest:
+        entry["digest"] = image.digest
+        same = before.get("digest") == image.digest
+        entry["resolvedTime"] = (before.get("resolvedTime") if same else None) or timestamp(now)
     largest = facts.largest if facts is not None else None
     if largest is not None:
         entry["compressedBytes"] = largest.compressed
@@ -166,7 +222,7 @@ def dry_run_status(
             "skipped": sum(facts.skipped.values()),
             "gated": 0,
         },
-        "images": _images(prefetch, images),
+        "images": _images(prefetch, images, now),
         "failures": refused,
         "conditions": merge_conditions(prefetch.status, conditions, prefetch.generation, now),
     }
@@ -184,10 +240,6 @@ def _invalid(prefetch: Prefetch) -> list[Condition]:
         ("Progressing", False, reason, "nothing is pulled until this is corrected"),
         ("Degraded", True, reason, message),
     ]
-
-
-def _conditions(prefetch: Prefetch, tally: Tally) -> list[Condition]:
-    return [_ready(tally), _progressing(prefetch, tally), _degraded(prefetch, tally)]
 
 
 def _ready(tally: Tally) -> Condition:
@@ -243,7 +295,7 @@ def _held_up(tally: Tally) -> str:
     return f"{tally.waiting} joining nodes wait for spec.startAfter; {node}: {what}"[:MAX_MESSAGE]
 
 
-def _degraded(prefetch: Prefetch, tally: Tally) -> Condition:
+def _degraded(prefetch: Prefetch, tally: Tally, refreshed: Refreshed | None) -> Condition:
     failing = [f for f in tally.failures if retry.exhausted(f.attempts, prefetch.retry)]
     if tally.stopped and tally.failures:
         first = failing[0] if failing else tally.failures[0]
@@ -258,7 +310,14 @@ def _degraded(prefetch: Prefetch, tally: Tally) -> Condition:
     if removed:
         text = f"{len(removed)} nodes lose images again and again; {_explain(prefetch, removed[0])}"
         return ("Degraded", True, retry.EVICTED.reason, text)
+    behind = [f for f in tally.failures if retry.stale(f.attempts)]
+    if behind:
+        text = f"{len(behind)} nodes have an old image by its tag; {_explain(prefetch, behind[0])}"
+        return ("Degraded", True, retry.STALE.reason, text)
     if not tally.of(NodeState.FAILED) or not failing:
+        if refreshed is not None and refreshed.failures > 1:
+            text = f"tags are not looked up, what was known stays: {_cut(refreshed.problem)}"
+            return ("Degraded", True, "RefreshFailed", text)
         return ("Degraded", False, "AsExpected", "no node has failed")
     failed = tally.of(NodeState.FAILED)
     text = f"{failed} nodes failed; {_explain(prefetch, failing[0])}"

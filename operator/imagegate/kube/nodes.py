@@ -62,8 +62,22 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         kubelet_port=endpoint.get("Port") or 10250,
         capacity=fields.quantity((status.get("capacity") or {}).get("ephemeral-storage")),
         listed=frozenset(name for i in images for name in i.get("names") or () if name in wanted),
+        tags=_tags(images, wanted),
         smallest_listed=min((i.get("sizeBytes", 0) for i in images), default=None),
     )
+
+
+def _tags(images: Sequence[Mapping[str, Any]], wanted: frozenset[str]) -> dict[str, frozenset[str]]:
+    """The wanted tags, each with the digests of the image that has it. The kubelet lists digests
+    before tags and five names at most: where a tag is seen, no digest was cut off.
+    """
+    return {
+        name: frozenset(each.partition("@")[2] for each in names if "@" in each)
+        for image in images
+        for names in [image.get("names") or ()]
+        for name in names
+        if "@" not in name and name in wanted
+    }
 
 
 def _platform(info: Mapping[str, str]) -> str:

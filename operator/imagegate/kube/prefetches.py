@@ -18,6 +18,7 @@ from imagegate.domain.facts import (
     OnReboot,
     Operator,
     Prefetch,
+    RefreshSpec,
     Requirement,
     RetrySpec,
     RolloutSpec,
@@ -100,6 +101,9 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
         "keep": spec.retention.mode == "Keep",
         "max_usage": spec.disk.max_usage_percent,
         "dry_run": spec.dry_run,
+        "refresh": RefreshSpec(float(spec.refresh.interval_seconds))
+        if spec.refresh.mode == "Digest"
+        else None,
     }
 
 

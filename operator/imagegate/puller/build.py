@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ MANAGER = "imagegate"
 GROUP_LABEL = f"{GROUP}/group"
 OBSERVED_ANNOTATION = f"{GROUP}/observed"
 ATTEMPT_ANNOTATION = f"{GROUP}/attempt"
+ALWAYS = "Always"
 IF_NOT_PRESENT = "IfNotPresent"
 HOLD = "hold"
 """The container of an ImageVolume pod: it mounts the images."""
@@ -76,9 +77,20 @@ def probe(namespace: str, settings: PullerSettings) -> dict[str, Any]:
 
 
 def build(
-    prefetch: Prefetch, node: Node, group: Group, attempt: int, settings: PullerSettings
+    prefetch: Prefetch,
+    node: Node,
+    group: Group,
+    attempt: int,
+    settings: PullerSettings,
+    *,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """The manifest, ready to be created in ``prefetch.namespace``."""
+    """The manifest, ready to be created in ``prefetch.namespace``.
+
+    A tag that is followed is asked for at the registry, whatever the node has, and then the digest
+    is made sure of. Not so ``again``, when a pod is put back that only pins what is there: the tag
+    may have moved since, and is not to be rolled out node by node by accident.
+    """
     parts = _by_volumes if choose(node, settings.mode) is Mode.IMAGE_VOLUME else _by_containers
     secrets = dict.fromkeys((*group.pull_secrets, *settings.image_pull_secrets))
     spec: dict[str, Any] = {
@@ -96,7 +108,7 @@ def build(
             "runAsGroup": 65535,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        **parts(group.images, settings),
+        **parts(_pulls(group, again=again), settings),
     }
     if secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
@@ -141,21 +153,32 @@ def build(
     }
 
 
-def _by_volumes(images: tuple[str, ...], settings: PullerSettings) -> dict[str, Any]:
+_Pulls = Sequence[tuple[str, str]]
+"""References, each with its pull policy."""
+
+
+def _pulls(group: Group, *, again: bool) -> _Pulls:
+    return [
+        (each, ALWAYS if each in group.pins and not again else IF_NOT_PRESENT)
+        for each in group.references
+    ]
+
+
+def _by_volumes(pulls: _Pulls, settings: PullerSettings) -> dict[str, Any]:
     mounts = [
         {"name": f"{IMAGE}{index}", "mountPath": f"/images/{index}", "readOnly": True}
-        for index in range(len(images))
+        for index in range(len(pulls))
     ]
     return {
         "containers": [_container(HOLD, settings.image, mounts, args=["-v"])],
         "volumes": [
-            {"name": f"{IMAGE}{index}", "image": {"reference": image, "pullPolicy": IF_NOT_PRESENT}}
-            for index, image in enumerate(images)
+            {"name": f"{IMAGE}{index}", "image": {"reference": image, "pullPolicy": policy}}
+            for index, (image, policy) in enumerate(pulls)
         ],
     }
 
 
-def _by_containers(images: tuple[str, ...], settings: PullerSettings) -> dict[str, Any]:
+def _by_containers(pulls: _Pulls, settings: PullerSettings) -> dict[str, Any]:
     here = {"name": "tools", "mountPath": TOOLS}
     copy = ["/bin/busybox", "cp", "/bin/busybox", f"{TOOLS}/busybox"]
     run: dict[str, Any] = {
@@ -167,8 +190,14 @@ def _by_containers(images: tuple[str, ...], settings: PullerSettings) -> dict[st
         "initContainers": [_container("busybox", settings.busybox, [here], command=copy)],
         "containers": [
             *(
-                _container(f"{IMAGE}{index}", image, [{**here, "readOnly": True}], **run)
-                for index, image in enumerate(images)
+                _container(
+                    f"{IMAGE}{index}",
+                    image,
+                    [{**here, "readOnly": True}],
+                    **run,
+                    imagePullPolicy=policy,
+                )
+                for index, (image, policy) in enumerate(pulls)
             ),
             # The kubelet reports a failed pull when it looks at the pod next. Without the end of
             # a container that is in 10 to 15 s (pkg/kubelet/pod_workers.go, backOffPeriod), in the

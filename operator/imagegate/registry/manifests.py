@@ -61,6 +61,10 @@ class Manifests:
         self._documents: Cache[str, Index | Manifest] = Cache(kept)
         self._configs: Cache[str, tuple[Platform | None]] = Cache(kept)
 
+    async def resolve(self, reference: Reference, keyring: Keyring = EMPTY) -> str:
+        """The digest that a tag has now: one HEAD, see `Client.resolve`."""
+        return await self._client.resolve(reference, keyring)
+
     async def describe(
         self, reference: Reference, platform: Platform, keyring: Keyring = EMPTY
     ) -> ImageFacts:

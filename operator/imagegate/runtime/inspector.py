@@ -1,19 +1,21 @@
 """What the registries say of the images: asked once per spec, then now and then.
 
 Nothing depends on the answers being there. They put small images before large ones, say how long a
-pull may take and whether it fits the disk, and which nodes no image is there for.
+pull may take and whether it fits the disk, and which nodes no image is there for. Where tags are
+followed (``refresh``) they say what is to be rolled out; a registry that does not answer changes
+nothing then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from imagegate.api import references
 from imagegate.api.references import Reference
-from imagegate.domain.facts import Image, ImageFacts, ImageSize, LayerFacts, Prefetch
+from imagegate.domain.facts import Image, ImageFacts, ImageSize, LayerFacts, Prefetch, Refreshed
 from imagegate.errors import ImagegateError
 from imagegate.kube.secrets import Secrets
 from imagegate.registry import manifests as registry
@@ -22,6 +24,7 @@ from imagegate.registry.keychain import Keyring
 from imagegate.registry.manifests import Manifests
 from imagegate.registry.platforms import Platform
 from imagegate.registry.pull_secrets import PullSecret
+from imagegate.runtime.clock import Clock
 from imagegate.runtime.queue import KeyedQueue
 from imagegate.runtime.store import Store
 
@@ -35,8 +38,9 @@ NOW_AND_THEN = 3600.0
 """Seconds until an answer is asked for again: a tag may have moved."""
 
 Known = Mapping[str, ImageFacts]
-_Asked = tuple[str, tuple[Image, ...], str]
-"""What decides the answers: the prefetch's uid, its images, and the namespace of the secrets."""
+_Asked = tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str]
+"""What decides the answers: the prefetch's uid, its images with the names of their secrets, and the
+namespace of those. Not the digests: they are the answers."""
 
 
 class Inspector:
@@ -46,20 +50,48 @@ class Inspector:
         store: Store,
         manifests: Manifests,
         secrets: Secrets,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._store = store
         self._manifests = manifests
         self._secrets = secrets
         self.changed: Callable[[str], None] = _ignore
         """Who is told that something is known, or has changed; by the prefetch's name."""
+        self.looked: Callable[[str], None] = _ignore
+        """Who is told that tags were looked up, and that nothing has changed."""
         self._known: dict[str, tuple[_Asked, frozenset[str], Known]] = {}
         self._failures: dict[str, int] = {}
+        self._refreshed: dict[str, Refreshed] = {}
+        self._poked: dict[str, set[str]] = {}
         self.queue = KeyedQueue("image", self._inspect, workers=4)
 
     def known(self, prefetch: Prefetch) -> Known | None:
         """What is known of the images of this very spec; None before the first round."""
         found = self._known.get(prefetch.name)
         return found[2] if found is not None and found[0] == _asked(prefetch) else None
+
+    def refreshed(self, prefetch: str) -> Refreshed | None:
+        """When its tags were looked up, and will be; None where they are not followed."""
+        return self._refreshed.get(prefetch)
+
+    def poke(self, registry: str, repository: str, tag: str) -> int:
+        """Somebody says that a tag was pushed: look it up now, wherever it is followed.
+
+        An empty ``registry`` stands for any, an empty ``tag`` for every one. Returns how many
+        images of how many ImagePrefetches that concerns.
+        """
+        count = 0
+        for prefetch in self._store.prefetches.values():
+            if prefetch.refresh is None or prefetch.deleting or prefetch.invalid is not None:
+                continue
+            for image in prefetch.images:
+                if _is_about(image, registry, repository, tag):
+                    self._poked.setdefault(prefetch.name, set()).add(image.reference)
+                    count += 1
+            if prefetch.name in self._poked:
+                self.queue.add(prefetch.name)
+        return count
 
     def look(self, prefetch: Prefetch) -> None:
         """Ask about these images unless that has been done."""
@@ -76,6 +108,8 @@ class Inspector:
     def forget(self, prefetch: str) -> None:
         self._known.pop(prefetch, None)
         self._failures.pop(prefetch, None)
+        self._refreshed.pop(prefetch, None)
+        self._poked.pop(prefetch, None)
 
     async def _inspect(self, name: str) -> None:
         prefetch = self._store.prefetches.get(name)
@@ -85,32 +119,65 @@ class Inspector:
         platforms = frozenset(node.platform for node in self._store.nodes.values())
         before = self.known(prefetch)
         asked = _asked(prefetch)
-        answers = await self.ask(prefetch, sorted(filter(None, platforms)), PATIENCE)
+        poked = self._poked.pop(name, set())
+        pushed = poked if poked and before is not None and not self._due(name) else None
+        answers = await self.ask(prefetch, sorted(filter(None, platforms)), PATIENCE, pushed)
         if before is not None:
             # What was known is better than a registry that is away just now.
             answers = {ref: _merged(before.get(ref), facts) for ref, facts in answers.items()}
+            answers = {**before, **answers}
         self._known[name] = (asked, platforms, answers)
         problems = [facts.problem for facts in answers.values() if facts.problem]
+        if pushed is None:
+            self._plan(prefetch, problems)
+        else:
+            self.queue.add(name, delay=max(0.01, self._refreshed[name].due - self._clock.now()))
+        if answers != before:
+            self.changed(name)
+        elif prefetch.refresh is not None:
+            self.looked(name)
+
+    def _due(self, name: str) -> bool:
+        """Whether it is time for all images of a prefetch, rather than for a pushed one."""
+        refreshed = self._refreshed.get(name)
+        return refreshed is None or self._clock.now() >= refreshed.due
+
+    def _plan(self, prefetch: Prefetch, problems: Sequence[str]) -> None:
+        """When to ask again: later and later where there is a problem, but where tags are followed
+        no later than it is said there.
+        """
+        name, now = prefetch.name, self._clock.now()
         count = self._failures[name] = self._failures.get(name, 0) + 1 if problems else 0
-        delay = min(NOW_AND_THEN, LATER * 2 ** min(count - 1, 10)) if count else NOW_AND_THEN
+        usual = prefetch.refresh.interval if prefetch.refresh is not None else NOW_AND_THEN
+        delay = min(usual, LATER * 2 ** min(count - 1, 10)) if count else usual
         self.queue.add(name, delay=delay)
+        if prefetch.refresh is not None:
+            problem = "; ".join(problems)
+            self._refreshed[name] = Refreshed(now, now + delay, problem, count)
+        else:
+            self._refreshed.pop(name, None)
         if problems and count == 1:
             logger.info(
                 "image not inspected", extra={"prefetch": name, "error": "; ".join(problems)}
             )
-        if answers != before:
-            self.changed(name)
 
     async def ask(
-        self, prefetch: Prefetch, platforms: Sequence[str], patience: float
+        self,
+        prefetch: Prefetch,
+        platforms: Sequence[str],
+        patience: float,
+        only: Collection[str] | None = None,
     ) -> dict[str, ImageFacts]:
-        """What the registries say of each image, within so many seconds. Never raises: what is
-        wrong stands in ``problem``.
+        """What the registries say of each image, or of ``only`` these, within so many seconds.
+        Never raises: what is wrong stands in ``problem``.
         """
         tasks = {
             image.reference: asyncio.create_task(self._describe(prefetch, image, platforms))
             for image in prefetch.images
+            if only is None or image.reference in only
         }
+        if not tasks:
+            return {}
         try:
             await asyncio.wait(tasks.values(), timeout=patience)
         finally:
@@ -140,15 +207,18 @@ async def describe(
     """
     facts = ImageFacts()
     try:
+        # Once: the tag may move between two platforms, and every question is a request.
+        digest = await manifests.resolve(reference, keyring)
+        facts = ImageFacts(digest=digest)
+        pinned = replace(reference, digest=digest)
         for platform in platforms:
             try:
-                found = await manifests.describe(reference, Platform.parse(platform), keyring)
+                found = await manifests.describe(pinned, Platform.parse(platform), keyring)
             except NoSuchPlatform as error:
                 facts = replace(facts, missing=facts.missing | {platform}, platforms=error.offered)
                 continue
             facts = replace(
                 facts,
-                digest=found.reference.digest or "",
                 sizes={**facts.sizes, platform: _size(found)},
                 platforms=tuple(str(each) for each in found.platforms),
             )
@@ -173,10 +243,26 @@ def _ignore(_: str) -> None:
 
 
 def _asked(prefetch: Prefetch) -> _Asked:
-    return prefetch.uid, prefetch.images, prefetch.namespace
+    images = tuple((image.reference, image.pull_secrets) for image in prefetch.images)
+    return prefetch.uid, images, prefetch.namespace
+
+
+def _is_about(image: Image, registry: str, repository: str, tag: str) -> bool:
+    """Whether an event about a tag is about this image. Docker Hub's own images are called
+    ``library/nginx`` by some and ``nginx`` by others.
+    """
+    reference = references.parse(image.reference)
+    if reference.digest is not None or (registry and reference.domain != registry):
+        return False
+    names = {reference.path, reference.path.removeprefix("library/")}
+    wanted = reference.tag or references.DEFAULT_TAG
+    return repository in names and tag in ("", wanted)
 
 
 def _merged(before: ImageFacts | None, now: ImageFacts) -> ImageFacts:
     if before is None or not now.problem:
+        return now
+    # The digest may be known although what is behind it is not: then it is what is rolled out.
+    if now.digest and now.digest != before.digest:
         return now
     return replace(before, problem=now.problem)

@@ -20,7 +20,15 @@ from imagegate.domain.actions import (
     PatchNode,
     Postpone,
 )
-from imagegate.domain.facts import FINALIZER, LABEL_PREFIX, ImageFacts, Node, Prefetch
+from imagegate.domain.effective import adopted
+from imagegate.domain.facts import (
+    FINALIZER,
+    LABEL_PREFIX,
+    ImageFacts,
+    Node,
+    Prefetch,
+    Refreshed,
+)
 from imagegate.domain.gate import ready_since
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
@@ -57,6 +65,7 @@ class Images(Protocol):
     """Where it is known what the registries say (`inspector.Inspector`)."""
 
     def known(self, prefetch: Prefetch) -> Mapping[str, ImageFacts] | None: ...
+    def refreshed(self, prefetch: str) -> Refreshed | None: ...
     def look(self, prefetch: Prefetch) -> None: ...
     def meet(self, platform: str) -> None: ...
     def forget(self, prefetch: str) -> None: ...
@@ -189,7 +198,7 @@ class Reconciler:
                     failed_at={uid: at for uid, at in failed.items() if at is not None},
                     place=self._granting(prefetch) and node.name in self._ledger.entry(name).places,
                     images=known or {},
-                    inspected=known is not None,
+                    inspected=known is not None and adopted(prefetch, known),
                     unready=self._start_after.unready(node, prefetch),
                 )
             )
@@ -290,7 +299,14 @@ class Reconciler:
 
     async def _create_pod(self, action: CreatePod) -> None:
         prefetch, node = action.prefetch, action.node
-        manifest = build.build(prefetch, node, action.group, action.attempt, self.puller)
+        manifest = build.build(
+            prefetch,
+            node,
+            action.group,
+            action.attempt,
+            self.puller,
+            again=action.remember is not None,
+        )
         try:
             created = await self._pods.create(manifest)
             if action.remember is not None:
@@ -398,7 +414,11 @@ class Reconciler:
             self._grant(prefetch)
         now, tally = self._clock.now(), self._ledger.entry(name).tally()
         images = self._inspector.known(prefetch) or {}
-        await self._write_status(prefetch, status.prefetch_status(prefetch, tally, now, images))
+        refreshed = self._inspector.refreshed(name)
+        wanted = status.prefetch_status(prefetch, tally, now, images, refreshed)
+        # New digests are written down before anything is done about them: what comes back from the
+        # API server is the new target.
+        await self._write_status(prefetch, wanted, urgent=not adopted(prefetch, images))
 
     async def _forecast(self, prefetch: Prefetch) -> None:
         """Say in the status what would happen; every few minutes anew, as nodes come and go."""
@@ -479,14 +499,16 @@ class Reconciler:
             entry.places.add(node)
             self.node_queue.add(node, urgent=entry.wants.get(node, False))
 
-    async def _write_status(self, prefetch: Prefetch, wanted: dict[str, Any]) -> None:
+    async def _write_status(
+        self, prefetch: Prefetch, wanted: dict[str, Any], *, urgent: bool = False
+    ) -> None:
         now = self._clock.now()
         changed = {k: v for k, v in wanted.items() if prefetch.status.get(k) != v}
         if not changed:
             return
         before, after = _truths(prefetch.status), _truths(wanted)
         due = self._written.get(prefetch.name, 0.0) + STATUS_INTERVAL
-        if before == after and now < due:
+        if before == after and now < due and not urgent:
             self.prefetch_queue.add(prefetch.name, delay=due - now)
             return
         self._written[prefetch.name] = now

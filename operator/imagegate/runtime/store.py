@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
+from imagegate.domain.effective import effective
 from imagegate.domain.facts import LABEL_PREFIX, Gate, Node, Pod, Prefetch
 from imagegate.domain.pulls import PULL_ERRORS
 from imagegate.puller.read import Pulled
@@ -31,6 +32,7 @@ class Store:
         self._nodes: dict[str, Node] = {}
         self._pods: dict[PodKey, Pod] = {}
         self._by_node: dict[str, dict[PodKey, Pod]] = {}
+        self._declared: dict[str, Prefetch] = {}
         self._prefetches: dict[str, Prefetch] = {}
         self._pulled: dict[str, frozenset[str]] = {}
         self._failed_at: dict[str, float] = {}
@@ -56,6 +58,7 @@ class Store:
 
     @property
     def prefetches(self) -> Mapping[str, Prefetch]:
+        """What they come to (`domain.effective`)."""
         return self._prefetches
 
     @property
@@ -134,7 +137,11 @@ class Store:
 
     def _want(self) -> None:
         self._wanted = frozenset(
-            image.listed_as for prefetch in self._prefetches.values() for image in prefetch.images
+            name
+            for prefetch in self._prefetches.values()
+            for image in prefetch.images
+            for name in (image.listed_as, image.tagged_as)
+            if name
         )
 
     def see_pod(self, pod: Pod, *, live: bool = False) -> None:
@@ -187,21 +194,28 @@ class Store:
             self._listener.node_changed(pod.node)
         return True
 
-    def see_prefetch(self, prefetch: Prefetch) -> None:
-        old = self._prefetches.get(prefetch.name)
-        self._seen["prefetch", prefetch.name] = self._clock.monotonic()
-        if old is not None and old.uid == prefetch.uid and old.version > prefetch.version:
+    def see_prefetch(self, declared: Prefetch) -> None:
+        old = self._declared.get(declared.name)
+        self._seen["prefetch", declared.name] = self._clock.monotonic()
+        if old is not None and old.uid == declared.uid and old.version > declared.version:
             return
-        self._prefetches[prefetch.name] = prefetch
+        self._declared[declared.name] = declared
+        self._come_to(declared)
+
+    def _come_to(self, declared: Prefetch) -> None:
+        """Work out anew what a prefetch comes to."""
+        name = declared.name
+        old, new = self._prefetches.get(name), effective(declared)
+        self._prefetches[name] = new
         self._want()
-        if old != prefetch and self._listener is not None:
-            self._listener.prefetch_changed(prefetch.name)
+        if old != new and self._listener is not None:
+            self._listener.prefetch_changed(name)
 
     def lose_prefetch(self, name: str, uid: str | None = None) -> None:
-        old = self._prefetches.get(name)
+        old = self._declared.get(name)
         if old is None or (uid is not None and old.uid != uid):
             return
-        del self._prefetches[name]
+        del self._declared[name], self._prefetches[name]
         self._want()
         self._seen.pop(("prefetch", name), None)
         if self._listener is not None:

@@ -133,7 +133,7 @@ ACCEPTED = (
                 "paused": True,
             },
             retry={"limit": 1, "minSeconds": 1, "maxSeconds": 2, "timeoutSeconds": 3600},
-            refresh={"mode": "Never", "intervalSeconds": 60},
+            refresh={"mode": "Digest", "intervalSeconds": 60},
             retention={"mode": "Release"},
             disk={"maxUsagePercent": 100},
             dryRun=True,
@@ -589,12 +589,6 @@ REFUSED = (
         prefetch(imagesFrom=[_WORKLOADS]),
         "reading images from workloads is not supported in this version: list the images in"
         " spec.images",
-    ),
-    Row(
-        "refresh-by-digest",
-        prefetch(refresh={"mode": "Digest"}),
-        "following a tag is not supported in this version: use Never, and change the tag or the"
-        " digest in spec.images",
     ),
     # NodeGate
     Row(

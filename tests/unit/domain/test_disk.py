@@ -273,13 +273,17 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     attempts: Attempts | None = None
     waits: list[float] = []
     for _ in range(9):
-        attempts = retry.evicted(attempts, key="k", now=NOW, image=LLM, message="gone: 86 %")
+        attempts = retry.lost(
+            attempts, retry.EVICTED, key="k", now=NOW, image=LLM, message="gone: 86 %"
+        )
         waits.append(attempts.next_at - NOW)
     assert waits[0] == pytest.approx(30, rel=0.11)
     assert waits[:7] == sorted(waits[:7])
     assert waits[-1] == pytest.approx(3600, rel=0.11)
     assert attempts is not None
-    later = retry.evicted(attempts, key="k", now=NOW + retry.STABLE + 1, image=LLM, message="gone")
+    later = retry.lost(
+        attempts, retry.EVICTED, key="k", now=NOW + retry.STABLE + 1, image=LLM, message="gone"
+    )
     assert later.count == 1, "a day later it is another story"
 
     key = prefetch().groups[0].key
@@ -302,7 +306,7 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
 
 def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
     asked = prefetch()
-    gone = retry.evicted(None, key="k", now=NOW, image=LLM, message="gone")
+    gone = retry.lost(None, retry.EVICTED, key="k", now=NOW, image=LLM, message="gone")
     attempts = {asked.groups[0].key: gone}
     bare_node = linux(observed="node-uid/boot-1")
     usage = Usage(capacity=100 * GB, used=10 * GB)

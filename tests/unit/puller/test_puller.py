@@ -48,6 +48,32 @@ def test_what_was_built_is_read_back(kubelet: tuple[int, int]) -> None:
     assert pod.node == "n1"
 
 
+@pytest.mark.parametrize("kubelet", [(1, 36), (1, 34)])
+def test_a_followed_tag_is_asked_for_at_the_registry_and_its_digest_made_sure_of(
+    kubelet: tuple[int, int],
+) -> None:
+    digest = f"sha256:{'a' * 64}"
+    images = (Image("reg.test/llm:1").resolved(digest), Image("reg.test/data@" + digest))
+    followed = dataclasses.replace(prefetch(), images=images)
+    (group,) = followed.groups
+
+    def pulls(*, again: bool) -> list[tuple[str, str]]:
+        there = node(kubelet=kubelet)
+        spec = build.build(followed, there, group, 1, SETTINGS, again=again)["spec"]
+        volumes = [v["image"] for v in spec["volumes"] if "image" in v]
+        containers = [c for c in spec["containers"] if c["name"].startswith("image-")]
+        return [(v["reference"], v["pullPolicy"]) for v in volumes] or [
+            (c["image"], c["imagePullPolicy"]) for c in containers
+        ]
+
+    references = ["reg.test/llm:1", f"reg.test/llm@{digest}", f"reg.test/data@{digest}"]
+    policies = ["Always", "IfNotPresent", "IfNotPresent"]
+    assert pulls(again=False) == list(zip(references, policies, strict=True))
+    assert [policy for _, policy in pulls(again=True)] == ["IfNotPresent"] * 3
+    read_back = read.pod(build.build(followed, node(kubelet=kubelet), group, 1, SETTINGS))
+    assert read_back.images == group.references == tuple(references)
+
+
 def test_names_are_deterministic_and_differ_by_what_makes_another_pull() -> None:
     group = TWO.groups[0]
     name = build.name(TWO, node(), group, 1)

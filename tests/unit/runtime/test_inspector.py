@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imagegate.api.references import Reference
-from imagegate.domain.facts import Image, ImageSize, LayerFacts, Node, Prefetch
+from imagegate.domain.facts import Image, ImageSize, LayerFacts, Node, Prefetch, RefreshSpec
 from imagegate.kube.errors import Forbidden
 from imagegate.registry.documents import Layer
 from imagegate.registry.errors import NoSuchPlatform, NotFound, Unavailable
@@ -32,13 +32,24 @@ class Registries:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, int]] = []
+        self.resolved: list[str] = []
+        self.digests: dict[str, str] = {}
         self.error: Exception | None = None
         self.hang = False
+
+    async def resolve(self, reference: Reference, keyring: Keyring) -> str:
+        self.resolved.append(str(reference))
+        if self.hang:
+            await asyncio.sleep(60)
+        if self.error is not None:
+            raise self.error
+        return self.digests.get(str(reference), f"sha256:{'0' * 64}")
 
     async def describe(
         self, reference: Reference, platform: Platform, keyring: Keyring
     ) -> ImageFacts:
-        self.asked.append((str(reference), str(platform), len(keyring.lookup(reference))))
+        tag = str(dataclasses.replace(reference, digest=None))
+        self.asked.append((tag, str(platform), len(keyring.lookup(reference))))
         if self.hang:
             await asyncio.sleep(60)
         if self.error is not None:
@@ -49,8 +60,7 @@ class Registries:
             )
         types = {1: "application/x", 3: "application/vnd.oci.image.layer.v1.tar+zstd"}
         layers = tuple(Layer(f"sha256:{n}", n * GB, types[n]) for n in (1, 3, 3))
-        pinned = dataclasses.replace(reference, digest="sha256:abc")
-        return ImageFacts(pinned, platform, (platform,), "sha256:def", layers, 10)
+        return ImageFacts(reference, platform, (platform,), "sha256:def", layers, 10)
 
 
 class Secrets:
@@ -74,11 +84,15 @@ class Secrets:
 
 class Bench:
     def __init__(self) -> None:
-        self.store = Store(Clock())
+        self.now = 1000.0
+        clock = Clock(now=lambda: self.now)
+        self.store = Store(clock)
         self.registries, self.secrets = Registries(), Secrets()
         manifests: Any = self.registries
         secrets: Any = self.secrets
-        self.inspector = Inspector(store=self.store, manifests=manifests, secrets=secrets)
+        self.inspector = Inspector(
+            store=self.store, manifests=manifests, secrets=secrets, clock=clock
+        )
         self.told: list[str] = []
         self.inspector.changed = self.told.append
         self.see_node("n1", "linux/amd64")
@@ -121,7 +135,7 @@ async def test_sizes_by_platform_with_the_credentials_of_the_image(bench: Bench)
     assert known["reg.test/a:1"].sizes == {"linux/amd64": ImageSize(4 * GB + 10, 3 * GB, layers)}
     assert known["reg.test/a:1"].missing == {"linux/arm64"}
     assert known["reg.test/a:1"].platforms == ("linux/amd64",)
-    assert known["reg.test/a:1"].digest == "sha256:abc"
+    assert known["reg.test/a:1"].digest == f"sha256:{'0' * 64}"
     assert ("reg.test/a:1", "linux/amd64", 1) in bench.registries.asked
     assert ("reg.test/b:1", "linux/amd64", 0) in bench.registries.asked
     assert len(bench.registries.asked) == 4
@@ -204,3 +218,111 @@ async def test_a_prefetch_that_is_gone_is_forgotten(bench: Bench) -> None:
     await until(lambda: bench.inspector.known(prefetch) is not None)
     bench.inspector.forget("llm")
     assert bench.inspector.known(prefetch) is None
+
+
+# ---- following tags
+
+NEW = f"sha256:{'1' * 64}"
+FOLLOWED = {"refresh": RefreshSpec(interval=300)}
+
+
+async def settled(bench: Bench, prefetch: Prefetch) -> None:
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.refreshed("llm") is not None)
+    bench.told.clear()
+    bench.registries.resolved.clear()
+
+
+async def test_one_question_for_a_tag_whatever_the_number_of_platforms(bench: Bench) -> None:
+    bench.see_node("n2", "linux/arm64")
+    prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    assert bench.registries.resolved == ["reg.test/a:1"]
+    refreshed = bench.inspector.refreshed("llm")
+    assert refreshed is not None
+    assert (refreshed.at, refreshed.due, refreshed.problem) == (1000.0, 1300.0, "")
+
+
+async def test_a_tag_is_resolved_where_there_is_no_node_yet(bench: Bench) -> None:
+    bench.store.lose_node("n1")
+    prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    known = bench.inspector.known(prefetch)
+    assert known is not None
+    assert known["reg.test/a:1"].digest == f"sha256:{'0' * 64}"
+
+
+async def test_a_push_makes_it_ask_at_once_and_only_about_what_was_pushed(bench: Bench) -> None:
+    prefetch = bench.see(Image("reg.test/a:1"), Image("reg.test/b:1"), **FOLLOWED)
+    await settled(bench, prefetch)
+    bench.registries.digests["reg.test/a:1"] = NEW
+    assert bench.inspector.poke("reg.test", "a", "1") == 1
+    await until(lambda: bench.told == ["llm"])
+    assert bench.registries.resolved == ["reg.test/a:1"]
+    known = bench.inspector.known(prefetch)
+    assert known is not None
+    assert known["reg.test/a:1"].digest == NEW
+    assert known["reg.test/b:1"].sizes, "the other one is as well known as before"
+    refreshed = bench.inspector.refreshed("llm")
+    assert refreshed is not None
+    assert refreshed.due == 1300.0, "looking at everything stays due when it was"
+    followed = dataclasses.replace(
+        prefetch, images=tuple(image.resolved(NEW) for image in prefetch.images)
+    )
+    assert bench.inspector.known(followed) is known, "the digests are the answers"
+
+
+async def test_a_push_that_changes_nothing_tells_nobody(bench: Bench) -> None:
+    prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
+    await settled(bench, prefetch)
+    looked: list[str] = []
+    bench.inspector.looked = looked.append
+    assert bench.inspector.poke("reg.test", "a", "") == 1
+    await until(lambda: looked == ["llm"])
+    assert bench.told == []
+
+
+@pytest.mark.parametrize(
+    ("registry", "repository", "tag", "count"),
+    [
+        ("reg.test", "team/a", "1", 1),
+        ("", "team/a", "1", 1),
+        ("reg.test", "team/a", "", 1),
+        ("other.test", "team/a", "1", 0),
+        ("reg.test", "a", "1", 0),
+        ("reg.test", "team/a", "2", 0),
+        ("docker.io", "nginx", "latest", 1),
+        ("docker.io", "library/nginx", "latest", 1),
+        ("reg.test", "pinned", "1", 0),
+    ],
+)
+async def test_which_images_a_push_is_about(
+    bench: Bench, registry: str, repository: str, tag: str, count: int
+) -> None:
+    pinned = Image(f"reg.test/pinned:1@sha256:{'0' * 64}")
+    images = (Image("reg.test/team/a:1"), Image("nginx"), pinned)
+    await settled(bench, bench.see(*images, **FOLLOWED))
+    assert bench.inspector.poke(registry, repository, tag) == count
+    bench.see(*images, version=2, refresh=None)
+    assert bench.inspector.poke(registry, repository, tag) == 0, "nobody follows it"
+
+
+async def test_the_next_look_comes_when_it_is_due_and_a_failure_is_counted(bench: Bench) -> None:
+    prefetch = bench.see(Image("reg.test/a:1"), refresh=RefreshSpec(interval=0.05))
+    bench.inspector.look(prefetch)
+    await until(lambda: len(bench.registries.resolved) >= 3)
+    bench.registries.error = Unavailable("reg.test", "no connection", "ask again")
+
+    def failed_twice() -> bool:
+        refreshed = bench.inspector.refreshed("llm")
+        return refreshed is not None and refreshed.failures >= 2
+
+    await until(failed_twice)
+    refreshed = bench.inspector.refreshed("llm")
+    assert refreshed is not None
+    assert "no connection" in refreshed.problem
+    known = bench.inspector.known(prefetch)
+    assert known is not None
+    assert known["reg.test/a:1"].digest, "what was known stays"

@@ -436,3 +436,133 @@ async def test_an_image_that_is_gone_costs_the_label_and_is_pulled_again(
         failures = world.status("llm")["failures"]
         assert failures[0]["reason"] == "EvictedByKubelet"
         assert "10.0 GB of 100.0 GB" in failures[0]["message"]
+
+
+# ---- following tags
+
+OLD, NEW = (f"sha256:{digit * 64}" for digit in "ab")
+FOLLOWED = {"refresh": {"mode": "Digest"}, **WIDE}
+
+
+def pulls(world: World) -> list[list[str]]:
+    """What each puller pod pulls: the nodes of this world have kubelets without image volumes."""
+    return [[container["image"] for container in each] for each in _pullers(world)]
+
+
+def policies(world: World) -> list[list[str]]:
+    return [[container["imagePullPolicy"] for container in each] for each in _pullers(world)]
+
+
+def _pullers(world: World) -> list[list[dict[str, Any]]]:
+    return [
+        [c for c in pod["spec"]["containers"] if c["name"].startswith("image-")]
+        for pod in world.pods()
+    ]
+
+
+def digest_in_status(world: World) -> str:
+    images = world.status("llm").get("images") or [{}]
+    return str(images[0].get("digest"))
+
+
+def registry_says(world: World, digest: str) -> None:
+    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=digest)}
+    world.reconciler.images_inspected("llm")
+
+
+async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) -> None:
+    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
+    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        assert digest_in_status(world) == OLD, "nothing is pulled for what is not written down"
+        assert pulls(world) == [["reg.test/llm:1", f"reg.test/llm@{OLD}"]]
+        world.finish(world.pods()[0])
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+        before = world.labels("n1")
+        registry_says(world, NEW)
+        await until(lambda: len(world.pods()) == 2)
+        assert digest_in_status(world) == NEW
+        assert pulls(world)[1] == ["reg.test/llm:1", f"reg.test/llm@{NEW}"]
+        assert world.labels("n1") == before, "it still has the old one"
+        world.finish(world.pods()[1])
+        await until(lambda: world.labels("n1") != before)
+        await until(lambda: len(world.pods()) == 1)
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+        world.api.requests.clear()
+        registry_says(world, NEW)
+        await asyncio.sleep(0.5)
+        assert world.api.writes() == [], "the same digest is no news"
+
+
+async def test_an_operator_that_starts_knows_the_digest_while_the_registry_is_away(
+    world: World,
+) -> None:
+    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
+    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+    world.start_operator()
+    world.registries.images = {"reg.test/llm:1": ImageFacts(problem="away")}
+    world.api.requests.clear()
+    async with world.operating():
+        await asyncio.sleep(0.5)
+        assert {path for _, path in world.api.writes() if "/imageprefetches/" not in path} <= {
+            "/api/v1/namespaces/default/events"
+        }
+        assert digest_in_status(world) == OLD
+        assert len(world.pods()) == 1
+        world.add_node("n2", gated=True)
+        await until(lambda: len(world.pods()) == 2)
+        assert pulls(world)[1] == ["reg.test/llm:1", f"reg.test/llm@{OLD}"]
+
+
+async def test_where_the_registry_never_answered_the_tag_alone_is_pulled(world: World) -> None:
+    world.registries.images = {"reg.test/llm:1": ImageFacts(problem="away")}
+    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        await until(world.pods)
+        assert pulls(world) == [["reg.test/llm:1"]]
+        world.finish(world.pods()[0])
+        await until(released(world, "n1"))
+
+
+async def test_a_digest_that_cannot_be_written_down_is_not_pulled_yet(world: World) -> None:
+    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
+    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
+    world.add_node("n1")
+    refused = 0
+
+    def refuse(method: str, path: str) -> None:
+        nonlocal refused
+        if method == "PATCH" and path.endswith("/imageprefetches/llm/status") and refused < 3:
+            refused += 1
+            raise errors.Unavailable("PATCH", 503, "away")
+
+    world.api.before = refuse
+    async with world.operating():
+        await until(world.pods)
+    assert refused == 3
+    assert digest_in_status(world) == OLD
+    assert pulls(world) == [["reg.test/llm:1", f"reg.test/llm@{OLD}"]]
+
+
+async def test_a_pod_that_is_put_back_does_not_roll_out_what_the_tag_means_by_now(
+    world: World,
+) -> None:
+    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
+    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        assert policies(world) == [["Always", "IfNotPresent"]]
+        world.finish(world.pods()[0])
+        await until(lambda: world.labels("n1"))
+        world.api.remove(f"{PODS}/{world.pods()[0]['metadata']['name']}")
+        await until(world.pods)
+        assert policies(world) == [["IfNotPresent", "IfNotPresent"]]

@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from imagegate.domain.disk import Usage
-from imagegate.domain.facts import OBSERVED, ImageFacts, Node, Prefetch
+from imagegate.domain.facts import OBSERVED, ImageFacts, Node, Prefetch, Refreshed
 from imagegate.domain.status import timestamp
 from imagegate.kube import gates, nodes, prefetches
 from imagegate.kube.daemonsets import DaemonSets
@@ -43,9 +43,13 @@ class Registries:
     def __init__(self) -> None:
         self.images: dict[str, ImageFacts] = {}
         self.asked = True
+        self.looked: Refreshed | None = None
 
     def known(self, _: Prefetch) -> Mapping[str, ImageFacts] | None:
         return self.images if self.asked else None
+
+    def refreshed(self, _: str) -> Refreshed | None:
+        return self.looked
 
     def look(self, prefetch: Prefetch) -> None: ...
     def meet(self, platform: str) -> None: ...

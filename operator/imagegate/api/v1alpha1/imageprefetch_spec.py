@@ -204,13 +204,14 @@ class Refresh(meta.ApiModel):
     mode: Literal["Never", "Digest"] = Field(
         default="Never",
         description="Never: a tag is pulled once. Digest: it is resolved at the registry, and a new"
-        " digest is rolled out; not supported in this version. Default Never.",
+        " digest is rolled out, so that the tag means the new image on every node. Default Never.",
     )
     interval_seconds: int = Field(
         default=300,
         ge=30,
         le=_DAY,
-        description="How often tags are resolved, in seconds. Default 300.",
+        description="How often tags are resolved, in seconds; a push event makes it happen at once."
+        " Default 300.",
     )
 
 

@@ -37,7 +37,13 @@ class ImageStatus(meta.ApiModel):
 
     image: str = Field(max_length=512, description="The reference, as in the spec.")
     digest: str | None = Field(
-        default=None, max_length=160, description="The digest that the tag was resolved to."
+        default=None,
+        max_length=160,
+        description="What the tag was resolved to and is rolled out, under `refresh.mode` Digest."
+        " The operator keeps it here: removing it makes it ask the registry again.",
+    )
+    resolved_time: AwareDatetime | None = Field(
+        default=None, description="When the tag was first seen to have this digest."
     )
     compressed_bytes: int | None = Field(
         default=None, ge=0, description="What is transferred: all layers compressed, in bytes."
@@ -70,6 +76,21 @@ class PullFailure(meta.ApiModel):
     )
 
 
+class RefreshStatus(meta.ApiModel):
+    """How the tags are followed."""
+
+    last_check_time: AwareDatetime | None = Field(
+        default=None, description="When the tags were looked up last."
+    )
+    next_check_time: AwareDatetime | None = Field(
+        default=None,
+        description="When they will be looked up next, unless a push event comes before.",
+    )
+    message: meta.Sentence | None = Field(
+        default=None, description="Why not every tag could be resolved, and what to do about it."
+    )
+
+
 class ImagePrefetchStatus(meta.ApiModel):
     """What the operator found."""
 
@@ -85,6 +106,9 @@ class ImagePrefetchStatus(meta.ApiModel):
     nodes: NodeCounts | None = Field(default=None, description="Numbers of nodes.")
     images: tuple[ImageStatus, ...] = Field(
         default=(), max_length=64, description="What is known of each image."
+    )
+    refresh: RefreshStatus | None = Field(
+        default=None, description="How tags are followed, under `refresh.mode` Digest."
     )
     failures: tuple[PullFailure, ...] = Field(
         default=(),

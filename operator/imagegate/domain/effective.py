@@ -1,0 +1,54 @@
+"""What an ImagePrefetch comes to: what its spec says, with what was found out since.
+
+The digests that tags have been resolved to are read back from the object's own status. So they are
+in the cluster before anything is done about them, and an operator that starts finds the target
+that its predecessor rolled out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from imagegate.domain.facts import Image, ImageFacts, Prefetch
+
+_DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128}")
+
+
+def effective(declared: Prefetch) -> Prefetch:
+    """The prefetch to act on."""
+    if declared.refresh is None:
+        return declared
+    known = recorded(declared)
+    images = tuple(image.resolved(known.get(image.reference, "")) for image in declared.images)
+    return declared if images == declared.images else replace(declared, images=images)
+
+
+def recorded(prefetch: Prefetch) -> dict[str, str]:
+    """The digests in its status, by reference. Anybody may have written there: only what is a
+    digest counts.
+    """
+    entries = prefetch.status.get("images")
+    found: dict[str, str] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping) and isinstance(entry.get("image"), str):
+            digest = entry.get("digest")
+            if isinstance(digest, str) and _DIGEST.fullmatch(digest):
+                found[entry["image"]] = digest
+    return found
+
+
+def adopted(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> bool:
+    """Whether the prefetch is about the digests that the registry has told last. Until it is,
+    nothing more is pulled: it would be of yesterday.
+    """
+    return prefetch.refresh is None or resolved(prefetch.images, images) == prefetch.images
+
+
+def resolved(images: Sequence[Image], known: Mapping[str, ImageFacts]) -> tuple[Image, ...]:
+    """The images with the digests that the registry has told; those that it could not tell stay."""
+    return tuple(
+        image.resolved(known[image.reference].digest) if image.reference in known else image
+        for image in images
+    )
