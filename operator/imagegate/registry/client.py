@@ -39,6 +39,8 @@ MAX_CONFIG = 4 * 1024 * 1024
 """Bytes of an image's configuration."""
 
 _ACCEPT = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"}
+_REFUSE_HEAD = (403, 405, 501)
+"""What is answered where HEAD is not wanted: some proxies forbid it, and GET is fine."""
 _HEX = re.compile(r"[a-f0-9]+")
 
 T = TypeVar("T")
@@ -115,7 +117,7 @@ class Client:
             digest = valid_digest(answer.headers.get("Docker-Content-Digest", ""))
             # A web page for every path, as a captive portal has, is found out by reading it.
             web_page = answer.headers.get("Content-Type", "").startswith("text/")
-            if answer.status == 405 or digest is None or web_page:
+            if answer.status != 200 or digest is None or web_page:
                 return _document(access, tag, await self._manifest(access, "GET", tag)).digest
             return digest
 
@@ -202,7 +204,7 @@ class Client:
         return await self._ask(access, request, f"{access.path}{separator}{name}")
 
     async def _ask(self, access: Access, request: Request, what: str) -> Answer:
-        """A success, or a 405 for HEAD, after logging in once where that is asked for."""
+        """A success, or that HEAD is refused, after logging in once where that is asked for."""
 
         def login(header: str | None) -> Request:
             return request.with_login(header, tokens.secrets_of(access.credential, header))
@@ -215,7 +217,8 @@ class Client:
             if renewed != header:
                 header = renewed
                 answer = await self._transport.exchange(access.registry, login(header))
-        if answer.status == 200 or (answer.status == 405 and request.method == "HEAD"):
+        refused = request.method == "HEAD" and answer.status in _REFUSE_HEAD
+        if answer.status == 200 or refused:
             return answer
         raise _refusal(access, login(header), answer, what)
 

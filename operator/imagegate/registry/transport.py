@@ -152,7 +152,8 @@ class Transport:
             raise failure
         status = response.status
         pause = lane.heed(status, response.headers)
-        if pause is not None or status >= 500:
+        # 501 is for good: that method is not implemented (RFC 9110, 15.6.2).
+        if pause is not None or (status >= 500 and status != 501):
             said = errors.quoted(status, body, request.secrets)
             problem = f"{failures.who(registry, url)} answered {said}"
             if pause is not None:

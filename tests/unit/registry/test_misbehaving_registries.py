@@ -34,10 +34,11 @@ def reference(scripted: Scripted) -> Reference:
 
 
 class TestWithoutHEAD:
-    async def test_refused_with_405(
-        self, scripted: Scripted, make_client: MakeClient, reference: Reference
+    @pytest.mark.parametrize("status", [403, 405, 501])
+    async def test_refused(
+        self, scripted: Scripted, make_client: MakeClient, reference: Reference, status: int
     ) -> None:
-        scripted.say("HEAD", PATH, 405)
+        scripted.say("HEAD", PATH, status)
         scripted.say("GET", PATH, 200, BODY, {"Content-Type": OCI_INDEX})
         assert await make_client().resolve(reference) == DIGEST
         assert scripted.requests() == [f"HEAD {PATH}", f"GET {PATH}"]
