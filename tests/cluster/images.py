@@ -115,7 +115,7 @@ def archive(layout: Path, reference: str, target: Path) -> Path:
     index = json.loads((layout / "index.json").read_text())
     index["manifests"][0]["annotations"] = {"io.containerd.image.name": reference}
     with tarfile.open(target, "w") as tar:
-        _add(tar, "index.json", json.dumps(index).encode())
+        add_file(tar, "index.json", json.dumps(index).encode())
         for name in ("oci-layout", "blobs"):
             tar.add(layout / name, name)
     return target
@@ -213,7 +213,7 @@ def _program_tar(name: str, program: bytes) -> bytes:
     """The program in /bin, and for busybox the names it goes by in scripts."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        _add(tar, f"bin/{name}", program)
+        add_file(tar, f"bin/{name}", program)
         for applet in _APPLETS.split() if name == "busybox" else ():
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, name
@@ -253,7 +253,8 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
     return entry
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """One that everybody may read and run."""
     tar.addfile(_entry(name, len(content)), io.BytesIO(content))
 
 

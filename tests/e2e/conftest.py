@@ -19,7 +19,9 @@ ORDER = (
     "test_api",
     "test_retention_begin",
     "test_disk_begin",
+    "test_refresh_begin",
     "test_prefetch",
+    "test_refresh",
     "test_disk",
     "test_plan",
     "test_container_pullers",
@@ -32,6 +34,7 @@ ORDER = (
     "test_watch_source",
     "test_takeover",
     "test_scale",
+    "test_refresh_end",
     "test_disk_end",
     "test_retention_end",
     "test_uninstall",
@@ -43,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> int:
         name = item.path.stem
-        if name in ("test_retention", "test_disk"):
+        if name in ("test_retention", "test_disk", "test_refresh"):
             part = item.name.split("_")[1]
             name += f"_{part}" if part in ("begin", "end") else ""
         return ORDER.index(name) if name in ORDER else len(ORDER)

@@ -35,22 +35,23 @@ class Watch:
     cluster: Cluster
     path: str
     sightings: list[Sighting] = field(default_factory=list)
+    _begun: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        """What there is now counts as seen now; the watch goes on from that very version."""
-        listed = self.cluster.api.get(self.path)
-        now = time.time()
-        self.sightings.extend(Sighting(now, "ADDED", item) for item in listed["items"])
-        since = listed["metadata"]["resourceVersion"]
-        command = self.cluster.command(
-            "kubectl",
-            "get",
-            "--raw",
-            f"{self.path}?watch=true&timeoutSeconds=900&resourceVersion={since}",
+        """Returns once everything that there is has been seen, so that what comes is seen at once.
+        The API server says when that is (a watch-list, on by default since Kubernetes 1.34).
+        """
+        query = (
+            "watch=true&timeoutSeconds=900&sendInitialEvents=true&allowWatchBookmarks=true"
+            "&resourceVersionMatch=NotOlderThan"
         )
+        command = self.cluster.command("kubectl", "get", "--raw", f"{self.path}?{query}")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+        if not self._begun.wait(60):
+            self.__exit__(None, None, None)
+            raise AssertionError(f"the watch of {self.path} did not begin within 60 s")
         return self
 
     def __exit__(
@@ -68,7 +69,9 @@ class Watch:
         with self._process.stdout as lines:
             for line in lines:
                 event = json.loads(line)
-                if event["type"] != "BOOKMARK":
+                if event["type"] == "BOOKMARK":
+                    self._begun.set()
+                else:
                     self.sightings.append(Sighting(time.time(), event["type"], event["object"]))
 
     def of(self, name: str, since: float = 0.0) -> list[Sighting]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, assert_never
 
 from imagegate.domain import forecast, retry, rollout, status, throttle
@@ -20,7 +21,7 @@ from imagegate.domain.actions import (
     PatchNode,
     Postpone,
 )
-from imagegate.domain.effective import adopted
+from imagegate.domain.effective import adopted, resolved
 from imagegate.domain.facts import (
     FINALIZER,
     LABEL_PREFIX,
@@ -412,13 +413,18 @@ class Reconciler:
             return
         if prefetch.invalid is None:
             self._grant(prefetch)
-        now, tally = self._clock.now(), self._ledger.entry(name).tally()
+        tally = self._ledger.entry(name).tally()
         images = self._inspector.known(prefetch) or {}
-        refreshed = self._inspector.refreshed(name)
-        wanted = status.prefetch_status(prefetch, tally, now, images, refreshed)
-        # New digests are written down before anything is done about them: what comes back from the
-        # API server is the new target.
-        await self._write_status(prefetch, wanted, urgent=not adopted(prefetch, images))
+        current = adopted(prefetch, images)
+        if not current:
+            # New digests are written down before anything is done about them: what comes back from
+            # the API server is the new target. Nobody shall read meanwhile that it is Ready.
+            prefetch = replace(prefetch, images=resolved(prefetch.images, images))
+            tally = replace(tally, complete=False)
+        wanted = status.prefetch_status(
+            prefetch, tally, self._clock.now(), images, self._inspector.refreshed(name)
+        )
+        await self._write_status(prefetch, wanted, urgent=not current)
 
     async def _forecast(self, prefetch: Prefetch) -> None:
         """Say in the status what would happen; every few minutes anew, as nodes come and go."""

@@ -226,9 +226,11 @@ class LocalCluster(Cluster):
     def kwok_stop(self) -> None:
         self._kwok.stop()
 
-    def mirror(self) -> Mirror:
-        """A pull-through cache of the open registry. Nodes do not know it until they are told."""
-        return Mirror(self.registries["open"])
+    def mirror(self, *, frozen: bool = False) -> Mirror:
+        """A pull-through cache of the open registry, or one that lives on what was pushed to it.
+        Nodes do not know it until they are told.
+        """
+        return Mirror(self.registries["open"], frozen=frozen)
 
     @cached_property
     def _prometheus(self) -> Prometheus:

@@ -3,12 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tests.cluster.local import network
 from tests.cluster.local.processes import Group, wait_until
-from tests.cluster.local.registries import Registry
+from tests.cluster.local.registries import Registry, copy
 
 _PORT = 5000
 _BLOB = re.compile(r'^(\S+) .*"GET /v2/(\S+)/blobs/(sha256:[0-9a-f]{64})\S* HTTP/\S+" 200 (\d+) ')
@@ -26,9 +27,12 @@ class BlobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """What it does not have it asks the registry for, once, and keeps."""
+    """What it does not have it asks the registry for, once, and keeps. One that is `frozen` asks
+    nobody: it serves what was pushed to it, also when the registry knows better.
+    """
 
     registry: Registry  # one without password
+    frozen: bool = False
 
     @property
     def group(self) -> Group:
@@ -36,30 +40,39 @@ class Mirror:
 
     @property
     def address(self) -> str:
-        return f"{network.OPEN_REGISTRY}:{_PORT}"
+        return f"{network.OPEN_REGISTRY}:{_PORT + self.frozen}"
 
     @property
     def log(self) -> Path:
         """Holds a line for each request."""
-        return self.group.log("mirror")
+        return self.group.log(self._name)
+
+    @property
+    def _name(self) -> str:
+        return "frozen-mirror" if self.frozen else "mirror"
 
     def start(self) -> None:
-        folder = self.group.folder / "mirror"
+        folder = self.group.folder / self._name
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
+        config: dict[str, Any] = {
             "version": "0.1",
             "log": {"level": "info"},
             "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-            "proxy": {"remoteurl": f"http://{self.registry.address}"},
             "http": {"addr": self.address},
         }
+        if not self.frozen:
+            config["proxy"] = {"remoteurl": f"http://{self.registry.address}"}
         (folder / "config.yml").write_text(yaml.safe_dump(config))
         command = ["docker-registry", "serve", str(folder / "config.yml")]
-        process = self.group.start("mirror", command)
-        wait_until(lambda: "listening on" in self.log.read_text(), "mirror", 20, [process])
+        process = self.group.start(self._name, command)
+        wait_until(lambda: "listening on" in self.log.read_text(), self._name, 20, [process])
 
     def stop(self) -> None:
-        self.group.stop("mirror", grace=0)
+        self.group.stop(self._name, grace=0)
+
+    def push(self, layout: Path, repository: str) -> None:
+        """Into one that is frozen."""
+        copy(self.group, layout, f"{self.address}/{repository}")
 
     def hosts_toml(self) -> str:
         """How containerd is told to ask the mirror first, for certs.d/HOST/hosts.toml."""

@@ -116,21 +116,15 @@ class Registry:
         self.group.stop(f"registry-{self.name}", grace=0)
 
     def push(self, layout: Path, repository: str) -> str:
-        """Copies an OCI layout here, all platforms, byte by byte; returns its reference.
-
-        skopeo runs inside the network namespace: nothing has to pass the forwarder.
-        """
-        target = f"docker://{self.address}/{repository}"
-        command = ["skopeo", "--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests"]
+        """Copies an OCI layout here; returns its reference."""
+        login = []
         if self.secure:
             certificates = self.folder / "trusted"
             certificates.mkdir(exist_ok=True)
             shutil.copy(self.authority.certificate, certificates / "ca.crt")
-            command += [f"--dest-cert-dir={certificates}"]
-            command += ["--dest-creds", f"{self.username}:{self.password}"]
-        else:
-            command += ["--dest-tls-verify=false"]
-        network.run(self.group, [*command, f"oci:{layout}", target])
+            login += [f"--dest-cert-dir={certificates}"]
+            login += ["--dest-creds", f"{self.username}:{self.password}"]
+        copy(self.group, layout, f"{self.address}/{repository}", *login)
         return f"{self.host}/{repository}"
 
     def tags(self, repository: str) -> list[str]:
@@ -201,3 +195,14 @@ class Registry:
         path = self.folder / "htpasswd"
         path.write_text(done.stdout.strip() + "\n")
         return path
+
+
+def copy(group: Group, layout: Path, target: str, *login: str) -> None:
+    """Copies an OCI layout to `host:port/team/app:1`, all platforms, byte by byte; without `login`
+    over plain HTTP.
+
+    skopeo runs inside the network namespace: nothing has to pass the forwarder.
+    """
+    command = ["skopeo", "--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests"]
+    command += login or ["--dest-tls-verify=false"]
+    network.run(group, [*command, f"oci:{layout}", f"docker://{target}"])

@@ -481,11 +481,19 @@ async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) ->
         world.finish(world.pods()[0])
         await until(lambda: world.condition("llm", "Ready").get("status") == "True")
         before = world.labels("n1")
+        written: list[tuple[str, str]] = []
+
+        def note(kind: str, body: dict[str, Any]) -> None:
+            if body.get("kind") == "ImagePrefetch":
+                written.append((digest_in_status(world), world.condition("llm", "Ready")["status"]))
+
+        world.api.watchers.append(note)
         registry_says(world, NEW)
         await until(lambda: len(world.pods()) == 2)
         assert digest_in_status(world) == NEW
         assert pulls(world)[1] == ["reg.test/llm:1", f"reg.test/llm@{NEW}"]
         assert world.labels("n1") == before, "it still has the old one"
+        assert set(written) == {(NEW, "False")}, "nobody may take the old Ready for the new digest"
         world.finish(world.pods()[1])
         await until(lambda: world.labels("n1") != before)
         await until(lambda: len(world.pods()) == 1)

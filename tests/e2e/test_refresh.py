@@ -1,0 +1,177 @@
+"""A tag that moves: every node gets what it means now, by the tag, also where a mirror is behind.
+
+What a mirror does is seen in the node's list of images, which takes its time: that begins early and
+is looked at late.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cluster import NodeOptions, images
+from tests.e2e.installation import Installation
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+    from tests.cluster.local.mirrors import Mirror
+    from tests.cluster.local.node import Node
+
+HOST = "open.registry.test"
+TAG = f"{HOST}/refresh/app:1"
+FOLLOWED = {"mode": "Digest", "intervalSeconds": 30}
+BEHIND = "node-behind"
+STALE = "refresh/behind:1"
+
+
+def layout(folder: Path, says: str) -> Path:
+    """An image that prints its version."""
+
+    def fill(tar: tarfile.TarFile) -> None:
+        tar.add("/bin/busybox", "bin/busybox")
+        images.add_file(tar, "version", f"{says}\n".encode())
+
+    images.write_single_layer(
+        folder, fill, {"Entrypoint": ["/bin/busybox"], "Cmd": ["cat", "/version"]}
+    )
+    return folder
+
+
+def push(cluster: LocalCluster, repository: str, says: str, mirror: Mirror | None = None) -> str:
+    """Returns the digest."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = layout(Path(folder, "layout"), says)
+        cluster.push_layout(made, repository)
+        if mirror is not None:
+            mirror.push(made, repository)
+    return cluster.registries["open"].digest(repository)
+
+
+def run(cluster: LocalCluster, node: str, image: str) -> tuple[str, list[str]]:
+    """What a pod with IfNotPresent prints there, and what its kubelet said of the image."""
+    name = f"version-{time.monotonic_ns()}"
+    pod: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "nodeName": node,
+            "restartPolicy": "Never",
+            "containers": [{"name": "c", "image": image, "imagePullPolicy": "IfNotPresent"}],
+        },
+    }
+    path = f"/api/v1/namespaces/default/pods/{name}"
+    events = f"/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3D{name}"
+    cluster.apply(pod)
+    try:
+        cluster.wait(
+            lambda: cluster.api.get(path)["status"]["phase"] == "Succeeded", f"pod {name}", 60
+        )
+        printed = cluster.api.raw(f"{path}/log").strip()
+        said = [
+            event["reason"] + ": " + event["message"] for event in cluster.api.get(events)["items"]
+        ]
+        return printed, [text for text in said if "Pull" in text]
+    finally:
+        cluster.kubectl("-n", "default", "delete", "pod", name, "--grace-period=0", "--force")
+
+
+def image_status(imagegate: Installation, name: str) -> dict[str, Any]:
+    images_ = imagegate.get(name).get("status", {}).get("images") or [{}]
+    return dict(images_[0])
+
+
+def test_begin_a_mirror_that_still_serves_what_the_tag_was(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    mirror = cluster.mirror(frozen=True)
+    mirror.start()
+    old = push(cluster, STALE, "old", mirror)
+    node = cluster.add_node(BEHIND, NodeOptions(labels={"pool": "behind"}))
+    (node.etc / "certs.d" / HOST / "hosts.toml").write_text(mirror.hosts_toml())
+    imagegate.prefetch(
+        "behind",
+        f"{HOST}/{STALE}",
+        nodeSelector={"matchLabels": {"pool": "behind"}},
+        refresh=FOLLOWED,
+    )
+    imagegate.wait_ready("behind")
+    assert image_status(imagegate, "behind")["digest"] == old
+    push(cluster, STALE, "new")
+
+
+@pytest.mark.older
+def test_a_tag_that_moved_means_the_new_content_on_the_node(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """By polling alone. On the other node, where only the digest was pulled, it does not."""
+    old = push(cluster, "refresh/app:1", "old")
+    selector = {"matchLabels": {"kubernetes.io/hostname": "node-1"}}
+    with imagegate.prefetching("app", TAG, nodeSelector=selector, refresh=FOLLOWED):
+        imagegate.wait_ready("app")
+        assert image_status(imagegate, "app")["digest"] == old
+        target = imagegate.get("app")["status"]["target"]
+        for node in ("node-1", "node-2"):
+            assert run(cluster, node, TAG)[0] == "old"
+        new = push(cluster, "refresh/app:1", "new")
+        pushed = time.time()
+        cluster.wait(
+            lambda: image_status(imagegate, "app").get("digest") == new, "the new digest", 60
+        )
+        imagegate.wait_ready("app")
+        print(f"\npushed, found by polling and on the node after {time.time() - pushed:.0f} s")
+        status = imagegate.get("app")["status"]
+        assert status["target"] != target
+        assert status["nodes"]["cached"] == 1
+        assert status["refresh"]["nextCheckTime"] > status["refresh"]["lastCheckTime"]
+        labels = imagegate.node("node-1")["metadata"]["labels"]
+        assert labels["cached.imagegate.dev/app"] == status["target"]
+
+        printed, said = run(cluster, "node-1", TAG)
+        assert printed == "new"
+        assert all("already present" in text for text in said), said
+
+        assert run(cluster, "node-2", f"{HOST}/refresh/app@{new}")[0] == "new"
+        printed, said = run(cluster, "node-2", TAG)
+        assert printed == "old", "a pull by digest has moved the tag: one pull would be enough"
+        assert all("already present" in text for text in said), said
+
+
+def test_end_the_mirror_that_is_behind_was_noticed_and_said(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    began = time.time()
+    node: Node = cluster.node(BEHIND)
+    new = cluster.registries["open"].digest(STALE)
+    assert image_status(imagegate, "behind")["digest"] == new
+    cluster.wait(
+        lambda: imagegate.condition("behind", "Degraded").get("reason") == "StaleMirror",
+        "the old image behind the tag noticed",
+        300,
+    )
+    print(f"\nwaited {time.time() - began:.0f} s more: {imagegate.condition('behind', 'Degraded')}")
+    assert not imagegate.is_true("behind")
+    assert f"{HOST}/refresh/behind@{new}" in node.images(), "the content is there all the same"
+    assert run(cluster, BEHIND, f"{HOST}/{STALE}")[0] == "old"
+
+    mirror = cluster.mirror(frozen=True)
+    with tempfile.TemporaryDirectory() as folder:
+        mirror.push(layout(Path(folder, "layout"), "new"), STALE)
+    # Whoever edits the spec has mended something and does not wait for a back-off.
+    imagegate.prefetch(
+        "behind",
+        f"{HOST}/{STALE}",
+        nodeSelector={"matchLabels": {"pool": "behind"}},
+        refresh=FOLLOWED,
+        retry={"limit": 5},
+    )
+    imagegate.wait_ready("behind")
+    assert run(cluster, BEHIND, f"{HOST}/{STALE}")[0] == "new"
+    imagegate.delete("behind")
+    cluster.remove_node(BEHIND)
+    mirror.stop()
