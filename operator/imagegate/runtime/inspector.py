@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that the first pull of a new spec waits for the registry at most."""
+UNHURRIED = 30.0
+"""Seconds that a registry gets when nobody waits for the answer."""
 LATER = 60.0
 """Seconds until a registry that did not answer, or said no, is asked again; doubled each time."""
 NOW_AND_THEN = 3600.0
@@ -121,7 +123,8 @@ class Inspector:
         asked = _asked(prefetch)
         poked = self._poked.pop(name, set())
         pushed = poked if poked and before is not None and not self._due(name) else None
-        answers = await self.ask(prefetch, sorted(filter(None, platforms)), PATIENCE, pushed)
+        patience = PATIENCE if before is None else UNHURRIED
+        answers = await self.ask(prefetch, sorted(filter(None, platforms)), patience, pushed)
         if before is not None:
             # What was known is better than a registry that is away just now.
             answers = {ref: _merged(before.get(ref), facts) for ref, facts in answers.items()}

@@ -66,7 +66,11 @@ IMAGES = {
     "typo": (WRONG,),
     "a+typo": (A, WRONG),
     "secret+typo": (SECRET, WRONG),
+    "a was": (A.resolved(f"sha256:{'0' * 64}"),),
+    "a is": (A.resolved(f"sha256:{'1' * 64}"),),
+    "a is+b": (A.resolved(f"sha256:{'1' * 64}"), B),
 }
+"""Those with a digest are as they come out of following a tag."""
 GPU = Requirement("pool", Operator.IN, frozenset({"gpu"}))
 NOT_GPU = Requirement("pool", Operator.NOT_IN, frozenset({"gpu"}))
 SELECTORS = {"all": (), "gpu": (GPU,), "others": (NOT_GPU,)}
@@ -408,7 +412,8 @@ class Lives(RuleBasedStateMachine):
         for one in changes:
             made = changed(made, *one)
         made = dataclasses.replace(made, generation=made.generation + 1)
-        self.targets[made.target] = tuple(image.reference for image in made.images)
+        pulled = tuple(each for group in made.groups for each in group.references)
+        self.targets[made.target] = pulled
         self.cluster.put_prefetch(made)
 
     @precondition(lambda self: self.cluster.prefetches)
