@@ -42,7 +42,7 @@ unit: setup binaries ## tests without a cluster (the API's and the chart's start
 
 .PHONY: e2e
 e2e: binaries-older ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for a part of them
-	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --cluster-name=$(E2E) $(PYTEST_ARGS)
+	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --durations=25 --cluster-name=$(E2E) $(PYTEST_ARGS)
 	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
 
 .PHONY: e2e-older

@@ -9,6 +9,7 @@ nothing then.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -250,11 +251,17 @@ def _asked(prefetch: Prefetch) -> _Asked:
     return prefetch.uid, images, prefetch.namespace
 
 
+@functools.lru_cache(maxsize=4096)
+def _parsed(reference: str) -> Reference:
+    """Of an image that was accepted. Every push event is compared with every image."""
+    return references.parse(reference)
+
+
 def _is_about(image: Image, registry: str, repository: str, tag: str) -> bool:
     """Whether an event about a tag is about this image. Docker Hub's own images are called
     ``library/nginx`` by some and ``nginx`` by others.
     """
-    reference = references.parse(image.reference)
+    reference = _parsed(image.reference)
     if reference.digest is not None or (registry and reference.domain != registry):
         return False
     names = {reference.path, reference.path.removeprefix("library/")}
