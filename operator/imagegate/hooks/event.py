@@ -38,8 +38,8 @@ class Push:
     tag: str = ""
     """Empty: the event does not say; every tag of the repository is looked at."""
     registry: str = ""
-    """``host[:port]`` as images name it. Empty: the event does not say, and the receiver's own
-    setting counts."""
+    """``host[:port]`` as images name it. Empty: the event does not say. The receiver's own setting
+    wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,9 @@ class Receiver:
     path: str
     """Hard to guess: it is what proves a sender that can prove nothing else."""
     registry: str = ""
-    """``host[:port]`` as images name it, for events that do not say."""
+    """``host[:port]`` as images name it; wins over what events say, which may be a name that only
+    the registry's own network knows. Empty: what events say counts.
+    """
     secrets: tuple[str, ...] = ()
     """Any one of them will do, so that they can be changed without a gap."""
     token: TokenRule | None = None
@@ -106,3 +108,7 @@ class Source:
     """Raises Malformed. Only called for what was verified."""
     verify: Callable[[Delivery, Receiver, Fetch], Awaitable[None]]
     """Raises Unverified. Compares in constant time."""
+    says_registry: bool = True
+    """Its events say which registry; otherwise the receiver has to."""
+    shows_secret: bool = True
+    """It can prove that it knows one of the receiver's secrets."""
