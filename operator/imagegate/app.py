@@ -14,11 +14,18 @@ import signal
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+import aiohttp
 import kopf
 from prometheus_client import CollectorRegistry
 
 from imagegate import __version__, handlers, http
 from imagegate.errors import ImagegateError
+from imagegate.hooks.directory import Directory
+from imagegate.hooks.endpoint import Endpoint
+from imagegate.hooks.event import Push
+from imagegate.hooks.fetch import Fetcher
+from imagegate.hooks.receiver import PushReceiver
+from imagegate.hooks.sources import SOURCES
 from imagegate.kube.client import Client
 from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
@@ -193,6 +200,16 @@ class App:
             else None
         )
 
+    @property
+    def working(self) -> bool:
+        """Whether this process leads and knows every prefetch."""
+        return self._leading and self.store.complete
+
+    def pushed(self, push: Push) -> int:
+        """Ask the registry about what was pushed, soon; the number of images it concerns."""
+        logger.debug("push", extra={"repository": push.repository, "tag": push.tag})
+        return 0
+
     async def lead(self) -> None:
         """Do the work of the leader until cancelled, or until a part of it fails."""
         settings = self._settings
@@ -279,7 +296,10 @@ async def run(settings: Settings) -> None:
         ) as kubelets,
     ):
         elector = Elector(
-            Leases(client, settings.namespace, settings.lease_name), settings.identity, clock
+            Leases(client, settings.namespace, settings.lease_name),
+            settings.identity,
+            clock,
+            address=_hooks_address(settings),
         )
         electing.append(elector)
         app = App(settings, client, metrics, clock, registries=registries, kubelets=kubelets)
@@ -288,14 +308,15 @@ async def run(settings: Settings) -> None:
             settings.http_port,
         )
         try:
-            await first_of([_spawn(elector.acquire(), "elect"), _spawn(stop.wait(), "stop")])
-            if stop.is_set():
-                return
-            # kopf takes over the signals now, and ends when one comes.
-            hold, lead = _spawn(elector.hold(), "hold"), _spawn(app.lead(), "lead")
-            await first_of([hold, lead, _spawn(stop.wait(), "stop")])
-            if not elector.leading:
-                raise LeadershipLost("leadership was lost; the process must start again")
+            async with _hooks(settings, app, elector, metrics):
+                await first_of([_spawn(elector.acquire(), "elect"), _spawn(stop.wait(), "stop")])
+                if stop.is_set():
+                    return
+                # kopf takes over the signals now, and ends when one comes.
+                hold, lead = _spawn(elector.hold(), "hold"), _spawn(app.lead(), "lead")
+                await first_of([hold, lead, _spawn(stop.wait(), "stop")])
+                if not elector.leading:
+                    raise LeadershipLost("leadership was lost; the process must start again")
         finally:
             await elector.release()
             await site.cleanup()
@@ -310,6 +331,49 @@ async def _client(metrics: Metrics, fence: Any) -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+def _hooks_address(settings: Settings) -> str:
+    if settings.hooks_file is None or not settings.hooks_address:
+        return ""
+    host = settings.hooks_address
+    return f"[{host}]:{settings.hooks_port}" if ":" in host else f"{host}:{settings.hooks_port}"
+
+
+@contextlib.asynccontextmanager
+async def _hooks(
+    settings: Settings, app: App, elector: Elector, metrics: Metrics
+) -> AsyncIterator[None]:
+    """For as long as this lasts push hooks are received, if there is a file that says from whom.
+    Raises OSError when the port is taken.
+    """
+    if settings.hooks_file is None:
+        yield
+        return
+    async with (
+        Fetcher(user_agent=f"imagegate/{__version__}") as fetch,
+        aiohttp.ClientSession(auto_decompress=False) as session,
+    ):
+        directory = Directory(settings.hooks_file, SOURCES)
+        receiver = PushReceiver(
+            directory, SOURCES, pushed=app.pushed, fetch=fetch, observe=metrics.push_event
+        )
+        endpoint = Endpoint(
+            directory,
+            receiver,
+            leading=lambda: app.working,
+            leader=lambda: elector.address,
+            session=session,
+            observe=metrics.push_event,
+        )
+        task = _spawn(receiver.run(), "hooks")
+        site = await http.serve(endpoint.app(), settings.hooks_port)
+        try:
+            yield
+        finally:
+            await site.cleanup()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def _spawn(coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:

@@ -165,6 +165,19 @@ def _parser() -> argparse.ArgumentParser:
         "--gate-policy", default=_DEFAULTS.gate_policy, help="name of the MutatingAdmissionPolicy"
     )
     run.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
+    run.add_argument(
+        "--hooks-file",
+        type=Path,
+        metavar="FILE",
+        help="receivers of push hooks (YAML); without it there are none",
+    )
+    run.add_argument("--hooks-port", type=int, default=_DEFAULTS.hooks_port)
+    run.add_argument(
+        "--hooks-address",
+        default=os.environ.get("POD_IP", ""),
+        metavar="IP",
+        help="where the other replicas reach this one; default: the pod's address",
+    )
     run.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
 
     foretell = commands.add_parser(
@@ -327,6 +340,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         kubelet_ca_file=arguments.kubelet_ca_file,
         kubelet_insecure_tls=arguments.kubelet_insecure_tls,
         http_port=arguments.http_port,
+        hooks_file=arguments.hooks_file,
+        hooks_port=arguments.hooks_port,
+        hooks_address=arguments.hooks_address,
         resync_seconds=arguments.resync_seconds,
     )
 

@@ -111,6 +111,13 @@ class Metrics:
             ["registry", "code"],
             registry=registry,
         )
+        self._pushes = Counter(
+            "imagegate_push_events",
+            "Pushes that registries told of, and deliveries that told of none, by what became of"
+            " them.",
+            ["source", "outcome"],
+            registry=registry,
+        )
         self._requests = Counter(
             "rest_client_requests",
             "Requests to the API server.",
@@ -151,6 +158,9 @@ class Metrics:
 
     def observe_registry_request(self, registry: str, code: str) -> None:
         self._registry_requests.labels(registry, code).inc()
+
+    def push_event(self, source: str, outcome: str) -> None:
+        self._pushes.labels(source, outcome).inc()
 
     def observe_request(self, method: str, code: str, seconds: float) -> None:
         self._requests.labels(code, method, self._host).inc()

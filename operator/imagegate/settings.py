@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from imagegate.puller.build import PullerSettings
 from imagegate.registry.endpoints import RegistrySettings
@@ -41,6 +42,11 @@ class Settings:
     """Who signs the kubelets' serving certificates; empty: the cluster's own CA."""
     kubelet_insecure_tls: bool = False
     http_port: int = 8080
+    hooks_file: Path | None = None
+    """Who may tell of pushes; None: nobody, and no port is opened for it."""
+    hooks_port: int = 8081
+    hooks_address: str = ""
+    """The pod's own IP address, where a standby reaches this process when it leads."""
     resync_seconds: float = 300.0
     log_level: str = "info"
     log_format: str = "json"

@@ -110,5 +110,7 @@ class Source:
     """Raises Unverified. Compares in constant time."""
     says_registry: bool = True
     """Its events say which registry; otherwise the receiver has to."""
-    shows_secret: bool = True
-    """It can prove that it knows one of the receiver's secrets."""
+    proofs: frozenset[str] = frozenset({"secrets"})
+    """What of a receiver its ``verify`` looks at: ``secrets``, ``token``, ``topics``. Anything else
+    is refused in the configuration: it would only look as if it protected something.
+    """

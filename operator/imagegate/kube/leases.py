@@ -7,6 +7,9 @@ from typing import Any
 
 from imagegate.kube.client import Client
 
+ADDRESS = "imagegate.dev/hooks-address"
+"""Annotation: where the holder receives push hooks, for those who do not lead."""
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
@@ -18,6 +21,7 @@ class LeaseRecord:
     acquire_time: str = ""
     transitions: int = 0
     version: str = ""
+    address: str = ""
 
 
 class Leases:
@@ -41,7 +45,9 @@ class Leases:
         return self._parse(await self._client.replace(self._path, self._body(record), fenced=False))
 
     def _body(self, record: LeaseRecord) -> dict[str, Any]:
-        metadata = {"name": self._name, "namespace": self._namespace}
+        metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
+        if record.address:
+            metadata["annotations"] = {ADDRESS: record.address}
         if record.version:
             metadata["resourceVersion"] = record.version
         spec: dict[str, Any] = {
@@ -62,12 +68,13 @@ class Leases:
 
     @staticmethod
     def _parse(body: dict[str, Any]) -> LeaseRecord:
-        spec = body.get("spec") or {}
+        spec, metadata = body.get("spec") or {}, body.get("metadata") or {}
         return LeaseRecord(
             holder=spec.get("holderIdentity") or "",
             duration=int(spec.get("leaseDurationSeconds") or 15),
             renew_time=spec.get("renewTime") or "",
             acquire_time=spec.get("acquireTime") or "",
             transitions=int(spec.get("leaseTransitions") or 0),
-            version=(body.get("metadata") or {}).get("resourceVersion", ""),
+            version=metadata.get("resourceVersion", ""),
+            address=(metadata.get("annotations") or {}).get(ADDRESS, ""),
         )

@@ -1,0 +1,164 @@
+"""The file that names the receivers: a Secret's key, mounted.
+
+Read again and again, because the kubelet replaces the files of a mounted Secret: secrets change
+without a restart, and without a gap while the old and the new one are both listed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from imagegate.api import references
+from imagegate.errors import ImagegateError
+from imagegate.hooks.event import Receiver, Source, TokenRule
+
+MAX_BYTES = 1 << 20
+"""A Secret is no larger."""
+MIN_PATH = 16
+MIN_SECRET = 8
+
+_PATH = re.compile(r"[A-Za-z0-9._~-]+")
+_FORM = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class InvalidConfiguration(ImagegateError):
+    """What is wrong with the file, by receiver and field. Never quotes a secret or a path."""
+
+
+class _Token(BaseModel):
+    model_config = _FORM
+
+    issuer: str = Field(min_length=1)
+    audience: str = Field(min_length=1)
+    email: str = ""
+    keys_url: str = Field(default="", alias="keysURL")
+
+
+class _Receiver(BaseModel):
+    model_config = _FORM
+
+    name: str = Field(min_length=1)
+    source: str
+    path: str
+    registry: str = ""
+    secrets: list[str] = []
+    token: _Token | None = None
+    topics: list[str] = []
+
+
+_FILE = TypeAdapter(list[_Receiver])
+
+
+def load(path: Path, sources: Mapping[str, Source]) -> tuple[Receiver, ...]:
+    """The receivers of a file. Raises InvalidConfiguration, also when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidConfiguration(f"{path}: {error.strerror}") from None
+    if len(text) > MAX_BYTES:
+        raise InvalidConfiguration(f"{path} is larger than {MAX_BYTES} bytes")
+    return parse(text, sources)
+
+
+def parse(text: bytes, sources: Mapping[str, Source]) -> tuple[Receiver, ...]:
+    """Raises InvalidConfiguration with everything that is wrong."""
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise InvalidConfiguration(f"not YAML{where}") from None
+    try:
+        entries = _FILE.validate_python([] if document is None else document)
+    except ValidationError as error:
+        raise InvalidConfiguration("; ".join(_texts(error, document))) from None
+    problems = [
+        f"receiver {entry.name}: {problem}"
+        for entry in entries
+        for problem in _problems(entry, sources)
+    ]
+    for what in ("name", "path"):
+        values = [getattr(entry, what) for entry in entries]
+        problems += [
+            f"receiver {entry.name}: its {what} is another's, too"
+            for number, entry in enumerate(entries)
+            if getattr(entry, what) in values[:number]
+        ]
+    if problems:
+        raise InvalidConfiguration("; ".join(problems))
+    return tuple(_receiver(entry) for entry in entries)
+
+
+def _texts(error: ValidationError, document: Any) -> list[str]:
+    texts = []
+    for each in error.errors(include_url=False, include_context=False, include_input=False):
+        location = list(each["loc"])
+        if not location:
+            texts.append("a list of receivers is expected")
+            continue
+        number = int(location[0])
+        entry = document[number]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        who = name if isinstance(name, str) and name else f"number {number + 1}"
+        field = ".".join(map(str, location[1:]))
+        texts.append(f"receiver {who}: {field + ': ' if field else ''}{each['msg']}")
+    return texts
+
+
+def _problems(entry: _Receiver, sources: Mapping[str, Source]) -> list[str]:
+    problems = []
+    if len(entry.path) < MIN_PATH or not _PATH.fullmatch(entry.path):
+        problems.append(
+            f"path: at least {MIN_PATH} characters of A-Z a-z 0-9 . _ ~ - are needed, at random"
+        )
+    if any(len(secret) < MIN_SECRET or secret != secret.strip() for secret in entry.secrets):
+        problems.append(
+            f"secrets: each needs at least {MIN_SECRET} characters, and no space around them"
+        )
+    if entry.registry and not _is_registry(entry.registry):
+        problems.append("registry: host or host:port is needed, as images name it")
+    keys_url = entry.token.keys_url if entry.token is not None else ""
+    if keys_url and not keys_url.startswith("https://"):
+        problems.append("token.keysURL: must begin with https://")
+    source = sources.get(entry.source)
+    if source is None:
+        problems.append(f"source: one of {', '.join(sorted(sources))} is needed")
+        return problems
+    if not (entry.registry or source.says_registry):
+        problems.append(f"registry: is needed, because events of {source.name} do not say it")
+    problems += [
+        f"{proof}: {source.name} cannot prove this, remove it"
+        for proof in ("secrets", "token", "topics")
+        if getattr(entry, proof) and proof not in source.proofs
+    ]
+    return problems
+
+
+def _is_registry(text: str) -> bool:
+    try:
+        return references.parse(f"{text}/a").domain == text
+    except references.InvalidReference:
+        return False
+
+
+def _receiver(entry: _Receiver) -> Receiver:
+    token = None
+    if entry.token is not None:
+        given = entry.token
+        token = TokenRule(given.issuer, given.audience, given.email, given.keys_url)
+    return Receiver(
+        name=entry.name,
+        source=entry.source,
+        path=entry.path,
+        registry=entry.registry,
+        secrets=tuple(entry.secrets),
+        token=token,
+        topics=tuple(entry.topics),
+    )

@@ -1,0 +1,51 @@
+"""Docker Distribution (``registry:2`` and ``:3``), and what embeds it: GitLab's own registry.
+
+Its envelope may hold many events, of blobs and pulls as well, and each is sent by itself in
+practice. What is not answered 2xx or 3xx it sends again, and everything else waits behind that
+(notifications/sinks.go).
+"""
+
+from __future__ import annotations
+
+from imagegate.hooks import body, verify
+from imagegate.hooks.event import Delivery, Parsed, Push, Receiver, Source
+
+
+class _Target(body.Part):
+    repository: str | None = None
+    tag: str | None = None
+
+
+class _Request(body.Part):
+    host: str | None = None
+
+
+class _Event(body.Part):
+    id: str | None = None
+    action: str | None = None
+    target: _Target | None = None
+    request: _Request | None = None
+
+
+class _Envelope(body.Part):
+    events: list[_Event]
+
+
+def parse(delivery: Delivery, _: Receiver) -> Parsed:
+    events = body.read(_Envelope, delivery).events
+    pushes = tuple(
+        Push(
+            event.target.repository,
+            event.target.tag or "",
+            (event.request.host if event.request else None) or "",
+        )
+        for event in events
+        if event.action == "push"
+        and event.target is not None
+        and event.target.repository
+        and body.moves(event.target.tag)
+    )
+    return Parsed(pushes, id=" ".join(event.id or "" for event in events).strip())
+
+
+SOURCE = Source("distribution", parse, verify.authorization)

@@ -1,0 +1,32 @@
+"""Docker Hub. It can prove nothing: its deliveries have neither a secret nor a signature.
+
+Its ``callback_url`` is never followed: it would lead wherever a forger likes.
+"""
+
+from __future__ import annotations
+
+from imagegate.api.references import DEFAULT_DOMAIN
+from imagegate.hooks import body, verify
+from imagegate.hooks.event import Delivery, Parsed, Push, Receiver, Source
+
+
+class _Pushed(body.Part):
+    tag: str | None = None
+
+
+class _Repository(body.Part):
+    repo_name: str
+
+
+class _Notification(body.Part):
+    push_data: _Pushed
+    repository: _Repository
+
+
+def parse(delivery: Delivery, _: Receiver) -> Parsed:
+    event = body.read(_Notification, delivery)
+    push = Push(event.repository.repo_name, event.push_data.tag or "", DEFAULT_DOMAIN)
+    return Parsed((push,))
+
+
+SOURCE = Source("dockerhub", parse, verify.by_path, proofs=frozenset())

@@ -1,0 +1,42 @@
+"""Whatever can send JSON: a job of CI, or a sender of CloudEvents, structured or binary.
+
+The image is at ``data.image`` or ``image``. Signed as ``X-Signature: sha256=<hex>``, or with one of
+the secrets in ``Authorization`` for senders that cannot sign.
+"""
+
+from __future__ import annotations
+
+from imagegate.hooks import body, verify
+from imagegate.hooks.event import Delivery, Fetch, Malformed, Parsed, Receiver, Source
+
+_SIGNATURE = "x-signature"
+
+
+class _Data(body.Part):
+    image: str
+
+
+class _Event(body.Part):
+    id: str | None = None
+    data: _Data | None = None
+    image: str | None = None
+
+
+async def by_signature_or_secret(delivery: Delivery, receiver: Receiver, _: Fetch) -> None:
+    if _SIGNATURE in delivery.headers:
+        verify.by_hmac(delivery, receiver, _SIGNATURE, "sha256", "sha256=")
+    else:
+        verify.by_header(delivery, receiver, "authorization")
+
+
+def parse(delivery: Delivery, _: Receiver) -> Parsed:
+    event = body.read(_Event, delivery)
+    text = event.data.image if event.data is not None else event.image
+    if not text:
+        raise Malformed("data.image: there is none")
+    image = body.reference(text, "data.image")
+    # In binary mode the attributes are headers, and the body is the data alone.
+    return Parsed((body.named(image),), id=event.id or delivery.headers.get("ce-id", ""))
+
+
+SOURCE = Source("generic", parse, by_signature_or_secret)

@@ -1,0 +1,217 @@
+"""What becomes of a delivery: verified, read, told from others, and at most a question.
+
+Nothing that is delivered decides what is pulled. It only makes the operator ask the registry, which
+it would do some time anyway; so whatever is wrong with a delivery is answered harmlessly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from enum import StrEnum
+
+from imagegate.api import references
+from imagegate.errors import ImagegateError
+from imagegate.hooks.directory import Directory
+from imagegate.hooks.event import (
+    Answer,
+    Delivery,
+    Fetch,
+    Malformed,
+    Parsed,
+    Push,
+    Receiver,
+    Source,
+)
+from imagegate.hooks.limits import Bucket, Debounce, Seen
+
+logger = logging.getLogger(__name__)
+
+QUIET = 5.0
+RATE, BURST = 20.0, 200.0
+"""Deliveries a second, of one receiver. A registry may tell of every blob."""
+REMEMBERED = 600.0
+"""Seconds in which a delivery that comes again is known; senders try again within minutes."""
+MOST_REMEMBERED = 4096
+MOST_ASKED = 1024
+MOST_PUSHES = 100
+"""Of one delivery."""
+RELOAD = 5.0
+"""Seconds between two looks at the file of receivers."""
+_LOG_EVERY = 10.0
+_DOCKER_HUB = {"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
+
+
+class Outcome(StrEnum):
+    """What became of a push or, where there is none, of a delivery; for the metric."""
+
+    ASKED = "asked"
+    DEBOUNCED = "debounced"
+    UNMATCHED = "unmatched"
+    IGNORED = "ignored"
+    DUPLICATE = "duplicate"
+    MALFORMED = "malformed"
+    UNVERIFIED = "unverified"
+    LIMITED = "limited"
+    FORWARDED = "forwarded"
+    UNAVAILABLE = "unavailable"
+
+
+ACCEPTED = Answer(202)
+NOT_FOUND = Answer(404, b"not found\n")
+TOO_MANY = Answer(429, headers={"Retry-After": "1"})
+
+Pushed = Callable[[Push], int]
+"""Asks the registry, soon; the number of images that the push concerns."""
+Observe = Callable[[str, str], None]
+"""Counts an outcome, of a source."""
+
+
+class PushReceiver:
+    def __init__(
+        self,
+        directory: Directory,
+        sources: Mapping[str, Source],
+        *,
+        pushed: Pushed,
+        fetch: Fetch,
+        observe: Observe,
+        quiet: float = QUIET,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._sources = sources
+        self._pushed = pushed
+        self._fetch = fetch
+        self._observe = observe
+        self._clock = clock
+        self._buckets: dict[str, Bucket] = {}
+        self._seen = Seen(REMEMBERED, MOST_REMEMBERED)
+        self._debounce = Debounce(quiet, MOST_ASKED)
+        self._logged: dict[str, float] = {}
+        self._visits: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Ask again where that is due, and look at the file of receivers now and then."""
+        reload_at = float("-inf")
+        while True:
+            now = self._clock()
+            if now >= reload_at:
+                await asyncio.to_thread(self._directory.reload)
+                reload_at = now + RELOAD
+            for push in self._debounce.due(now):
+                try:
+                    self._pushed(push)
+                except Exception:
+                    # A defect of ours must not end this loop: secrets could not be changed then.
+                    logger.exception("push not asked about")
+            then = min(reload_at, self._debounce.next() or reload_at)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(max(0.0, then - self._clock())):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def receive(self, receiver: Receiver, delivery: Delivery) -> Answer:
+        """Takes as long as the verification does, which may have to fetch keys; no longer."""
+        source = self._sources[receiver.source]
+        now = self._clock()
+        try:
+            await source.verify(delivery, receiver, self._fetch)
+        except ImagegateError as error:
+            self._refused(receiver, Outcome.UNVERIFIED, error, now)
+            return NOT_FOUND
+        # Not before: those who know only the path must not use up what the registry needs.
+        if not self._buckets.setdefault(receiver.name, Bucket(RATE, BURST)).take(now):
+            self._observe(receiver.source, Outcome.LIMITED)
+            return TOO_MANY
+        try:
+            parsed = source.parse(delivery, receiver)
+        except Malformed as error:
+            self._refused(receiver, Outcome.MALFORMED, error, now)
+            # Docker Distribution would send it again and again, and everything else after it.
+            return ACCEPTED if delivery.method == "POST" else NOT_FOUND
+        if delivery.method != "POST" and parsed.answer is None:
+            return NOT_FOUND
+        if parsed.visit:
+            self._visit(receiver, parsed.visit)
+        self._heed(receiver, parsed, now)
+        return parsed.answer or ACCEPTED
+
+    def _heed(self, receiver: Receiver, parsed: Parsed, now: float) -> None:
+        if parsed.pushes and parsed.id and self._seen.again(receiver.name, parsed.id, now):
+            self._observe(receiver.source, Outcome.DUPLICATE)
+            return
+        found = dict.fromkeys(filter(None, (_normal(push, receiver) for push in parsed.pushes)))
+        pushes = list(found)[:MOST_PUSHES]
+        if not pushes:
+            self._observe(receiver.source, Outcome.IGNORED)
+        for push in pushes:
+            self._observe(receiver.source, self._ask(receiver, push, now))
+
+    def _ask(self, receiver: Receiver, push: Push, now: float) -> Outcome:
+        if self._debounce.holds(push, now):
+            self._wake.set()
+            return Outcome.DEBOUNCED
+        images = self._pushed(push)
+        if not images:
+            return Outcome.UNMATCHED
+        self._debounce.asked(push, now)
+        self._wake.set()
+        logger.info(
+            "push",
+            extra={
+                "receiver": receiver.name,
+                "repository": f"{push.registry}/{push.repository}",
+                "tag": push.tag,
+                "images": images,
+            },
+        )
+        return Outcome.ASKED
+
+    def _refused(
+        self, receiver: Receiver, outcome: Outcome, error: ImagegateError, now: float
+    ) -> None:
+        self._observe(receiver.source, outcome)
+        if now - self._logged.get(receiver.name, float("-inf")) >= _LOG_EVERY:
+            self._logged[receiver.name] = now
+            logger.warning(
+                "delivery refused",
+                extra={"receiver": receiver.name, "outcome": outcome, "error": str(error)},
+            )
+
+    def _visit(self, receiver: Receiver, url: str) -> None:
+        async def visit() -> None:
+            try:
+                await self._fetch(url)
+            except ImagegateError as error:
+                logger.warning(
+                    "subscription not confirmed",
+                    extra={"receiver": receiver.name, "error": str(error)},
+                )
+            else:
+                logger.info("subscription confirmed", extra={"receiver": receiver.name})
+
+        task = asyncio.create_task(visit(), name="confirm subscription")
+        self._visits.add(task)
+        task.add_done_callback(self._visits.discard)
+
+
+def _normal(push: Push, receiver: Receiver) -> Push | None:
+    """The push under the names that image references have; None where it has none."""
+    registry = receiver.registry or push.registry
+    if registry in _DOCKER_HUB:
+        registry = references.DEFAULT_DOMAIN
+    tag = f":{push.tag}" if push.tag else ""
+    try:
+        image = references.parse(f"{registry}/{push.repository}{tag}")
+    except references.InvalidReference:
+        return None
+    if image.domain != registry or image.digest is not None or (image.tag or "") != push.tag:
+        return None  # A part of one name in the place of another.
+    return replace(push, registry=image.domain, repository=image.path)
