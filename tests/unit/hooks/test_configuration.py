@@ -1,0 +1,201 @@
+"""The file of receivers: what is accepted, and how it is told what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagegate.hooks import configuration
+from imagegate.hooks.configuration import InvalidConfiguration
+from imagegate.hooks.directory import Directory
+from imagegate.hooks.event import Receiver, Source, TokenRule
+from imagegate.hooks.sources import SOURCES
+
+MORE = dict(SOURCES) | {
+    "cloud": Source(
+        "cloud",
+        SOURCES["generic"].parse,
+        SOURCES["generic"].verify,
+        says_registry=False,
+        proofs=frozenset({"token", "topics"}),
+    )
+}
+GOOD = """
+- name: mine
+  source: distribution
+  path: 0123456789abcdef
+  registry: registry.example:5000
+  secrets: [new-secret, old-secret]
+- name: cloud
+  source: cloud
+  path: 0123456789abcdeF
+  registry: eu.example
+  token: {issuer: "https://i.example", audience: me, email: a@b, keysURL: "https://k.example"}
+  topics: ["arn:aws:sns:x"]
+"""
+
+
+def test_whole() -> None:
+    assert configuration.parse(GOOD.encode(), MORE) == (
+        Receiver(
+            "mine",
+            "distribution",
+            "0123456789abcdef",
+            "registry.example:5000",
+            ("new-secret", "old-secret"),
+        ),
+        Receiver(
+            "cloud",
+            "cloud",
+            "0123456789abcdeF",
+            "eu.example",
+            token=TokenRule("https://i.example", "me", "a@b", "https://k.example"),
+            topics=("arn:aws:sns:x",),
+        ),
+    )
+
+
+def test_none() -> None:
+    assert configuration.parse(b"", MORE) == ()
+    assert configuration.parse(b"[]", MORE) == ()
+
+
+HARBOR = "name: a, source: harbor, path: 0123456789abcdef"
+CLOUD = "name: a, source: cloud, path: 0123456789abcdef"
+QUAY = "name: a, source: quay"
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("name: a", "receiver a: source: Field required; receiver a: path: Field required"),
+        ("", "receiver number 1: name: Field required"),
+        ("name: a, source: nope, path: 0123456789abcdef", "source: one of cloud, distribution"),
+        (f"{QUAY}, path: short", "receiver a: path: at least 16 characters"),
+        (f"{QUAY}, path: 0123456789abcde/", "path: at least 16 characters"),
+        (f"{QUAY}, path: 1234567890123456", "path: Input should be a valid string"),
+        (f"{QUAY}, path: 0123456789abcdef, secrets: [secret-word]", "secrets: quay cannot prove"),
+        (CLOUD, "registry: is needed"),
+        (f"{HARBOR}, token: {{issuer: a, audience: b}}", "token: harbor cannot prove"),
+        (f"{HARBOR}, topics: [a]", "topics: harbor cannot prove"),
+        (f"{HARBOR}, secrets: [short]", "secrets: each needs at least 8"),
+        (f"{HARBOR}, secrets: ['spaces around ']", "no space around"),
+        (f"{HARBOR}, secrets: [123456789]", "secrets.0: Input should be a valid string"),
+        (f"{HARBOR}, secret: aaaaaaaaa", "secret: Extra inputs"),
+        (f"{HARBOR}, registry: 'https://a.example'", "registry: host or host:port"),
+        (f"{HARBOR}, registry: a.example/b", "registry: host or host:port"),
+        (f"{HARBOR}, registry: unqualified", "registry: host or host:port"),
+        (f"{CLOUD}, registry: a.b, token: {{issuer: a}}", "token.audience: Field required"),
+        (
+            f"{CLOUD}, registry: a.b, token: {{issuer: a, audience: b, keysURL: 'http://a'}}",
+            "must begin with https",
+        ),
+    ],
+)
+def test_what_is_wrong(entry: str, problem: str) -> None:
+    with pytest.raises(InvalidConfiguration) as caught:
+        configuration.parse(f"- {{{entry}}}".encode(), MORE)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", [b"- hello", b"a: [", b"\xff", b"{a: b}", b"7", b"a: b", b"- !!python/x a"]
+)
+def test_no_list(text: bytes) -> None:
+    with pytest.raises(InvalidConfiguration):
+        configuration.parse(text, MORE)
+
+
+def test_names_and_paths_are_unique() -> None:
+    one = "- {name: a, source: quay, path: 0123456789abcdef}\n"
+    with pytest.raises(InvalidConfiguration) as caught:
+        configuration.parse((one + one).encode(), MORE)
+    assert str(caught.value) == (
+        "receiver a: its name is another's, too; receiver a: its path is another's, too"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace("secrets:", "secrets: 7 #"),
+        GOOD.replace("new-secret", "'new-secret '"),
+        GOOD.replace("[new-secret", "[{new-secret: 1}"),
+        GOOD.replace("distribution", "quay"),
+        GOOD + "\n  - new-secret: [0123456789abcdef",
+    ],
+)
+def test_errors_quote_nothing_secret(text: str) -> None:
+    with pytest.raises(InvalidConfiguration) as caught:
+        configuration.parse(text.encode(), MORE)
+    for secret in ("new-secret", "old-secret", "0123456789abcdef"):
+        assert secret not in str(caught.value)
+
+
+# ---- the file, as the kubelet keeps it
+
+
+class Mounted:
+    """A Secret's key in a volume: a link to a link to a folder that is replaced as a whole
+    (pkg/volume/util/atomic_writer.go).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "receivers.yaml"
+        self.count = 0
+
+    def write(self, text: str) -> None:
+        self.count += 1
+        data = self.folder / f"..data-{self.count}"
+        data.mkdir()
+        (data / "receivers.yaml").write_text(text)
+        new = self.folder / "..data_tmp"
+        new.symlink_to(data.name)
+        new.rename(self.folder / "..data")
+        if not self.file.is_symlink():
+            self.file.symlink_to("..data/receivers.yaml")
+
+
+def test_rotation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mounted = Mounted(tmp_path)
+    directory = Directory(mounted.file, MORE)
+
+    def secrets() -> tuple[str, ...]:
+        found = directory.find("0123456789abcdef")
+        assert found is not None
+        return found.secrets
+
+    directory.reload()  # The Secret is not there yet.
+    assert directory.find("0123456789abcdef") is None
+    assert "No such file" in caplog.records[-1].error  # type: ignore[attr-defined]
+    caplog.clear()
+
+    mounted.write(GOOD)
+    directory.reload()
+    assert secrets() == ("new-secret", "old-secret")
+
+    mounted.write(GOOD.replace("new-secret, old-secret", "newer-secret, new-secret"))
+    directory.reload()
+    assert secrets() == ("newer-secret", "new-secret")
+
+    caplog.clear()
+    mounted.write("- {name: mine}")
+    for _ in range(3):
+        directory.reload()
+    assert secrets() == ("newer-secret", "new-secret")
+    assert [record.message for record in caplog.records] == ["push receivers not read"]
+
+    mounted.write("[]")
+    directory.reload()
+    assert directory.find("0123456789abcdef") is None
+
+
+def test_paths_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(GOOD)
+    directory = Directory(tmp_path / "f", MORE)
+    directory.reload()
+    assert directory.find("0123456789abcdef") is not None
+    for path in ("", "0123456789abcde", "0123456789abcdef/", "0123456789ABCDEF", "\udcff"):
+        assert directory.find(path) is None

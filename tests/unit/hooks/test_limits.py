@@ -1,0 +1,95 @@
+"""How often, and each only once."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegate.hooks.event import Push
+from imagegate.hooks.limits import Bucket, Debounce, Seen
+
+A, B = Push("a", "1", "r"), Push("b", "1", "r")
+
+
+def test_bucket() -> None:
+    bucket = Bucket(rate=2, burst=3)
+    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert bucket.take(100.5)
+    assert not bucket.take(100.5)
+    assert [bucket.take(1000.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_seen() -> None:
+    seen = Seen(seconds=10, most=2)
+    assert not seen.again("r", "1", 0.0)
+    assert seen.again("r", "1", 9.0)
+    assert not seen.again("other", "1", 9.0)
+    assert not seen.again("r", "1", 10.0)
+    for number in range(100):
+        seen.again("r", f"x{number}", 11.0)
+        assert len(seen) <= 2
+    assert not seen.again("r", "1", 11.0)
+
+
+def test_asked_at_once_and_once_more() -> None:
+    debounce = Debounce(5.0, 10)
+    assert not debounce.holds(A, 100.0)
+    debounce.asked(A, 100.0)
+    assert debounce.next() == 105.0
+    assert debounce.due(104.9) == []
+    assert debounce.due(105.0) == [A]
+    assert debounce.next() is None
+    # Not at once: it was asked less than 5 seconds ago.
+    assert debounce.holds(A, 106.0)
+    assert debounce.next() == 110.0
+    assert debounce.due(110.0) == [A]
+    assert debounce.next() == 115.0  # The push at 106 has to be asked about after 111.
+    assert debounce.due(115.0) == [A]
+    assert debounce.due(120.0) == []
+    assert len(debounce) == 0
+    assert not debounce.holds(A, 120.0)
+
+
+def test_others_do_not_wait() -> None:
+    debounce = Debounce(5.0, 10)
+    debounce.asked(A, 0.0)
+    assert not debounce.holds(B, 0.0)
+
+
+def test_bounded() -> None:
+    debounce = Debounce(5.0, 3)
+    for number in range(100):
+        debounce.asked(Push("a", str(number), "r"), 0.0)
+    assert len(debounce) == 3
+    assert len(debounce.due(5.0)) == 3
+    assert debounce.due(10.0) == []
+    assert len(debounce) == 0
+
+
+@given(st.lists(st.floats(0.01, 20.0), min_size=1, max_size=40))
+def test_never_faster_and_never_forgotten(gaps: list[float]) -> None:
+    quiet = 5.0
+    debounce, now = Debounce(quiet, 10), 0.0
+    asks: list[float] = []
+
+    def pass_time(until: float) -> None:
+        while (due := debounce.next()) is not None and due <= until:
+            assert debounce.due(due) == [A]
+            asks.append(due)
+
+    pushes = []
+    for gap in gaps:
+        now += gap
+        pass_time(now)
+        pushes.append(now)
+        if not debounce.holds(A, now):
+            debounce.asked(A, now)
+            asks.append(now)
+    pass_time(now + 100.0)
+    assert debounce.next() is None
+    assert all(b - a >= quiet - 1e-9 for a, b in itertools.pairwise(asks))
+    for push in pushes:
+        assert any(push <= ask <= push + quiet for ask in asks)
+        assert any(push + quiet <= ask <= push + 2 * quiet for ask in asks)
