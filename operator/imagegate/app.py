@@ -95,6 +95,7 @@ class App:
             secrets=Secrets(client),
             clock=clock,
         )
+        self._inspector = inspector
         self._pods = pods
         prefetches = Prefetches(client, self._reader)
         self._start_after = StartAfter(DaemonSets(client))
@@ -207,8 +208,7 @@ class App:
 
     def pushed(self, push: Push) -> int:
         """Ask the registry about what was pushed, soon; the number of images it concerns."""
-        logger.debug("push", extra={"repository": push.repository, "tag": push.tag})
-        return 0
+        return self._inspector.poke(push.registry, push.repository, push.tag)
 
     async def lead(self) -> None:
         """Do the work of the leader until cancelled, or until a part of it fails."""

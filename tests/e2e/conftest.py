@@ -26,6 +26,7 @@ ORDER = (
     "test_plan",
     "test_container_pullers",
     "test_rollout",
+    "test_push",
     "test_retry",
     "test_gate",
     "test_drift",

@@ -24,6 +24,8 @@ KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 PREFETCHES = "/apis/imagegate.dev/v1alpha1/imageprefetches"
 GATE = "/apis/imagegate.dev/v1alpha1/nodegates/default"
 POLICIES = "mutatingadmissionpolicies"
+HOOKS = "imagegate-hooks"
+"""Of the Secret with the receivers of push hooks, and of the Service."""
 SILENCE = 30
 """Seconds: as short as the API allows, so that the dead-man's switch can be waited for."""
 
@@ -88,6 +90,10 @@ class Installation:
             "resources.requests.cpu": "10m",
             "resources.requests.memory": "64Mi",
             "registry.plainHTTP[0]": "open.registry.test",
+            # For test_push, which makes the Secret: until then nobody may tell of anything.
+            "hooks.enabled": "true",
+            "hooks.secretName": HOOKS,
+            "hooks.service.type": "NodePort",
             # It tolerates everything, and would move onto nodes that a test takes away again.
             "nodeSelector.steady": "yes",
             **values,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from typing import Self
@@ -36,6 +37,7 @@ class Fetcher:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()),
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -72,8 +74,11 @@ class Fetcher:
         assert self._session is not None
         try:
             target = URL(url)
-            if target.scheme != "https":
-                raise FetchFailed(f"{target.host}: only https is fetched")
+        except ValueError:
+            raise FetchFailed("not a URL") from None
+        if target.scheme != "https" or not target.host:
+            raise FetchFailed("only https is fetched")
+        try:
             # Wherever a redirect leads, nobody has checked it.
             async with self._session.get(target, allow_redirects=False) as response:
                 if response.status != 200:
@@ -82,7 +87,7 @@ class Fetcher:
                 while len(body) <= MAX_BYTES and not response.content.at_eof():
                     body += await response.content.read(MAX_BYTES + 1 - len(body))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise FetchFailed(f"{type(error).__name__} with {URL(url).host}") from None
+            raise FetchFailed(f"{type(error).__name__} with {target.host}") from None
         if len(body) > MAX_BYTES:
             raise FetchFailed(f"{target.host} sent more than {MAX_BYTES} bytes")
         return body

@@ -123,3 +123,36 @@ async def test_hold_returns_when_somebody_else_took_the_lease(
     api.change(path, lambda body: body["spec"].update(holderIdentity="thief"))
     await asyncio.wait_for(a.hold(), 1)
     assert not a.leading
+
+
+async def test_the_leader_says_where_it_is_reached() -> None:
+    api, time = MemoryApi(), FakeTime()
+    client: Any = api
+    leases = Leases(client, "ns", "imagegate")
+    a = Elector(leases, "a", time.clock(), address="10.0.0.1:8081")
+    b = Elector(leases, "b", time.clock(), address="[fd00::2]:8081")
+    assert (a.address, b.address) == ("", "")
+    assert await a._try()
+    assert not await b._try()
+    assert a.address == "", "itself is no other"
+    assert b.address == "10.0.0.1:8081"
+    assert await a._try()
+    assert (await leases.get()).address == "10.0.0.1:8081", "renewing keeps it"
+    await a.release()
+    assert (await leases.get()).address == ""
+    assert await b._try()
+    assert (await leases.get()).address == "[fd00::2]:8081"
+    assert b.address == ""
+
+
+async def test_a_leader_without_address_takes_its_predecessors_away() -> None:
+    api, time = MemoryApi(), FakeTime()
+    client: Any = api
+    leases = Leases(client, "ns", "imagegate")
+    a = Elector(leases, "a", time.clock(), address="10.0.0.1:8081")
+    b = Elector(leases, "b", time.clock())
+    assert await a._try()
+    assert not await b._try()
+    time.seconds += 100
+    assert await b._try()
+    assert (await leases.get()).address == ""

@@ -157,6 +157,12 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: metadata.namespace
+  {{- if .Values.hooks.enabled }}
+  - name: POD_IP
+    valueFrom:
+      fieldRef:
+        fieldPath: status.podIP
+  {{- end }}
   # Not arguments: `kubectl exec ... imagegate plan` asks the same registries and kubelets.
   {{- with .Values.registry.plainHTTP }}
   - name: IMAGEGATE_REGISTRY_PLAIN_HTTP

@@ -1,0 +1,171 @@
+"""A registry tells of a push, and every node has the new image; or nobody tells, and it has too."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.cluster import images
+from tests.cluster.local.registries import Registry
+from tests.e2e.installation import HOOKS, NAMESPACE, Installation
+from tests.e2e.watching import Watch
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+PATH = "e2e-7d1f0a6c5b9e4c21"
+BUDGET = 3.0
+"""Seconds from the end of a push until the first node pulls."""
+INTERVAL = 30
+"""Seconds between two looks at a tag; the shortest that the API allows."""
+
+
+class Pulls(Watch):
+    """When kubelets began to pull what."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        super().__init__(cluster, f"/api/v1/namespaces/{NAMESPACE}/events")
+
+    def begun(self, image: str, pods: set[str], timeout: float) -> float:
+        """When the first kubelet said that it pulls the image for another pod than those."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            for seen in list(self.sightings):
+                event = seen.body
+                pulls = event["reason"] == "Pulling" and image in event["message"]
+                if pulls and event["involvedObject"]["name"] not in pods:
+                    return seen.at
+            time.sleep(0.02)
+        raise AssertionError(f"nobody pulled {image} within {timeout:g} s")
+
+
+@pytest.fixture
+def registry(cluster: LocalCluster) -> Registry:
+    return cluster.registries["open"]
+
+
+def receive(cluster: LocalCluster, imagegate: Installation, *secrets: str) -> None:
+    """Write the Secret, and wait until every replica has read it."""
+    receiver = {
+        "name": "e2e",
+        "source": "distribution",
+        "path": PATH,
+        "registry": "open.registry.test",  # Pushes come by its address, which no image names.
+        "secrets": list(secrets),
+    }
+    pods = [pod["metadata"]["name"] for pod in imagegate.operator_pods()]
+    before = {pod: reads(cluster, pod) for pod in pods}
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": HOOKS, "namespace": NAMESPACE},
+            "stringData": {"receivers.yaml": yaml.safe_dump([receiver])},
+        }
+    )
+
+    def read() -> bool:
+        # The kubelet looks at a pod's volumes once a minute, and whenever the pod changes.
+        note = f"e2e/hooks={int(time.time()) // 3}"
+        cluster.kubectl("-n", NAMESPACE, "annotate", "pods", *pods, note, "--overwrite")
+        return all(reads(cluster, pod) > before[pod] for pod in pods)
+
+    cluster.wait(read, "every replica to have read the receivers", 90)
+
+
+def reads(cluster: LocalCluster, pod: str) -> int:
+    return cluster.kubectl("-n", NAMESPACE, "logs", pod).count("push receivers read")
+
+
+@contextmanager
+def told(cluster: LocalCluster, registry: Registry, secret: str) -> Iterator[None]:
+    """The registry tells the operator, through its Service, as from outside of the cluster."""
+    service = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/services/{HOOKS}")
+    port = service["spec"]["ports"][0]["nodePort"]
+    address = next(iter(cluster.nodes.values())).address
+    with registry.notifying(f"http://{address}:{port}/hooks/{PATH}", f"Bearer {secret}"):
+        yield
+
+
+def push(registry: Registry, repository: str, seed: int) -> float:
+    """Another image under the same tag; when that was done."""
+    layout = images.build("tiny", seed=seed)
+    registry.push(layout, repository)
+    return time.time()
+
+
+def pods_of(imagegate: Installation, *prefetches: str) -> set[str]:
+    return {pod["metadata"]["name"] for each in prefetches for pod in imagegate.pullers(each)}
+
+
+def arrived(
+    cluster: LocalCluster, imagegate: Installation, name: str, image: str, digest: str
+) -> None:
+    """Every node has the image of that digest, by its tag, and everything says so."""
+
+    def rolled_out() -> bool:
+        status = imagegate.get(name)["status"]
+        found = {entry["image"]: entry.get("digest") for entry in status["images"]}
+        return found[image] == digest and imagegate.is_true(name)
+
+    cluster.wait(rolled_out, f"{name} Ready with {digest}", 60)
+    target = imagegate.get(name)["status"]["target"]
+    for node in cluster.nodes.values():
+        labels = imagegate.node(node.name)["metadata"]["labels"]
+        assert labels[f"cached.imagegate.dev/{name}"] == target
+        listed = node.ctr("images", "ls", f"name=={image}")
+        assert digest in listed, f"{node.name}: the tag means another image: {listed}"
+
+
+def test_a_push_is_on_every_node_at_once_when_told_and_soon_when_not(
+    cluster: LocalCluster, imagegate: Installation, registry: Registry
+) -> None:
+    repositories = [f"push/told-{letter}:1" for letter in "abc"]
+    followed = [cluster.push("tiny", name, seed=700 + n) for n, name in enumerate(repositories)]
+    untold = cluster.push("tiny", "push/untold:1", seed=710)
+    receive(cluster, imagegate, "the-old-secret")
+    poll = {"mode": "Digest", "intervalSeconds": INTERVAL}
+    with (
+        imagegate.prefetching("told", *followed, refresh={"mode": "Digest"}),
+        imagegate.prefetching("untold", untold, refresh=poll),
+        Pulls(cluster) as pulls,
+    ):
+        imagegate.wait_ready("told")
+        imagegate.wait_ready("untold")
+        of_untold = pods_of(imagegate, "untold")
+        quiet = push(registry, "push/untold:1", 711)
+        seconds = []
+
+        def round_(number: int) -> None:
+            image, repository = followed[number], repositories[number]
+            pods = pods_of(imagegate, "told")
+            pushed = push(registry, repository, 720 + number)
+            seconds.append(pulls.begun(image, pods, 30) - pushed)
+            arrived(cluster, imagegate, "told", image, registry.digest(repository))
+
+        with told(cluster, registry, "the-old-secret"):
+            round_(0)
+            round_(1)
+        receive(cluster, imagegate, "the-new-secret")
+        with told(cluster, registry, "the-new-secret"):
+            round_(2)
+        counted = {
+            name: count
+            for pod in imagegate.operator_pods()
+            for name, count in imagegate.metrics(pod["metadata"]["name"]).items()
+            if name.startswith("imagegate_push_events_total")
+        }
+        print(f"\npush to the first pull: {', '.join(f'{each:.2f}' for each in seconds)} s", end="")
+        print(f" (median {statistics.median(seconds):.2f} s); {counted}")
+        assert statistics.median(seconds) < BUDGET
+
+        polled = pulls.begun(untold, of_untold, 2 * INTERVAL) - quiet
+        arrived(cluster, imagegate, "untold", untold, registry.digest("push/untold:1"))
+        print(f"without a hook, looking every {INTERVAL} s: {polled:.1f} s")
+        assert polled < INTERVAL + 2 * BUDGET

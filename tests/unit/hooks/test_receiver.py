@@ -1,0 +1,274 @@
+"""From a delivery to a question, with time in the test's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imagegate.hooks.directory import Directory
+from imagegate.hooks.event import Answer, Delivery, Malformed, Parsed, Push, Receiver, Source
+from imagegate.hooks.event import Unverified as Forged
+from imagegate.hooks.limits import Bucket
+from imagegate.hooks.receiver import BURST, PushReceiver
+from imagegate.hooks.sources import SOURCES
+from tests.unit.hooks.test_sources import payload
+
+APP = Push("team/app", "1", "registry.example:5000")
+
+
+async def verified(delivery: Delivery, _: object, fetch: Callable[[str], object]) -> None:
+    if delivery.headers.get("forged"):
+        raise Forged("it was forged")
+
+
+def scripted(delivery: Delivery, _: Receiver) -> Parsed:
+    """What the body says, as Python."""
+    if delivery.body == b"malformed":
+        raise Malformed("not what it should be")
+    script = json.loads(delivery.body)
+    pushes = tuple(Push(*each) for each in script.get("pushes", ()))
+    answer = Answer(200, b"shake", {"x": "y"}) if script.get("answer") else None
+    return Parsed(pushes, script.get("id", ""), answer, script.get("visit", ""))
+
+
+class World:
+    def __init__(self, tmp_path: Path, *entries: Receiver, images: int = 2) -> None:
+        self.now = 1000.0
+        self.asked: list[tuple[float, Push]] = []
+        self.fetched: list[str] = []
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.images = images
+        sources = {**SOURCES, "scripted": Source("scripted", scripted, verified)}
+        self.receiver = PushReceiver(
+            Directory(tmp_path / "receivers.yaml", sources),
+            sources,
+            pushed=self._pushed,
+            fetch=self._fetch,
+            observe=lambda source, outcome: self.outcomes.update([(source, str(outcome))]),
+            clock=lambda: self.now,
+        )
+        self.to = Receiver("mine", "scripted", "p" * 16)
+
+    def _pushed(self, push: Push) -> int:
+        self.asked.append((self.now, push))
+        return self.images
+
+    async def _fetch(self, url: str) -> bytes:
+        self.fetched.append(url)
+        return b""
+
+    async def deliver(
+        self,
+        body: bytes | Mapping[str, object],
+        to: Receiver | None = None,
+        method: str = "POST",
+        **headers: str,
+    ) -> Answer:
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.receiver.receive(to or self.to, Delivery(headers, text, method))
+
+    def count(self, outcome: str) -> int:
+        return sum(n for (_, each), n in self.outcomes.items() if each == outcome)
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let `run` do what is due by then."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.receiver._debounce.next() or end)
+            task = asyncio.create_task(self.receiver.run())
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_a_push_is_asked_about_at_once_and_once_more(world: World) -> None:
+    to = Receiver("r", "distribution", "p" * 16, secrets=("the-secret",))
+    answer = await world.deliver(payload("distribution"), to, authorization="Bearer the-secret")
+    assert answer == Answer(202)
+    assert world.asked == [(1000.0, APP)]
+    await world.pass_time(60)
+    assert world.asked == [(1000.0, APP), (1005.0, APP)]
+    assert world.outcomes == {("distribution", "asked"): 1}
+
+
+async def test_a_burst_is_asked_about_twice(world: World) -> None:
+    for number in range(50):
+        await world.deliver({"pushes": [["a", "1", "r.example"]], "id": str(number)})
+    await world.pass_time(60)
+    push = Push("a", "1", "r.example")
+    assert world.asked == [(1000.0, push), (1005.0, push)]
+    assert (world.count("asked"), world.count("debounced")) == (1, 49)
+
+
+async def test_a_delivery_that_comes_again_is_asked_about_once(world: World) -> None:
+    for _ in range(3):
+        answer = await world.deliver({"pushes": [["a", "1", "r.example"]], "id": "1"})
+        assert answer.status == 202
+        await world.pass_time(20)
+    assert world.count("asked") == 1
+    assert world.count("duplicate") == 2
+    # Another sender's numbers are its own.
+    await world.deliver(
+        {"pushes": [["a", "1", "r.example"]], "id": "1"}, Receiver("o", "scripted", "q" * 16)
+    )
+    assert world.count("duplicate") == 2
+
+
+async def test_without_an_id_there_are_no_duplicates(world: World) -> None:
+    for _ in range(2):
+        await world.deliver({"pushes": [["a", "1", "r.example"]]})
+        await world.pass_time(20)
+    assert world.count("asked") == 2
+
+
+async def test_what_concerns_no_image_leaves_nothing_behind(tmp_path: Path) -> None:
+    world = World(tmp_path, images=0)
+    for number in range(100):
+        await world.deliver({"pushes": [[f"a{number}", "1", "r.example"]]})
+        world.now += 1
+    assert world.count("unmatched") == 100
+    assert len(world.receiver._debounce) == 0
+
+
+async def test_forged(world: World) -> None:
+    answer = await world.deliver({"pushes": [["a", "1", "r.example"]]}, forged="yes")
+    assert answer == Answer(404, b"not found\n")
+    assert world.asked == []
+    assert world.outcomes == {("scripted", "unverified"): 1}
+
+
+async def test_malformed_is_taken_or_it_would_come_again_and_again(world: World) -> None:
+    assert (await world.deliver(b"malformed")).status == 202
+    assert (await world.deliver(b"malformed", method="OPTIONS")).status == 404
+    assert world.outcomes == {("scripted", "malformed"): 2}
+
+
+async def test_options_only_where_the_source_answers(world: World) -> None:
+    assert await world.deliver({"answer": True}, method="OPTIONS") == Answer(
+        200, b"shake", {"x": "y"}
+    )
+    assert (await world.deliver({}, method="OPTIONS")).status == 404
+    pushes = {"pushes": [["a", "1", "r.example"]]}
+    assert (await world.deliver(pushes, method="OPTIONS")).status == 404
+    assert world.asked == []
+
+
+async def test_limited_only_for_those_who_are_verified(world: World) -> None:
+    for _ in range(1000):
+        await world.deliver({}, forged="yes")
+    statuses = Counter([(await world.deliver({})).status for _ in range(300)])
+    assert statuses == {202: BURST, 429: 300 - BURST}
+    assert (await world.deliver({}, Receiver("o", "scripted", "q" * 16))).status == 202
+    world.now += 1
+    assert (await world.deliver({})).status == 202
+
+
+async def test_refusals_are_logged_now_and_then(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(100):
+        await world.deliver({}, forged="yes")
+    assert len(caplog.records) == 1
+    world.now += 10
+    await world.deliver({}, forged="yes")
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("registry", "event", "expected"),
+    [
+        ("", ("team/app", "1", "r.example"), ("team/app", "1", "r.example")),
+        ("pinned.example", ("team/app", "1", "10.0.0.1:80"), ("team/app", "1", "pinned.example")),
+        ("pinned.example", ("team/app", "", ""), ("team/app", "", "pinned.example")),
+        ("", ("nginx", "1", "docker.io"), ("library/nginx", "1", "docker.io")),
+        ("", ("nginx", "1", "registry-1.docker.io"), ("library/nginx", "1", "docker.io")),
+        ("docker.io", ("a/b", "1", "x"), ("a/b", "1", "docker.io")),
+        ("", ("team/app", "1", ""), None),
+        ("", ("team/app", "1", "unqualified"), None),
+        ("pinned.example", ("", "1", ""), None),
+        ("pinned.example", ("../other", "1", ""), None),
+        ("pinned.example", ("Team/App", "1", ""), None),
+        ("pinned.example", ("app:2", "", ""), None),
+        ("pinned.example", ("app@sha256:" + "0" * 64, "", ""), None),
+        ("pinned.example", ("app", "1@sha256:" + "0" * 64, ""), None),
+        ("pinned.example", ("app", "sha256:00", ""), None),
+        ("", ("app", "1", "evil.example/pinned.example"), None),
+        ("", ("app", "1", "https://r.example"), None),
+        ("", ("app\n", "1", "r.example"), None),
+    ],
+)
+async def test_names_are_those_of_images(
+    world: World,
+    registry: str,
+    event: tuple[str, str, str],
+    expected: tuple[str, str, str] | None,
+) -> None:
+    to = Receiver("r", "scripted", "p" * 16, registry=registry)
+    await world.deliver({"pushes": [event]}, to)
+    assert [push for _, push in world.asked] == ([Push(*expected)] if expected else [])
+    assert world.count("asked" if expected else "ignored") == 1
+
+
+async def test_one_delivery_asks_only_so_much(world: World) -> None:
+    await world.deliver({"pushes": [[f"a{n}", "1", "r.example"] for n in range(5000)]})
+    assert len(world.asked) == 100
+
+
+async def test_a_subscription_is_confirmed_by_a_visit(world: World) -> None:
+    await world.deliver({"visit": "https://sns.example/confirm"})
+    await asyncio.sleep(0.01)
+    assert world.fetched == ["https://sns.example/confirm"]
+
+
+async def test_secrets_change_while_it_runs(tmp_path: Path) -> None:
+    world, file = World(tmp_path), tmp_path / "receivers.yaml"
+
+    def write(*secrets: str) -> None:
+        entry = {"name": "r", "source": "harbor", "path": "p" * 16, "secrets": list(secrets)}
+        file.write_text(yaml.safe_dump([entry]))
+
+    async def status(secret: str) -> int:
+        await world.pass_time(10)
+        to = world.receiver._directory.find("p" * 16)
+        assert to is not None
+        return (await world.deliver(payload("harbor"), to, authorization=secret)).status
+
+    write("secret-one")
+    assert [await status("secret-one"), await status("secret-two")] == [202, 404]
+    write("secret-two", "secret-one")
+    assert [await status("secret-one"), await status("secret-two")] == [202, 202]
+    file.write_text("- broken")
+    assert [await status("secret-one"), await status("secret-two")] == [202, 202]
+    write("secret-two")
+    assert [await status("secret-one"), await status("secret-two")] == [404, 202]
+
+
+async def test_a_defect_does_not_end_the_loop(world: World) -> None:
+    await world.deliver({"pushes": [["a", "1", "r.example"], ["b", "1", "r.example"]]})
+    asked: list[Push] = []
+
+    def broken(push: Push) -> int:
+        asked.append(push)
+        raise RuntimeError("a defect")
+
+    world.receiver._pushed = broken
+    await world.pass_time(10)
+    assert len(asked) == 2
+
+
+def test_bucket_of_a_receiver_is_large_enough_for_a_registry_that_tells_of_blobs() -> None:
+    bucket = Bucket(20, BURST)
+    assert all(bucket.take(1.0) for _ in range(150))
