@@ -25,7 +25,7 @@ CLUSTER_SCOPED = {
 
 def test_every_object_has_its_labels_and_namespace(helm: Helm) -> None:
     release = helm.render(
-        {"commonLabels": {"team": "platform"}, "networkPolicy": {"enabled": True}},
+        {"commonLabels": {"team": "platform"}, "networkPolicy": {"enabled": True}, "hooks": HOOKS},
         served=(POLICY_V1,),
     )
     for obj in release.objects:
@@ -125,6 +125,75 @@ def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
     assert parsed.credential_provider_bin_dir == "/cloud/bin"
     assert parsed.kubelet_ca_file == "/ca/kubelet.pem"
     assert parsed.kubelet_insecure_tls is True
+
+
+HOOKS = {"enabled": True, "secretName": "receivers", "port": 9443}
+
+
+def test_push_hooks(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = helm.render({"hooks": HOOKS, "networkPolicy": {"enabled": True}})
+    container = release.container()
+    for entry in container["env"]:
+        monkeypatch.setenv(entry["name"], "fd00::1" if entry["name"] == "POD_IP" else "x")
+    parsed = cli._parser().parse_args(container["args"])
+    settings = cli._settings(parsed)
+    assert settings.hooks_file is not None
+    (mount,) = container["volumeMounts"]
+    assert str(settings.hooks_file.parent) == mount["mountPath"]
+    assert "subPath" not in mount, "the kubelet would never renew it"
+    assert (settings.hooks_port, settings.hooks_address) == (9443, "fd00::1")
+    (volume,) = release.pod()["volumes"]
+    assert volume["secret"] == {"secretName": "receivers", "optional": True}
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": 8080, "hooks": 9443}
+
+    services = release.of("Service")
+    (port,) = services["imagegate-hooks"]["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (9443, "hooks")
+    (other,) = services["imagegate"]["spec"]["ports"]
+    assert other["targetPort"] == "http", "metrics are not where the hooks are"
+    labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert services["imagegate-hooks"]["spec"]["selector"].items() <= labels.items()
+
+    rules = release.one("NetworkPolicy")["spec"]["ingress"]
+    assert rules[1] == {"ports": [{"port": "hooks", "protocol": "TCP"}]}
+
+
+def test_push_hooks_let_the_replicas_reach_each_other(helm: Helm) -> None:
+    gateway = {"namespaceSelector": {"matchLabels": {"name": "gateway"}}}
+    policy = {"enabled": True, "hooksFrom": [gateway]}
+    release = helm.render({"hooks": HOOKS, "networkPolicy": policy})
+    first, second = release.one("NetworkPolicy")["spec"]["ingress"][1]["from"]
+    assert first == gateway
+    labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert second["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_push_hooks_beside_volumes_of_ones_own(helm: Helm) -> None:
+    values = {
+        "hooks": HOOKS,
+        "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+    }
+    release = helm.render(values)
+    assert [each["name"] for each in release.pod()["volumes"]] == ["hooks", "ca"]
+    assert [each["name"] for each in release.container()["volumeMounts"]] == ["hooks", "ca"]
+
+
+def test_push_hooks_are_off_unless_asked_for(helm: Helm) -> None:
+    release = helm.render()
+    assert set(release.of("Service")) == {"imagegate"}
+    assert "volumes" not in release.pod()
+    assert not [each for each in release.container()["args"] if "hooks" in each]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [({"enabled": True}, "hooks.secretName is needed"), ({**HOOKS, "port": 8080}, "port")],
+)
+def test_push_hooks_refused(helm: Helm, values: Object, problem: str) -> None:
+    with pytest.raises(RenderError, match=problem):
+        helm.render({"hooks": values})
 
 
 @pytest.mark.parametrize("half", ["configFile", "binDir"])
