@@ -61,17 +61,20 @@ class _Window:
     due: float | None
     """When it has to be asked again."""
     wanted: float
-    """No ask before this says anything about the last push."""
+    """No ask before this says enough about the last push."""
 
 
 class Debounce:
     """When the registry is asked about what was pushed.
 
-    At once, and again ``quiet`` seconds after the last push, because a registry may tell of a
-    push before the tag is to be seen; but about the same tag never twice within ``quiet`` seconds.
+    At once, ``soon`` after that, and again ``quiet`` seconds after the last push, because
+    registries tell of a push before the tag is to be seen: Docker Distribution does so always, in
+    the handler that then moves the tag (registry/handlers/manifests.go, PutManifest). Apart from
+    that one about the same tag never twice within ``quiet`` seconds.
     """
 
-    def __init__(self, quiet: float, most: int) -> None:
+    def __init__(self, soon: float, quiet: float, most: int) -> None:
+        self._soon = soon
         self._quiet = quiet
         self._most = most
         self._windows: dict[Push, _Window] = {}
@@ -93,8 +96,7 @@ class Debounce:
     def asked(self, push: Push, now: float) -> None:
         """It was asked now, for the first time. Not remembered when there are too many."""
         if len(self._windows) < self._most:
-            later = now + self._quiet
-            self._windows[push] = _Window(asked=now, due=later, wanted=later)
+            self._windows[push] = _Window(now, now + self._soon, now + self._quiet)
 
     def due(self, now: float) -> list[Push]:
         """What is to be asked now; it counts as asked."""

@@ -30,7 +30,7 @@ from imagegate.hooks.limits import Bucket, Debounce, Seen
 
 logger = logging.getLogger(__name__)
 
-QUIET = 5.0
+SOON, QUIET = 1.0, 5.0
 RATE, BURST = 20.0, 200.0
 """Deliveries a second, of one receiver. A registry may tell of every blob."""
 REMEMBERED = 600.0
@@ -79,7 +79,6 @@ class PushReceiver:
         pushed: Pushed,
         fetch: Fetch,
         observe: Observe,
-        quiet: float = QUIET,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
@@ -90,7 +89,7 @@ class PushReceiver:
         self._clock = clock
         self._buckets: dict[str, Bucket] = {}
         self._seen = Seen(REMEMBERED, MOST_REMEMBERED)
-        self._debounce = Debounce(quiet, MOST_ASKED)
+        self._debounce = Debounce(SOON, QUIET, MOST_ASKED)
         self._logged: dict[str, float] = {}
         self._visits: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegate.hooks.event import Push
@@ -33,46 +33,51 @@ def test_seen() -> None:
     assert not seen.again("r", "1", 11.0)
 
 
-def test_asked_at_once_and_once_more() -> None:
-    debounce = Debounce(5.0, 10)
+def test_asked_at_once_and_soon_and_once_more() -> None:
+    debounce = Debounce(1.0, 5.0, 10)
     assert not debounce.holds(A, 100.0)
     debounce.asked(A, 100.0)
-    assert debounce.next() == 105.0
-    assert debounce.due(104.9) == []
-    assert debounce.due(105.0) == [A]
+    assert debounce.next() == 101.0
+    assert debounce.due(100.9) == []
+    assert debounce.due(101.0) == [A]
+    assert debounce.due(105.9) == []
+    assert debounce.due(106.0) == [A]
     assert debounce.next() is None
     # Not at once: it was asked less than 5 seconds ago.
-    assert debounce.holds(A, 106.0)
-    assert debounce.next() == 110.0
-    assert debounce.due(110.0) == [A]
-    assert debounce.next() == 115.0  # The push at 106 has to be asked about after 111.
-    assert debounce.due(115.0) == [A]
-    assert debounce.due(120.0) == []
+    assert debounce.holds(A, 107.0)
+    assert debounce.next() == 111.0
+    assert debounce.due(111.0) == [A]
+    assert debounce.next() == 116.0  # The push at 107 has to be asked about after 112.
+    assert debounce.due(116.0) == [A]
+    assert debounce.due(121.0) == []
     assert len(debounce) == 0
-    assert not debounce.holds(A, 120.0)
+    assert not debounce.holds(A, 121.0)
 
 
 def test_others_do_not_wait() -> None:
-    debounce = Debounce(5.0, 10)
+    debounce = Debounce(1.0, 5.0, 10)
     debounce.asked(A, 0.0)
     assert not debounce.holds(B, 0.0)
 
 
 def test_bounded() -> None:
-    debounce = Debounce(5.0, 3)
+    debounce = Debounce(1.0, 5.0, 3)
     for number in range(100):
         debounce.asked(Push("a", str(number), "r"), 0.0)
     assert len(debounce) == 3
-    assert len(debounce.due(5.0)) == 3
-    assert debounce.due(10.0) == []
+    assert len(debounce.due(1.0)) == 3
+    assert len(debounce.due(6.0)) == 3
+    assert debounce.due(11.0) == []
     assert len(debounce) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 20.0), min_size=1, max_size=40))
 def test_never_faster_and_never_forgotten(gaps: list[float]) -> None:
-    quiet = 5.0
-    debounce, now = Debounce(quiet, 10), 0.0
+    soon, quiet = 1.0, 5.0
+    debounce, now = Debounce(soon, quiet, 10), 0.0
     asks: list[float] = []
+    opened: list[float] = []
 
     def pass_time(until: float) -> None:
         while (due := debounce.next()) is not None and due <= until:
@@ -87,9 +92,11 @@ def test_never_faster_and_never_forgotten(gaps: list[float]) -> None:
         if not debounce.holds(A, now):
             debounce.asked(A, now)
             asks.append(now)
+            opened.append(now)
     pass_time(now + 100.0)
     assert debounce.next() is None
-    assert all(b - a >= quiet - 1e-9 for a, b in itertools.pairwise(asks))
+    for before, after in itertools.pairwise(asks):
+        assert after - before >= (soon if before in opened else quiet) - 1e-9
     for push in pushes:
         assert any(push <= ask <= push + quiet for ask in asks)
         assert any(push + quiet <= ask <= push + 2 * quiet for ask in asks)
