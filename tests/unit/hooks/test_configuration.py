@@ -71,7 +71,7 @@ QUAY = "name: a, source: quay"
     [
         ("name: a", "receiver a: source: Field required; receiver a: path: Field required"),
         ("", "receiver number 1: name: Field required"),
-        ("name: a, source: nope, path: 0123456789abcdef", "source: one of cloud, distribution"),
+        ("name: a, source: nope, path: 0123456789abcdef", "source: one of acr, "),
         (f"{QUAY}, path: short", "receiver a: path: at least 16 characters"),
         (f"{QUAY}, path: 0123456789abcde/", "path: at least 16 characters"),
         (f"{QUAY}, path: 1234567890123456", "path: Input should be a valid string"),

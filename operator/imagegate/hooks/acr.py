@@ -1,0 +1,141 @@
+"""Azure Container Registry: its own webhook, or Event Grid in either of its two schemas.
+
+https://learn.microsoft.com/azure/container-registry/container-registry-webhook-reference
+https://learn.microsoft.com/azure/event-grid/event-schema-container-registry
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from pydantic import AliasChoices, Field, model_validator
+
+from imagegate.hooks import bearer, body, pushes, verify
+from imagegate.hooks.event import Answer, Delivery, Fetch, Malformed, Parsed, Push, Receiver, Source
+
+KEYS_URL = "https://login.microsoftonline.com/common/discovery/keys"
+
+_VALIDATION = "Microsoft.EventGrid.SubscriptionValidationEvent"
+_PUSHED = "Microsoft.ContainerRegistry.ImagePushed"
+_ORIGIN = re.compile(r"[0-9A-Za-z.-]{1,253}")
+_CODE = re.compile(r"[0-9A-Za-z-]{1,128}")
+
+
+class _Target(body.Part):
+    repository: str | None = None
+    tag: str | None = None
+
+
+class _Request(body.Part):
+    host: str | None = None
+
+
+class _Change(body.Part):
+    """What was done. The webhook's whole body; ``data`` of an event of Event Grid."""
+
+    action: str | None = None
+    id: str | None = None
+    target: _Target | None = None
+    request: _Request | None = None
+    code: str | None = Field(default=None, alias="validationCode")
+    """Only of the event that validates a subscription."""
+
+
+class _Webhook(_Change):
+    action: str
+
+
+class _Event(body.Part):
+    type: str = Field(validation_alias=AliasChoices("eventType", "type"))
+    id: str | None = None
+    data: _Change | None = None
+
+
+class _Events(body.Part):
+    """An array (Event Grid's own schema, or a batch), or one event (CloudEvents)."""
+
+    events: list[_Event]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_either(cls, sent: object) -> object:
+        return {"events": sent if isinstance(sent, list) else [sent]}
+
+
+def _pushes(change: _Change) -> tuple[Push, ...]:
+    if change.action != "push" or change.target is None:
+        return ()
+    host = change.request.host if change.request is not None else None
+    return pushes.tagged(host, change.target.repository, change.target.tag)
+
+
+def parse(delivery: Delivery, _: Receiver) -> Parsed:
+    change = body.read(_Webhook, delivery)
+    if change.action == "ping":
+        return Parsed(id=change.id or "", answer=Answer(200))
+    return Parsed(_pushes(change), change.id or "")
+
+
+def parse_events(delivery: Delivery, _: Receiver) -> Parsed:
+    if delivery.method == "OPTIONS":
+        return Parsed(answer=_allow(delivery))
+    events = body.read(_Events, delivery).events
+    if _is_validation(events):
+        return Parsed(answer=_echo(events[0]))
+    pushed = tuple(
+        push
+        for event in events
+        if event.type == _PUSHED and event.data is not None
+        for push in _pushes(event.data)
+    )
+    # A batch has no name of its own.
+    return Parsed(pushed, events[0].id or "" if len(events) == 1 else "")
+
+
+def _is_validation(events: list[_Event]) -> bool:
+    return len(events) == 1 and events[0].type == _VALIDATION
+
+
+def _allow(delivery: Delivery) -> Answer:
+    """The handshake of CloudEvents (HTTP webhooks 1.0, section 4)."""
+    origin = delivery.headers.get("webhook-request-origin", "")
+    if not _ORIGIN.fullmatch(origin):
+        raise Malformed("WebHook-Request-Origin: not a host")
+    headers = {"Allow": "POST", "WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": "*"}
+    return Answer(200, headers=headers)
+
+
+def _echo(event: _Event) -> Answer:
+    """The handshake of Event Grid's own schema: saying the code again proves who reads here."""
+    code = event.data.code if event.data is not None else None
+    if code is None or not _CODE.fullmatch(code):
+        raise Malformed("data.validationCode: not a code")
+    said = json.dumps({"validationResponse": code}).encode()
+    return Answer(200, said, {"Content-Type": "application/json"})
+
+
+async def by_token_or_header(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None:
+    # A handshake proves something to the sender, not to us, and it says nothing of any image. It
+    # may come without what the subscription is configured to send with its events.
+    if _is_handshake(delivery):
+        return
+    if receiver.token is not None:
+        await bearer.verify(delivery, receiver.token, KEYS_URL, fetch)
+    else:
+        verify.by_header(delivery, receiver, "authorization")
+
+
+def _is_handshake(delivery: Delivery) -> bool:
+    if delivery.method == "OPTIONS":
+        return True
+    try:
+        return _is_validation(body.read(_Events, delivery).events)
+    except Malformed:
+        return False
+
+
+SOURCE = Source("acr", parse, verify.authorization)
+EVENT_GRID = Source(
+    "acr-eventgrid", parse_events, by_token_or_header, proofs=frozenset({"secrets", "token"})
+)

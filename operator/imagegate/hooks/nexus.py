@@ -1,0 +1,43 @@
+"""Sonatype Nexus Repository 3: the capability "Webhook: Repository", for components.
+
+https://help.sonatype.com/en/example-headers-and-payloads.html
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from imagegate.hooks import body, pushes, verify
+from imagegate.hooks.event import Delivery, Fetch, Parsed, Receiver, Source
+
+
+class _Component(body.Part):
+    format: str | None = None
+    name: str | None = None
+    version: str | None = None
+    """The tag."""
+
+
+class _Event(body.Part):
+    repository: str = Field(alias="repositoryName")
+    action: str
+    component: _Component | None = None
+    """Events of assets have none, and say nothing that those of components do not."""
+
+
+def parse(delivery: Delivery, _: Receiver) -> Parsed:
+    event = body.read(_Event, delivery)
+    component = event.component
+    name = delivery.headers.get("x-nexus-webhook-delivery", "")
+    if event.action not in {"CREATED", "UPDATED"} or component is None:
+        return Parsed(id=name)
+    if component.format != "docker":
+        return Parsed(id=name)
+    return Parsed(pushes.hosted(None, event.repository, component.name, component.version), name)
+
+
+async def by_signature(delivery: Delivery, receiver: Receiver, _: Fetch) -> None:
+    verify.by_hmac(delivery, receiver, "x-nexus-webhook-signature", "sha1")
+
+
+SOURCE = Source("nexus", parse, by_signature, says_registry=False)
