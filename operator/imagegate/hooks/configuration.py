@@ -123,7 +123,7 @@ def _problems(entry: _Receiver, sources: Mapping[str, Source]) -> list[str]:
             f"secrets: each needs at least {MIN_SECRET} characters, and no space around them"
         )
     if entry.registry and not _is_registry(entry.registry):
-        problems.append("registry: host or host:port is needed, as images name it")
+        problems.append("registry: host, host:port or host/path is needed, as images name it")
     keys_url = entry.token.keys_url if entry.token is not None else ""
     if keys_url and not keys_url.startswith("https://"):
         problems.append("token.keysURL: must begin with https://")
@@ -143,7 +143,7 @@ def _problems(entry: _Receiver, sources: Mapping[str, Source]) -> list[str]:
 
 def _is_registry(text: str) -> bool:
     try:
-        return references.parse(f"{text}/a").domain == text
+        return references.parse(f"{text}/a").name == f"{text}/a"
     except references.InvalidReference:
         return False
 

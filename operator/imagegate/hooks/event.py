@@ -86,7 +86,8 @@ class Receiver:
     """Hard to guess: it is what proves a sender that can prove nothing else."""
     registry: str = ""
     """``host[:port]`` as images name it; wins over what events say, which may be a name that only
-    the registry's own network knows. Empty: what events say counts.
+    the registry's own network knows. Empty: what events say counts. A path behind it comes before
+    the repository: images may be pulled through another repository than they are pushed to.
     """
     secrets: tuple[str, ...] = ()
     """Any one of them will do, so that they can be changed without a gap."""

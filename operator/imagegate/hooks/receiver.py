@@ -203,12 +203,13 @@ class PushReceiver:
 
 def _normal(push: Push, receiver: Receiver) -> Push | None:
     """The push under the names that image references have; None where it has none."""
-    registry = receiver.registry or push.registry
+    host, slash, above = receiver.registry.partition("/")
+    registry = host or push.registry
     if registry in _DOCKER_HUB:
         registry = references.DEFAULT_DOMAIN
     tag = f":{push.tag}" if push.tag else ""
     try:
-        image = references.parse(f"{registry}/{push.repository}{tag}")
+        image = references.parse(f"{registry}/{above}{slash}{push.repository}{tag}")
     except references.InvalidReference:
         return None
     if image.domain != registry or image.digest is not None or (image.tag or "") != push.tag:

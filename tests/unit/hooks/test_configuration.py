@@ -30,7 +30,7 @@ GOOD = """
 - name: cloud
   source: cloud
   path: 0123456789abcdeF
-  registry: eu.example
+  registry: eu.example/virtual
   token: {issuer: "https://i.example", audience: me, email: a@b, keysURL: "https://k.example"}
   topics: ["arn:aws:sns:x"]
 """
@@ -49,7 +49,7 @@ def test_whole() -> None:
             "cloud",
             "cloud",
             "0123456789abcdeF",
-            "eu.example",
+            "eu.example/virtual",
             token=TokenRule("https://i.example", "me", "a@b", "https://k.example"),
             topics=("arn:aws:sns:x",),
         ),
@@ -83,9 +83,11 @@ QUAY = "name: a, source: quay"
         (f"{HARBOR}, secrets: ['spaces around ']", "no space around"),
         (f"{HARBOR}, secrets: [123456789]", "secrets.0: Input should be a valid string"),
         (f"{HARBOR}, secret: aaaaaaaaa", "secret: Extra inputs"),
-        (f"{HARBOR}, registry: 'https://a.example'", "registry: host or host:port"),
-        (f"{HARBOR}, registry: a.example/b", "registry: host or host:port"),
-        (f"{HARBOR}, registry: unqualified", "registry: host or host:port"),
+        (f"{HARBOR}, registry: 'https://a.example'", "registry: host, host:port"),
+        (f"{HARBOR}, registry: a.example/", "registry: host, host:port or host/path"),
+        (f"{HARBOR}, registry: a.example/B", "registry: host, host:port or host/path"),
+        (f"{HARBOR}, registry: 'a.example/b:1'", "registry: host, host:port or host/path"),
+        (f"{HARBOR}, registry: unqualified", "registry: host, host:port"),
         (f"{CLOUD}, registry: a.b, token: {{issuer: a}}", "token.audience: Field required"),
         (
             f"{CLOUD}, registry: a.b, token: {{issuer: a, audience: b, keysURL: 'http://a'}}",
