@@ -27,14 +27,15 @@ class _Event(body.Part):
     jpd_origin: str | None = None
 
 
-def parse(delivery: Delivery, _: Receiver) -> Parsed:
+def parse(delivery: Delivery, receiver: Receiver) -> Parsed:
     event = body.read(_Event, delivery)
     data = event.data
     if (event.domain, event.event_type) != ("docker", "pushed"):
         return Parsed()
     if data.repo_key is None:
         raise Malformed("data.repo_key: missing")
-    server = _host(event.jpd_origin or "")
+    # Its address inside a cluster may be none that images could have.
+    server = "" if receiver.registry else _host(event.jpd_origin or "")
     return Parsed(pushes.hosted(server, data.repo_key, _image(data), data.tag))
 
 

@@ -34,4 +34,8 @@ def hosted(server: str | None, holder: str, image: str | None, tag: str | None) 
     or under a host, port or path of the holder's own (``holder.host/app``). Both are asked about;
     the one that no prefetch names costs nothing. Raises Malformed.
     """
-    return tagged(server, f"{holder}/{image}", tag) + tagged(server, image, tag)
+    own = tagged(server, image, tag)
+    try:
+        return tagged(server, f"{holder}/{image}", tag) + own
+    except Malformed:
+        return own  # A holder may be called what no part of an image can: with upper case, say.

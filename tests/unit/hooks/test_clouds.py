@@ -356,6 +356,16 @@ class TestJfrog:
         sent = changed("jfrog.json", "jpd_origin", to=to)
         assert {push.registry for push in parse(jfrog.SOURCE, sent).pushes} == {""}
 
+    @pytest.mark.parametrize("to", ["http://artifactory", "https://[::1", "https://a@evil.test"])
+    def test_the_receiver_knows_better(self, to: str) -> None:
+        sent = delivery(changed("jfrog.json", "jpd_origin", to=to))
+        found = jfrog.SOURCE.parse(sent, receiver(jfrog.SOURCE, registry="art.example"))
+        assert {push.registry for push in found.pushes} == {""}
+
+    def test_a_key_that_no_image_can_have(self) -> None:
+        sent = changed("jfrog.json", "data", "repo_key", to="Docker-Local")
+        assert parse(jfrog.SOURCE, sent) == Parsed((self.OWN,))
+
     @pytest.mark.parametrize(
         ("path", "to"),
         [
@@ -377,10 +387,11 @@ class TestJfrog:
             (("data",), None),
             (("data",), []),
             (("data", "repo_key"), None),
-            (("data", "repo_key"), "../x"),
+            (("data", "path"), "../ubuntu/latest/manifest.json"),
             (("data", "tag"), "a b"),
             (("data", "tag"), 1),
             (("jpd_origin",), "https://[::1"),
+            (("jpd_origin",), "http://artifactory"),
             (("jpd_origin",), "https://user:pass@evil.test"),
         ],
     )
@@ -429,6 +440,10 @@ class TestNexus:
         assert parse(nexus.SOURCE, sent, x_nexus_webhook_delivery=self.ID) == Parsed(
             pushes, self.ID
         )
+
+    def test_a_repository_that_no_image_can_name(self) -> None:
+        sent = self.docker() | {"repositoryName": "Docker_Hosted"}
+        assert parse(nexus.SOURCE, sent) == Parsed((Push("team/app", "1.2.3"),))
 
     def test_nothing_was_pushed(self) -> None:
         assert parse(nexus.SOURCE, self.docker() | {"action": "DELETED"}) == Parsed()
