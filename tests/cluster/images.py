@@ -22,12 +22,14 @@ from tests.cluster.errors import ClusterError
 from tests.cluster.progress import step
 
 MiB = 1 << 20
+GiB = 1 << 30
 _CREATED = "2026-01-01T00:00:00Z"
 _FORMAT = "2"  # part of the cache's key: raise it when the content below changes
 _APPLETS = (
     "cat cp date df echo env grep head hostname httpd id ip ls mkdir nc nslookup ping ps rm sed sh "
     "sleep tail test touch true wc wget"
 )
+_CHUNK = 128 * 1024  # of a layer, at a time: as much as fits into a block of zstd
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _INDEX = "application/vnd.oci.image.index.v1+json"
@@ -38,7 +40,9 @@ class Spec:
     """One test image."""
 
     about: str
-    layer_sizes: tuple[int, ...] = ()  # random files, one layer each
+    layer_sizes: tuple[int, ...] = ()  # of random bytes
+    files: int = 1  # in each of these layers
+    zstd: bool = False  # these layers: they unpack to 2.5 times their size
     runnable: bool = True  # a layer with a program, which also is the entrypoint
     program: str = "pause"  # or busybox
     platforms: tuple[str, ...] = ("amd64",)
@@ -51,8 +55,8 @@ SPECS = {
     "tiny": Spec("64 KiB; one of many with `seed`", (64 * 1024,)),
     "medium": Spec("32 MiB, one layer", (32 * MiB,)),
     "big": Spec("300 MiB that do not compress, one layer", (300 * MiB,)),
-    "fat": Spec("the content of `split` in one layer", (300 * MiB,), runnable=False),
-    "split": Spec("the content of `fat` in 8 layers", (300 * MiB // 8,) * 8, runnable=False),
+    "fat": Spec("the files of `split` in one layer", (GiB,), files=8, zstd=True, runnable=False),
+    "split": Spec("1 GiB in 8 layers, a file each", (GiB // 8,) * 8, zstd=True, runnable=False),
     "layers": Spec("64 MiB in 4 layers", (16 * MiB,) * 4, runnable=False),
     "data": Spec("files only: no runnable file, no entrypoint", (4 * MiB,), runnable=False),
     "foreign": Spec("an index without amd64", (MiB,), platforms=("arm64", "s390x")),
@@ -72,7 +76,7 @@ def build(name: str, *, seed: int = 0) -> Path:
         layout.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=layout.parent) as scratch:
             made = Path(scratch, "layout")
-            # fat and split must have the same bytes in them: they share a stream.
+            # fat and split must have the same files in them: they share a stream.
             stream = "fat" if name == "split" else name
             if sum(spec.layer_sizes) > 64 * MiB:
                 with step(f"making the test image {name} (seed {seed})"):
@@ -148,6 +152,22 @@ class _Layout:
         data = json.dumps(content, sort_keys=True).encode()
         return self.blob(kind, lambda file: file.write(data))
 
+    def layer(
+        self, write: Callable[[io.BufferedIOBase], object], *, zstd: bool
+    ) -> tuple[dict[str, Any], str]:
+        """A layer and its diff ID, which is the digest of what is in it."""
+        if not zstd:
+            layer = self.blob(_LAYER, write)
+            return layer, layer["digest"]
+        content = hashlib.sha256()
+
+        def compress(file: io.BufferedIOBase) -> None:
+            with _Zstd(file, content.update) as frame:
+                write(frame)
+
+        layer = self.blob(f"{_LAYER}+zstd", compress)
+        return layer, f"sha256:{content.hexdigest()}"
+
     def blob(self, kind: str, write: Callable[[io.BufferedIOBase], object]) -> dict[str, Any]:
         scratch = self._blobs / ".blob"
         with scratch.open("wb") as file:
@@ -168,10 +188,14 @@ def _write(folder: Path, spec: Spec, program: bytes, stream: str) -> None:
         diff_ids.append(f"sha256:{hashlib.sha256(tar).hexdigest()}")
     source = random.Random(stream)
     for number, size in enumerate(spec.layer_sizes):
-        # Not compressed: random bytes do not get smaller, and gzip would take 10 s for 300 MiB.
-        layer = layout.blob(_LAYER, _random_tar(f"data/{number}", size, source))
+        names = [f"data/{number * spec.files + each}" for each in range(spec.files)]
+        # Random bytes do not get smaller, and gzip would take 10 s for 300 MiB. With zeros, as
+        # much as published images do (docs/images.md).
+        zeros = size // spec.files * 3 // 2 if spec.zstd else 0
+        write = _random_tar(names, size // spec.files, zeros, source)
+        layer, diff_id = layout.layer(write, zstd=spec.zstd)
         layers.append(layer)
-        diff_ids.append(layer["digest"])
+        diff_ids.append(diff_id)
     config = {"Entrypoint": [f"/bin/{spec.program}"]} if program else {}
     manifests = [
         _manifest(layout, platform, layers, diff_ids, config) for platform in spec.platforms
@@ -226,13 +250,44 @@ def _gzip(data: bytes) -> bytes:
 
 
 def _random_tar(
-    name: str, size: int, source: random.Random
+    names: Sequence[str], size: int, zeros: int, source: random.Random
 ) -> Callable[[io.BufferedIOBase], object]:
+    """Files of that size each, and where there are to be zeros, one of them beside each."""
+
     def write(file: io.BufferedIOBase) -> None:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            tar.addfile(_entry(name, size), _Random(source, size))  # type: ignore[arg-type]
+        with tarfile.open(fileobj=file, mode="w|", bufsize=_CHUNK) as tar:
+            for name in names:
+                tar.addfile(_entry(name, size), _Random(source, size))  # type: ignore[arg-type]
+                if zeros:
+                    with Path("/dev/zero").open("rb") as nothing:
+                        tar.addfile(_entry(f"{name}.zeros", zeros), nothing)
 
     return write
+
+
+class _Zstd(io.BufferedIOBase):
+    """Makes each write a block of a zstd frame (RFC 8878): raw, or of zeros their number. Python
+    3.11 has no zstd, which would make the same of them. `see` is told what is written.
+    """
+
+    def __init__(self, file: io.BufferedIOBase, see: Callable[[bytes], None]) -> None:
+        self._file, self._see = file, see
+        # The magic number; no content size, checksum or dictionary; a window of 2^(10 + 7) bytes.
+        file.write(bytes.fromhex("28b52ffd 00 38"))
+
+    def write(self, data: Any) -> int:
+        self._see(data)
+        zeros = data.count(0) == len(data)
+        # Three bytes: whether it is the last block, two bits of its kind (0: raw, 1: one byte, so
+        # many times), its size.
+        self._file.write((len(data) << 3 | zeros << 1).to_bytes(3, "little"))
+        self._file.write(data[:1] if zeros else data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.write(b"\1\0\0")
+            super().close()
 
 
 class _Random:
