@@ -24,6 +24,7 @@ ORDER = (
     "test_refresh",
     "test_disk",
     "test_plan",
+    "test_advice",
     "test_container_pullers",
     "test_rollout",
     "test_push",
