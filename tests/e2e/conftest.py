@@ -31,6 +31,7 @@ ORDER = (
     "test_retry",
     "test_gate",
     "test_drift",
+    "test_data_images",
     "test_start_after",
     "test_mirror",
     "test_watch_source",
