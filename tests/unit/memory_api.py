@@ -7,15 +7,21 @@ tested on a real cluster in ``tests/e2e``.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import jsonpatch
 
 from imagegate.kube import errors
 from imagegate.kube.client import JSON_PATCH
+
+COLLECTIONS = frozenset(
+    {"pods", "nodes", "imageprefetches", "leases", "events"}
+    | {"deployments", "statefulsets", "daemonsets", "jobs", "cronjobs"}
+)
 
 Watcher = Callable[[str, dict[str, Any]], None]
 
@@ -31,6 +37,10 @@ class MemoryApi:
         """Called before every request; what it raises is the answer."""
         self.fence: Callable[[], None] = lambda: None
         self._version = 100
+        self.watched: list[tuple[str, str]] = []
+        """The watches that were begun, each with the version from which it goes on."""
+        self._history: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        self._watches: list[tuple[str, asyncio.Queue[Any]]] = []
 
     # ---- what the Client offers
 
@@ -40,12 +50,35 @@ class MemoryApi:
             return copy.deepcopy(self.objects[path])
         if not self._is_collection(path):
             raise self._error("GET", path, 404, "NotFound")
-        return {"metadata": {}, "items": self._items(path, query)}
+        version = {"resourceVersion": str(self._version)}
+        return {"metadata": version, "items": self._items(path, query)}
 
     async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
         self._request("LIST", path)
         for item in self._items(path, query):
             yield item
+
+    async def watch(
+        self, path: str, version: str, **_: str
+    ) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+        """What happens in a collection; until `end_watches`."""
+        self._request("WATCH", path)
+        self.watched.append((path, version))
+        news: asyncio.Queue[tuple[str, dict[str, Any]] | None] = asyncio.Queue()
+        for happened in self._history.get(path, ()):
+            if int(happened[1]["metadata"]["resourceVersion"]) > int(version):
+                news.put_nowait(happened)
+        self._watches.append((path, news))
+        while (event := await news.get()) is not None:
+            if event[0] == "ERROR":
+                raise self._error("WATCH", path, event[1]["code"], "Expired")
+            yield event
+
+    def end_watches(self, code: int = 0) -> None:
+        """As the API server does: after its time, or with an ERROR of this code."""
+        watches, self._watches = self._watches, []
+        for _, news in watches:
+            news.put_nowait(("ERROR", {"code": code}) if code else None)
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
         self.fence()
@@ -120,10 +153,15 @@ class MemoryApi:
             self._store(path, old, "MODIFIED")
             return
         del self.objects[path]
-        self._tell("DELETED", old)
+        self._version += 1
+        self._tell(
+            "DELETED",
+            path,
+            {**old, "metadata": {**old["metadata"], "resourceVersion": str(self._version)}},
+        )
 
     def writes(self) -> list[tuple[str, str]]:
-        return [(m, p) for m, p in self.requests if m not in ("GET", "LIST")]
+        return [(m, p) for m, p in self.requests if m not in ("GET", "LIST", "WATCH")]
 
     def _request(self, method: str, path: str) -> None:
         self.requests.append((method, path))
@@ -141,14 +179,19 @@ class MemoryApi:
         gone = "deletionTimestamp" in body["metadata"] and not body["metadata"].get("finalizers")
         if gone:
             del self.objects[key]
-        self._tell("DELETED" if gone else kind, body)
+        self._tell("DELETED" if gone else kind, key, body)
 
-    def _tell(self, kind: str, body: dict[str, Any]) -> None:
+    def _tell(self, kind: str, key: str, body: dict[str, Any]) -> None:
+        collection, event = key.rpartition("/")[0], (kind, copy.deepcopy(body))
+        self._history.setdefault(collection, []).append(event)
+        for path, news in self._watches:
+            if path == collection:
+                news.put_nowait(event)
         for watcher in self.watchers:
             watcher(kind, copy.deepcopy(body))
 
     def _is_collection(self, path: str) -> bool:
-        return path.rsplit("/", 1)[1] in ("pods", "nodes", "imageprefetches", "leases", "events")
+        return path.rsplit("/", 1)[1] in COLLECTIONS
 
     def _items(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
         wanted = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]

@@ -89,6 +89,13 @@ class Reference:
         return str(self)
 
     @property
+    def listed_as(self) -> str:
+        """The name under which a Node lists the image: where there is a digest, it decides and the
+        tag is dropped.
+        """
+        return f"{self.name}@{self.digest}" if self.digest is not None else self.normalized
+
+    @property
     def familiar(self) -> str:
         """The short form that people write: no `docker.io/`, no `library/`, no implied tag.
 

@@ -156,6 +156,8 @@ class Image:
     """What its tag has been resolved to, where it is followed; see `Prefetch.refresh`."""
     tagged_as: str = ""
     """The normalized name with the tag, where there is a digest: ``listed_as`` has the digest."""
+    source: str = field(default="", compare=False)
+    """The workload whose pod template names it (`domain.workloads`); empty: the spec does."""
 
     @property
     def pinned(self) -> str:
@@ -270,6 +272,20 @@ class DaemonSetRef:
         return f"{self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Workloads whose images are wanted besides those of the spec."""
+
+    kind: str
+    namespace: str
+    selector: tuple[Requirement, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What one list, and one watch, is about: (kind, namespace)."""
+        return self.kind, self.namespace
+
+
 @dataclass(frozen=True)
 class Prefetch:
     """One ImagePrefetch. ``invalid`` explains why it cannot be acted on; then only the
@@ -285,6 +301,12 @@ class Prefetch:
     invalid: tuple[str, str] | None = None
     """(reason in CamelCase, message with the remedy)."""
     images: tuple[Image, ...] = ()
+    images_from: tuple[ImageSource, ...] = ()
+    searching: bool = False
+    """Whether it is not known yet which images ``images_from`` comes to: nothing is begun for it,
+    and nothing that nodes have is doubted."""
+    pull_secrets: tuple[str, ...] = ()
+    """For the images that ``images_from`` comes to."""
     selector: tuple[Requirement, ...] = ()
     namespace: str = ""
     start_after: tuple[DaemonSetRef, ...] = ()

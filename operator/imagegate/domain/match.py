@@ -6,6 +6,8 @@ a status message can name it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from imagegate.domain.facts import Node, Operator, Prefetch, Requirement
 
 UNSETTLED_TAINTS = (
@@ -36,16 +38,21 @@ VIRTUAL_LABELS = (
 
 def matches(prefetch: Prefetch, node: Node) -> bool:
     """Whether the prefetch asks for its images on this node (section 2, ``nodeSelector``)."""
-    return all(_satisfied(requirement, node) for requirement in prefetch.selector)
+    return selects(prefetch.selector, node.labels)
 
 
-def _satisfied(requirement: Requirement, node: Node) -> bool:
-    value = node.labels.get(requirement.key)
+def selects(selector: Iterable[Requirement], labels: Mapping[str, str]) -> bool:
+    """Whether a LabelSelector selects an object with these labels; an empty one selects all."""
+    return all(_satisfied(requirement, labels) for requirement in selector)
+
+
+def _satisfied(requirement: Requirement, labels: Mapping[str, str]) -> bool:
+    value = labels.get(requirement.key)
     match requirement.operator:
         case Operator.IN:
             return value in requirement.values
         case Operator.NOT_IN:
-            # As in Kubernetes: a node without the label satisfies NotIn.
+            # As in Kubernetes: an object without the label satisfies NotIn.
             return value not in requirement.values
         case Operator.EXISTS:
             return value is not None

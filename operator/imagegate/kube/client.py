@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import aiohttp
@@ -28,6 +28,10 @@ MERGE_PATCH = "application/merge-patch+json"
 CONNECTIONS = 64
 """Requests in flight at once; API priority and fairness does the rest."""
 TIMEOUT = aiohttp.ClientTimeout(total=30.0, sock_connect=5.0)
+WATCH_SECONDS = 300
+"""How long the API server may keep a watch open; then another one goes on where it ended."""
+WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=150.0)
+"""A watch that is alive has a bookmark every minute or so, whatever happens to the objects."""
 PAGE = 500
 THROTTLE_RETRIES = 4
 
@@ -65,8 +69,10 @@ class Client:
         user_agent: str,
         fence: Callable[[], None] = lambda: None,
         observer: RequestObserver | None = None,
+        connections: int = CONNECTIONS,
     ) -> Client:
-        """From the pod's service account, or else from KUBECONFIG.
+        """From the pod's service account, or else from KUBECONFIG. ``connections``: how many at
+        once; 0 is without limit.
 
         Raises :class:`~imagegate.kube.errors.Forbidden` when there is neither.
         """
@@ -80,7 +86,7 @@ class Client:
                 raise errors.Forbidden(
                     "connect", 0, f"neither a service account nor a kubeconfig: {error}"
                 ) from error
-        configuration.connection_pool_maxsize = CONNECTIONS
+        configuration.connection_pool_maxsize = connections
         api = ApiClient(configuration)
         api.user_agent = user_agent
         return cls(api, fence=fence, observer=observer)
@@ -130,6 +136,64 @@ class Client:
             if not token:
                 return
 
+    async def watch(
+        self, path: str, version: str, **query: str
+    ) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+        """What happens after ``version``: (type of the event, object), BOOKMARKs included.
+
+        It ends when the API server ends it, after some minutes; another one goes on from the last
+        object's resourceVersion. Raises :class:`~imagegate.kube.errors.Gone` where the version is
+        too old, and other errors as any request.
+        """
+        request = f"WATCH {path}"
+        started, code = time.monotonic(), "<error>"
+        asked = {"watch": "true", "allowWatchBookmarks": "true", **query}
+        asked |= {"resourceVersion": version, "timeoutSeconds": str(WATCH_SECONDS)}
+        try:
+            serialized = await self._serialize("GET", path, asked)
+            response = await self._api.call_api(*serialized, _request_timeout=WATCH_TIMEOUT)
+            code = str(response.status)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise errors.Unavailable(request, 0, f"{type(error).__name__}: {error}") from error
+        finally:
+            if self._observer is not None:
+                self._observer.observe_request("WATCH", code, time.monotonic() - started)
+        try:
+            if response.status >= 400:
+                payload, delay = await response.read(), response.getheader("Retry-After")
+                raise errors.from_response(request, "GET", response.status, payload, delay)
+            async for line in response.response.content:
+                event = json.loads(line)
+                body: dict[str, Any] = event["object"]
+                if event["type"] == "ERROR":
+                    status = int(body.get("code") or 500)
+                    text = json.dumps(body).encode()
+                    raise errors.from_response(request, "GET", status, text, None)
+                yield event["type"], body
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            # ValueError: a line that was cut off by the end of the connection.
+            raise errors.Unavailable(request, 0, f"{type(error).__name__}: {error}") from error
+        finally:
+            response.response.close()
+
+    async def _serialize(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Body | Sequence[Body] | None = None,
+        content_type: str = JSON,
+    ) -> tuple[Any, Any, Any, Any, Any]:
+        serialized: tuple[Any, Any, Any, Any, Any] = await self._api.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": JSON, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        return serialized
+
     async def _request(
         self,
         method: str,
@@ -161,14 +225,7 @@ class Client:
         started = time.monotonic()
         code = "<error>"
         try:
-            serialized = await self._api.param_serialize(
-                method,
-                path,
-                query_params=list(query.items()),
-                header_params={"Accept": JSON, "Content-Type": content_type},
-                body=body,
-                auth_settings=["BearerToken"],
-            )
+            serialized = await self._serialize(method, path, query, body, content_type)
             response = await self._api.call_api(*serialized, _request_timeout=TIMEOUT)
             payload = await response.read()
             code = str(response.status)

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from imagegate.api import decode, fields, v1alpha1
-from imagegate.api.references import Reference
+from imagegate.api import decode, fields, meta, v1alpha1
 from imagegate.domain.facts import (
     FINALIZER,
     DaemonSetRef,
@@ -15,6 +14,7 @@ from imagegate.domain.facts import (
     GatePolicy,
     GateSpec,
     Image,
+    ImageSource,
     OnReboot,
     Operator,
     Prefetch,
@@ -74,11 +74,16 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
                 default
                 if image.image_pull_secrets is None
                 else tuple(secret.name for secret in image.image_pull_secrets),
-                listed_as=_listed_as(image.reference),
+                listed_as=image.reference.listed_as,
             )
             for image in spec.images
         ),
-        "selector": _selector(spec),
+        "images_from": tuple(
+            ImageSource(source.kind, source.namespace, _selector(source.selector))
+            for source in spec.images_from
+        ),
+        "pull_secrets": default,
+        "selector": _selector(spec.node_selector),
         "namespace": spec.puller_namespace,
         "start_after": tuple(DaemonSetRef(s.namespace, s.daemon_set) for s in spec.start_after),
         "gate": GateSpec(
@@ -107,16 +112,8 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
     }
 
 
-def _listed_as(reference: Reference) -> str:
-    """The name in ``status.images``: where there is a digest, it decides and the tag is dropped."""
-    if reference.digest is not None:
-        return f"{reference.name}@{reference.digest}"
-    return reference.normalized
-
-
-def _selector(spec: v1alpha1.ImagePrefetchSpec) -> tuple[Requirement, ...]:
-    labels = spec.node_selector.match_labels
-    expressions = spec.node_selector.match_expressions
+def _selector(selector: meta.LabelSelector) -> tuple[Requirement, ...]:
+    labels, expressions = selector.match_labels, selector.match_expressions
     return (
         *(Requirement(k, Operator.IN, frozenset((v,))) for k, v in sorted(labels.items())),
         *(Requirement(e.key, Operator(e.operator), frozenset(e.values)) for e in expressions),

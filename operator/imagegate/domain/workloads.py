@@ -1,0 +1,186 @@
+"""Which images an ImagePrefetch asks for by ``spec.imagesFrom``: those that workloads name.
+
+Only the present pod template of a workload counts, whatever its replicas: one that is scaled to
+zero is there to be scaled up again, and a ReplicaSet of an earlier template is on its way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from imagegate.api import references
+from imagegate.domain.facts import Image, Prefetch
+from imagegate.domain.match import selects
+
+LIMIT = 64
+"""Images of one ImagePrefetch, as many as ``spec.images`` may have."""
+MAX_REFERENCE = 512
+"""Characters of a reference, as many as one in ``spec.images`` may have."""
+SHOWN = 3
+"""Of a list in a message."""
+
+Place = tuple[str, str]
+"""Kind and namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is kept of one workload: a fleet may have thousands."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    images: tuple[Image, ...] = ()
+    """Of its init containers, containers and image volumes; without pull secrets."""
+    unusable: tuple[str, ...] = ()
+    """What it names that is no image reference, and why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is known of the workloads of one kind in one namespace."""
+
+    workloads: Collection[Workload] = ()
+    read: bool = False
+    """Whether they have ever been listed."""
+    problem: str = ""
+    """Why they are not known as of now, with the remedy."""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the first list is still worth waiting for."""
+        return not self.read and not self.problem
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What ``imagesFrom`` comes to."""
+
+    images: tuple[Image, ...] = ()
+    """Besides those of the spec."""
+    workloads: int = 0
+    """How many were looked at."""
+    without: tuple[str, ...] = ()
+    """Sources that select no workload."""
+    left_out: tuple[str, ...] = ()
+    """References of images beyond the limit."""
+    unusable: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    """Why something is not known as of now."""
+
+
+def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
+    """What the sources of a prefetch come to; None while a first list is waited for.
+
+    Of a source that cannot be read, those images stay that the status says were found there last:
+    a restart of the operator, or a right that it lost, takes nothing from any node.
+    """
+    known = {source.place: listings.get(source.place, Listing()) for source in declared.images_from}
+    if any(listing.awaited for listing in known.values()):
+        return None
+    selected: dict[tuple[Place, str], Workload] = {}
+    without: list[str] = []
+    for source in declared.images_from:
+        listing = known[source.place]
+        here = [w for w in listing.workloads if selects(source.selector, w.labels)]
+        selected |= {(source.place, workload.name): workload for workload in here}
+        if listing.read and not here:
+            without.append(f"{source.kind} in {source.namespace}")
+    images = [image for workload in selected.values() for image in workload.images]
+    unread = {place for place, listing in known.items() if not listing.read}
+    images += _remembered(declared, unread)
+    taken, left_out = _fitting(declared, images)
+    return Found(
+        images=taken,
+        workloads=len(selected),
+        without=tuple(dict.fromkeys(without)),
+        left_out=left_out,
+        unusable=tuple(sorted({why for w in selected.values() for why in w.unusable})),
+        problems=tuple(listing.problem for listing in known.values() if listing.problem),
+    )
+
+
+def _fitting(declared: Prefetch, images: list[Image]) -> tuple[tuple[Image, ...], tuple[str, ...]]:
+    """In the order of their names, each once, and as many as there is room for."""
+    present = {image.listed_as for image in declared.images}
+    new: dict[str, Image] = {}
+    for image in sorted(images, key=lambda image: (image.reference, image.source)):
+        if image.listed_as not in present:
+            own = replace(image, pull_secrets=declared.pull_secrets)
+            new.setdefault(image.listed_as, own)
+    wanted = tuple(new.values())
+    room = max(0, LIMIT - len(declared.images))
+    return wanted[:room], tuple(image.reference for image in wanted[room:])
+
+
+def named(kind: str, namespace: str, name: str) -> str:
+    """A workload in a message, and as the source of an image."""
+    return f"{kind} {namespace}/{name}"
+
+
+def image(reference: str, source: str) -> Image:
+    """An image that a workload names. Raises InvalidReference."""
+    if len(reference) > MAX_REFERENCE:
+        raise references.InvalidReference(f"{len(reference)} characters are too many")
+    return Image(reference, listed_as=references.parse(reference).listed_as, source=source)
+
+
+def _remembered(declared: Prefetch, places: Collection[Place]) -> Iterator[Image]:
+    """What the status says was found there last. Anybody may have written there."""
+    entries = declared.status.get("images")
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, Mapping):
+            continue
+        reference, source = entry.get("image"), entry.get("from")
+        if not (isinstance(reference, str) and isinstance(source, str)):
+            continue
+        kind, _, name = source.partition(" ")
+        if (kind, name.partition("/")[0]) not in places:
+            continue
+        try:
+            yield image(reference, source)
+        except references.InvalidReference:
+            continue
+
+
+def joined(declared: Prefetch, found: Found | None) -> Prefetch:
+    """The prefetch with what was found; None: that is not known yet."""
+    if not declared.images_from:
+        return declared
+    if found is None:
+        return replace(declared, searching=True)
+    return replace(declared, searching=False, images=(*declared.images, *found.images))
+
+
+def condition(found: Found) -> tuple[bool, str, str]:
+    """Whether everything was found that is asked for: (is it so, reason, message)."""
+    problems = [*found.problems[:SHOWN], *_more(found.problems)]
+    if problems:
+        return (
+            False,
+            "SourceNotRead",
+            f"{'; '.join(problems)}; until then the images last found there stay",
+        )
+    if found.left_out:
+        return (
+            False,
+            "TooManyImages",
+            f"{len(found.left_out)} images beyond the {LIMIT} that one ImagePrefetch may have are"
+            f" left out ({_some(found.left_out)}): narrow spec.imagesFrom[].selector, and make"
+            " another ImagePrefetch for the rest",
+        )
+    text = f"{len(found.images)} images of {found.workloads} workloads besides spec.images"
+    if found.without:
+        text += f"; nothing is selected of {_some(found.without)}"
+    if found.unusable:
+        text += f"; left out, as no image can be pulled so: {_some(found.unusable)}"
+    return (True, "Found", text)
+
+
+def _some(texts: Collection[str]) -> str:
+    shown = [*list(texts)[:SHOWN], *_more(texts)]
+    return ", ".join(shown)
+
+
+def _more(texts: Collection[str]) -> list[str]:
+    return [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []

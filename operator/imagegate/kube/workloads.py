@@ -1,0 +1,150 @@
+"""Workloads that name images: listed, watched, and read down to what is kept of them.
+
+With the operator's own client rather than kopf, which watches the puller namespaces and no others,
+and cannot begin or end a watch while it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from imagegate.api import references
+from imagegate.domain import workloads
+from imagegate.domain.facts import Image
+from imagegate.domain.workloads import Place, Workload
+from imagegate.kube.client import PAGE, Client
+from imagegate.kube.errors import Forbidden, KubeError
+
+_PATHS = {
+    "Deployment": ("apps/v1", "deployments"),
+    "StatefulSet": ("apps/v1", "statefulsets"),
+    "DaemonSet": ("apps/v1", "daemonsets"),
+    "Job": ("batch/v1", "jobs"),
+    "CronJob": ("batch/v1", "cronjobs"),
+}
+MAX_ERROR = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event of a watch."""
+
+    version: str
+    """From which a later watch goes on."""
+    name: str = ""
+    """Empty: nothing has changed."""
+    workload: Workload | None = None
+    """None: it is gone, or wants no images any more."""
+
+
+class Workloads:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list(self, place: Place) -> tuple[dict[str, Workload], str]:
+        """All of one kind in one namespace by their names, and the version that this was."""
+        path, found = _path(place), dict[str, Workload]()
+        query: dict[str, str] = {}
+        while True:
+            page = await self._client.get(path, limit=str(PAGE), **query)
+            for body in page.get("items") or ():
+                workload = parse(place, body)
+                if workload is not None:
+                    found[workload.name] = workload
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return found, str(metadata.get("resourceVersion") or "")
+            query = {"continue": metadata["continue"]}
+
+    async def watch(self, place: Place, version: str) -> AsyncGenerator[Change]:
+        """What happens after that version, until the API server ends it; see `Client.watch`."""
+        async with aclosing(self._client.watch(_path(place), version)) as events:
+            async for type_, body in events:
+                metadata = body.get("metadata") or {}
+                at = str(metadata.get("resourceVersion") or "")
+                if type_ == "BOOKMARK":
+                    yield Change(at)
+                    continue
+                workload = parse(place, body) if type_ != "DELETED" else None
+                yield Change(at, str(metadata.get("name")), workload)
+
+
+def problem(place: Place, error: KubeError) -> str:
+    """Why the workloads of a place are not known, and what to do about it."""
+    kind, namespace = place
+    plural = _PATHS[kind][1]
+    if isinstance(error, Forbidden):
+        return (
+            f"the operator may not list {plural} in namespace {namespace}:"
+            " add it to the chart's imagesFrom.namespaces"
+        )
+    return f"{plural} in namespace {namespace} are not known: {str(error)[:MAX_ERROR]}"
+
+
+def unanswered(place: Place) -> str:
+    """The same where there is no error yet."""
+    return f"{_PATHS[place[0]][1]} in namespace {place[1]} are not known: no answer yet"
+
+
+def _path(place: Place) -> str:
+    version, plural = _PATHS[place[0]]
+    return f"/apis/{version}/namespaces/{place[1]}/{plural}"
+
+
+def parse(place: Place, body: Mapping[str, Any]) -> Workload | None:
+    """What a workload wants; None for one that wants nothing any more: it is being deleted, or is a
+    Job that has ended. Nor does a Job of a CronJob count, which is there for minutes: the CronJob
+    itself does.
+    """
+    metadata: Mapping[str, Any] = body.get("metadata") or {}
+    spec: Mapping[str, Any] = body.get("spec") or {}
+    kind, namespace = place
+    if "deletionTimestamp" in metadata or (kind == "Job" and _passing(body)):
+        return None
+    if kind == "CronJob":
+        spec = (spec.get("jobTemplate") or {}).get("spec") or {}
+    template = (spec.get("template") or {}).get("spec") or {}
+    name = str(metadata.get("name"))
+    source = workloads.named(kind, namespace, name)
+    images: dict[str, Image] = {}
+    unusable: list[str] = []
+    for what, reference in _references(template):
+        if reference in images:
+            continue
+        try:
+            images[reference] = workloads.image(reference, source)
+        except references.InvalidReference as error:
+            unusable.append(f"{what} of {source}: {error}")
+    labels = metadata.get("labels") or {}
+    return Workload(
+        name=name,
+        # Interned: the same keys and values come a thousand times.
+        labels={sys.intern(key): sys.intern(value) for key, value in labels.items()},
+        images=tuple(images.values()),
+        unusable=tuple(unusable),
+    )
+
+
+def _passing(job: Mapping[str, Any]) -> bool:
+    """Whether a Job has ended, or comes from a CronJob. One that is suspended is still to come."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    ended = any(
+        c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions
+    )
+    owners = job["metadata"].get("ownerReferences") or ()
+    return ended or any(o.get("controller") and o.get("kind") == "CronJob" for o in owners)
+
+
+def _references(template: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a pod template has pulled, each with what asks for it."""
+    for part, what in (("initContainers", "init container"), ("containers", "container")):
+        for container in template.get(part) or ():
+            yield f"{what} {container.get('name')}", str(container.get("image") or "")
+    for volume in template.get("volumes") or ():
+        if volume.get("image") is not None:
+            reference = volume["image"].get("reference")
+            yield f"volume {volume.get('name')}", str(reference or "")
