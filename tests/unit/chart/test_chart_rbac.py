@@ -105,6 +105,34 @@ def test_rights_where_prefetches_wait_for_daemonsets(helm: Helm) -> None:
         }
 
 
+READ_WORKLOADS = {
+    (group, resource, frozenset({"list", "watch"}), ())
+    for group, resources in (
+        ("apps", ("deployments", "statefulsets", "daemonsets")),
+        ("batch", ("jobs", "cronjobs")),
+    )
+    for resource in resources
+}
+
+
+def test_rights_where_prefetches_name_workloads(helm: Helm) -> None:
+    named = helm.render({"imagesFrom": {"namespaces": ["serving", "batch"]}})
+    added = set(named.of("Role")) - set(helm.render().of("Role"))
+    assert added == {f"{ns}/imagegate-images-from" for ns in ("serving", "batch")}
+    for name in added:
+        assert set(grants(named.of("Role")[name])) == READ_WORKLOADS
+    assert "imagegate-images-from" not in named.of("ClusterRole")
+    test_every_binding_is_of_a_role_and_account_in_the_chart(named)
+
+
+def test_rights_to_read_all_workloads_are_one_cluster_role(helm: Helm) -> None:
+    values = {"imagesFrom": {"allNamespaces": True, "namespaces": ["serving"]}}
+    everywhere = helm.render(values)
+    assert set(grants(everywhere.of("ClusterRole")["imagegate-images-from"])) == READ_WORKLOADS
+    assert set(everywhere.of("Role")) == set(helm.render().of("Role"))
+    test_every_binding_is_of_a_role_and_account_in_the_chart(everywhere)
+
+
 def test_cluster_wide_rights_of_the_cleanup(release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate-cleanup"])) == {
         ("", "nodes", frozenset({"get", "list", "patch"}), ()),
