@@ -26,7 +26,7 @@ from imagegate.hooks.event import Push
 from imagegate.hooks.fetch import Fetcher
 from imagegate.hooks.receiver import PushReceiver
 from imagegate.hooks.sources import SOURCES
-from imagegate.kube.client import Client
+from imagegate.kube.client import CONNECTIONS, Client
 from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
@@ -36,6 +36,7 @@ from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.kube.secrets import Secrets
+from imagegate.kube.workloads import Workloads
 from imagegate.metrics import Metrics
 from imagegate.puller import build
 from imagegate.puller.mode import Mode
@@ -52,6 +53,7 @@ from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.resync import Resync
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
+from imagegate.runtime.workloads import WorkloadImages
 from imagegate.settings import GateSource, Settings
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class App:
         metrics: Metrics,
         clock: Clock,
         *,
+        watching: Client,
         registries: registry.Client,
         kubelets: Kubelets,
     ) -> None:
@@ -99,6 +102,7 @@ class App:
         self._pods = pods
         prefetches = Prefetches(client, self._reader)
         self._start_after = StartAfter(DaemonSets(client))
+        self._workloads = WorkloadImages(Workloads(watching), self.store)
         self._reconciler = Reconciler(
             store=self.store,
             ledger=self.ledger,
@@ -110,6 +114,7 @@ class App:
             metrics=metrics,
             puller=settings.puller,
             inspector=inspector,
+            workloads=self._workloads,
             disks=Disks(kubelets, clock),
             clock=clock,
             taint_key=self._taint_key,
@@ -117,6 +122,7 @@ class App:
         )
         inspector.changed = self._reconciler.images_inspected
         inspector.looked = self._reconciler.prefetch_changed
+        self._workloads.changed = self._reconciler.workloads_changed
         self._resync = Resync(
             store=self.store,
             nodes=nodes,
@@ -142,6 +148,7 @@ class App:
             self._reconciler.prefetch_queue,
             inspector.queue,
             self._start_after.queue,
+            self._workloads.queue,
         )
         self._queues = queues
         for queue in queues:
@@ -251,7 +258,10 @@ class App:
                 "kopf",
             )
         )
-        await first_of(tasks)
+        try:
+            await first_of(tasks)
+        finally:
+            self._workloads.stop()
 
     async def _probe_image_volumes(self) -> None:
         """Where the API server drops image volumes no kubelet gets any, whatever the flags say."""
@@ -290,6 +300,8 @@ async def run(settings: Settings) -> None:
 
     async with (
         _client(metrics, fence) as client,
+        # A watch keeps its connection for as long as it runs, and there may be many.
+        _client(metrics, fence, connections=0) as watching,
         registry.Client(settings.registry, observer=metrics) as registries,
         Kubelets(
             ca_file=settings.kubelet_ca_file, insecure_tls=settings.kubelet_insecure_tls
@@ -302,7 +314,15 @@ async def run(settings: Settings) -> None:
             address=_hooks_address(settings),
         )
         electing.append(elector)
-        app = App(settings, client, metrics, clock, registries=registries, kubelets=kubelets)
+        app = App(
+            settings,
+            client,
+            metrics,
+            clock,
+            watching=watching,
+            registries=registries,
+            kubelets=kubelets,
+        )
         site = await http.serve(
             http.make_app(registry=metrics.registry, healthy=app.healthy, ready=app.ready),
             settings.http_port,
@@ -323,9 +343,14 @@ async def run(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _client(metrics: Metrics, fence: Any) -> AsyncIterator[Client]:
+async def _client(
+    metrics: Metrics, fence: Any, *, connections: int = CONNECTIONS
+) -> AsyncIterator[Client]:
     client = await Client.connect(
-        user_agent=f"imagegate/{__version__}", fence=fence, observer=metrics
+        user_agent=f"imagegate/{__version__}",
+        fence=fence,
+        observer=metrics,
+        connections=connections,
     )
     try:
         yield client

@@ -15,17 +15,19 @@ from typing import Any
 import yaml
 
 from imagegate import tables
-from imagegate.domain import disk, forecast
+from imagegate.domain import disk, forecast, workloads
 from imagegate.domain.effective import resolved
 from imagegate.domain.facts import ImageFacts, Prefetch
 from imagegate.domain.forecast import Forecast, Rates
 from imagegate.domain.match import matches
+from imagegate.domain.workloads import Found, Listing, Place
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 from imagegate.kube.kubelets import Kubelets
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.prefetches import Reader
 from imagegate.kube.secrets import Secrets
+from imagegate.kube.workloads import Workloads
 from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
@@ -48,6 +50,8 @@ class Plan:
     prefetch: Prefetch
     images: Mapping[str, ImageFacts]
     forecast: Forecast
+    found: Found | None = None
+    """What workloads name, where it asks for that."""
 
 
 def read(text: str, source: str) -> list[Prefetch]:
@@ -81,7 +85,11 @@ async def make(
     kubelets: Kubelets,
     rates: Rates,
 ) -> list[Plan]:
-    """Ask the API server for nodes, the registries for sizes, and the kubelets for room."""
+    """Ask the API server for nodes and workloads, the registries for sizes, and the kubelets for
+    room. Raises a KubeError, also where whoever plans may not list a workload's kind.
+    """
+    found = await _find(prefetches, client)
+    prefetches = [workloads.joined(p, each) for p, each in zip(prefetches, found, strict=True)]
     clock = Clock()
     inspector = Inspector(
         store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client), clock=clock
@@ -91,14 +99,13 @@ async def make(
     nodes = await Nodes(client, lambda: wanted).list()
     disks = Disks(kubelets, clock)
     plans: list[Plan] = []
-    for prefetch in prefetches:
+    for prefetch, each in zip(prefetches, found, strict=True):
         matching = [node for node in nodes if matches(prefetch, node)]
         platforms = sorted({node.platform for node in matching} - {""})
         images = await inspector.ask(prefetch, platforms, PATIENCE)
         usages = await disks.survey(matching) if prefetch.max_usage < 100 else {}
-        plans.append(
-            Plan(prefetch, images, forecast.forecast(prefetch, nodes, images, usages, rates))
-        )
+        facts = forecast.forecast(prefetch, nodes, images, usages, rates)
+        plans.append(Plan(prefetch, images, facts, each))
     return plans
 
 
@@ -110,6 +117,18 @@ async def _resolved(prefetch: Prefetch, inspector: Inspector) -> Prefetch:
     return dataclasses.replace(prefetch, images=resolved(prefetch.images, known))
 
 
+async def _find(prefetches: Sequence[Prefetch], client: Client) -> list[Found | None]:
+    places = {source.place for prefetch in prefetches for source in prefetch.images_from}
+    listings: dict[Place, Listing] = {}
+    for place in sorted(places):
+        listed, _ = await Workloads(client).list(place)
+        listings[place] = Listing(listed.values(), read=True)
+    return [
+        workloads.find(prefetch, listings) if prefetch.images_from else None
+        for prefetch in prefetches
+    ]
+
+
 def as_json(plans: Iterable[Plan]) -> str:
     """The same figures for programs: bytes and seconds."""
     return json.dumps(
@@ -119,6 +138,7 @@ def as_json(plans: Iterable[Plan]) -> str:
                 "images": [
                     {
                         "image": image.reference,
+                        "from": image.source or None,
                         "compressedBytes": _compressed(plan, image.reference),
                         "problem": plan.images[image.reference].problem or None,
                     }
@@ -164,6 +184,8 @@ def _one(plan: Plan) -> str:
             )
         )
     lines += tables.aligned(rows)
+    if plan.found is not None:
+        lines += ["", f"imagesFrom: {workloads.condition(plan.found)[2]}"]
     skipped = ", ".join(f"{count} {why}" for why, count in sorted(facts.skipped.items()))
     full = f"beyond {plan.prefetch.max_usage} % of the disk"
     lines += ["", *tables.aligned(

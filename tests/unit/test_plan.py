@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from imagegate import cli, plan
+from imagegate.domain import forecast
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.forecast import Forecast
+from imagegate.kube import errors
+from imagegate.kube.kubelets import Kubelets
+from imagegate.registry import client as registry
+from tests.unit.memory_api import MemoryApi
 
 GB = 10**9
 GOOD = """
@@ -68,6 +74,55 @@ def made() -> plan.Plan:
     )
 
 
+DEPLOYMENTS = "/apis/apps/v1/namespaces/serving/deployments"
+# At port 1 nobody answers: no registry is asked.
+FROM = """
+apiVersion: imagegate.dev/v1alpha1
+kind: ImagePrefetch
+metadata: {name: llm}
+spec:
+  images: [{image: 127.0.0.1:1/llm:1}]
+  imagesFrom: [{kind: Deployment, namespace: serving}]
+  disk: {maxUsagePercent: 100}
+"""
+
+
+async def planned(api: MemoryApi) -> plan.Plan:
+    client: Any = api
+    async with registry.Client() as registries, Kubelets() as kubelets:
+        (made,) = await plan.make(
+            plan.read(FROM, "f"), client, registries, kubelets, forecast.Rates()
+        )
+    return made
+
+
+async def test_images_of_workloads_are_counted_too() -> None:
+    api = MemoryApi()
+    container = {"name": "c", "image": "127.0.0.1:1/web:1"}
+    spec = {"template": {"spec": {"containers": [container]}}}
+    api.put(f"{DEPLOYMENTS}/web", {"metadata": {"name": "web"}, "spec": spec})
+    made = await planned(api)
+    assert [image.reference for image in made.prefetch.images] == [
+        "127.0.0.1:1/llm:1",
+        "127.0.0.1:1/web:1",
+    ]
+    assert "imagesFrom: 1 images of 1 workloads besides spec.images" in plan.table([made])
+    (entry,) = json.loads(plan.as_json([made]))
+    assert [image["from"] for image in entry["images"]] == [None, "Deployment serving/web"]
+
+
+async def test_without_the_right_to_list_them_there_is_no_plan() -> None:
+    api = MemoryApi()
+
+    def refuse(method: str, path: str) -> None:
+        if path == DEPLOYMENTS:
+            raise errors.Forbidden(f"{method} {path}", 403, "deployments.apps is forbidden")
+
+    api.before = refuse
+    with pytest.raises(errors.Forbidden, match="serving/deployments: 403"):
+        await planned(api)
+
+
 def test_the_table() -> None:
     assert plan.table([made()]).splitlines() == [
         "ImagePrefetch llm",
@@ -101,6 +156,7 @@ def test_the_same_for_programs() -> None:
     assert entry["secondsWithMirror"] == 80
     assert entry["images"][0] == {
         "image": "reg.test/llm:1",
+        "from": None,
         "compressedBytes": 7 * GB,
         "problem": None,
     }

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from imagegate import errors
-from imagegate.api import meta, unsupported, v1alpha1
+from imagegate.api import meta, v1alpha1
 
 _Model = TypeVar("_Model", bound=meta.ApiModel)
 _UNION_MEMBERS = ("int", "str")
@@ -36,9 +36,6 @@ def parse_prefetch(body: Mapping[str, Any]) -> v1alpha1.ImagePrefetch:
     Raises `InvalidObject`.
     """
     prefetch = _parse(v1alpha1.ImagePrefetch, _without_status(body))
-    feature = unsupported.first(prefetch.spec)
-    if feature is not None:
-        raise InvalidObject(f"spec.{feature.field}", feature.message)
     return prefetch.model_copy(
         update={"status": _parse_status(v1alpha1.ImagePrefetchStatus, body.get("status"))}
     )
@@ -98,8 +95,6 @@ def _problem(error: Mapping[str, Any]) -> str:
     match error["type"]:
         case "missing":
             return "this field is required"
-        case "too_short":
-            return f"the number of entries must be at least {error['ctx']['min_length']}"
         case "too_long":
             return f"the number of entries must be at most {error['ctx']['max_length']}"
         case "value_error":

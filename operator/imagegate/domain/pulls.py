@@ -32,6 +32,8 @@ PULL_ERRORS = frozenset(
 
 def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     """Decide about one share. Total: every combination of facts has an answer."""
+    if share.prefetch.searching:
+        return _undecided(share, node, site)
     outcome = Outcome(labelled=labelled(node, share.prefetch))
     why = match.skipped(node, gated=site.gated) or no_image(share, node)
     if node.deleting:
@@ -56,6 +58,22 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     if why is not None and not outcome.cached:
         # What runs already is left to finish, and counts if it succeeds; nothing is started.
         outcome.state, outcome.skipped = NodeState.SKIPPED, why
+    return outcome
+
+
+def _undecided(share: Share, node: Node, site: Site) -> Outcome:
+    """It is not known yet which images are asked for: nothing is begun or taken away, no held node
+    is let go, and the label is believed, whichever target it is of.
+    """
+    outcome = Outcome()
+    outcome.pulling = any(not pod.finished and pod.machine == node.uid for pod in share.pods)
+    why = match.skipped(node, gated=site.gated)
+    if share.prefetch.label in node.labels and same_life(node.observed, node, share.prefetch):
+        outcome.state = NodeState.CACHED
+    elif why is not None:
+        outcome.state, outcome.skipped = NodeState.SKIPPED, why
+    elif outcome.pulling:
+        outcome.state = NodeState.PULLING
     return outcome
 
 

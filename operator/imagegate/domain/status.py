@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from imagegate.domain import advice, retry
+from imagegate.domain import advice, retry, workloads
 from imagegate.domain.advice import Severity
 from imagegate.domain.effective import resolved
 from imagegate.domain.facts import (
@@ -24,10 +24,12 @@ from imagegate.domain.facts import (
     Refreshed,
 )
 from imagegate.domain.forecast import Forecast, summary
+from imagegate.domain.workloads import Found
 
 MAX_FAILURES = 10
 MAX_MESSAGE = 400
 MAX_REASONS = 5
+MAX_FOUND = 1000
 MAX_STATUS = 16 * 1024
 """Bytes of a status that there is room for advice in."""
 NOT_ADVICE = 8 * 1024
@@ -79,8 +81,10 @@ def prefetch_status(
     now: float,
     images: Mapping[str, ImageFacts],
     refreshed: Refreshed | None = None,
+    found: Found | None = None,
 ) -> dict[str, Any]:
     """The whole ``status`` of an ImagePrefetch. Same facts, same status: nothing is written then.
+    ``found``: what came of ``imagesFrom``, where there is that.
 
     Conditions keep their lastTransitionTime from ``prefetch.status`` unless they flip.
     """
@@ -89,9 +93,10 @@ def prefetch_status(
         _invalid(prefetch)
         if prefetch.invalid is not None
         else [
-            _ready(tally),
+            _ready(prefetch, tally, found),
             _progressing(prefetch, tally),
             _degraded(prefetch, tally, refreshed),
+            *_found(found),
         ]
     )
     status: dict[str, Any] = {
@@ -189,6 +194,8 @@ def _image(
         entry["digest"] = image.digest
         same = before.get("digest") == image.digest
         entry["resolvedTime"] = (before.get("resolvedTime") if same else None) or timestamp(now)
+    if image.source:
+        entry["from"] = image.source
     largest = facts.largest if facts is not None else None
     if largest is not None:
         entry["compressedBytes"] = largest.compressed
@@ -197,7 +204,11 @@ def _image(
 
 
 def dry_run_status(
-    prefetch: Prefetch, facts: Forecast, now: float, images: Mapping[str, ImageFacts]
+    prefetch: Prefetch,
+    facts: Forecast,
+    now: float,
+    images: Mapping[str, ImageFacts],
+    found: Found | None = None,
 ) -> dict[str, Any]:
     """The status of a prefetch that only says what it would do."""
     refused = [
@@ -209,6 +220,7 @@ def dry_run_status(
         ("Ready", False, "DryRun", text),
         ("Progressing", False, "DryRun", "set spec.dryRun to false to begin"),
         ("Degraded", False, "DryRun", "nothing is tried"),
+        *_found(found),
     ]
     return {
         "observedGeneration": prefetch.generation,
@@ -242,10 +254,23 @@ def _invalid(prefetch: Prefetch) -> list[Condition]:
     ]
 
 
-def _ready(tally: Tally) -> Condition:
+def _found(found: Found | None) -> list[Condition]:
+    if found is None:
+        return []
+    everything, reason, message = workloads.condition(found)
+    return [("ImagesFound", everything, reason, message[:MAX_FOUND])]
+
+
+def _ready(prefetch: Prefetch, tally: Tally, found: Found | None) -> Condition:
+    # Who waits for Ready before going on with a rollout must not be told so of half the images.
+    for _, everything, reason, message in _found(found):
+        if not everything:
+            return ("Ready", False, reason, message)
     desired, cached = tally.desired, tally.of(NodeState.CACHED)
     if not tally.complete:
         return ("Ready", False, "Reconciling", "the nodes are being looked at")
+    if not prefetch.images:
+        return ("Ready", False, "NoImages", "no workload that spec.imagesFrom selects names any")
     skipped = _skipped(tally)
     if desired == 0:
         if skipped:

@@ -34,6 +34,7 @@ from imagegate.domain.gate import ready_since
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
 from imagegate.domain.share import Share
+from imagegate.domain.workloads import Found
 from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
 from imagegate.kube.events import Events
 from imagegate.kube.nodes import Nodes
@@ -72,6 +73,14 @@ class Images(Protocol):
     def forget(self, prefetch: str) -> None: ...
 
 
+class Workloads(Protocol):
+    """Where it is known which images workloads name (`workloads.WorkloadImages`)."""
+
+    def found(self, prefetch: Prefetch) -> Found | None: ...
+    def follow(self, prefetch: Prefetch) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
 class Reconciler:
     """The whole loop; `app` gives it its parts and the queues their handlers."""
 
@@ -88,6 +97,7 @@ class Reconciler:
         metrics: Metrics,
         puller: PullerSettings,
         inspector: Images,
+        workloads: Workloads,
         disks: Disks,
         clock: Clock,
         taint_key: Callable[[], str],
@@ -104,6 +114,7 @@ class Reconciler:
         self.puller = puller
         """How puller pods are made; `app` learns at start what the API server keeps."""
         self._inspector = inspector
+        self._workloads = workloads
         self._disks = disks
         self._clock = clock
         self._taint_key = taint_key
@@ -134,6 +145,10 @@ class Reconciler:
         """What the registry says of a prefetch's images is known, or has changed."""
         for node in self._ledger.entry(name).standings:
             self.node_queue.add(node)
+        self.prefetch_queue.add(name)
+
+    def workloads_changed(self, name: str) -> None:
+        """There is news of the workloads that a prefetch names; what it is, the store tells."""
         self.prefetch_queue.add(name)
 
     # ---- nodes
@@ -400,6 +415,7 @@ class Reconciler:
             if self._specs.pop(name, None) is not None or prefetch is not None:
                 self._ledger.entries.pop(name, None)
                 self._inspector.forget(name)
+                self._workloads.forget(name)
                 self._written.pop(name, None)
                 self._look_at_holders(name)
             if prefetch is not None:
@@ -407,6 +423,9 @@ class Reconciler:
             return
         if prefetch.live and FINALIZER not in prefetch.finalizers:
             await self._prefetches.add_finalizer(prefetch)
+        self._workloads.follow(prefetch)
+        if prefetch.searching:
+            return  # what is found, or the end of patience, brings it back here
         self._look_again_after_edit(prefetch)
         if prefetch.invalid is None and prefetch.dry_run:
             await self._forecast(prefetch)
@@ -422,7 +441,12 @@ class Reconciler:
             prefetch = replace(prefetch, images=resolved(prefetch.images, images))
             tally = replace(tally, complete=False)
         wanted = status.prefetch_status(
-            prefetch, tally, self._clock.now(), images, self._inspector.refreshed(name)
+            prefetch,
+            tally,
+            self._clock.now(),
+            images,
+            self._inspector.refreshed(name),
+            self._workloads.found(prefetch),
         )
         await self._write_status(prefetch, wanted, urgent=not current)
 
@@ -435,7 +459,8 @@ class Reconciler:
         usages = await self._disks.survey(nodes) if prefetch.max_usage < 100 else {}
         facts = forecast.forecast(prefetch, nodes, images, usages)
         self.prefetch_queue.add(prefetch.name, delay=FORECAST_INTERVAL)
-        wanted = status.dry_run_status(prefetch, facts, self._clock.now(), images)
+        found = self._workloads.found(prefetch)
+        wanted = status.dry_run_status(prefetch, facts, self._clock.now(), images, found)
         await self._write_status(prefetch, wanted)
 
     def _look_at_holders(self, name: str) -> None:

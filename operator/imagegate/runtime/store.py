@@ -11,6 +11,7 @@ from typing import Protocol
 from imagegate.domain.effective import effective
 from imagegate.domain.facts import LABEL_PREFIX, Gate, Node, Pod, Prefetch
 from imagegate.domain.pulls import PULL_ERRORS
+from imagegate.domain.workloads import Found, joined
 from imagegate.puller.read import Pulled
 from imagegate.runtime.clock import Clock
 
@@ -34,6 +35,7 @@ class Store:
         self._by_node: dict[str, dict[PodKey, Pod]] = {}
         self._declared: dict[str, Prefetch] = {}
         self._prefetches: dict[str, Prefetch] = {}
+        self._found: dict[str, tuple[object, Found]] = {}
         self._pulled: dict[str, frozenset[str]] = {}
         self._failed_at: dict[str, float] = {}
         self._first_ready: dict[str, tuple[str, float]] = {}
@@ -194,6 +196,10 @@ class Store:
             self._listener.node_changed(pod.node)
         return True
 
+    def declared(self, name: str) -> Prefetch | None:
+        """A prefetch as its spec has it."""
+        return self._declared.get(name)
+
     def see_prefetch(self, declared: Prefetch) -> None:
         old = self._declared.get(declared.name)
         self._seen["prefetch", declared.name] = self._clock.monotonic()
@@ -202,10 +208,17 @@ class Store:
         self._declared[declared.name] = declared
         self._come_to(declared)
 
+    def found_images(self, declared: Prefetch, found: Found) -> None:
+        """What ``imagesFrom`` comes to; until the next change of what it depends on."""
+        self._found[declared.name] = (_asked(declared), found)
+        self._come_to(declared)
+
     def _come_to(self, declared: Prefetch) -> None:
         """Work out anew what a prefetch comes to."""
         name = declared.name
-        old, new = self._prefetches.get(name), effective(declared)
+        asked, found = self._found.get(name, (None, None))
+        known = found if asked == _asked(declared) else None
+        old, new = self._prefetches.get(name), effective(joined(declared, known))
         self._prefetches[name] = new
         self._want()
         if old != new and self._listener is not None:
@@ -216,6 +229,7 @@ class Store:
         if old is None or (uid is not None and old.uid != uid):
             return
         del self._declared[name], self._prefetches[name]
+        self._found.pop(name, None)
         self._want()
         self._seen.pop(("prefetch", name), None)
         if self._listener is not None:
@@ -268,6 +282,11 @@ class Store:
 
     def _old(self, kind: str, key: object, since: float) -> bool:
         return self._seen.get((kind, key), 0.0) < since
+
+
+def _asked(declared: Prefetch) -> object:
+    """What decides the images that ``imagesFrom`` comes to, as far as the spec is concerned."""
+    return declared.uid, declared.images, declared.images_from, declared.pull_secrets
 
 
 def _started_failing(old: Pod | None, pod: Pod) -> bool:

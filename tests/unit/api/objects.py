@@ -63,6 +63,7 @@ def _requirement(**requirement: Any) -> Object:
     return prefetch(nodeSelector={"matchExpressions": [requirement]})
 
 
+_NOTHING = "there is nothing to pull: name images in spec.images, or workloads in spec.imagesFrom"
 _WORKLOADS = {"kind": "Deployment", "namespace": "serving"}
 
 ACCEPTED = (
@@ -208,6 +209,35 @@ ACCEPTED = (
         ),
     ),
     Row("no-workloads", prefetch(imagesFrom=[])),
+    Row(
+        "images-from-workloads",
+        prefetch(imagesFrom=[_WORKLOADS]),
+        filled={"spec": {"imagesFrom": [{**_WORKLOADS, "selector": {}}]}},
+    ),
+    Row("images-from-workloads-alone", {**prefetch(), "spec": {"imagesFrom": [_WORKLOADS]}}),
+    Row(
+        "images-from-workloads-and-an-empty-list",
+        {**prefetch(), "spec": {"images": [], "imagesFrom": [_WORKLOADS]}},
+    ),
+    Row(
+        "images-from-16-of-all-kinds",
+        prefetch(
+            imagesFrom=[
+                {
+                    "kind": kind,
+                    "namespace": NAME_63,
+                    "selector": {
+                        "matchLabels": {"app": f"a{n}"},
+                        "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a"]}],
+                    },
+                }
+                for n, kind in enumerate(
+                    ["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"] * 3
+                    + ["Deployment"]
+                )
+            ]
+        ),
+    ),
     Row("selector-exists", _requirement(key="gpu", operator="Exists")),
     Row(
         "gate-defaults-are-filled-in",
@@ -247,14 +277,13 @@ REFUSED = (
     Row(
         "no-images-field",
         {**prefetch(), "spec": {}},
-        "spec.images: Required value",
-        read="spec.images: this field is required",
+        _NOTHING,
     ),
+    Row("no-images", _images([]), _NOTHING),
     Row(
-        "no-images",
-        _images([]),
-        "spec.images in body should have at least 1 items",
-        read="spec.images: the number of entries must be at least 1",
+        "no-images-and-no-workloads",
+        {**prefetch(), "spec": {"images": [], "imagesFrom": []}},
+        _NOTHING,
     ),
     Row(
         "65-images",
@@ -499,6 +528,30 @@ REFUSED = (
         prefetch(startAfter=[{"namespace": "a", "daemonSet": "Spegel"}]),
         '"Spegel" is not the name of a DaemonSet',
     ),
+    # imagesFrom
+    Row(
+        "images-from-17",
+        prefetch(imagesFrom=[{**_WORKLOADS, "namespace": f"n{n}"} for n in range(17)]),
+        "spec.imagesFrom: Too many: 17: must have at most 16 items",
+        read="spec.imagesFrom: the number of entries must be at most 16",
+    ),
+    Row(
+        "images-from-pods",
+        prefetch(imagesFrom=[{**_WORKLOADS, "kind": "Pod"}]),
+        'Unsupported value: "Pod": supported values: "Deployment", "StatefulSet", "DaemonSet",',
+        read='but this is "Pod"',
+    ),
+    Row(
+        "images-from-no-namespace",
+        prefetch(imagesFrom=[{"kind": "Deployment"}]),
+        "spec.imagesFrom[0].namespace: Required value",
+        read="spec.imagesFrom[0].namespace: this field is required",
+    ),
+    Row(
+        "images-from-bad-selector",
+        prefetch(imagesFrom=[{**_WORKLOADS, "selector": {"matchLabels": {"app": "-a"}}}]),
+        '"-a" is not a label value',
+    ),
     # gate, rollout, retry
     Row(
         "gate-mode",
@@ -582,13 +635,6 @@ REFUSED = (
         prefetch(retry={"timeoutSeconds": 0}),
         "should be greater than or equal to 1",
         read="greater than or equal to 1, but this is 0",
-    ),
-    # not in this version
-    Row(
-        "images-from-workloads",
-        prefetch(imagesFrom=[_WORKLOADS]),
-        "reading images from workloads is not supported in this version: list the images in"
-        " spec.images",
     ),
     # NodeGate
     Row(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from imagegate.api import crd, unsupported
+from imagegate.api import crd
 
 CRDS = Path(__file__).parents[3] / "deploy" / "crds"
 
@@ -119,14 +119,3 @@ def test_every_field_is_explained() -> None:
 
     for plural in ("imageprefetches", "nodegates"):
         assert unexplained(version(plural)["schema"]["openAPIV3Schema"], "") == []
-
-
-def test_what_is_not_supported_yet_is_refused_by_the_schema() -> None:
-    spec = version("imageprefetches")["schema"]["openAPIV3Schema"]["properties"]["spec"]
-
-    refused = {
-        rule["fieldPath"]: rule["message"]
-        for rule in spec["x-kubernetes-validations"]
-        if rule.get("reason") == "FieldValueForbidden"
-    }
-    assert refused == {f".{row.field}": row.message for row in unsupported.UNSUPPORTED}

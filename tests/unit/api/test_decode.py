@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imagegate.api import decode, unsupported, v1alpha1
+from imagegate.api import decode, v1alpha1
 from tests.unit.api import objects
 
 
@@ -136,12 +136,6 @@ def test_long_values_are_cut() -> None:
 def test_any_mapping_is_read_or_refused(body: Mapping[str, Any]) -> None:
     with pytest.raises(decode.InvalidObject):
         decode.parse_prefetch(body)
-
-
-@pytest.mark.parametrize("feature", unsupported.UNSUPPORTED, ids=lambda feature: feature.field)
-def test_every_unsupported_feature_has_a_refused_row(feature: unsupported.Unsupported) -> None:
-    assert any(feature.message.startswith(row.refused or "-") for row in objects.REFUSED)
-    assert feature.is_without(spec_of())
 
 
 def test_models_are_frozen() -> None:

@@ -436,6 +436,7 @@ class Operator:
             metrics=METRICS,
             puller=PullerSettings(image="pause"),
             inspector=world.Registries(),
+            workloads=world.NoWorkloads(),
             disks=Disks(world.Full(Usage(capacity=1, used=0)), clock),
             clock=clock,
             taint_key=lambda: KEY,

@@ -38,7 +38,8 @@ async def mode(api: MemoryApi, wanted: Mode) -> Mode:
     settings = dataclasses.replace(SETTINGS, puller=puller)
     metrics = Metrics(CollectorRegistry(), version="test")
     async with registry.Client() as registries, Kubelets() as kubelets:
-        app = App(settings, client, metrics, Clock(), registries=registries, kubelets=kubelets)
+        parts: dict[str, Any] = {"registries": registries, "kubelets": kubelets}
+        app = App(settings, client, metrics, Clock(), watching=client, **parts)
         await app._probe_image_volumes()
     assert api.objects == {}, "nothing is really created"
     return app._reconciler.puller.mode

@@ -20,6 +20,7 @@ from imagegate.kube.gates import Gates
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
+from imagegate.kube.workloads import Workloads
 from imagegate.metrics import Metrics
 from imagegate.puller import read
 from imagegate.puller.build import PullerSettings
@@ -30,6 +31,7 @@ from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.resync import Resync
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
+from imagegate.runtime.workloads import WorkloadImages
 from tests.unit.memory_api import MemoryApi
 
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
@@ -54,6 +56,14 @@ class Registries:
     def look(self, prefetch: Prefetch) -> None: ...
     def meet(self, platform: str) -> None: ...
     def forget(self, prefetch: str) -> None: ...
+
+
+class NoWorkloads:
+    """For prefetches without ``imagesFrom``."""
+
+    def found(self, _: Prefetch) -> None: ...
+    def follow(self, prefetch: Prefetch) -> None: ...
+    def forget(self, name: str) -> None: ...
 
 
 class Full:
@@ -89,6 +99,7 @@ class World:
             "prefetches": Prefetches(client, self.reader),
         }
         self.start_after = StartAfter(DaemonSets(client))
+        self.workloads = WorkloadImages(Workloads(client), self.store)
         self.reconciler = Reconciler(
             store=self.store,
             ledger=self.ledger,
@@ -97,12 +108,14 @@ class World:
             metrics=self.metrics,
             puller=PullerSettings(image="pause"),
             inspector=self.registries,
+            workloads=self.workloads,
             disks=Disks(self.disks, self.clock),
             clock=self.clock,
             taint_key=lambda: KEY,
             taints_by_watch=False,
             **parts,
         )
+        self.workloads.changed = self.reconciler.workloads_changed
         self.resync = Resync(
             store=self.store,
             gates=Gates(client),
@@ -125,11 +138,13 @@ class World:
             self.reconciler.node_queue,
             self.reconciler.prefetch_queue,
             self.start_after.queue,
+            self.workloads.queue,
         )
         tasks = [asyncio.create_task(queue.run()) for queue in queues]
         try:
             yield
         finally:
+            self.workloads.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

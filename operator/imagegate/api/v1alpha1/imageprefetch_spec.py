@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from imagegate.api import cel, meta, references, unsupported
+from imagegate.api import cel, meta, references
 from imagegate.api.v1alpha1 import images as image_rules
 
 _DAY: Final = 86400
@@ -39,12 +39,15 @@ class Image(meta.ApiModel):
 
 
 class ImageSource(meta.ApiModel):
-    """Workloads whose pod templates name further images."""
+    """Workloads whose pod templates name images: containers, init containers, image volumes."""
 
     kind: Literal["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"] = Field(
-        description="Kind of the workloads."
+        description="Kind of the workloads. Jobs that have ended, and those of a CronJob, do not"
+        " count."
     )
-    namespace: meta.DnsLabel = Field(description="Namespace of the workloads.")
+    namespace: meta.DnsLabel = Field(
+        description="Namespace of the workloads; one of the chart's `imagesFrom.namespaces`."
+    )
     selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(),
         description="Which workloads of that kind. Default: all in the namespace.",
@@ -239,17 +242,24 @@ class Disk(meta.ApiModel):
     )
 
 
+_SOME_IMAGES: Final = cel.Rule(
+    "(has(self.images) && size(self.images) > 0)"
+    " || (has(self.imagesFrom) && size(self.imagesFrom) > 0)",
+    "there is nothing to pull: name images in spec.images, or workloads in spec.imagesFrom",
+    field=".images",
+)
+
+
 class ImagePrefetchSpec(meta.ApiModel):
     """Which images, which nodes, and how."""
 
-    model_config = ConfigDict(
-        json_schema_extra=cel.extensions(*(row.rule() for row in unsupported.UNSUPPORTED))
-    )
+    model_config = ConfigDict(json_schema_extra=cel.extensions(_SOME_IMAGES))
 
     images: tuple[Image, ...] = Field(
-        min_length=1,
+        default=(),
         max_length=64,
-        description="The images, 1 to 64. The same image written in two ways is refused.",
+        description="The images, at most 64; none only where there is `imagesFrom`. The same image"
+        " written in two ways is refused.",
         json_schema_extra=cel.extensions(
             image_rules.NO_DUPLICATES, list_type="map", list_map_keys=["image"]
         ),
@@ -257,8 +267,8 @@ class ImagePrefetchSpec(meta.ApiModel):
     images_from: tuple[ImageSource, ...] = Field(
         default=(),
         max_length=16,
-        description="Also the images that the pod templates of these workloads name."
-        " Not supported in this version.",
+        description="Also the images that the pod templates of these workloads name now, pulled"
+        " with `spec.imagePullSecrets`. With `images` at most 64: the first by name.",
     )
     node_selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(), description="Which nodes get the images. Default: every node."
@@ -295,6 +305,12 @@ class ImagePrefetchSpec(meta.ApiModel):
         description="True says in the status what would happen, and changes nothing: no pod, no"
         " label, no taint is touched. Default false.",
     )
+
+    @model_validator(mode="after")
+    def _some_images(self) -> Self:
+        if not self.images and not self.images_from:
+            raise ValueError(_SOME_IMAGES.message)
+        return self
 
     @field_validator("images")
     @classmethod

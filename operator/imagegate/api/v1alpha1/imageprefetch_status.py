@@ -35,7 +35,14 @@ class NodeCounts(meta.ApiModel):
 class ImageStatus(meta.ApiModel):
     """What is known of one image."""
 
-    image: str = Field(max_length=512, description="The reference, as in the spec.")
+    image: str = Field(max_length=512, description="The reference, as in the spec or the workload.")
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        max_length=512,
+        description="The workload that names it, as KIND NAMESPACE/NAME; absent where the spec"
+        " itself does. Of several the first by name.",
+    )
     digest: str | None = Field(
         default=None,
         max_length=160,
@@ -119,5 +126,7 @@ class ImagePrefetchStatus(meta.ApiModel):
         default=(),
         description="Ready: every desired node holds every image."
         " Progressing: the operator is at work."
-        " Degraded: something needs a person; the message says what.",
+        " Degraded: something needs a person; the message says what."
+        " ImagesFound, where there is `spec.imagesFrom`: every source was read, and every image of"
+        " it is among the images.",
     )

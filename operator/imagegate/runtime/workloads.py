@@ -1,0 +1,213 @@
+"""What ``spec.imagesFrom`` names is followed: one watch for each kind and namespace, for as long as
+a prefetch asks for it.
+
+The first list of every source is waited for before anything is decided about a prefetch, or a
+joining node would be released with half of its images; but not for ever, because a source may never
+be readable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from imagegate.domain.facts import ImageSource, Prefetch
+from imagegate.domain.workloads import Found, Listing, Place, Workload, find
+from imagegate.kube import workloads as kube
+from imagegate.kube.errors import Gone, KubeError
+from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that the first list is waited for, and after which a source that was read before, and
+cannot be read now, is complained of."""
+GATHER = 1.0
+"""Seconds over which changes are gathered into one target: an upgrade writes many workloads."""
+FIRST_RETRY = 0.5
+LAST_RETRY = 15.0
+"""Seconds until a source that cannot be read is tried again: doubled each time, up to the last."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    """One place, and what is known of it."""
+
+    task: asyncio.Task[None]
+    workloads: dict[str, Workload] = field(default_factory=dict)
+    read: bool = False
+    error: str = ""
+    """Why the last request failed, with the remedy."""
+    failing_since: float | None = None
+    impatient: bool = False
+    """Whether the failure has lasted for so long that it is acted on."""
+
+    @property
+    def listing(self) -> Listing:
+        return Listing(self.workloads.values(), self.read, self.error if self.impatient else "")
+
+
+class WorkloadImages:
+    """What the prefetches come to by their ``imagesFrom``, told to the store."""
+
+    def __init__(self, workloads: kube.Workloads, store: Store) -> None:
+        self._workloads = workloads
+        self._store = store
+        self._sources: dict[str, tuple[ImageSource, ...]] = {}
+        self._followed: dict[Place, _Followed] = {}
+        self._found: dict[str, Found] = {}
+        self.changed: Callable[[str], None] = _ignore
+        """Who is told that there is something new to say; by the prefetch's name."""
+        self.queue = KeyedQueue("workloads", self._look, workers=1)
+
+    def found(self, prefetch: Prefetch) -> Found | None:
+        """What is known now for the status; None where there is nothing to say."""
+        return self._found.get(prefetch.name) if prefetch.images_from else None
+
+    def follow(self, prefetch: Prefetch) -> None:
+        """Follow what this prefetch names, and nothing that it named before."""
+        before = self._sources.get(prefetch.name, ())
+        if before == prefetch.images_from and not prefetch.searching:
+            return
+        if prefetch.images_from:
+            self._sources[prefetch.name] = prefetch.images_from
+        else:
+            self._sources.pop(prefetch.name, None)
+            self._found.pop(prefetch.name, None)
+        self._tend()
+        if prefetch.images_from:
+            self._tell(prefetch.name)
+
+    def forget(self, name: str) -> None:
+        """The prefetch is gone."""
+        self._found.pop(name, None)
+        if self._sources.pop(name, None) is not None:
+            self._tend()
+
+    def stop(self) -> None:
+        """End every watch."""
+        self._sources.clear()
+        self._tend()
+
+    def _tend(self) -> None:
+        """Begin and end watches."""
+        wanted = {source.place for sources in self._sources.values() for source in sources}
+        for place in self._followed.keys() - wanted:
+            self._followed.pop(place).task.cancel()
+            logger.info("no longer following workloads", extra={"place": "/".join(place)})
+        for place in wanted - self._followed.keys():
+            task = asyncio.create_task(self._follow(place), name=f"workloads {'/'.join(place)}")
+            self._followed[place] = _Followed(task)
+            logger.info("following workloads", extra={"place": "/".join(place)})
+
+    # ---- one place
+
+    async def _follow(self, place: Place) -> None:
+        """List, then watch, for ever. Never raises.
+
+        A watch that the API server ends in good order is followed by one that goes on from there;
+        after anything else there is a new list, which also proves that the trouble is over.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = loop.call_later(PATIENCE, self._lose_patience, place)
+        failures = 0
+        try:
+            while True:
+                began = loop.time()
+                try:
+                    version = await self._list(place)
+                    while True:
+                        version = await self._watch(place, version)
+                        await asyncio.sleep(FIRST_RETRY)
+                except Gone:
+                    # Compacted while nobody listened: what happened since, a new list tells.
+                    logger.info("watch too old, listing again", extra={"place": "/".join(place)})
+                except KubeError as error:
+                    self._fail(place, error)
+                except Exception:
+                    logger.exception("workloads not followed", extra={"place": "/".join(place)})
+                failures = 1 if loop.time() - began > LAST_RETRY else failures + 1
+                delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(failures - 1, 8))
+                await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311
+        finally:
+            waiting.cancel()
+
+    async def _list(self, place: Place) -> str:
+        found, version = await self._workloads.list(place)
+        followed = self._followed[place]
+        first = not followed.read
+        changed = first or followed.impatient or followed.workloads != found
+        followed.workloads, followed.read = found, True
+        followed.error, followed.failing_since, followed.impatient = "", None, False
+        if changed:
+            self._announce(place, at_once=first)
+        return version
+
+    async def _watch(self, place: Place, version: str) -> str:
+        """Until the API server ends the watch. The version from which the next one goes on."""
+        followed = self._followed[place]
+        async with aclosing(self._workloads.watch(place, version)) as changes:
+            async for change in changes:
+                version = change.version or version
+                if not change.name or change.workload == followed.workloads.get(change.name):
+                    continue
+                if change.workload is None:
+                    del followed.workloads[change.name]
+                else:
+                    followed.workloads[change.name] = change.workload
+                self._announce(place)
+        return version
+
+    def _fail(self, place: Place, error: KubeError) -> None:
+        followed, now = self._followed[place], asyncio.get_running_loop().time()
+        if followed.failing_since is None:
+            followed.failing_since = now
+            logger.info(
+                "workloads not read, will be retried",
+                extra={"place": "/".join(place), "error": str(error)},
+            )
+        text = kube.problem(place, error)
+        late = followed.impatient or (followed.read and now - followed.failing_since >= PATIENCE)
+        news = late and (text != followed.error or not followed.impatient)
+        followed.error, followed.impatient = text, late
+        if news:
+            self._announce(place)
+
+    def _lose_patience(self, place: Place) -> None:
+        followed = self._followed.get(place)
+        if followed is not None and not followed.read:
+            followed.error = followed.error or kube.unanswered(place)
+            followed.impatient = True
+            self._announce(place, at_once=True)
+
+    # ---- the prefetches
+
+    def _announce(self, place: Place, *, at_once: bool = False) -> None:
+        for name, sources in self._sources.items():
+            if any(source.place == place for source in sources):
+                self.queue.add(name, delay=0 if at_once else GATHER)
+
+    async def _look(self, name: str) -> None:
+        if name in self._sources:
+            self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        declared = self._store.declared(name)
+        if declared is None:
+            return
+        found = find(declared, {p: followed.listing for p, followed in self._followed.items()})
+        if found is None:
+            return  # the first list, or the end of patience, brings it back
+        before, self._found[name] = self._found.get(name), found
+        self._store.found_images(declared, found)
+        if found != before:
+            self.changed(name)
+
+
+def _ignore(_: str) -> None:
+    """Nobody wants to know."""

@@ -1,0 +1,324 @@
+"""The whole loop with ``imagesFrom``: what is followed, what is waited for, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from imagegate.kube import errors
+from imagegate.puller import read
+from imagegate.runtime import workloads
+from tests.unit.runtime.world import KEY, World, until
+
+DEPLOYMENTS = "/apis/apps/v1/namespaces/serving/deployments"
+CRON_JOBS = "/apis/batch/v1/namespaces/batch/cronjobs"
+SERVING = {"kind": "Deployment", "namespace": "serving"}
+NIGHTLY = {"kind": "CronJob", "namespace": "batch"}
+PATIENCE = 1.0
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    for name, value in {
+        "PATIENCE": PATIENCE,
+        "GATHER": 0.02,
+        "FIRST_RETRY": 0.02,
+        "LAST_RETRY": 0.05,
+    }.items():
+        monkeypatch.setattr(workloads, name, value)
+    made = World()
+    made.add_gate()
+    return made
+
+
+def put(world: World, path: str, name: str, *images: str, **labels: str) -> None:
+    template = {
+        "spec": {"containers": [{"name": f"c{n}", "image": i} for n, i in enumerate(images)]}
+    }
+    spec: dict[str, Any] = {"template": template}
+    if path == CRON_JOBS:
+        spec = {"jobTemplate": {"spec": spec}}
+    world.api.put(f"{path}/{name}", {"metadata": {"name": name, "labels": labels}, "spec": spec})
+
+
+def refuse(world: World, path: str, *methods: str) -> None:
+    """The operator may not list, or watch, there."""
+
+    def before(method: str, asked: str) -> None:
+        if asked == path and method in (methods or ("GET", "WATCH")):
+            raise errors.Forbidden(f"{method} {asked}", 403, "no")
+
+    world.api.before = before
+
+
+def allow(world: World) -> None:
+    world.api.before = lambda method, path: None
+
+
+def requests(world: World, path: str, method: str) -> int:
+    return sum(each == (method, path) for each in world.api.requests)
+
+
+def images(world: World) -> list[str]:
+    return [entry["image"] for entry in world.status("llm").get("images", [])]
+
+
+def pulled(world: World) -> set[str]:
+    """What the puller pods that there are name."""
+    return {image for pod in world.pods() for image in read.pod(pod).images}
+
+
+def is_true(world: World, type_: str = "Ready") -> Callable[[], bool]:
+    return lambda: world.condition("llm", type_).get("status") == "True"
+
+
+def says(world: World, text: str, type_: str = "ImagesFound") -> Callable[[], bool]:
+    return lambda: text in world.condition("llm", type_).get("message", "")
+
+
+async def settle(world: World, done: Callable[[], bool] | None = None) -> None:
+    """Every pull succeeds, until it is Ready."""
+
+    def rested() -> bool:
+        for pod in world.pods():
+            if pod.get("status", {}).get("phase") != "Succeeded":
+                world.finish(pod)
+        return done() if done is not None else is_true(world)()
+
+    await until(rested)
+
+
+async def test_what_workloads_name_is_pulled_and_a_change_is_a_new_target(world: World) -> None:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1", app="web")
+    put(world, DEPLOYMENTS, "other", "reg.test/other:1", app="other")
+    put(world, CRON_JOBS, "train", "reg.test/train:1")
+    web = {**SERVING, "selector": {"matchLabels": {"app": "web"}}}
+    world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[web, NIGHTLY])
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        assert pulled(world) == {"reg.test/llm:1", "reg.test/train:1", "reg.test/web:1"}
+        assert images(world) == ["reg.test/llm:1", "reg.test/train:1", "reg.test/web:1"]
+        first = world.labels("n1")
+        put(world, DEPLOYMENTS, "web", "reg.test/web:2", app="web")
+        await until(lambda: "reg.test/web:2" in images(world))
+        assert not is_true(world)(), "ready for what is not there yet"
+        await settle(world)
+        assert world.labels("n1") != first
+        assert "reg.test/web:2" in pulled(world)
+        assert "reg.test/web:1" not in pulled(world)
+        # What nobody selects, and what does not touch the images, changes nothing.
+        before = len(world.api.writes())
+        put(world, DEPLOYMENTS, "other", "reg.test/other:2", app="other")
+        put(world, DEPLOYMENTS, "web", "reg.test/web:2", app="web")
+        await asyncio.sleep(0.2)
+        assert len(world.api.writes()) == before
+        world.api.remove(f"{CRON_JOBS}/train")
+        await until(lambda: "reg.test/train:1" not in images(world))
+
+
+async def test_one_watch_for_each_kind_and_namespace_while_somebody_asks(world: World) -> None:
+    world.add_prefetch("llm", imagesFrom=[SERVING, {**SERVING, "selector": {"matchLabels": {}}}])
+    world.add_prefetch("other", imagesFrom=[SERVING])
+    async with world.operating():
+        await until(lambda: requests(world, DEPLOYMENTS, "WATCH"))
+        await asyncio.sleep(0.1)
+        assert requests(world, DEPLOYMENTS, "GET") == requests(world, DEPLOYMENTS, "WATCH") == 1
+        world.api.change(
+            "/apis/imagegate.dev/v1alpha1/imageprefetches/other",
+            lambda body: body["spec"].update(imagesFrom=[NIGHTLY]),
+        )
+        await until(lambda: requests(world, CRON_JOBS, "WATCH"))
+        assert list(world.workloads._followed) == [("Deployment", "serving"), ("CronJob", "batch")]
+        world.api.remove("/apis/imagegate.dev/v1alpha1/imageprefetches/llm")
+        await until(lambda: list(world.workloads._followed) == [("CronJob", "batch")])
+        world.api.change(
+            "/apis/imagegate.dev/v1alpha1/imageprefetches/other",
+            lambda body: body["spec"].update(imagesFrom=[], images=[{"image": "a:1"}]),
+        )
+        await until(lambda: not world.workloads._followed)
+    assert not asyncio.all_tasks() - {asyncio.current_task()}
+
+
+async def test_a_watch_that_is_too_old_lists_again_and_misses_nothing(world: World) -> None:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+    put(world, DEPLOYMENTS, "gone", "reg.test/gone:1")
+    world.add_prefetch("llm", imagesFrom=[SERVING])
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        # While nobody listens one is changed and one deleted, and then it is compacted away.
+        refuse(world, DEPLOYMENTS)
+        world.api.end_watches(410)
+        put(world, DEPLOYMENTS, "web", "reg.test/web:2")
+        world.api.remove(f"{DEPLOYMENTS}/gone")
+        world.api._history.clear()
+        allow(world)
+        await until(lambda: images(world) == ["reg.test/web:2"])
+        assert requests(world, DEPLOYMENTS, "GET") >= 2
+
+
+async def test_a_watch_that_ends_in_good_order_goes_on_without_a_list(world: World) -> None:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+    world.add_prefetch("llm", imagesFrom=[SERVING])
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        put(world, DEPLOYMENTS, "web", "reg.test/web:2")
+        await until(lambda: images(world) == ["reg.test/web:2"])
+        last = world.api.objects[f"{DEPLOYMENTS}/web"]["metadata"]["resourceVersion"]
+        world.api.end_watches()
+        put(world, DEPLOYMENTS, "web", "reg.test/web:3")  # nobody listens just now
+        await until(lambda: images(world) == ["reg.test/web:3"])
+        assert requests(world, DEPLOYMENTS, "GET") == 1
+        assert [version for _, version in world.api.watched][1:] == [last]
+
+
+async def test_nothing_is_decided_before_every_source_was_listed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "PATIENCE", 30.0)
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+    refuse(world, CRON_JOBS)
+    world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[SERVING, NIGHTLY])
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        await until(lambda: requests(world, CRON_JOBS, "GET") > 2)
+        await asyncio.sleep(0.2)
+        assert KEY in world.taints("n1")
+        assert world.pods() == []
+        assert world.status("llm") == {}
+        allow(world)
+        put(world, CRON_JOBS, "train", "reg.test/train:1")
+        await until(world.pods)
+        assert pulled(world) == {"reg.test/llm:1", "reg.test/train:1", "reg.test/web:1"}
+        await settle(world, lambda: KEY not in world.taints("n1"))
+
+
+async def test_a_source_that_cannot_be_read_holds_nobody_for_ever(world: World) -> None:
+    refuse(world, DEPLOYMENTS)
+    world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[SERVING])
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        await until(world.pods)
+        await settle(world, lambda: KEY not in world.taints("n1"))
+        remedy = (
+            "the operator may not list deployments in namespace serving:"
+            " add it to the chart's imagesFrom.namespaces"
+        )
+        await until(says(world, remedy))
+        await until(says(world, remedy, "Ready"))
+        assert world.condition("llm", "Ready")["reason"] == "SourceNotRead"
+        assert world.labels("n1"), "what is known was pulled"
+        put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+        allow(world)
+        await until(is_true(world, "ImagesFound"))
+        await settle(world)
+        assert "reg.test/web:1" in pulled(world)
+
+
+async def settled(world: World) -> dict[str, str]:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+    world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[SERVING])
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        await asyncio.sleep(0.05)
+    return world.labels("n1")
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_an_operator_that_restarts_sees_no_other_target(world: World, readable: bool) -> None:
+    """Neither while the list is still to come, nor where it never comes."""
+    label = await settled(world)
+    world.start_operator()
+    refuse(world, DEPLOYMENTS)
+    world.add_node("n2", gated=True)
+    async with world.operating():
+        before = len(world.api.writes())
+        await asyncio.sleep(PATIENCE / 4)
+        assert world.api.writes()[before:] == [], "something was decided on half of the images"
+        assert is_true(world)(), "the status flapped"
+        if readable:
+            allow(world)
+        else:
+            await until(says(world, "may not list deployments"))
+        await settle(world, lambda: KEY not in world.taints("n2"))
+        assert world.labels("n1") == world.labels("n2") == label
+        assert pulled(world) == {"reg.test/llm:1", "reg.test/web:1"}
+        # A later restart finds the same in the status that this one has left.
+        assert world.status("llm")["images"][1] == {
+            "image": "reg.test/web:1",
+            "from": "Deployment serving/web",
+        }
+
+
+async def test_a_right_that_is_taken_away_takes_no_images(world: World) -> None:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+    world.add_prefetch("llm", imagesFrom=[SERVING])
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        label = world.labels("n1")
+        refuse(world, DEPLOYMENTS)
+        world.api.end_watches()
+        await asyncio.sleep(PATIENCE / 4)
+        assert is_true(world)(), "a moment is no reason to complain"
+        await until(says(world, "may not list deployments"))
+        assert not is_true(world)()
+        assert world.labels("n1") == label
+        allow(world)
+        await until(is_true(world))
+
+
+async def test_an_edit_of_the_spec_is_joined_with_what_is_known(world: World) -> None:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1", "reg.test/new:1")
+    world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[SERVING])
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        world.change_images("llm", "reg.test/new:1")
+        await until(lambda: images(world) == ["reg.test/new:1", "reg.test/web:1"])
+        await settle(world)
+        assert "from" not in world.status("llm")["images"][0]
+        assert requests(world, DEPLOYMENTS, "GET") == 1
+
+
+async def test_no_image_at_all_is_said_and_holds_nobody(world: World) -> None:
+    world.add_prefetch("llm", imagesFrom=[SERVING])
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        await until(lambda: KEY not in world.taints("n1"))
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "NoImages")
+        assert says(world, "nothing is selected of Deployment in serving")()
+        put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+        await settle(world)
+
+
+async def test_a_dry_run_counts_them(world: World) -> None:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+    world.add_prefetch("llm", imagesFrom=[SERVING], dryRun=True)
+    world.add_node("n1")
+    async with world.operating():
+        await until(lambda: images(world) == ["reg.test/web:1"])
+        assert is_true(world, "ImagesFound")()
+        assert world.pods() == []
+
+
+async def test_many_changes_are_one_target(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "GATHER", 0.3)
+    world.add_prefetch("llm", imagesFrom=[SERVING])
+    world.add_node("n1")
+    targets: set[str] = set()
+    async with world.operating():
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "NoImages")
+        for n in range(20):
+            put(world, DEPLOYMENTS, f"w{n}", f"reg.test/w{n}:1")
+            await asyncio.sleep(0.005)
+            targets.add(world.store.prefetches["llm"].target)
+        await settle(world)
+        assert len(images(world)) == 20
+        assert len(targets) < 10, "the images came one by one"
