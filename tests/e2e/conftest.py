@@ -33,6 +33,7 @@ ORDER = (
     "test_drift",
     "test_data_images",
     "test_start_after",
+    "test_images_from",
     "test_mirror",
     "test_watch_source",
     "test_takeover",

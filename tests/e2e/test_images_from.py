@@ -1,0 +1,156 @@
+"""A workload's new images are on the nodes before its rollout goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.installation import Installation, exists
+
+if TYPE_CHECKING:
+    from tests.cluster.local.cluster import LocalCluster
+
+NAMESPACE = "serving"
+STEADY = {"steady": "yes"}
+PREFETCH = "imageprefetches.imagegate.dev/web"
+WEB = {
+    "kind": "Deployment",
+    "namespace": NAMESPACE,
+    "selector": {"matchLabels": {"app": "web"}},
+}
+
+
+@pytest.fixture
+def serving(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"
+    cluster.wait(lambda: exists(cluster, account), "the namespace's service account", 30)
+    yield
+    imagegate.delete("web")
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    imagegate.upgrade()
+
+
+def web(images: dict[str, str], *, paused: bool) -> dict[str, Any]:
+    """A Deployment with an init container, and an image volume if there is an image for it."""
+    mounted = images.keys() & {"weights"}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": NAMESPACE, "labels": {"app": "web"}},
+        "spec": {
+            "replicas": 2,
+            "paused": paused,
+            "strategy": {"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 0}},
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {
+                    "nodeSelector": STEADY,
+                    "terminationGracePeriodSeconds": 0,
+                    "initContainers": [
+                        {"name": "fetch", "image": images["fetch"], "command": ["true"]}
+                    ],
+                    "containers": [
+                        {
+                            "name": "server",
+                            "image": images["server"],
+                            "command": ["sleep", "100000"],
+                            "volumeMounts": [
+                                {"name": name, "mountPath": f"/{name}"} for name in mounted
+                            ],
+                        }
+                    ],
+                    "volumes": [
+                        {"name": name, "image": {"reference": images[name]}} for name in mounted
+                    ],
+                },
+            },
+        },
+    }
+
+
+def pull_events(cluster: LocalCluster) -> dict[str, list[str]]:
+    """What the kubelets said of images, by pod."""
+    said: dict[str, list[str]] = {}
+    for event in cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/events")["items"]:
+        if event["reason"] in ("Pulling", "Pulled", "Failed", "BackOff"):
+            said.setdefault(event["involvedObject"]["name"], []).append(event["message"])
+    return said
+
+
+def has_image_volumes(cluster: LocalCluster) -> bool:
+    """Whether the API server keeps them: by default from 1.35 on."""
+    _, minor = cluster.api.get("/version")["gitVersion"].split(".")[:2]
+    return int(minor) >= 35
+
+
+def test_a_paused_rollout_finds_its_images_on_the_nodes(
+    cluster: LocalCluster, imagegate: Installation, serving: None
+) -> None:
+    versions = [
+        {
+            "fetch": cluster.push("busybox", f"serving/fetch:{version}", seed=90 + version),
+            "server": cluster.push("busybox", f"serving/server:{version}", seed=92 + version),
+        }
+        for version in (1, 2)
+    ]
+    if has_image_volumes(cluster):
+        for number, images in enumerate(versions, start=1):
+            weights = cluster.push("medium", f"serving/weights:{number}", seed=94 + number)
+            images["weights"] = weights
+    cluster.apply(web(versions[0], paused=False))
+
+    # Without the right to look there, the remedy is said, and nothing else is done.
+    imagegate.prefetch("web", images=[], imagesFrom=[WEB], nodeSelector={"matchLabels": STEADY})
+    remedy = (
+        "the operator may not list deployments in namespace serving:"
+        " add it to the chart's imagesFrom.namespaces"
+    )
+
+    def explained() -> bool:
+        conditions = (imagegate.condition("web", type_) for type_ in ("ImagesFound", "Ready"))
+        return all(remedy in condition.get("message", "") for condition in conditions)
+
+    cluster.wait(explained, "both conditions with the remedy", 30)
+    assert imagegate.pullers("web") == []
+    imagegate.upgrade(**{"imagesFrom.namespaces": f"{{{NAMESPACE}}}"})
+    imagegate.wait_ready("web")
+    found = imagegate.get("web")["status"]["images"]
+    assert {entry["image"]: entry["from"] for entry in found} == dict.fromkeys(
+        versions[0].values(), "Deployment serving/web"
+    )
+    cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/web", "--timeout=60s")
+
+    # As docs/workloads.md has it: pause, change, wait, resume.
+    old = set(pull_events(cluster))
+    began = time.time()
+    cluster.apply(web(versions[1], paused=True))
+    new = versions[1]["server"]
+    cluster.kubectl(
+        "wait",
+        PREFETCH,
+        f'--for=jsonpath={{.status.images[?(@.image=="{new}")].image}}={new}',
+        "--timeout=30s",
+    )
+    seen = time.time() - began
+    cluster.kubectl("wait", PREFETCH, "--for=condition=Ready", "--timeout=90s")
+    ready = time.time() - began
+    for node in cluster.nodes.values():
+        if "steady" in node.object()["metadata"]["labels"]:
+            assert all(node.has_image(image) for image in versions[1].values())
+    assert set(pull_events(cluster)) == old, "the rollout was to wait"
+
+    began = time.time()
+    cluster.kubectl("-n", NAMESPACE, "rollout", "resume", "deployment/web")
+    cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/web", "--timeout=60s")
+    print(f"\nchange to status: {seen:.1f} s, to Ready: {ready:.1f} s")
+    print(f"resume to rolled out: {time.time() - began:.1f} s")
+    started = {pod: said for pod, said in pull_events(cluster).items() if pod not in old}
+    assert len(started) == 2
+    for pod, said in started.items():
+        assert all("already present on machine" in message for message in said), (pod, said)
+        assert all(any(image in message for message in said) for image in versions[1].values())
