@@ -215,12 +215,12 @@ def test_any_bytes(source: str, body: bytes) -> None:
     harmless(source, body)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PAYLOADS.glob("*.json")))
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in PAYLOADS.glob("*.json") if p.stem.split("-")[0] in MINE)
+)
 def test_damaged_payloads(name: str) -> None:
     """Each value in turn of another kind, and the text cut anywhere."""
     source = name.split("-", maxsplit=1)[0]
-    if source not in MINE:
-        pytest.skip("of another source")
     text, chance = payload(name), random.Random(1)
     for _ in range(50):
         harmless(source, text[: chance.randrange(len(text))])
