@@ -108,6 +108,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "selector": tuple(SELECTORS),
     "keep": (True, False),
     "invalid": (False, True),
+    "searching": (False, True),
     "start_after": tuple(DAEMON_SETS),
     "gate.mode": tuple(GateMode),
     "gate.policy": tuple(GatePolicy),
@@ -571,6 +572,7 @@ class Lives(RuleBasedStateMachine):
         assert not aside(node), "a pod for a node that takes no part"
         assert not unsettled(node), "a pod for a node that is not complete yet"
         assert pod.group in {group.key for group in prefetch.groups}
+        assert not prefetch.searching, "begun before it is known what is asked for"
         if model.ours(node) or node.observed != node.identity:
             self.began_after(prefetch, node)
         for other in self.cluster.pods.values():
@@ -609,6 +611,7 @@ class Lives(RuleBasedStateMachine):
         assert prefetch.invalid is None, "a pod of a prefetch that cannot be used at present"
         if prefetch not in asked(by.store.prefetches, node) or not alive(pod.observed, node):
             return
+        assert not prefetch.searching, "taken away before it is known what is asked for"
         wanted = {image.reference for image in prefetch.images}
         if self.cluster.in_flight(pod) and not wanted.isdisjoint(pod.images):
             timeout = prefetch.retry.timeout
@@ -671,6 +674,7 @@ class Lives(RuleBasedStateMachine):
     ) -> None:
         (prefetch,) = (p for p in asked(by.store.prefetches, view) if p.label == key)
         assert target == prefetch.target
+        assert not prefetch.searching, "labelled before it is known what is asked for"
         assert holds(machine, view, prefetch), f"a label for what the node never had: {key}"
 
     def label_dropped(self, by: model.Operator, key: str, view: Node) -> None:
@@ -692,10 +696,11 @@ class Lives(RuleBasedStateMachine):
             if prefetch.gate.mode is GateMode.NEW_NODES and not virtual(view)
         ]
         for prefetch in gating:
-            if holds(machine, view, prefetch) or prefetch.label in machine.forged:
+            had = holds(machine, view, prefetch) or prefetch.label in machine.forged
+            if had and not prefetch.searching:
                 continue
             assert prefetch.gate.policy is GatePolicy.FAIL_OPEN, "released in spite of FailClosed"
-            failed = any(
+            failed = not prefetch.searching and any(
                 group.key in machine.denied
                 and not any(
                     (pod.group, pod.phase) == (group.key, "Succeeded")
@@ -786,6 +791,9 @@ class Lives(RuleBasedStateMachine):
         if self.operator is None:
             self.start_operator()
         self.running.catch_up()
+        for prefetch in list(cluster.prefetches.values()):
+            if prefetch.searching:
+                cluster.put_prefetch(dataclasses.replace(prefetch, searching=False))
         for _ in range(rounds):
             self.work_off(self.running)
             if self.kubelets_work(pushed=pushed):
