@@ -12,7 +12,11 @@ from tests.e2e.installation import NAMESPACE, Installation
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
     from tests.cluster.local.node import Node
+    from tests.cluster.provider import Cluster
 
+PAIRS = 5
+FETCH = 8.5
+"""Seconds that 1 GiB takes over the link at the least: what was quicker was there already."""
 TOOK = re.compile(r"Successfully pulled image \S+ in (?:(\d+)m)?([\d.]+)(m?s) \(")
 
 
@@ -23,9 +27,9 @@ def test_the_advice_names_the_fat_image_and_not_the_same_files_in_eight_layers(
     layers is against the rules. It unpacks to 2.5 times that, as published images do; what does so
     are zeros, which cost a core less than other files would.
 
-    The times are the kubelet's, each image once. They are printed and not compared: on two cores
-    that run the registry and the cluster as well, and that nobody else is kept away from, the gain
-    (docs/images.md) is no larger than the noise may be.
+    The times are the kubelet's, over a link of 1 Gbit/s: without one the two cores that run the
+    registry and the cluster as well are all that is measured. One layer takes about 1.2 times as
+    long (docs/images.md); a pair that something else disturbs is measured again.
     """
     pinned: dict[str, str] = {}
     for name in ("fat", "split"):
@@ -40,28 +44,36 @@ def test_the_advice_names_the_fat_image_and_not_the_same_files_in_eight_layers(
     estimates = [each["platforms"][0]["estimatedPullSeconds"] for each in (fat, split)]
     assert estimates[0] > estimates[1]
 
-    pulled = {
-        name: pull(cluster, imagegate, f"advice-{name}", image) for name, image in pinned.items()
-    }
-    said = {name: status for name, (status, _) in pulled.items()}
-    took = {name: seconds for name, (_, seconds) in pulled.items()}
+    node = cluster.node("node-1")
+    node.limit_bandwidth("1gbit")
+    said: dict[str, dict[str, Any]] = {}
+    took = {"fat": 0.0, "split": 0.0}
+    try:
+        for _ in range(PAIRS):
+            for name, image in pinned.items():
+                said[name], took[name] = pull(imagegate, node, f"advice-{name}", image)
+            print(
+                f"pulled in one layer in {took['fat']:.1f} s, in eight in {took['split']:.1f} s:"
+                f" {took['fat'] / took['split']:.2f} times; estimates {estimates} s"
+            )
+            if FETCH < took["split"] < took["fat"]:
+                break
+    finally:
+        node.limit_bandwidth(None)
+    assert FETCH < took["split"] < took["fat"], "the advice names the one that is quicker"
     (text,) = said["fat"]["advice"]
     assert text.startswith("large-layer: layer 1 of 1 has 1.1 GB")
     assert said["split"].get("advice", []) == []
     sizes = [each["compressedBytes"] for each in said.values()]
     assert max(sizes) < 1.001 * min(sizes), "the same files"
-    print(
-        f"pulled in one layer in {took['fat']:.1f} s (estimate {estimates[0]}), in eight in"
-        f" {took['split']:.1f} s ({estimates[1]}): {took['fat'] / took['split']:.2f} times"
-    )
 
 
 def pull(
-    cluster: LocalCluster, imagegate: Installation, name: str, image: str
+    imagegate: Installation, node: Node, name: str, image: str
 ) -> tuple[dict[str, Any], float]:
     """Prefetch it onto one node; what the status says of it, and how many seconds the pull took by
     the kubelet's event, without the wait for other pulls."""
-    node = cluster.node("node-1")
+    cluster = imagegate.cluster
     selector = {"matchLabels": {"kubernetes.io/hostname": node.name}}
     with imagegate.prefetching(name, image, nodeSelector=selector):
         imagegate.wait_ready(name, 180)
@@ -69,11 +81,12 @@ def pull(
         (pod,) = imagegate.pullers(name)
         cluster.wait(lambda: bool(pull_seconds(cluster, pod, image)), "the event Pulled", 10)
         (seconds,) = pull_seconds(cluster, pod, image)
+    cluster.wait(lambda: not imagegate.pullers(name), "the puller pod gone", 30)
     forget(node, image)
     return status, seconds
 
 
-def pull_seconds(cluster: LocalCluster, pod: dict[str, Any], image: str) -> list[float]:
+def pull_seconds(cluster: Cluster, pod: dict[str, Any], image: str) -> list[float]:
     path = f"/api/v1/namespaces/{NAMESPACE}/events?fieldSelector=reason%3DPulled"
     found = [
         TOOK.match(event["message"])
