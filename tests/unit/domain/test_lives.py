@@ -564,6 +564,13 @@ class Lives(RuleBasedStateMachine):
             spec, entry = operator.store.prefetches.get(name), operator.ledger.entries.get(name)
             if spec is not None and entry is not None and node in entry.places:
                 lasting[name, node] = max(most, self.limit(operator, spec))
+        # An operator that starts finds pulls in flight, and keeps their places for them.
+        for pod in operator.store.pods.values():
+            spec = operator.store.prefetches.get(pod.prefetch)
+            entry = operator.ledger.entries.get(pod.prefetch)
+            if spec is None or entry is None or pod.finished or pod.node not in entry.places:
+                continue
+            lasting.setdefault((pod.prefetch, pod.node), self.limit(operator, spec))
         self.promised = lasting
 
     def created(self, by: model.Operator, pod: Pod) -> None:
