@@ -271,7 +271,7 @@ class App:
         probe = build.probe(self._settings.puller_namespaces[0], puller)
         if not await self._pods.keeps_image_volumes(probe):
             logger.info("the API server drops image volumes: images are pulled as containers")
-            self._reconciler.puller = dataclasses.replace(puller, mode=Mode.CONTAINER)
+            self._reconciler.actor.puller = dataclasses.replace(puller, mode=Mode.CONTAINER)
 
     async def _look_for_policy(self) -> None:
         """Say so in the NodeGate when the policy is gone: nothing else would."""

@@ -6,21 +6,13 @@ places in its rollout and writes its status, a few times a second at most.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol
 
-from imagegate.domain import forecast, retry, rollout, status, throttle
+from imagegate.domain import forecast, rollout, status
 from imagegate.domain import node as node_decision
-from imagegate.domain.actions import (
-    Action,
-    CreatePod,
-    DeletePod,
-    NodePlan,
-    PatchNode,
-    Postpone,
-)
+from imagegate.domain.actions import NodePlan, PatchNode
 from imagegate.domain.effective import adopted, resolved
 from imagegate.domain.facts import (
     FINALIZER,
@@ -30,20 +22,19 @@ from imagegate.domain.facts import (
     Prefetch,
     Refreshed,
 )
-from imagegate.domain.gate import ready_since
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
 from imagegate.domain.share import Share
 from imagegate.domain.workloads import Found
-from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from imagegate.kube.errors import NotFound
 from imagegate.kube.events import Events
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches
 from imagegate.metrics import Metrics
-from imagegate.puller import build
 from imagegate.puller.build import PullerSettings
 from imagegate.runtime import disks as disk_usage
+from imagegate.runtime.actor import Actor
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Disks
 from imagegate.runtime.ledger import Ledger
@@ -51,16 +42,12 @@ from imagegate.runtime.queue import KeyedQueue
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 
-logger = logging.getLogger(__name__)
-
 PASS_INTERVAL = 0.2
 """Seconds over which changes of one prefetch are gathered into one rollout pass."""
 STATUS_INTERVAL = 2.0
 """Seconds between two writes of one status while only its counts change."""
 FORECAST_INTERVAL = 300.0
 """Seconds between two forecasts of a dry run."""
-LATE_409 = 2.0
-"""Seconds after which a pod that exists but is not known yet is looked for again."""
 
 
 class Images(Protocol):
@@ -106,13 +93,10 @@ class Reconciler:
         self._store = store
         self._ledger = ledger
         self._nodes = nodes
-        self._pods = pods
         self._prefetches = prefetches
         self._start_after = start_after
         self._events = events
         self._metrics = metrics
-        self.puller = puller
-        """How puller pods are made; `app` learns at start what the API server keeps."""
         self._inspector = inspector
         self._workloads = workloads
         self._disks = disks
@@ -121,6 +105,17 @@ class Reconciler:
         self._taints_by_watch = taints_by_watch
         self._specs: dict[str, tuple[str, Prefetch]] = {}
         self._written: dict[str, float] = {}
+        self.actor = Actor(
+            store=store,
+            ledger=ledger,
+            nodes=nodes,
+            pods=pods,
+            events=events,
+            metrics=metrics,
+            puller=puller,
+            clock=clock,
+            again=self._again,
+        )
         self.node_queue = KeyedQueue("node", self.reconcile_node, workers=32, urgent_workers=8)
         self.prefetch_queue = KeyedQueue("imageprefetch", self.reconcile_prefetch, workers=4)
         start_after.listen(self.node_changed)
@@ -153,6 +148,9 @@ class Reconciler:
 
     # ---- nodes
 
+    def _again(self, name: str, delay: float, *, urgent: bool = False) -> None:
+        self.node_queue.add(name, delay=delay, urgent=urgent)
+
     async def reconcile_node(self, name: str) -> None:
         node = self._store.nodes.get(name)
         if node is None:
@@ -184,7 +182,7 @@ class Reconciler:
             self.node_queue.add(name, delay=max(0.01, plan.requeue_at - now))
         # The patch first: a release is waited for, a clean-up is not.
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
-            await self._act(action)
+            await self.actor.act(action)
 
     def view(self, node: Node) -> NodeView:
         """Everything that is known about one node, as of now."""
@@ -212,7 +210,7 @@ class Reconciler:
                     attempts=attempts,
                     pulled={p.uid: self._store.pulled(p.uid) for p in pods},
                     failed_at={uid: at for uid, at in failed.items() if at is not None},
-                    place=self._granting(prefetch) and node.name in self._ledger.entry(name).places,
+                    place=self._has_place(node, prefetch),
                     images=known or {},
                     inspected=known is not None and adopted(prefetch, known),
                     unready=self._start_after.unready(node, prefetch),
@@ -242,6 +240,14 @@ class Reconciler:
                 got = self._ledger.entry(name).take_place(node.name, prefetch) or got
         return got
 
+    def _has_place(self, node: Node, prefetch: Prefetch) -> bool:
+        """Whether the node may start a pull. A place from before ``paused``, or of a pull that a
+        new prefetch of this name found in flight, is good for that pull and for no further one.
+        """
+        if prefetch.rollout.paused and node.taint(self._taint_key()) is None:
+            return False
+        return self._granting(prefetch) and node.name in self._ledger.entry(prefetch.name).places
+
     def _granting(self, prefetch: Prefetch) -> bool:
         """Whether the places of this very spec are known: after a start or an edit, not before
         `reconcile_prefetch` has counted what pulls already.
@@ -259,153 +265,6 @@ class Reconciler:
             if plan.standings[share.prefetch.name].state == "cached" and share.attempts:
                 groups = [group.key for group in share.prefetch.groups]
                 self._ledger.clear_attempts(node.name, groups)
-
-    async def _act(self, action: Action) -> None:
-        match action:
-            case PatchNode():
-                await self._patch_node(action)
-            case CreatePod():
-                await self._create_pod(action)
-            case DeletePod():
-                await self._delete_pod(action)
-            case Postpone():
-                self._postpone(action)
-            case _:
-                assert_never(action)
-
-    async def _patch_node(self, patch: PatchNode) -> None:
-        name = patch.node.name
-        try:
-            self._store.see_node(await self._nodes.apply(patch))
-        except NotFound:
-            self._store.lose_node(name, patch.node.uid)
-            return
-        except Conflict:
-            # Somebody was faster, or the watch is behind. Look, and decide again on what is there.
-            self._store.see_node(await self._nodes.get(name))
-            self.node_queue.add(name, delay=0.02, urgent=True)
-            return
-        for label in patch.set_labels:
-            self._succeeded(label.removeprefix(LABEL_PREFIX))
-        if patch.release is not None:
-            await self._released(patch)
-        if patch.add is not None:
-            logger.info("node held", extra={"node": name})
-
-    async def _released(self, patch: PatchNode) -> None:
-        node, now = patch.node, self._clock.now()
-        assert patch.release is not None
-        since = ready_since(node, self._store.first_ready(node))
-        self._metrics.released(patch.release, held=now - node.created_at)
-        for label in patch.set_labels:
-            self._metrics.cached(label.removeprefix(LABEL_PREFIX), now - since)
-        logger.info(
-            "node released",
-            extra={"node": node.name, "reason": str(patch.release), "message_": patch.message},
-        )
-        clean = patch.release in ("cached", "unmatched")
-        await self._events.node(
-            node.name,
-            node.uid,
-            "ImagesCached" if patch.release == "cached" else "GateReleased",
-            f"gate taint removed ({patch.release}): {patch.message}",
-            now,
-            warning=not clean and patch.release != "disabled",
-        )
-
-    async def _create_pod(self, action: CreatePod) -> None:
-        prefetch, node = action.prefetch, action.node
-        manifest = build.build(
-            prefetch,
-            node,
-            action.group,
-            action.attempt,
-            self.puller,
-            again=action.remember is not None,
-        )
-        try:
-            created = await self._pods.create(manifest)
-            if action.remember is not None:
-                self._ledger.remember(node.name, action.group.key, action.remember)
-            self._store.see_pod(created)
-        except AlreadyExists:
-            # Ours, from before a restart or by another leader: the watch or a resync shows it.
-            # If it is one that is going away, its end brings this node back here.
-            self.node_queue.add(node.name, delay=LATE_409)
-        except (NotFound, Invalid, Forbidden) as error:
-            # The namespace is missing, or a quota, Pod Security or a policy refuses the pod.
-            attempts = retry.after(
-                self._ledger.attempts.get(node.name, {}).get(action.group.key),
-                retry.REFUSED,
-                spec=prefetch.retry,
-                key=f"{node.name}/{action.group.key}",
-                now=self._clock.now(),
-                image="",
-                message=str(error),
-            )
-            self._ledger.remember(node.name, action.group.key, attempts)
-            self._metrics.pull_failed(prefetch.name, attempts.reason)
-            self.node_queue.add(node.name)
-
-    def _postpone(self, action: Postpone) -> None:
-        node, prefetch, attempts = action.node.name, action.prefetch.name, action.remember
-        self._ledger.remember(node, action.group.key, attempts)
-        self._metrics.pull_failed(prefetch, attempts.reason)
-        self.node_queue.add(node, delay=max(0.01, attempts.next_at - self._clock.now()))
-        logger.info(
-            "pull put off",
-            extra={
-                "node": node,
-                "prefetch": prefetch,
-                "reason": attempts.reason,
-                "attempt": attempts.count,
-                "error": attempts.message,
-            },
-        )
-
-    async def _delete_pod(self, action: DeletePod) -> None:
-        pod = action.pod
-        try:
-            going = await self._pods.delete(pod)
-        except (NotFound, Conflict):
-            going = None
-        if action.remember is not None:
-            self._ledger.remember(pod.node, pod.group, action.remember)
-            self._metrics.pull_failed(pod.prefetch, action.remember.reason)
-            self._refused(pod.prefetch, action.remember.reason)
-            logger.info(
-                "pull failed",
-                extra={
-                    "node": pod.node,
-                    "prefetch": pod.prefetch,
-                    "reason": action.remember.reason,
-                    "attempt": action.remember.count,
-                    "error": action.remember.message,
-                },
-            )
-        if going is None:
-            self._store.lose_pod(pod.namespace, pod.name, pod.uid)
-        else:
-            self._store.see_pod(going)
-
-    def _refused(self, name: str, reason: str) -> None:
-        prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)
-        if prefetch is None or entry is None or reason not in throttle.REFUSALS:
-            return
-        before = entry.throttle.limit
-        entry.throttle = entry.throttle.after_refusal(self._clock.now(), entry.parallel(prefetch))
-        if entry.throttle.limit != before:
-            logger.warning(
-                "the registry refuses: fewer pulls at a time",
-                extra={"prefetch": name, "limit": entry.throttle.limit, "reason": reason},
-            )
-
-    def _succeeded(self, name: str) -> None:
-        prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)
-        if prefetch is None or entry is None:
-            return
-        full = prefetch.rollout.parallel(max(entry.nodes, 1))
-        entry.throttle = entry.throttle.after_success(self._clock.now(), full)
 
     # ---- prefetches
 

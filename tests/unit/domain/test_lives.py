@@ -564,13 +564,6 @@ class Lives(RuleBasedStateMachine):
             spec, entry = operator.store.prefetches.get(name), operator.ledger.entries.get(name)
             if spec is not None and entry is not None and node in entry.places:
                 lasting[name, node] = max(most, self.limit(operator, spec))
-        # An operator that starts finds pulls in flight, and keeps their places for them.
-        for pod in operator.store.pods.values():
-            spec = operator.store.prefetches.get(pod.prefetch)
-            entry = operator.ledger.entries.get(pod.prefetch)
-            if spec is None or entry is None or pod.finished or pod.node not in entry.places:
-                continue
-            lasting.setdefault((pod.prefetch, pod.node), self.limit(operator, spec))
         self.promised = lasting
 
     def created(self, by: model.Operator, pod: Pod) -> None:
@@ -599,8 +592,7 @@ class Lives(RuleBasedStateMachine):
             and prefetch in asked(by.store.prefetches, by.store.nodes[other.node])
         }
         if pod.node not in busy:
-            known = (pod.prefetch, pod.node) in self.promised
-            assert known or model.ours(node) or not prefetch.rollout.paused, "begun while paused"
+            assert model.ours(node) or not prefetch.rollout.paused, "begun while paused"
             most = max(self.promised.get((pod.prefetch, pod.node), 0), self.limit(by, prefetch))
             assert len(busy) < most, f"{sorted(busy)} pull already, and {most} may"
         self.promised.setdefault((pod.prefetch, pod.node), self.limit(by, prefetch))
@@ -760,7 +752,8 @@ class Lives(RuleBasedStateMachine):
             assert +entry.counts == counts, name
             assert entry.domains.keys() == known, name
             assert entry.held <= known, name
-            assert entry.places <= known, name
+            # After a start, what pulls has a place before its node has been decided about.
+            assert entry.places <= known | entry.outdated, name
             assert entry.wants.keys() <= known, name
             assert entry.failures.keys() <= known, name
             waiting = {n: s.waits_for for n, s in entry.standings.items() if s.waits_for}

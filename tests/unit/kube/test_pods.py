@@ -42,7 +42,7 @@ async def mode(api: MemoryApi, wanted: Mode) -> Mode:
         app = App(settings, client, metrics, Clock(), watching=client, **parts)
         await app._probe_image_volumes()
     assert api.objects == {}, "nothing is really created"
-    return app._reconciler.puller.mode
+    return app._reconciler.actor.puller.mode
 
 
 @pytest.mark.parametrize("wanted", list(Mode))

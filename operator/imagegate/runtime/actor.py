@@ -1,0 +1,205 @@
+"""What was decided about a node is done to the cluster, and what came of it is remembered."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol, assert_never
+
+from imagegate.domain import retry, throttle
+from imagegate.domain.actions import Action, CreatePod, DeletePod, PatchNode, Postpone
+from imagegate.domain.facts import LABEL_PREFIX
+from imagegate.domain.gate import ready_since
+from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from imagegate.kube.events import Events
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.pods import Pods
+from imagegate.metrics import Metrics
+from imagegate.puller import build
+from imagegate.puller.build import PullerSettings
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+LATE_409 = 2.0
+"""Seconds after which a pod that exists but is not known yet is looked for again."""
+
+
+class Again(Protocol):
+    """Has a node decided about again, so many seconds from now."""
+
+    def __call__(self, name: str, delay: float, *, urgent: bool = False) -> None: ...
+
+
+class Actor:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        ledger: Ledger,
+        nodes: Nodes,
+        pods: Pods,
+        events: Events,
+        metrics: Metrics,
+        puller: PullerSettings,
+        clock: Clock,
+        again: Again,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._nodes = nodes
+        self._pods = pods
+        self._events = events
+        self._metrics = metrics
+        self.puller = puller
+        """How puller pods are made; `app` learns at start what the API server keeps."""
+        self._clock = clock
+        self._again = again
+
+    async def act(self, action: Action) -> None:
+        match action:
+            case PatchNode():
+                await self._patch_node(action)
+            case CreatePod():
+                await self._create_pod(action)
+            case DeletePod():
+                await self._delete_pod(action)
+            case Postpone():
+                self._postpone(action)
+            case _:
+                assert_never(action)
+
+    async def _patch_node(self, patch: PatchNode) -> None:
+        name = patch.node.name
+        try:
+            self._store.see_node(await self._nodes.apply(patch))
+        except NotFound:
+            self._store.lose_node(name, patch.node.uid)
+            return
+        except Conflict:
+            # Somebody was faster, or the watch is behind. Look, and decide again on what is there.
+            self._store.see_node(await self._nodes.get(name))
+            self._again(name, 0.02, urgent=True)
+            return
+        for label in patch.set_labels:
+            self._succeeded(label.removeprefix(LABEL_PREFIX))
+        if patch.release is not None:
+            await self._released(patch)
+        if patch.add is not None:
+            logger.info("node held", extra={"node": name})
+
+    async def _released(self, patch: PatchNode) -> None:
+        node, now = patch.node, self._clock.now()
+        assert patch.release is not None
+        since = ready_since(node, self._store.first_ready(node))
+        self._metrics.released(patch.release, held=now - node.created_at)
+        for label in patch.set_labels:
+            self._metrics.cached(label.removeprefix(LABEL_PREFIX), now - since)
+        logger.info(
+            "node released",
+            extra={"node": node.name, "reason": str(patch.release), "message_": patch.message},
+        )
+        clean = patch.release in ("cached", "unmatched")
+        await self._events.node(
+            node.name,
+            node.uid,
+            "ImagesCached" if patch.release == "cached" else "GateReleased",
+            f"gate taint removed ({patch.release}): {patch.message}",
+            now,
+            warning=not clean and patch.release != "disabled",
+        )
+
+    async def _create_pod(self, action: CreatePod) -> None:
+        prefetch, node = action.prefetch, action.node
+        manifest = build.build(
+            prefetch,
+            node,
+            action.group,
+            action.attempt,
+            self.puller,
+            again=action.remember is not None,
+        )
+        try:
+            created = await self._pods.create(manifest)
+            if action.remember is not None:
+                self._ledger.remember(node.name, action.group.key, action.remember)
+            self._store.see_pod(created)
+        except AlreadyExists:
+            # Ours, from before a restart or by another leader: the watch or a resync shows it.
+            # If it is one that is going away, its end brings this node back here.
+            self._again(node.name, LATE_409)
+        except (NotFound, Invalid, Forbidden) as error:
+            # The namespace is missing, or a quota, Pod Security or a policy refuses the pod.
+            attempts = retry.after(
+                self._ledger.attempts.get(node.name, {}).get(action.group.key),
+                retry.REFUSED,
+                spec=prefetch.retry,
+                key=f"{node.name}/{action.group.key}",
+                now=self._clock.now(),
+                image="",
+                message=str(error),
+            )
+            self._ledger.remember(node.name, action.group.key, attempts)
+            self._metrics.pull_failed(prefetch.name, attempts.reason)
+            self._again(node.name, 0.0)
+
+    def _postpone(self, action: Postpone) -> None:
+        node, prefetch, attempts = action.node.name, action.prefetch.name, action.remember
+        self._ledger.remember(node, action.group.key, attempts)
+        self._metrics.pull_failed(prefetch, attempts.reason)
+        self._again(node, max(0.01, attempts.next_at - self._clock.now()))
+        logger.info(
+            "pull put off",
+            extra={
+                "node": node,
+                "prefetch": prefetch,
+                "reason": attempts.reason,
+                "attempt": attempts.count,
+                "error": attempts.message,
+            },
+        )
+
+    async def _delete_pod(self, action: DeletePod) -> None:
+        pod = action.pod
+        try:
+            going = await self._pods.delete(pod)
+        except (NotFound, Conflict):
+            going = None
+        if action.remember is not None:
+            self._ledger.remember(pod.node, pod.group, action.remember)
+            self._metrics.pull_failed(pod.prefetch, action.remember.reason)
+            self._refused(pod.prefetch, action.remember.reason)
+            logger.info(
+                "pull failed",
+                extra={
+                    "node": pod.node,
+                    "prefetch": pod.prefetch,
+                    "reason": action.remember.reason,
+                    "attempt": action.remember.count,
+                    "error": action.remember.message,
+                },
+            )
+        if going is None:
+            self._store.lose_pod(pod.namespace, pod.name, pod.uid)
+        else:
+            self._store.see_pod(going)
+
+    def _refused(self, name: str, reason: str) -> None:
+        prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)
+        if prefetch is None or entry is None or reason not in throttle.REFUSALS:
+            return
+        before = entry.throttle.limit
+        entry.throttle = entry.throttle.after_refusal(self._clock.now(), entry.parallel(prefetch))
+        if entry.throttle.limit != before:
+            logger.warning(
+                "the registry refuses: fewer pulls at a time",
+                extra={"prefetch": name, "limit": entry.throttle.limit, "reason": reason},
+            )
+
+    def _succeeded(self, name: str) -> None:
+        prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)
+        if prefetch is None or entry is None:
+            return
+        full = prefetch.rollout.parallel(max(entry.nodes, 1))
+        entry.throttle = entry.throttle.after_success(self._clock.now(), full)
