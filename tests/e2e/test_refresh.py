@@ -105,6 +105,20 @@ def test_begin_a_mirror_that_still_serves_what_the_tag_was(
     push(cluster, STALE, "new")
 
 
+def test_what_the_mirror_does_is_not_seen_at_once(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """The pull of the digest has succeeded, past the mirror."""
+    new = cluster.registries["open"].digest(STALE)
+    cluster.wait(
+        lambda: image_status(imagegate, "behind").get("digest") == new, "the new digest", 60
+    )
+    imagegate.wait_ready("behind")
+    # From here on it is the node that is looked at: each look at the registry is a write.
+    change = '{"spec": {"refresh": {"intervalSeconds": 86400}}}'
+    cluster.kubectl("patch", "ipf", "behind", "--type=merge", f"--patch={change}")
+
+
 @pytest.mark.older
 def test_a_tag_that_moved_means_the_new_content_on_the_node(
     cluster: LocalCluster, imagegate: Installation

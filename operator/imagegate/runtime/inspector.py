@@ -97,10 +97,16 @@ class Inspector:
         return count
 
     def look(self, prefetch: Prefetch) -> None:
-        """Ask about these images unless that has been done."""
+        """Ask about these images unless that has been done; sooner than it was planned, where the
+        spec wants that by now.
+        """
         if self.known(prefetch) is None:
             self._failures.pop(prefetch.name, None)
             self.queue.add(prefetch.name)
+        elif prefetch.refresh is not None:
+            last, now = self._refreshed.get(prefetch.name), self._clock.now()
+            due = now if last is None else last.at + prefetch.refresh.interval
+            self.queue.add(prefetch.name, delay=max(0.0, due - now))
 
     def meet(self, platform: str) -> None:
         """A node is there; a platform that was not asked about has to be."""

@@ -326,3 +326,21 @@ async def test_the_next_look_comes_when_it_is_due_and_a_failure_is_counted(bench
     known = bench.inspector.known(prefetch)
     assert known is not None
     assert known["reg.test/a:1"].digest, "what was known stays"
+
+
+async def test_an_edit_that_follows_tags_or_looks_more_often_takes_effect(bench: Bench) -> None:
+    prefetch = bench.see(Image("reg.test/a:1"))
+    bench.inspector.look(prefetch)
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    bench.registries.resolved.clear()
+    followed = bench.see(Image("reg.test/a:1"), version=2, refresh=RefreshSpec(interval=86400))
+    bench.inspector.look(followed)
+    await until(lambda: bench.inspector.refreshed("llm") is not None)
+    assert bench.registries.resolved == ["reg.test/a:1"]
+    oftener = bench.see(Image("reg.test/a:1"), version=3, refresh=RefreshSpec(interval=300))
+    bench.now += 299.99
+    bench.inspector.look(oftener)
+    await until(lambda: len(bench.registries.resolved) == 2)
+    refreshed = bench.inspector.refreshed("llm")
+    assert refreshed is not None
+    assert refreshed.due == refreshed.at + 300

@@ -47,7 +47,7 @@ class ImageStatus(meta.ApiModel):
         default=None,
         max_length=160,
         description="What the tag was resolved to and is rolled out, under `refresh.mode` Digest."
-        " The operator keeps it here: removing it makes it ask the registry again.",
+        " The operator keeps it here, and goes on with it when it starts.",
     )
     resolved_time: AwareDatetime | None = Field(
         default=None, description="When the tag was first seen to have this digest."
