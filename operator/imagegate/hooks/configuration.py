@@ -134,11 +134,24 @@ def _problems(entry: _Receiver, sources: Mapping[str, Source]) -> list[str]:
     if not (entry.registry or source.says_registry):
         problems.append(f"registry: is needed, because events of {source.name} do not say it")
     problems += [
+        f"{need}: is needed, because {source.name} proves itself by it"
+        for need in source.needs
+        if not _given(entry, need)
+    ]
+    problems += [
         f"{proof}: {source.name} cannot prove this, remove it"
         for proof in ("secrets", "token", "topics")
         if getattr(entry, proof) and proof not in source.proofs
     ]
     return problems
+
+
+def _given(entry: _Receiver, field: str) -> bool:
+    """Whether a field, ``topics`` or ``token.email``, has a value."""
+    value: object = entry
+    for name in field.split("."):
+        value = getattr(value, name, None)
+    return bool(value)
 
 
 def _is_registry(text: str) -> bool:

@@ -72,4 +72,4 @@ async def by_sns(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None:
 
 
 SOURCE = Source("ecr", parse, verify.authorization)
-SNS = Source("ecr-sns", parse_sns, by_sns, proofs=frozenset({"topics"}))
+SNS = Source("ecr-sns", parse_sns, by_sns, proofs=frozenset({"topics"}), needs=("topics",))

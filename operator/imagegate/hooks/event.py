@@ -115,3 +115,7 @@ class Source:
     """What of a receiver its ``verify`` looks at: ``secrets``, ``token``, ``topics``. Anything else
     is refused in the configuration: it would only look as if it protected something.
     """
+    needs: tuple[str, ...] = ()
+    """What of a receiver its ``verify`` accepts nothing without, as it stands in the file:
+    ``topics``, ``token.email``.
+    """

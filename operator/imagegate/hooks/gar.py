@@ -64,4 +64,4 @@ async def by_token(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None
     await bearer.verify(delivery, rule, KEYS_URL, fetch)
 
 
-SOURCE = Source("gar", parse, by_token, proofs=frozenset({"token"}))
+SOURCE = Source("gar", parse, by_token, proofs=frozenset({"token"}), needs=("token.email",))

@@ -64,6 +64,8 @@ def test_none() -> None:
 HARBOR = "name: a, source: harbor, path: 0123456789abcdef"
 CLOUD = "name: a, source: cloud, path: 0123456789abcdef"
 QUAY = "name: a, source: quay"
+ECR_SNS = "name: a, source: ecr-sns, path: 0123456789abcdef"
+GAR = "name: a, source: gar, path: 0123456789abcdef"
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,9 @@ QUAY = "name: a, source: quay"
         (f"{HARBOR}, token: {{issuer: a, audience: b}}", "token: harbor cannot prove"),
         (f"{HARBOR}, topics: [a]", "topics: harbor cannot prove"),
         (f"{HARBOR}, secrets: [short]", "secrets: each needs at least 8"),
+        (ECR_SNS, "topics: is needed"),
+        (GAR, "token.email: is needed"),
+        (f"{GAR}, token: {{issuer: a, audience: b}}", "token.email: is needed"),
         (f"{HARBOR}, secrets: ['spaces around ']", "no space around"),
         (f"{HARBOR}, secrets: [123456789]", "secrets.0: Input should be a valid string"),
         (f"{HARBOR}, secret: aaaaaaaaa", "secret: Extra inputs"),
