@@ -99,6 +99,8 @@ class Standing:
     skipped: str = ""
     waits_for: str = ""
     """What of ``startAfter`` keeps its pulls from starting, for people."""
+    startable: bool = True
+    """Whether the node could begin a pull at all: it is settled, and not left alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,13 +37,13 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     outcome = Outcome(labelled=labelled(node, share.prefetch))
     why = match.skipped(node, gated=site.gated) or no_image(share, node)
     if node.deleting:
-        outcome.state, outcome.skipped = NodeState.SKIPPED, why or ""
+        outcome.state, outcome.skipped, outcome.startable = NodeState.SKIPPED, why or "", False
         return outcome
     if share.unready and not match.joining(node, gated=site.gated):
         share = replace(share, unready={})  # nodes in service wait for nothing
     pods = _Pods.sort(share, node)
     _tidy(pods, share, node, now, outcome)
-    startable = why is None and match.unsettled(node) is None
+    startable = outcome.startable = why is None and match.unsettled(node) is None
     lost = drift.losses(share, node) if outcome.labelled and site.settles_at is not None else {}
     if lost and site.settles_at is not None and now < site.settles_at:
         outcome.requeue.append(site.settles_at)

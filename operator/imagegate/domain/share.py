@@ -74,6 +74,7 @@ class Outcome:
     wants: bool = False
     failure: Attempts | None = None
     skipped: str = ""
+    startable: bool = True
     evicted: bool = False
     """Whether the label is not true any more: an image is gone."""
     wants_usage: bool = False
@@ -87,7 +88,13 @@ class Outcome:
     @property
     def standing(self) -> Standing:
         return Standing(
-            self.state, self.pulling, self.wants, self.failure, self.skipped, self.waits_for
+            self.state,
+            self.pulling,
+            self.wants,
+            self.failure,
+            self.skipped,
+            self.waits_for,
+            self.startable,
         )
 
     @property

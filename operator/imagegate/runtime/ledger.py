@@ -138,6 +138,8 @@ class Entry:
                 continue
             if standing.state is NodeState.CACHED:
                 cached[domain] += 1
+            elif not standing.startable:
+                continue  # it cannot try again, and nobody shall wait for it
             elif node in self.failures and self.failures[node].reason not in retry.NODES_OWN:
                 failing.setdefault(domain, set()).add(node)
                 for_good[domain] += self.failures[node].permanent

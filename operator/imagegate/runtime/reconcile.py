@@ -183,6 +183,8 @@ class Reconciler:
         # The patch first: a release is waited for, a clean-up is not.
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
             await self.actor.act(action)
+            if isinstance(action, PatchNode) and action.release is not None:
+                break  # the rest was decided about a node that was held; it comes back at once
 
     def view(self, node: Node) -> NodeView:
         """Everything that is known about one node, as of now."""

@@ -157,6 +157,31 @@ async def test_seeds_that_fail_keep_the_fleet_untouched_until_one_succeeds(world
         await until(lambda: world.condition("llm", "Degraded").get("status") == "False")
 
 
+@pytest.mark.parametrize("what", ["NotReady", "leaving"])
+async def test_nobody_waits_for_a_failed_seed_that_cannot_try_again(
+    world: World, what: str
+) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%", "seeds": 1}, **FAST)
+    for number in range(2):
+        world.add_node(f"n{number}")
+
+    def away(body: dict[str, Any]) -> None:
+        if what == "NotReady":
+            body["status"]["conditions"][0]["status"] = "False"
+        else:
+            taint = {"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}
+            body["spec"]["taints"].append(taint)
+
+    async with world.operating():
+        await until(world.pods)
+        seed = world.pods()[0]["spec"]["nodeName"]
+        world.fail(world.pods()[0], 'failed to resolve "reg.test/llm:1": not found')
+        await until(lambda: not world.pods())
+        world.api.change(f"/api/v1/nodes/{seed}", away)
+        await until(world.pods)
+        assert [pod["spec"]["nodeName"] for pod in world.pods()] != [seed]
+
+
 async def test_an_operator_killed_at_any_request_resumes_without_a_second_pull() -> None:
     """Kill it at its 1st, 2nd, ... write; the next process must finish the job."""
     for kill_at in range(1, 6):
