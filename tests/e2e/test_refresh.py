@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HOST = "open.registry.test"
 TAG = f"{HOST}/refresh/app:1"
 FOLLOWED = {"mode": "Digest", "intervalSeconds": 30}
+SELDOM = {"mode": "Digest", "intervalSeconds": 86400}
 BEHIND = "node-behind"
 STALE = "refresh/behind:1"
 
@@ -86,6 +87,11 @@ def image_status(imagegate: Installation, name: str) -> dict[str, Any]:
     return dict(images_[0])
 
 
+def prefetch_behind(imagegate: Installation, **spec: Any) -> None:
+    selector = {"matchLabels": {"pool": "behind"}}
+    imagegate.prefetch("behind", f"{HOST}/{STALE}", nodeSelector=selector, **spec)
+
+
 def test_begin_a_mirror_that_still_serves_what_the_tag_was(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
@@ -94,12 +100,7 @@ def test_begin_a_mirror_that_still_serves_what_the_tag_was(
     old = push(cluster, STALE, "old", mirror)
     node = cluster.add_node(BEHIND, NodeOptions(labels={"pool": "behind"}))
     (node.etc / "certs.d" / HOST / "hosts.toml").write_text(mirror.hosts_toml())
-    imagegate.prefetch(
-        "behind",
-        f"{HOST}/{STALE}",
-        nodeSelector={"matchLabels": {"pool": "behind"}},
-        refresh=FOLLOWED,
-    )
+    prefetch_behind(imagegate, refresh=FOLLOWED)
     imagegate.wait_ready("behind")
     assert image_status(imagegate, "behind")["digest"] == old
     push(cluster, STALE, "new")
@@ -115,8 +116,7 @@ def test_what_the_mirror_does_is_not_seen_at_once(
     )
     imagegate.wait_ready("behind")
     # From here on it is the node that is looked at: each look at the registry is a write.
-    change = '{"spec": {"refresh": {"intervalSeconds": 86400}}}'
-    cluster.kubectl("patch", "ipf", "behind", "--type=merge", f"--patch={change}")
+    prefetch_behind(imagegate, refresh=SELDOM)
 
 
 @pytest.mark.older
@@ -177,13 +177,7 @@ def test_end_the_mirror_that_is_behind_was_noticed_and_said(
     with tempfile.TemporaryDirectory() as folder:
         mirror.push(layout(Path(folder, "layout"), "new"), STALE)
     # Whoever edits the spec has mended something and does not wait for a back-off.
-    imagegate.prefetch(
-        "behind",
-        f"{HOST}/{STALE}",
-        nodeSelector={"matchLabels": {"pool": "behind"}},
-        refresh=FOLLOWED,
-        retry={"limit": 5},
-    )
+    prefetch_behind(imagegate, refresh=SELDOM, retry={"limit": 5})
     imagegate.wait_ready("behind")
     assert run(cluster, BEHIND, f"{HOST}/{STALE}")[0] == "new"
     imagegate.delete("behind")

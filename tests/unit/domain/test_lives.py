@@ -586,6 +586,8 @@ class Lives(RuleBasedStateMachine):
             other.node
             for other in self.cluster.pods.values()
             if other.prefetch == pod.prefetch and not other.finished and not other.deleting
+            # What its kubelet has reported as pulled is over, though the pod may not have ended.
+            if not by.store.pulled(other.uid).issuperset(other.images)
             if other.node in self.machines
             and other.observed.startswith(self.machines[other.node].uid + "/")
             and other.node in by.store.nodes
