@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from imagegate.domain import retry, rollout, status
 from imagegate.domain.actions import Standing
@@ -222,6 +222,18 @@ class Ledger:
 
     def remember(self, node: str, group: str, attempts: Attempts) -> None:
         self.attempts.setdefault(node, {})[group] = attempts
+
+    def forgive(self, node: str, groups: Iterable[str], now: float) -> None:
+        """Somebody has edited the spec, and so has mended something. What was pulled past a mirror
+        that was behind proves nothing any more: it is pulled anew, and at once.
+        """
+        groups = tuple(groups)
+        self.clear_attempts(node, groups)
+        known = self.attempts.get(node, {})
+        for group in groups:
+            attempts = known.get(group)
+            if retry.stale(attempts):
+                known[group] = replace(attempts, at=now, next_at=now)
 
     def clear_attempts(self, node: str, groups: Iterable[str]) -> None:
         """Forget what failed before: the node has what these groups are about, or will be asked

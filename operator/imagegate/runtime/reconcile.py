@@ -379,7 +379,7 @@ class Reconciler:
         # Who edits a spec has mended something, and does not want to wait for a back-off.
         groups = [group.key for group in prefetch.groups]
         for node in self._store.nodes:
-            self._ledger.clear_attempts(node, groups)
+            self._ledger.forgive(node, groups, self._clock.now())
             self.node_queue.add(node)
 
     def _grant(self, prefetch: Prefetch) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from imagegate.domain import drift
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, ImageSize
+from imagegate.domain.status import timestamp
 from imagegate.kube import errors
 from tests.unit.memory_api import MemoryApi
 from tests.unit.runtime.world import KEY, PODS, World, until
@@ -599,3 +601,41 @@ async def test_a_pod_that_is_put_back_does_not_roll_out_what_the_tag_means_by_no
         world.api.remove(f"{PODS}/{world.pods()[0]['metadata']['name']}")
         await until(world.pods)
         assert policies(world) == [["IfNotPresent", "IfNotPresent"]]
+
+
+async def test_a_mirror_that_is_behind_and_an_edit_by_who_has_mended_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lists(digest: str) -> None:
+        names = [f"reg.test/llm@{digest}", "reg.test/llm:1"]
+        images = [{"names": names, "sizeBytes": 7}]
+        world.api.change("/api/v1/nodes/n1", lambda body: body["status"].update(images=images))
+
+    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=NEW)}
+    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: world.labels("n1"))
+        monkeypatch.setattr(drift, "LISTED_AFTER", 0.0)
+        lists(OLD)
+        await until(lambda: not world.labels("n1"))
+        await until(lambda: world.condition("llm", "Degraded").get("reason") == "StaleMirror")
+        await until(lambda: not world.pods())
+        monkeypatch.setattr(drift, "LISTED_AFTER", 60.0)
+
+        def edit(body: dict[str, Any]) -> None:
+            body["metadata"]["generation"] += 1
+            body["spec"]["retry"] = {"limit": body["metadata"]["generation"]}
+
+        path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+        for _ in range(2):  # while it waits for its back-off, and while it waits for the node
+            world.api.change(path, edit)
+            await until(lambda: [pod for pod in world.pods() if "status" not in pod])
+            ended = {"terminated": {"finishedAt": timestamp(world.clock.now() + 1)}}
+            world.finish(world.pods()[0], containerStatuses=[{"state": ended}])
+            await asyncio.sleep(1.2)  # longer than a timestamp's second
+            assert not world.labels("n1"), "the same mirror may have answered again"
+        lists(NEW)
+        await until(lambda: world.labels("n1"))
