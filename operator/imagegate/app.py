@@ -122,7 +122,7 @@ class App:
         )
         inspector.changed = self._reconciler.images_inspected
         inspector.looked = self._reconciler.prefetch_changed
-        self._workloads.changed = self._reconciler.workloads_changed
+        self._workloads.changed = self._reconciler.prefetch_changed
         self._resync = Resync(
             store=self.store,
             nodes=nodes,

@@ -224,6 +224,13 @@ def _check_tag(text: str, tag: str) -> None:
         raise _invalid(text, f"the tag has {len(tag)} characters: at most {MAX_TAG} are allowed")
 
 
+def valid_digest(text: str) -> str | None:
+    """The text if it is a digest in form, else None."""
+    algorithm, _, encoded = text.partition(":")
+    sound = len(encoded) == DIGEST_LENGTHS.get(algorithm) and _HEX.fullmatch(encoded)
+    return text if sound else None
+
+
 def _check_digest(text: str, digest: str) -> None:
     algorithm, colon, encoded = digest.partition(":")
     if not colon:

@@ -7,13 +7,12 @@ that its predecessor rolled out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from imagegate.api.references import valid_digest
 from imagegate.domain.facts import Image, ImageFacts, Prefetch
-
-_DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128}")
 
 
 def effective(declared: Prefetch) -> Prefetch:
@@ -26,17 +25,26 @@ def effective(declared: Prefetch) -> Prefetch:
 
 
 def recorded(prefetch: Prefetch) -> dict[str, str]:
-    """The digests in its status, by reference. Anybody may have written there: only what is a
-    digest counts.
+    """The digests in its status, by reference: only what is a digest counts."""
+    entries = listed(prefetch).items()
+    found = {reference: entry.get("digest") for reference, entry in entries}
+    return {
+        reference: digest
+        for reference, digest in found.items()
+        if isinstance(digest, str) and valid_digest(digest)
+    }
+
+
+def listed(prefetch: Prefetch) -> dict[str, Mapping[str, Any]]:
+    """The images in its status, by reference. Anybody may have written there: their fields may be
+    anything.
     """
     entries = prefetch.status.get("images")
-    found: dict[str, str] = {}
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, Mapping) and isinstance(entry.get("image"), str):
-            digest = entry.get("digest")
-            if isinstance(digest, str) and _DIGEST.fullmatch(digest):
-                found[entry["image"]] = digest
-    return found
+    return {
+        entry["image"]: entry
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, Mapping) and isinstance(entry.get("image"), str)
+    }
 
 
 def adopted(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> bool:

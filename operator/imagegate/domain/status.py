@@ -14,7 +14,7 @@ from typing import Any
 
 from imagegate.domain import advice, retry, workloads
 from imagegate.domain.advice import Severity
-from imagegate.domain.effective import resolved
+from imagegate.domain.effective import listed, resolved
 from imagegate.domain.facts import (
     Attempts,
     Image,
@@ -137,7 +137,7 @@ def _images(
     prefetch: Prefetch, images: Mapping[str, ImageFacts], now: float
 ) -> list[dict[str, Any]]:
     """With the most important advice that there is room for, and how much there is besides."""
-    before = _by_reference(prefetch.status)
+    before = listed(prefetch)
     current = prefetch.images if prefetch.refresh is None else resolved(prefetch.images, images)
     entries = [
         _image(image, images.get(image.reference), before.get(image.reference, {}), now)
@@ -177,12 +177,6 @@ def _more(count: int) -> str:
 
 def _bytes(content: object) -> int:
     return len(json.dumps(content))
-
-
-def _by_reference(status: Mapping[str, object]) -> dict[str, Mapping[str, Any]]:
-    entries = status.get("images")
-    known = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-    return {str(entry.get("image")): entry for entry in known}
 
 
 def _image(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from imagegate.api import references
+from imagegate.domain.effective import listed
 from imagegate.domain.facts import Image, Prefetch
 from imagegate.domain.match import selects
 
@@ -126,13 +127,10 @@ def image(reference: str, source: str) -> Image:
 
 
 def _remembered(declared: Prefetch, places: Collection[Place]) -> Iterator[Image]:
-    """What the status says was found there last. Anybody may have written there."""
-    entries = declared.status.get("images")
-    for entry in entries if isinstance(entries, list) else ():
-        if not isinstance(entry, Mapping):
-            continue
-        reference, source = entry.get("image"), entry.get("from")
-        if not (isinstance(reference, str) and isinstance(source, str)):
+    """What the status says was found there last."""
+    for reference, entry in listed(declared).items():
+        source = entry.get("from")
+        if not isinstance(source, str):
             continue
         kind, _, name = source.partition(" ")
         if (kind, name.partition("/")[0]) not in places:

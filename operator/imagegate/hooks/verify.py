@@ -23,11 +23,7 @@ def by_header(delivery: Delivery, receiver: Receiver, name: str, prefix: str = "
     """
     if not receiver.secrets:
         return
-    value = delivery.headers.get(name)
-    if value is None:
-        raise Unverified(f"there is no header {name}")
-    if not value.startswith(prefix):
-        raise Unverified(f"the header {name} does not begin with {prefix!r}")
+    value = _header(delivery, name, prefix)
     shown = [_bytes(value.removeprefix(prefix))]
     if name == "authorization":
         shown += _credentials(value)
@@ -44,17 +40,22 @@ def by_hmac(
     """
     if not receiver.secrets:
         return
-    value = delivery.headers.get(header)
-    if value is None:
-        raise Unverified(f"there is no header {header}")
-    if not value.startswith(prefix):
-        raise Unverified(f"the header {header} does not begin with {prefix!r}")
+    value = _header(delivery, header, prefix)
     digests = [
         hmac.new(_bytes(secret), delivery.body, getattr(hashlib, algorithm)).hexdigest().encode()
         for secret in receiver.secrets
     ]
     if not _equal_any([_bytes(value.removeprefix(prefix).strip().lower())], digests):
         raise Unverified(f"the signature in {header} is not that of any of the receiver's secrets")
+
+
+def _header(delivery: Delivery, name: str, prefix: str) -> str:
+    value = delivery.headers.get(name)
+    if value is None:
+        raise Unverified(f"there is no header {name}")
+    if not value.startswith(prefix):
+        raise Unverified(f"the header {name} does not begin with {prefix!r}")
+    return value
 
 
 async def authorization(delivery: Delivery, receiver: Receiver, _: Fetch) -> None:

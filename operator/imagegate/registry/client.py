@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, Self, TypeVar
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from imagegate.api.references import DEFAULT_TAG, DIGEST_LENGTHS, Reference
+from imagegate.api.references import DEFAULT_TAG, Reference, valid_digest
 from imagegate.registry import challenges, endpoints, errors, failures, tokens
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import EMPTY, Keyring
@@ -41,7 +40,6 @@ MAX_CONFIG = 4 * 1024 * 1024
 _ACCEPT = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"}
 _REFUSE_HEAD = (403, 405, 501)
 """What is answered where HEAD is not wanted: some proxies forbid it, and GET is fine."""
-_HEX = re.compile(r"[a-f0-9]+")
 
 T = TypeVar("T")
 
@@ -225,13 +223,6 @@ class Client:
     def _url(self, access: Access, rest: str) -> URL:
         base = endpoints.base(access.registry, self._settings)
         return base.with_path(f"/v2/{access.path}/{rest}", encoded=True)
-
-
-def valid_digest(text: str) -> str | None:
-    """The text if it is a digest in form, else None."""
-    algorithm, _, encoded = text.partition(":")
-    sound = len(encoded) == DIGEST_LENGTHS.get(algorithm) and _HEX.fullmatch(encoded)
-    return text if sound else None
 
 
 def _document(access: Access, name: str, answer: Answer) -> Document:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from imagegate.api.references import valid_digest
 from imagegate.registry.client import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
     Document,
-    valid_digest,
 )
 from imagegate.registry.errors import InvalidAnswer, UnsupportedManifest
 from imagegate.registry.platforms import Platform

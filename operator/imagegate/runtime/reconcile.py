@@ -142,10 +142,6 @@ class Reconciler:
             self.node_queue.add(node)
         self.prefetch_queue.add(name)
 
-    def workloads_changed(self, name: str) -> None:
-        """There is news of the workloads that a prefetch names; what it is, the store tells."""
-        self.prefetch_queue.add(name)
-
     # ---- nodes
 
     def _again(self, name: str, delay: float, *, urgent: bool = False) -> None:

@@ -471,6 +471,13 @@ OLD, NEW = (f"sha256:{digit * 64}" for digit in "ab")
 FOLLOWED = {"refresh": {"mode": "Digest"}, **WIDE}
 
 
+def follow(world: World, digest: str) -> None:
+    """A followed tag that the registry has resolved, and a node in service."""
+    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=digest)}
+    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
+    world.add_node("n1")
+
+
 def pulls(world: World) -> list[list[str]]:
     """What each puller pod pulls: the nodes of this world have kubelets without image volumes."""
     return [[container["image"] for container in each] for each in _pullers(world)]
@@ -498,9 +505,7 @@ def registry_says(world: World, digest: str) -> None:
 
 
 async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) -> None:
-    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
-    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
-    world.add_node("n1")
+    follow(world, OLD)
     async with world.operating():
         await until(world.pods)
         assert digest_in_status(world) == OLD, "nothing is pulled for what is not written down"
@@ -534,9 +539,7 @@ async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) ->
 async def test_an_operator_that_starts_knows_the_digest_while_the_registry_is_away(
     world: World,
 ) -> None:
-    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
-    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
-    world.add_node("n1")
+    follow(world, OLD)
     async with world.operating():
         await until(world.pods)
         world.finish(world.pods()[0])
@@ -568,9 +571,7 @@ async def test_where_the_registry_never_answered_the_tag_alone_is_pulled(world: 
 
 
 async def test_a_digest_that_cannot_be_written_down_is_not_pulled_yet(world: World) -> None:
-    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
-    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
-    world.add_node("n1")
+    follow(world, OLD)
     refused = 0
 
     def refuse(method: str, path: str) -> None:
@@ -590,9 +591,7 @@ async def test_a_digest_that_cannot_be_written_down_is_not_pulled_yet(world: Wor
 async def test_a_pod_that_is_put_back_does_not_roll_out_what_the_tag_means_by_now(
     world: World,
 ) -> None:
-    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=OLD)}
-    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
-    world.add_node("n1")
+    follow(world, OLD)
     async with world.operating():
         await until(world.pods)
         assert policies(world) == [["Always", "IfNotPresent"]]
@@ -611,9 +610,7 @@ async def test_a_mirror_that_is_behind_and_an_edit_by_who_has_mended_it(
         images = [{"names": names, "sizeBytes": 7}]
         world.api.change("/api/v1/nodes/n1", lambda body: body["status"].update(images=images))
 
-    world.registries.images = {"reg.test/llm:1": ImageFacts(digest=NEW)}
-    world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
-    world.add_node("n1")
+    follow(world, NEW)
     async with world.operating():
         await until(world.pods)
         world.finish(world.pods()[0])

@@ -115,7 +115,7 @@ class World:
             taints_by_watch=False,
             **parts,
         )
-        self.workloads.changed = self.reconciler.workloads_changed
+        self.workloads.changed = self.reconciler.prefetch_changed
         self.resync = Resync(
             store=self.store,
             gates=Gates(client),
