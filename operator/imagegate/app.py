@@ -11,15 +11,15 @@ import contextlib
 import dataclasses
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import aiohttp
-import kopf
 from prometheus_client import CollectorRegistry
 
 from imagegate import __version__, handlers, http
 from imagegate.errors import ImagegateError
+from imagegate.handlers import Sightings
 from imagegate.hooks.directory import Directory
 from imagegate.hooks.endpoint import Endpoint
 from imagegate.hooks.event import Push
@@ -44,7 +44,7 @@ from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.collector import StateCollector
-from imagegate.runtime.disks import Disks
+from imagegate.runtime.disks import Disks, Source
 from imagegate.runtime.election import Elector
 from imagegate.runtime.heartbeat import Heartbeat
 from imagegate.runtime.inspector import Inspector
@@ -63,6 +63,10 @@ WATCH_SILENCE = 900.0
 Node's status every 5 minutes at least, and resyncs put right what is missed until then."""
 
 
+Watch = Callable[[Sightings, Sequence[str], str], Coroutine[Any, Any, None]]
+"""Watches for ever, in these namespaces and under this identity, and tells what it sees."""
+
+
 class LeadershipLost(ImagegateError):
     pass
 
@@ -76,9 +80,11 @@ class App:
         clock: Clock,
         *,
         watching: Client,
-        registries: registry.Client,
-        kubelets: Kubelets,
+        manifests: Manifests,
+        kubelets: Source,
+        watch: Watch = handlers.watch,
     ) -> None:
+        self._watch = watch
         self._settings = settings
         self._clock = clock
         self._client = client
@@ -94,7 +100,7 @@ class App:
         self._nodes = nodes
         inspector = Inspector(
             store=self.store,
-            manifests=Manifests(registries),
+            manifests=manifests,
             secrets=Secrets(client),
             clock=clock,
         )
@@ -235,29 +241,16 @@ class App:
             self._reconciler.prefetch_changed(name)
         for name in self.store.nodes:
             self._reconciler.node_changed(name)
-        kopf_registry = kopf.OperatorRegistry()
-        handlers.register(kopf_registry, self.store, self._metrics, self._reader, self._nodes.parse)
-        # Before kopf: it cancels every task that was made after it began.
+        sightings = Sightings(self.store, self._metrics, self._reader, self._nodes.parse)
+        # Before the watches: kopf cancels every task that was made after it began.
         tasks = [
             *(_spawn(queue.run(), queue.name) for queue in self._queues),
             _spawn(self._resync.run(), "resync"),
             _spawn(self._heartbeat.run(), "heartbeat"),
             _spawn(self._look_for_policy(), "policy"),
         ]
-        # kopf would look up the user's name, and a container's user has none.
-        identity: Any = settings.identity
-        tasks.append(
-            _spawn(
-                kopf.operator(
-                    registry=kopf_registry,
-                    settings=handlers.settings(),
-                    namespaces=settings.puller_namespaces,
-                    standalone=True,
-                    identity=identity,
-                ),
-                "kopf",
-            )
-        )
+        watching = self._watch(sightings, settings.puller_namespaces, settings.identity)
+        tasks.append(_spawn(watching, "watch"))
         try:
             await first_of(tasks)
         finally:
@@ -320,7 +313,7 @@ async def run(settings: Settings) -> None:
             metrics,
             clock,
             watching=watching,
-            registries=registries,
+            manifests=Manifests(registries),
             kubelets=kubelets,
         )
         site = await http.serve(
@@ -329,17 +322,22 @@ async def run(settings: Settings) -> None:
         )
         try:
             async with _hooks(settings, app, elector, metrics):
-                await first_of([_spawn(elector.acquire(), "elect"), _spawn(stop.wait(), "stop")])
-                if stop.is_set():
-                    return
-                # kopf takes over the signals now, and ends when one comes.
-                hold, lead = _spawn(elector.hold(), "hold"), _spawn(app.lead(), "lead")
-                await first_of([hold, lead, _spawn(stop.wait(), "stop")])
-                if not elector.leading:
-                    raise LeadershipLost("leadership was lost; the process must start again")
+                await campaign(app, elector, stop)
         finally:
             await elector.release()
             await site.cleanup()
+
+
+async def campaign(app: App, elector: Elector, stop: asyncio.Event) -> None:
+    """Stand by until elected, lead until ``stop``. Raises LeadershipLost, and what ended a part."""
+    await first_of([_spawn(elector.acquire(), "elect"), _spawn(stop.wait(), "stop")])
+    if stop.is_set():
+        return
+    # kopf takes over the signals now, and ends when one comes.
+    hold, lead = _spawn(elector.hold(), "hold"), _spawn(app.lead(), "lead")
+    await first_of([hold, lead, _spawn(stop.wait(), "stop")])
+    if not elector.leading:
+        raise LeadershipLost("leadership was lost; the process must start again")
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -22,16 +22,84 @@ from imagegate.puller import build, read
 from imagegate.runtime.store import Store
 
 Event = Any
+Body = Mapping[str, Any]
 
 
-def register(
-    registry: kopf.OperatorRegistry,
-    store: Store,
-    metrics: Metrics,
-    reader: prefetches.Reader,
-    read_node: Callable[[Mapping[str, Any]], Node],
-) -> None:
-    """Bind the handlers to one store."""
+class Sightings:
+    """Where everything that the watches see goes, whoever watches: parsed, and into the store.
+
+    ``type_`` is that of the watch event; None for an object that was found in a list.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        reader: prefetches.Reader,
+        read_node: Callable[[Body], Node],
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._reader = reader
+        self._read_node = read_node
+
+    def node(self, type_: str | None, body: Body) -> None:
+        self._store.seen_event()
+        seen = self._read_node(body)
+        if type_ == "DELETED":
+            self._store.lose_node(seen.name, seen.uid)
+        else:
+            self._store.see_node(seen)
+
+    def pod(self, type_: str | None, body: Body) -> None:
+        self._store.seen_event()
+        seen = read.pod(body)
+        if type_ == "DELETED":
+            self._store.lose_pod(seen.namespace, seen.name, seen.uid)
+        else:
+            self._store.see_pod(seen, live=type_ is not None)
+
+    def event(self, type_: str | None, body: Body) -> None:
+        """A kubelet's Pulled event."""
+        said = read.pulled(body)
+        if said is None or type_ == "DELETED":
+            return
+        namespace = body["metadata"]["namespace"]
+        prefetch = self._store.prefetch_of(namespace, said.pod_name)
+        if self._store.see_pulled(namespace, said) and type_ is not None:
+            self._metrics.pulled(prefetch, said.seconds, said.size)
+
+    def prefetch(self, type_: str | None, body: Body) -> None:
+        self._store.seen_event()
+        seen = self._reader.parse(body)
+        if type_ == "DELETED":
+            self._store.lose_prefetch(seen.name, seen.uid)
+        else:
+            self._store.see_prefetch(seen)
+
+    def gate(self, type_: str | None, body: Body) -> None:
+        self._store.seen_event()
+        if body["metadata"]["name"] == gates.NAME:
+            self._store.see_gate(None if type_ == "DELETED" else gates.parse(body))
+
+
+async def watch(sightings: Sightings, namespaces: Sequence[str], identity: str) -> None:
+    """Watch by kopf, until cancelled or until it cannot go on."""
+    registry = kopf.OperatorRegistry()
+    register(registry, sightings)
+    # kopf would look up the user's name, and a container's user has none.
+    who: Any = identity
+    await kopf.operator(
+        registry=registry,
+        settings=settings(),
+        namespaces=namespaces,
+        standalone=True,
+        identity=who,
+    )
+
+
+def register(registry: kopf.OperatorRegistry, sightings: Sightings) -> None:
+    """Bind kopf's handlers."""
 
     @kopf.on.login(registry=registry)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -44,48 +112,23 @@ def register(
 
     @kopf.on.event("", "v1", "nodes", registry=registry)
     async def node(event: Event, **_: Any) -> None:
-        store.seen_event()
-        seen = read_node(event["object"])
-        if event["type"] == "DELETED":
-            store.lose_node(seen.name, seen.uid)
-        else:
-            store.see_node(seen)
+        sightings.node(event["type"], event["object"])
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod(event: Event, **_: Any) -> None:
-        store.seen_event()
-        seen = read.pod(event["object"])
-        if event["type"] == "DELETED":
-            store.lose_pod(seen.namespace, seen.name, seen.uid)
-        else:
-            store.see_pod(seen, live=event["type"] is not None)
+        sightings.pod(event["type"], event["object"])
 
     @kopf.on.event("", "v1", "events", registry=registry)
     async def pulled(event: Event, **_: Any) -> None:
-        said = read.pulled(event["object"])
-        if said is None or event["type"] == "DELETED":
-            return
-        namespace = event["object"]["metadata"]["namespace"]
-        prefetch = store.prefetch_of(namespace, said.pod_name)
-        if store.see_pulled(namespace, said) and event["type"] is not None:
-            metrics.pulled(prefetch, said.seconds, said.size)
+        sightings.event(event["type"], event["object"])
 
     @kopf.on.event("imagegate.dev", "v1alpha1", "imageprefetches", registry=registry)
     async def prefetch(event: Event, **_: Any) -> None:
-        store.seen_event()
-        seen = reader.parse(event["object"])
-        if event["type"] == "DELETED":
-            store.lose_prefetch(seen.name, seen.uid)
-        else:
-            store.see_prefetch(seen)
+        sightings.prefetch(event["type"], event["object"])
 
     @kopf.on.event("imagegate.dev", "v1alpha1", "nodegates", registry=registry)
     async def gate(event: Event, **_: Any) -> None:
-        store.seen_event()
-        seen = gates.parse(event["object"])
-        if event["object"]["metadata"]["name"] != gates.NAME:
-            return
-        store.see_gate(None if event["type"] == "DELETED" else seen)
+        sightings.gate(event["type"], event["object"])
 
 
 def _api_server() -> str:

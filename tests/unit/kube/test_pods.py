@@ -14,6 +14,7 @@ from imagegate.kube.kubelets import Kubelets
 from imagegate.metrics import Metrics
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
+from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
 from imagegate.settings import Settings
 from tests.unit.memory_api import MemoryApi
@@ -38,7 +39,7 @@ async def mode(api: MemoryApi, wanted: Mode) -> Mode:
     settings = dataclasses.replace(SETTINGS, puller=puller)
     metrics = Metrics(CollectorRegistry(), version="test")
     async with registry.Client() as registries, Kubelets() as kubelets:
-        parts: dict[str, Any] = {"registries": registries, "kubelets": kubelets}
+        parts: dict[str, Any] = {"manifests": Manifests(registries), "kubelets": kubelets}
         app = App(settings, client, metrics, Clock(), watching=client, **parts)
         await app._probe_image_volumes()
     assert api.objects == {}, "nothing is really created"
