@@ -1,0 +1,518 @@
+"""What happens to a cluster: one story for each known kind of fault, and random lives of all of them.
+
+A story changes the world and waits; the judge looks on. The choices in it come from the world's seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from tests.simulation.loop import elapsed
+from tests.simulation.world import KEY, World
+
+Story = Callable[[World], Coroutine[Any, Any, None]]
+STORIES: dict[str, Story] = {}
+
+
+def story(work: Story) -> Story:
+    STORIES[work.__name__.replace("_", "-")] = work
+    return work
+
+
+async def _cluster(world: World, nodes: int, *, wait: float = 60.0, **how: Any) -> None:
+    """Nodes that joined before anything was asked for, and an operator that is there."""
+    for index in range(nodes):
+        world.join(f"n{index}", **how)
+    await asyncio.sleep(wait)
+    await world.until(lambda: not any(_held(world, f"n{i}") for i in range(nodes)), 600)
+
+
+def _held(world: World, name: str) -> bool:
+    node = world.server.get("nodes", name)
+    return any(t["key"] == KEY for t in (node or {}).get("spec", {}).get("taints", ()))
+
+
+def _pushed(world: World, name: str, megabytes: float) -> str:
+    tag = f"registry.test/{name}:1"
+    world.registry.push(tag, name, int(megabytes * 1e6))
+    return tag
+
+
+# ---- one story for each fault of the list; the number is the list's
+
+
+@story
+async def same_turn(world: World) -> None:
+    """1: an urgent key and an ordinary one are added in one turn of the loop."""
+    world.disturb(latency=0.0)
+    await _cluster(world, 3)
+    big = _pushed(world, "big", 9000)
+    # The held node pulls all the time, and the cloud controller changes its labels meanwhile.
+    world.apply("llm", big, gate={"timeoutSeconds": 86400}, nodeSelector=_only("pool", "gpu"))
+    world.apply("small", _pushed(world, "tiny", 1), rollout={"maxParallel": "100%"},
+                nodeSelector=_only("pool", "cpu"))
+    await asyncio.sleep(30)
+    world.join("held", labels={"pool": "gpu"}, link=1e5)
+    await asyncio.sleep(400)
+    for turn in range(3):
+        await asyncio.sleep(600)
+        for name, labels in (("held", {"turn": str(turn)}), (f"n{turn}", {"pool": "cpu"})):
+            world.server.change(
+                "cloud", "nodes", ("", name),
+                lambda body, labels=labels: body["metadata"]["labels"].update(labels),
+            )
+        await asyncio.sleep(1000)
+
+
+@story
+async def dead_seed(world: World) -> None:
+    """2: the seed of the only zone loses its power in its pull, and stays away."""
+    await _cluster(world, 8)
+    image = _pushed(world, "llm", world.rng.uniform(3000, 9000))
+    world.apply("llm", image)
+    await world.until(lambda: any(k.machine.pulling for k in world.kubelets.values()))
+    await asyncio.sleep(world.rng.uniform(1, 20))
+    for kubelet in world.kubelets.values():
+        if kubelet.machine.pulling:
+            kubelet.power_off()
+    await asyncio.sleep(world.rng.uniform(10, 100))
+    world.join("joiner")
+    await asyncio.sleep(4 * 3600)
+
+
+@story
+async def webhook_down(world: World) -> None:
+    """3: the admission webhook of one namespace fails; another prefetch has nothing to do with it."""
+    await _cluster(world, 5)
+    world.webhook_down.add("team-a")
+    world.apply("a", _pushed(world, "a", 100), pullerNamespace="team-a")
+    world.apply("b", _pushed(world, "b", 100))
+    world.join("joiner")
+    await asyncio.sleep(3600)
+    world.webhook_down.clear()
+    world.settle()
+    await asyncio.sleep(3600)
+
+
+@story
+async def namespace_deleted(world: World) -> None:
+    """4: somebody deletes one puller namespace, and with it the operator's Role there."""
+    await _cluster(world, 5)
+    world.apply("a", _pushed(world, "a", 100), pullerNamespace="team-b")
+    world.apply("b", _pushed(world, "b", 4000))
+    await asyncio.sleep(world.rng.uniform(0, 200))
+    world.delete_namespace("team-b")
+    world.join("joiner")
+    await asyncio.sleep(3600)
+    world.make_namespace("team-b")
+    world.settle()
+    await asyncio.sleep(3600)
+
+
+@story
+async def pods_vanish(world: World) -> None:
+    """5: something deletes every puller pod right after it appears."""
+    await _cluster(world, 3)
+    delay = world.rng.choice((0.02, 0.5, 2.0))
+
+    async def janitor() -> None:
+        while True:
+            await asyncio.sleep(delay)
+            for pod in world.puller_pods(done=False):
+                world.remove_pod(pod, "janitor")
+
+    world.spawn(janitor())
+    world.apply("llm", _pushed(world, "llm", 3000), rollout={"maxParallel": "100%"})
+    await asyncio.sleep(3600)
+
+
+@story
+async def late_lists(world: World) -> None:
+    """6: lists are seconds under way, and machines are replaced meanwhile."""
+    await _cluster(world, 6)
+    world.disturb(slow_lists=6.0)
+    image = _pushed(world, "llm", 2500)
+    world.apply("llm", image, rollout={"maxParallel": "100%"})
+    for _ in range(300):
+        await asyncio.sleep(world.rng.uniform(5, 60))
+        match world.rng.randrange(4):
+            case 0 | 1:
+                world.join(f"n{world.rng.randrange(6)}")
+            case 2 if (pods := world.puller_pods()):
+                world.remove_pod(world.rng.choice(pods))
+            case _:
+                tag = world.rng.randrange(1, 4)
+                world.apply("llm", f"registry.test/app-1:{tag}", rollout={"maxParallel": "100%"})
+
+
+@story
+async def gate_deleted_late(world: World) -> None:
+    """6: the NodeGate is deleted while a list of it is under way."""
+    await _cluster(world, 4)
+    world.disturb(slow_lists=8.0)
+    big = _pushed(world, "big", 9000)
+    world.apply("llm", big, gate={"timeoutSeconds": 3600})
+    await asyncio.sleep(60)
+    for _ in range(40):
+        world.join("joiner", link=1e6)
+        await asyncio.sleep(world.rng.uniform(30, 400))
+        world.ungate()
+        await asyncio.sleep(400)
+        world.gate()
+        await asyncio.sleep(100)
+
+
+@story
+async def rollback(world: World) -> None:
+    """7a: an edit, heartbeats, and back again, of one prefetch or two."""
+    for _ in range(20):
+        await _cluster(world, 8)
+        images = [_pushed(world, name, 500) for name in ("a", "b")]
+        new = [_pushed(world, name, 700) for name in ("a2", "b2")]
+        for name, image in zip("ab", images, strict=True):
+            world.apply(name, image, rollout={"maxParallel": "100%"})
+        await world.until(lambda: world.cached("a") and world.cached("b"), 1200)
+        await asyncio.sleep(400)
+        for name, image in zip("ab", new, strict=True):
+            world.apply(name, image, rollout={"paused": True, "maxParallel": "100%"})
+        await asyncio.sleep(world.rng.uniform(280, 420))
+        for name, image in zip("ab", images, strict=True):
+            world.apply(name, image, rollout={"paused": True, "maxParallel": "100%"})
+            await asyncio.sleep(world.rng.uniform(0.05, 1.0))
+        world.edit("a", rollout={"paused": False, "maxParallel": "100%"})
+        await asyncio.sleep(400)
+        for name in "ab":
+            world.delete(name)
+        await asyncio.sleep(100)
+
+
+@story
+async def many_names(world: World) -> None:
+    """7b: six tags of one image; a kubelet lists five names of it."""
+    await _cluster(world, 3)
+    tags = [f"registry.test/llm:{tag}" for tag in ("1", "1.2", "1.2.3", "latest", "main", "stable")]
+    for tag in tags:
+        world.registry.push(tag, "one", 900_000_000)
+    world.apply("llm", *tags, rollout={"maxParallel": "100%"})
+    await asyncio.sleep(3 * 3600)
+
+
+@story
+async def other_spelling(world: World) -> None:
+    """7c: the runtime lists an image under another name than the one that was written."""
+    await _cluster(world, 3, spelled=True)
+    world.apply("llm", _pushed(world, "llm", 900), rollout={"maxParallel": "100%"})
+    await asyncio.sleep(3 * 3600)
+
+
+@story
+async def same_image_twice(world: World) -> None:
+    """8: two prefetches ask for one large image, and the disk guard counts it twice."""
+    await _cluster(world, 3)
+    image = _pushed(world, "llm", 10_000)
+    for name in "ab":
+        world.apply(name, image, disk={"maxUsagePercent": 75}, rollout={"maxParallel": "100%"},
+                    gate={"timeoutSeconds": 3000, "policy": "FailClosed"})
+    await asyncio.sleep(30)
+    world.join("joiner")
+    await asyncio.sleep(2 * 3600)
+
+
+@story
+async def kubelets_dropped(world: World) -> None:
+    """9: the kubelets' port is dropped, and many nodes join."""
+    await _cluster(world, 2, port_dropped=True)
+    image = _pushed(world, "llm", 20)
+    world.apply("llm", image, disk={"maxUsagePercent": 75}, rollout={"maxParallel": "100%"})
+    await asyncio.sleep(60)
+    for index in range(400):
+        world.join(f"j{index}", port_dropped=True)
+    await asyncio.sleep(900)
+
+
+@story
+async def forecasts(world: World) -> None:
+    """9: dry runs on kubelets that do not answer, beside a prefetch that has work."""
+    await _cluster(world, 300, port_dropped=True)
+    for index in range(5):
+        world.apply(f"dry-{index}", _pushed(world, "llm", 20), dryRun=True,
+                    disk={"maxUsagePercent": 75})
+    await asyncio.sleep(70)
+    for index in range(5):
+        world.edit(f"dry-{index}", rollout={"maxParallel": 3})
+    await asyncio.sleep(0.5)
+    world.apply("work", _pushed(world, "w", 20), disk={"maxUsagePercent": 100})
+    await asyncio.sleep(600)
+
+
+@story
+async def gate_key(world: World) -> None:
+    """10: another taint key by the documented way."""
+    await _cluster(world, 3)
+    world.apply("llm", _pushed(world, "big", 9000), gate={"timeoutSeconds": 3600})
+    await asyncio.sleep(60)
+    for index in range(6):
+        for node in range(4):
+            world.join(f"j{node}", link=1e6)
+        await asyncio.sleep(world.rng.uniform(30, 90))
+        away = world.rng.random() < 0.3
+        for replica in world.replicas if away else ():
+            replica.kill()
+        world.ungate()
+        await asyncio.sleep(world.rng.choice((0.0, 0.05, 2.0)))
+        world.gate(taintKey=f"example.com/gate-{index}")
+        await asyncio.sleep(500)
+
+
+@story
+async def fail_closed(world: World) -> None:
+    """11: a FailClosed prefetch that cannot be acted on."""
+    await _cluster(world, 3)
+    world.apply("llm", _pushed(world, "llm", 100), gate={"policy": "FailClosed"},
+                pullerNamespace="nowhere")
+    await asyncio.sleep(60)
+    world.join("joiner")
+    await asyncio.sleep(1800)
+
+
+@story
+async def outage(world: World) -> None:
+    """12: no operator for some time, while pulls fail."""
+    await _cluster(world, 10)
+    world.apply("llm", _pushed(world, "llm", 100), rollout={"maxParallel": "100%", "seeds": 10},
+                retry={"timeoutSeconds": 600})
+    await world.until(lambda: len(world.puller_pods(done=False)) > 3, 60)
+    world.registry.down = True
+    world.settle()
+    world.disturb(away=True)
+    await asyncio.sleep(world.rng.uniform(1200, 2400))
+    world.disturb(away=False)
+    await asyncio.sleep(world.rng.uniform(500, 2000))
+    world.registry.down = False
+    world.settle()
+    await asyncio.sleep(3600)
+
+
+@story
+async def reorder(world: World) -> None:
+    """13: the order of images changes, and one that sorts first is added."""
+    await _cluster(world, 3)
+    images = [_pushed(world, f"part-{index}", 50) for index in range(20)]
+    rollout = {"maxParallel": 1}
+    world.apply("llm", *images[:12], rollout=rollout)
+    for _ in range(8):
+        await world.until(lambda: world.cached("llm"), 1200)
+        await asyncio.sleep(400)
+        count = world.rng.randrange(9, 21)
+        chosen = images[:count]
+        world.rng.shuffle(chosen)
+        world.apply("llm", *chosen, rollout=rollout,
+                    imagePullSecrets=[{"name": world.rng.choice("xyz")}])
+        await asyncio.sleep(600)
+
+
+@story
+async def wrong_clocks(world: World) -> None:
+    """14: the clocks of nodes are off, and images are removed behind our back."""
+    skews = [-3600.0, -90.0, 3600.0, 400.0, 0.0]
+    for index, skew in enumerate(skews):
+        world.join(f"n{index}", skew=skew)
+    await asyncio.sleep(120)
+    keep = world.rng.random() < 0.5
+    world.apply("llm", _pushed(world, "llm", 900), rollout={"maxParallel": "100%"},
+                retention={"mode": "Keep" if keep else "Release"})
+    for _ in range(6):
+        await world.until(lambda: world.cached("llm"), 3600)
+        await asyncio.sleep(900)
+        for kubelet in world.kubelets.values():
+            if world.rng.random() < 0.6:
+                kubelet.collect({"registry.test/llm:1"})
+        await asyncio.sleep(3000)
+
+
+@story
+async def operator_clock(world: World) -> None:
+    """14: the clock of the operator is ahead, or behind."""
+    skew = world.rng.choice((700.0, 1200.0, -400.0))
+    for replica in world.replicas:
+        replica.skew = skew
+    await _cluster(world, 3)
+    world.apply("llm", _pushed(world, "llm", 6000), rollout={"maxParallel": "100%"})
+    await asyncio.sleep(400)
+    for index in range(6):
+        world.join(f"j{index}")
+        await asyncio.sleep(300)
+
+
+@story
+async def quiet_watch(world: World) -> None:
+    """15: the watch of Nodes tells nothing any more, and does not end."""
+    await _cluster(world, 5)
+    world.apply("llm", _pushed(world, "llm", 500), rollout={"maxParallel": "100%"})
+    await world.until(lambda: world.cached("llm"), 1200)
+    await asyncio.sleep(300)
+    world.blind_since = elapsed()
+    for replica in world.replicas:
+        replica.network.dead = {"nodes", "pods"}
+    for index in range(60):
+        world.server.change("cloud", "nodes", ("", "n0"),
+                            lambda body, i=index: body["metadata"]["labels"].update(turn=str(i)))
+        await asyncio.sleep(60)
+        world.blind_since = world.blind_since or elapsed()
+
+
+@story
+async def refresh_message(world: World) -> None:
+    """16: the registry is down, and back; the status says so, and then does not."""
+    await _cluster(world, 3)
+    world.apply("llm", _pushed(world, "llm", 200), rollout={"maxParallel": "100%"},
+                refresh={"mode": "Digest", "intervalSeconds": 60})
+    await world.until(lambda: world.cached("llm"), 1200)
+    await asyncio.sleep(600)
+    world.registry.down = True
+    world.settle()
+    await asyncio.sleep(600)
+    world.registry.down = False
+    world.settle()
+    await asyncio.sleep(4000)
+
+
+@story
+async def queue_order(world: World) -> None:
+    """17: joining nodes that wait for a slot get it in the order in which they came."""
+    await _cluster(world, 1)
+    world.apply("llm", _pushed(world, "llm", 1500), rollout={"maxParallel": 1},
+                gate={"timeoutSeconds": 3600, "maxParallel": 1})
+    await world.until(lambda: world.cached("llm"), 1200)
+    for index in range(14):
+        world.join(f"j{index:02}")
+        await asyncio.sleep(35)
+    for turn in range(4000):
+        # Something about a node that waits changes, as cloud controllers do.
+        name = f"j{world.rng.randrange(14):02}"
+        world.server.change("cloud", "nodes", ("", name),
+                            lambda body, turn=turn: body["metadata"]["labels"].update(t=str(turn)))
+        await asyncio.sleep(0.2)
+
+
+@story
+async def apiserver_restart(world: World) -> None:
+    """18: a node has everything in the moment in which the API server is away."""
+    await _cluster(world, 3)
+    world.apply("llm", _pushed(world, "llm", 500), rollout={"maxParallel": "100%"})
+    await asyncio.sleep(300)
+    for index in range(12):
+        world.join(f"j{index}")
+        await world.until(
+            lambda name=f"j{index}": bool(world.kubelets[name].machine.pulling), 120
+        )
+        world.nodes_failing = True
+        world.settle()
+        await asyncio.sleep(world.rng.uniform(36, 45))
+        world.nodes_failing = False
+        world.settle()
+        await asyncio.sleep(120)
+
+
+@story
+async def long_names(world: World) -> None:
+    """19: many long references, long secret names, and ten failures."""
+    await _cluster(world, 12)
+    images = [f"registry.test/{'x' * 120}-{index:02}:{'1' * 20}" for index in range(64)]
+    world.apply("llm", *images, rollout={"maxParallel": "100%", "seeds": 20},
+                imagePullSecrets=[{"name": f"{index:02}" + "s" * 200} for index in range(16)])
+    await asyncio.sleep(3600)
+
+
+@story
+async def empty_labels(world: World) -> None:
+    """20: a node without labels gets some while ours is on its way."""
+    for index in range(60):
+        name = f"n{index}"
+        world.join(name)
+        world.server.change("cloud", "nodes", ("", name),
+                            lambda body: body["metadata"].update(labels={}))
+        await asyncio.sleep(1)
+    world.disturb(latency=0.4)
+    world.apply("llm", _pushed(world, "llm", 5), rollout={"maxParallel": "100%"})
+    for _ in range(200):
+        await asyncio.sleep(0.35)
+        name = f"n{world.rng.randrange(60)}"
+        world.server.change("cloud", "nodes", ("", name),
+                            lambda body: body["metadata"].setdefault("labels", {}).update(a="b"))
+    await asyncio.sleep(100)
+
+
+@story
+async def refused_node(world: World) -> None:
+    """20b: a policy refuses every change of one Node; a prefetch is deleted."""
+    await _cluster(world, 4)
+    world.apply("llm", _pushed(world, "llm", 50), rollout={"maxParallel": "100%"})
+    await world.until(lambda: world.cached("llm"), 600)
+    world.refused_nodes.add("n1")
+    world.delete("llm")
+    await asyncio.sleep(3600)
+
+
+@story
+async def throttled(world: World) -> None:
+    """21: the leader's writes are throttled while it loses its Lease."""
+    await _cluster(world, 6)
+    for index in range(12):
+        world.apply("llm", f"registry.test/app-{index % 8}:1", rollout={"maxParallel": "100%"})
+        leader = world.leader
+        if leader is not None:
+            leader.network.throttled, leader.network.retry_after = 1.0, 14
+            leader.network.leaseless = True
+        await asyncio.sleep(world.rng.uniform(1, 8))
+        for replica in world.replicas:
+            replica.network.throttled = 0.0
+        await asyncio.sleep(20)
+        for replica in world.replicas:
+            replica.network.leaseless = False
+        await asyncio.sleep(60)
+
+
+@story
+async def short_lived(world: World) -> None:
+    """22: a prefetch for each pull request, with failures; edited, and deleted again."""
+    await _cluster(world, 4)
+    for index in range(200):
+        name = f"pr-{index}"
+        for tag in range(3):
+            world.apply(name, f"registry.test/none-{index}:{tag}", rollout={"maxParallel": "100%"})
+            await asyncio.sleep(20)
+        world.delete(name)
+        await asyncio.sleep(20)
+    await asyncio.sleep(1500)
+
+
+@story
+async def other_namespace(world: World) -> None:
+    """23: pullerNamespace is edited while pulls fail there."""
+    await _cluster(world, 4)
+    world.apply("llm", _pushed(world, "llm", 300), pullerNamespace="team-a",
+                rollout={"maxParallel": "100%"})
+    await world.until(lambda: world.cached("llm"), 600)
+    world.apply("llm", "registry.test/llm:1", pullerNamespace="team-b",
+                rollout={"maxParallel": "100%"})
+    await asyncio.sleep(1800)
+
+
+@story
+async def relabelled_pod(world: World) -> None:
+    """34: somebody takes the labels of a puller pod away."""
+    await _cluster(world, 3)
+    world.apply("llm", _pushed(world, "llm", 9000), rollout={"maxParallel": "100%"})
+    await world.until(lambda: bool(world.puller_pods(done=False)), 60)
+    await asyncio.sleep(10)
+    for pod in world.puller_pods(done=False):
+        key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
+        world.server.change("person", "pods", key, lambda body: body["metadata"].update(labels={}))
+    await asyncio.sleep(2 * 3600)
+
+
+def _only(key: str, value: str) -> dict[str, Any]:
+    return {"matchLabels": {key: value}}

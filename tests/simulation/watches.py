@@ -1,0 +1,124 @@
+"""kopf's watches: list, then watch for ever, each kind by itself (kopf/_cogs/clients/watching.py).
+
+What kopf does not do is not done here either: after 410 it lists again and says nothing of objects
+that vanished meanwhile; a list or watch that is refused ends the operator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiohttp
+import kopf
+
+from imagegate import handlers
+from imagegate.handlers import Sightings
+from imagegate.puller import build
+from tests.simulation.apiserver import ApiServer, Refused
+from tests.simulation.transport import Network, Stream
+
+RECONNECT = 0.1
+CHUNK = 500
+
+Tell = Callable[[str | None, dict[str, Any]], None]
+
+
+class WatchingError(Exception):
+    """What ends kopf, and so the operator."""
+
+
+def kinds() -> frozenset[str]:
+    """The plurals that the operator has kopf watch."""
+    registry = kopf.OperatorRegistry()
+    sightings: Any = None
+    handlers.register(registry, sightings)
+    return frozenset(
+        str(handler.selector.plural or handler.selector.any_name)
+        for handler in registry._watching.get_all_handlers()  # noqa: SLF001
+        if handler.selector is not None
+    )
+
+
+class Kopf:
+    """Takes the place of `handlers.watch`."""
+
+    def __init__(self, server: ApiServer, network: Network, actor: str) -> None:
+        self._server, self._network, self._actor = server, network, actor
+        self.frozen: Callable[[], float] = lambda: 0.0
+
+    async def __call__(
+        self, sightings: Sightings, namespaces: Sequence[str], identity: str
+    ) -> None:
+        tells: dict[str, Tell] = {
+            "nodes": sightings.node,
+            "imageprefetches": sightings.prefetch,
+            "nodegates": sightings.gate,
+        }
+        places = [(resource, "") for resource in tells]
+        for resource in ("pods", "events"):
+            if resource in kinds():
+                tells[resource] = sightings.pod if resource == "pods" else sightings.event
+                places += [(resource, namespace) for namespace in namespaces]
+        async with asyncio.TaskGroup() as group:
+            for resource, namespace in places:
+                group.create_task(self._follow(resource, namespace, tells[resource]))
+
+    async def _follow(self, resource: str, namespace: str, tell: Tell) -> None:
+        query = {"pods": {"labelSelector": build.SELECTOR}, "events": {}}.get(resource, {})
+        while True:
+            try:
+                await self._list_and_watch(resource, namespace, query, tell)
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            except Refused as refused:
+                if refused.status not in (410, 429):
+                    raise WatchingError(f"{resource} in {namespace!r}: {refused}") from refused
+            await asyncio.sleep(RECONNECT)
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(self._network.one_way() + self.frozen())
+        if self._network.away:
+            await asyncio.sleep(1.0)
+            raise aiohttp.ClientConnectionError
+
+    async def _list_and_watch(
+        self, resource: str, namespace: str, query: dict[str, str], tell: Tell
+    ) -> None:
+        await self._reach()
+        more, version = "", ""
+        while True:
+            page, version_, more = self._server.listed(
+                self._actor, resource, namespace, {**query, "limit": str(CHUNK), "continue": more}
+            )
+            version = version or version_
+            if self._network.slow_lists:
+                await asyncio.sleep(self._network.rng.expovariate(1 / self._network.slow_lists))
+            await asyncio.sleep(self._network.one_way())
+            for stored in page:
+                tell(None, stored.body)
+            if not more:
+                break
+        while True:
+            stream = Stream(
+                self._server,
+                self._network,
+                self._actor,
+                resource,
+                namespace,
+                {**query, "resourceVersion": version, "timeoutSeconds": "300"},
+            )
+            try:
+                async for change in stream.changes():
+                    if change is None:
+                        version = str(self._server.version)
+                        continue
+                    if delay := self.frozen():
+                        await asyncio.sleep(delay)
+                    version = str(change.version)
+                    tell(change.type, change.stored.body)
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(RECONNECT)
+            await self._reach()
