@@ -1,7 +1,17 @@
 """A keyed work queue in the manner of client-go's workqueue, for one event loop.
 
-A key is in the queue at most once; a key that is added while it is being worked on is worked on
-again afterwards, never twice at a time; a key that fails comes back later and later.
+A key is in the queue at most once; a key that is added while a worker works on it is worked on
+again afterwards, never twice at a time; a key that fails comes back with a growing back-off.
+
+Invariant: **no worker sleeps while a key is queued that it may take.** `add` gives a key directly
+to a sleeping worker that may take it, and queues the key only when there is none; a worker goes to
+sleep only when nothing is queued that it may take. There is no wake-up between the two that could
+be lost or reach the wrong worker.
+
+A key is therefore in exactly one of these states, apart from a timer that it may have besides:
+unknown, queued (`_queued`), assigned to a worker that has not begun yet (`_assigned`), or being
+worked on (`_active`; with a note in `_again` if it was added meanwhile). Nothing is remembered of
+an unknown key: `_failures` has only keys whose last attempt failed, and those have a timer.
 """
 
 from __future__ import annotations
@@ -10,8 +20,8 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 
 from imagegate.errors import ImagegateError
 
@@ -19,13 +29,43 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY = 0.1
 LAST_RETRY = 60.0
+LAST_URGENT_RETRY = 3.0
+"""Seconds until an urgent key is tried again at most: a held node waits for it."""
+KICK_SPREAD = 1.0
+"""Seconds over which the keys in back-off are spread when what failed works again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A key that waits for a worker, or is on its way to one."""
+
+    since: float
+    urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """A key that will be added later."""
+
+    when: float
+    handle: asyncio.TimerHandle
+    urgent: bool
+    failed: bool
+    """Whether the key is in back-off, rather than planned for that time."""
+
+
+class _Worker:
+    """A worker that sleeps until it is given a key."""
+
+    def __init__(self) -> None:
+        self.given: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
 
 class KeyedQueue:
     """Keys of one kind, and the workers that take them.
 
     Urgent keys have workers of their own, so that the release of a node never waits behind
-    thousands of nodes that only have to be looked at.
+    thousands of nodes that only have to be looked at. Any other worker takes them first, too.
     """
 
     def __init__(
@@ -42,42 +82,53 @@ class KeyedQueue:
         self._handle = handle
         self._workers = workers
         self._urgent_workers = urgent_workers
-        self._urgent: deque[str] = deque()
-        self._ready: deque[str] = deque()
-        self._queued: set[str] = set()
+        # Dictionaries keep the order in which keys were added, and remove any key in O(1).
+        self._urgent: dict[str, _Queued] = {}
+        self._ordinary: dict[str, _Queued] = {}
+        self._assigned: dict[str, _Queued] = {}
         self._active: set[str] = set()
         self._again: dict[str, bool] = {}
-        self._due: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        self._timers: dict[str, _Timer] = {}
         self._failures: dict[str, int] = {}
-        self._wake: deque[asyncio.Future[None]] = deque()
-        self._wake_urgent: deque[asyncio.Future[None]] = deque()
-        self._since: dict[str, float] = {}
+        self._asleep: dict[_Worker, None] = {}
+        self._asleep_urgent: dict[_Worker, None] = {}
         self.observe_wait: Callable[[float], None] = _ignore
         self.observe_work: Callable[[float], None] = _ignore
 
     def __len__(self) -> int:
-        return len(self._queued)
+        return len(self._urgent) + len(self._ordinary) + len(self._assigned)
 
     def add(self, key: str, *, delay: float = 0.0, urgent: bool = False) -> None:
-        """Work on the key, now or in ``delay`` seconds. The earliest of several times counts."""
+        """Work on the key, now or in ``delay`` seconds. The earliest of several times counts; a
+        key that any of the calls asked for urgently is urgent.
+        """
         if delay > 0:
             self._add_later(key, delay, urgent=urgent)
             return
-        self._cancel_due(key)
+        urgent = self._cancel_timer(key) or urgent
         if key in self._active:
             self._again[key] = self._again.get(key, False) or urgent
-            return
-        if key in self._queued:
-            if urgent and self._urgent_workers and key in self._ready:
-                self._ready.remove(key)
-                self._urgent.append(key)
-                self._notify()
-            return
-        self.adds += 1
-        self._queued.add(key)
-        self._since[key] = time.monotonic()
-        (self._urgent if urgent and self._urgent_workers else self._ready).append(key)
-        self._notify()
+        elif key in self._assigned:
+            self._assigned[key] = _Queued(self._assigned[key].since, self._is_urgent(key, urgent))
+        elif key in self._urgent:
+            pass
+        elif key in self._ordinary:
+            if urgent and self._urgent_workers:
+                since = self._ordinary.pop(key).since
+                self._offer(key, _Queued(since, urgent=True))
+        else:
+            self.adds += 1
+            urgent = urgent and self._urgent_workers > 0
+            self._offer(key, _Queued(time.monotonic(), urgent))
+
+    def kick(self) -> None:
+        """What made keys fail works again: end their back-offs, spread over a moment."""
+        loop = asyncio.get_running_loop()
+        for key, timer in list(self._timers.items()):
+            when = loop.time() + random.uniform(0, KICK_SPREAD)  # noqa: S311
+            if timer.failed and when < timer.when:
+                self._failures.pop(key, None)
+                self._set_timer(key, when, urgent=timer.urgent, failed=True)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -87,76 +138,127 @@ class KeyedQueue:
             for _ in range(self._urgent_workers):
                 group.create_task(self._work(urgent_only=True))
 
-    def _add_later(self, key: str, delay: float, *, urgent: bool) -> None:
+    # ---- keys
+
+    def _offer(self, key: str, entry: _Queued) -> None:
+        """Give the key to a sleeping worker that may take it, or else queue it."""
+        # Workers for urgent keys alone come first: the others can do more.
+        lanes = (self._asleep_urgent, self._asleep) if entry.urgent else (self._asleep,)
+        worker = next((worker for lane in lanes for worker in _drained(lane)), None)
+        if worker is not None:
+            self._assigned[key] = entry
+            worker.given.set_result(key)
+        else:
+            (self._urgent if entry.urgent else self._ordinary)[key] = entry
+
+    def _is_urgent(self, key: str, urgent: bool) -> bool:
+        return self._assigned[key].urgent or (urgent and self._urgent_workers > 0)
+
+    def _add_later(self, key: str, delay: float, *, urgent: bool, failed: bool = False) -> None:
+        when = asyncio.get_running_loop().time() + delay
+        pending = self._timers.get(key)
+        if pending is not None:
+            urgent = urgent or pending.urgent
+            if pending.when <= when:
+                when, failed = pending.when, pending.failed
+        self._set_timer(key, when, urgent=urgent, failed=failed)
+
+    def _set_timer(self, key: str, when: float, *, urgent: bool, failed: bool) -> None:
+        self._cancel_timer(key)
         loop = asyncio.get_running_loop()
-        when = loop.time() + delay
-        pending = self._due.get(key)
-        if pending is not None:
-            if pending[0] <= when:
-                return
-            pending[1].cancel()
-        self._due[key] = (when, loop.call_at(when, lambda: self._fall_due(key, urgent=urgent)))
+        self._timers[key] = _Timer(when, loop.call_at(when, self.add, key), urgent, failed)
 
-    def _fall_due(self, key: str, *, urgent: bool) -> None:
-        self._due.pop(key, None)
-        self.add(key, urgent=urgent)
+    def _cancel_timer(self, key: str) -> bool:
+        """Whether the timer, if there was one, was to add the key as urgent."""
+        pending = self._timers.pop(key, None)
+        if pending is None:
+            return False
+        pending.handle.cancel()
+        return pending.urgent
 
-    def _cancel_due(self, key: str) -> None:
-        pending = self._due.pop(key, None)
-        if pending is not None:
-            pending[1].cancel()
+    # ---- workers
 
-    def _notify(self) -> None:
-        # An urgent key may be taken by any worker; those that take nothing else come first.
-        waiters = [self._wake_urgent, self._wake] if self._urgent else [self._wake]
-        for queue in waiters:
-            while queue:
-                future = queue.popleft()
-                if not future.done():
-                    future.set_result(None)
-                    return
-
-    async def _take(self, *, urgent_only: bool) -> str:
-        while True:
-            if self._urgent:
-                return self._urgent.popleft()
-            if self._ready and not urgent_only:
-                return self._ready.popleft()
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            (self._wake_urgent if urgent_only else self._wake).append(future)
-            await future
+    async def _take(self, *, urgent_only: bool) -> tuple[str, _Queued]:
+        if self._urgent:
+            return _first(self._urgent)
+        if self._ordinary and not urgent_only:
+            return _first(self._ordinary)
+        lane, worker = self._asleep_urgent if urgent_only else self._asleep, _Worker()
+        lane[worker] = None
+        try:
+            key = await worker.given
+        except asyncio.CancelledError:
+            lane.pop(worker, None)
+            if worker.given.done() and not worker.given.cancelled():
+                # The key was given to this worker in the turn in which it was cancelled.
+                key = worker.given.result()
+                self._offer(key, self._assigned.pop(key))
+            raise
+        return key, self._assigned.pop(key)
 
     async def _work(self, *, urgent_only: bool) -> None:
         while True:
-            key = await self._take(urgent_only=urgent_only)
+            key, entry = await self._take(urgent_only=urgent_only)
             started = time.monotonic()
-            self._queued.discard(key)
             self._active.add(key)
-            self.observe_wait(started - self._since.pop(key, started))
+            self.observe_wait(started - entry.since)
             try:
                 await self._handle(key)
                 self._failures.pop(key, None)
             except Exception as error:  # noqa: BLE001 -- one key must not end the worker
-                self._retry(key, error)
+                self._retry(key, error, urgent=entry.urgent)
             finally:
                 self._active.discard(key)
                 self.observe_work(time.monotonic() - started)
                 if key in self._again:
                     self.add(key, urgent=self._again.pop(key))
 
-    def _retry(self, key: str, error: Exception) -> None:
+    def _retry(self, key: str, error: Exception, *, urgent: bool) -> None:
         count = self._failures[key] = self._failures.get(key, 0) + 1
         self.retries += 1
-        delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(count - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311
-        # What is raised on purpose explains itself; anything else is a bug and needs its place.
-        expected = isinstance(error, ImagegateError)
+        last = LAST_URGENT_RETRY if urgent else LAST_RETRY
+        delay = min(last, FIRST_RETRY * 2 ** min(count - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311
+        causes = tuple(_causes(error))
+        # An error that is raised on purpose explains itself; anything else is a bug, and the log
+        # needs its place.
+        expected = all(isinstance(cause, ImagegateError) for cause in causes)
         logger.log(
             logging.INFO if expected and count < 4 else logging.WARNING,
             "work failed, will be retried",
-            extra={"queue": self.name, "key": key, "retry": count, "error": str(error)},
+            extra={
+                "queue": self.name,
+                "key": key,
+                "retry": count,
+                "error": "; ".join(dict.fromkeys(map(str, causes))),
+            },
             exc_info=None if expected else error,
         )
-        self._add_later(key, delay, urgent=False)
+        self._add_later(key, delay, urgent=urgent, failed=True)
+
+
+def _first(queued: dict[str, _Queued]) -> tuple[str, _Queued]:
+    key = next(iter(queued))
+    return key, queued.pop(key)
+
+
+def _drained(lane: dict[_Worker, None]) -> Iterator[_Worker]:
+    """The sleeping workers of a lane, longest asleep first; each is taken out of it. One that was
+    cancelled and has not noticed yet takes no key.
+    """
+    while lane:
+        worker = next(iter(lane))
+        del lane[worker]
+        if not worker.given.done():
+            yield worker
+
+
+def _causes(error: Exception) -> Iterator[Exception]:
+    """The errors that a group consists of, or the error itself."""
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    else:
+        yield error
 
 
 def _ignore(_: float) -> None:
