@@ -47,7 +47,7 @@ class Sightings:
         self._store.seen_event()
         seen = self._read_node(body)
         if type_ == "DELETED":
-            self._store.lose_node(seen.name, seen.uid)
+            self._store.lose_node(seen.name, seen.uid, seen.version)
         else:
             self._store.see_node(seen)
 
@@ -55,7 +55,7 @@ class Sightings:
         self._store.seen_event()
         seen = read.pod(body)
         if type_ == "DELETED":
-            self._store.lose_pod(seen.namespace, seen.name, seen.uid)
+            self._store.lose_pod(seen.namespace, seen.name, seen.uid, seen.version)
         else:
             self._store.see_pod(seen, live=type_ is not None)
 
@@ -73,7 +73,7 @@ class Sightings:
         self._store.seen_event()
         seen = self._reader.parse(body)
         if type_ == "DELETED":
-            self._store.lose_prefetch(seen.name, seen.uid)
+            self._store.lose_prefetch(seen.name, seen.uid, seen.version)
         else:
             self._store.see_prefetch(seen)
 

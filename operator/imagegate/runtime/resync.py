@@ -54,10 +54,13 @@ class Resync:
         since = self._clock.monotonic()
         gate = await self._gates.get()
         prefetches = await self._prefetches.list()
+        # Before the nodes are parsed: only the images that a prefetch names are kept of a Node.
+        for prefetch in prefetches:
+            self._store.see_prefetch(prefetch)
         nodes = await self._nodes.list()
         pods = [pod for ns in self._namespaces for pod in await self._pods.list(ns)]
         # The gate first and the nodes last: nobody is decided about on half of the facts.
-        self._store.see_gate(gate)
+        self._store.see_gate(gate, since=since)
         pruned = self._store.prune(since=since, nodes=nodes, pods=pods, prefetches=prefetches)
         for kind, count in pruned.items():
             self._metrics.pruned(kind, count)

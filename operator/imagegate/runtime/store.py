@@ -6,6 +6,7 @@ Every change is announced to the listener; a sighting that changes nothing is no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from imagegate.domain.effective import effective
@@ -17,6 +18,12 @@ from imagegate.runtime.clock import Clock
 
 PodKey = tuple[str, str]
 
+LATE = 120.0
+"""Seconds for which an answer to a request of our own may be late. A tombstone is kept for as long
+after the list that no longer shows the object was begun."""
+TOMBSTONES = 20_000
+"""How many tombstones are kept at most; the oldest are dropped first."""
+
 
 class Listener(Protocol):
     """Who is told; by name of the node, prefetch, or nothing at all."""
@@ -24,6 +31,27 @@ class Listener(Protocol):
     def node_changed(self, name: str) -> None: ...
     def prefetch_changed(self, name: str) -> None: ...
     def gate_changed(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """The end of an object. A list or an answer from before it must not bring the object back."""
+
+    uid: str
+    version: int
+    """The resourceVersion of the deletion, or the last that was known of the object."""
+    at: float
+    """Monotonic."""
+
+    def covers(self, seen: Versioned) -> bool:
+        return seen.uid == self.uid or 0 < seen.version <= self.version
+
+
+class Versioned(Protocol):
+    @property
+    def uid(self) -> str: ...
+    @property
+    def version(self) -> int: ...
 
 
 class Store:
@@ -42,6 +70,7 @@ class Store:
         self._labels_since: dict[str, tuple[object, float]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._seen: dict[object, float] = {}
+        self._ended: dict[tuple[str, object], Tombstone] = {}
         self.gate: Gate | None = None
         self.complete = False
         """Whether the first resync is done: before, nothing may be concluded from absence."""
@@ -98,6 +127,32 @@ class Store:
         known = self._pods.get((namespace, pod))
         return known.prefetch if known is not None else ""
 
+    # ---- order
+
+    def _stale(self, kind: str, key: object, old: Versioned | None, seen: Versioned) -> bool:
+        """Whether ``seen`` is older than what is known. The resourceVersions of one kind are one
+        sequence, so that they are compared whatever the uid. 0 is a version that is not known.
+        """
+        if old is not None and 0 < seen.version < old.version:
+            return True
+        ended = self._ended.get((kind, key))
+        return ended is not None and ended.covers(seen)
+
+    def _end(
+        self, kind: str, key: object, old: Versioned | None, uid: str | None, version: int
+    ) -> bool:
+        """Note the end of an object. False where the store knows another object of that name."""
+        if old is not None and uid is not None and old.uid != uid:
+            return False
+        if old is not None:
+            uid, version = old.uid, max(version, old.version)
+        if uid:
+            self._ended.pop((kind, key), None)
+            self._ended[kind, key] = Tombstone(uid, version, self._clock.monotonic())
+            if len(self._ended) > TOMBSTONES:
+                del self._ended[next(iter(self._ended))]
+        return old is not None
+
     # ---- sightings
 
     def seen_event(self) -> None:
@@ -107,9 +162,9 @@ class Store:
 
     def see_node(self, node: Node) -> None:
         old = self._nodes.get(node.name)
-        self._seen["node", node.name] = self._clock.monotonic()
-        if old is not None and old.uid == node.uid and old.version > node.version:
+        if self._stale("node", node.name, old, node):
             return
+        self._seen["node", node.name] = self._clock.monotonic()
         if node.ready and self._first_ready.get(node.name, ("",))[0] != node.identity:
             self._first_ready[node.name] = (node.identity, self._clock.now())
         self._note_labels(node)
@@ -117,9 +172,9 @@ class Store:
         if old != node and self._listener is not None:
             self._listener.node_changed(node.name)
 
-    def lose_node(self, name: str, uid: str | None = None) -> None:
+    def lose_node(self, name: str, uid: str | None = None, version: int = 0) -> None:
         old = self._nodes.get(name)
-        if old is None or (uid is not None and old.uid != uid):
+        if not self._end("node", name, old, uid, version) or old is None:
             return
         del self._nodes[name]
         self._first_ready.pop(name, None)
@@ -150,9 +205,9 @@ class Store:
         """``live``: a change that was watched happening, rather than found in a list."""
         key = (pod.namespace, pod.name)
         old = self._pods.get(key)
-        self._seen["pod", key] = self._clock.monotonic()
-        if old is not None and old.uid == pod.uid and old.version > pod.version:
+        if self._stale("pod", key, old, pod):
             return
+        self._seen["pod", key] = self._clock.monotonic()
         if old is not None and old.uid != pod.uid:
             self._forget_pod(old)
         if live and _started_failing(old, pod):
@@ -164,9 +219,9 @@ class Store:
         if old != pod and self._listener is not None:
             self._listener.node_changed(pod.node)
 
-    def lose_pod(self, namespace: str, name: str, uid: str | None = None) -> None:
+    def lose_pod(self, namespace: str, name: str, uid: str | None = None, version: int = 0) -> None:
         old = self._pods.get((namespace, name))
-        if old is None or (uid is not None and old.uid != uid):
+        if not self._end("pod", (namespace, name), old, uid, version) or old is None:
             return
         self._forget_pod(old)
         if self._listener is not None:
@@ -202,9 +257,9 @@ class Store:
 
     def see_prefetch(self, declared: Prefetch) -> None:
         old = self._declared.get(declared.name)
-        self._seen["prefetch", declared.name] = self._clock.monotonic()
-        if old is not None and old.uid == declared.uid and old.version > declared.version:
+        if self._stale("prefetch", declared.name, old, declared):
             return
+        self._seen["prefetch", declared.name] = self._clock.monotonic()
         self._declared[declared.name] = declared
         self._come_to(declared)
 
@@ -224,9 +279,9 @@ class Store:
         if old != new and self._listener is not None:
             self._listener.prefetch_changed(name)
 
-    def lose_prefetch(self, name: str, uid: str | None = None) -> None:
+    def lose_prefetch(self, name: str, uid: str | None = None, version: int = 0) -> None:
         old = self._declared.get(name)
-        if old is None or (uid is not None and old.uid != uid):
+        if not self._end("prefetch", name, old, uid, version) or old is None:
             return
         del self._declared[name], self._prefetches[name]
         self._found.pop(name, None)
@@ -235,11 +290,17 @@ class Store:
         if self._listener is not None:
             self._listener.prefetch_changed(name)
 
-    def see_gate(self, gate: Gate | None) -> None:
+    def see_gate(self, gate: Gate | None, *, since: float | None = None) -> None:
+        """None: it is deleted, or was absent when it was read; ``since``: when that began."""
         old = self.gate
-        same = old is not None and gate is not None and old.uid == gate.uid
-        if same and old is not None and gate is not None and old.version > gate.version:
+        if gate is None:
+            if since is not None and self._seen.get(("gate", ""), 0.0) >= since:
+                return
+            self._end("gate", "", old, None, 0)
+        elif self._stale("gate", "", old, gate):
             return
+        else:
+            self._seen["gate", ""] = self._clock.monotonic()
         self.gate = gate
         if old != gate and self._listener is not None:
             self._listener.gate_changed()
@@ -278,6 +339,8 @@ class Store:
             self.lose_pod(namespace, name)
         for name in gone:
             self.lose_prefetch(name)
+        for ended in [k for k, stone in self._ended.items() if stone.at < since - LATE]:
+            del self._ended[ended]
         return {"Node": len(gone_nodes), "Pod": len(gone_pods), "ImagePrefetch": len(gone)}
 
     def _old(self, kind: str, key: object, since: float) -> bool:
