@@ -80,7 +80,11 @@ class Sightings:
     def gate(self, type_: str | None, body: Body) -> None:
         self._store.seen_event()
         if body["metadata"]["name"] == gates.NAME:
-            self._store.see_gate(None if type_ == "DELETED" else gates.parse(body))
+            seen = gates.parse(body)
+            if type_ == "DELETED":
+                self._store.lose_gate(seen.uid, seen.version)
+            else:
+                self._store.see_gate(seen)
 
 
 async def watch(sightings: Sightings, namespaces: Sequence[str], identity: str) -> None:

@@ -43,8 +43,14 @@ class Tombstone:
     at: float
     """Monotonic."""
 
+    returns: bool
+    """Whether an object of this uid may be seen again. A puller pod whose label is removed leaves
+    our watch as if it were deleted, and comes back with a newer version when the label does."""
+
     def covers(self, seen: Versioned) -> bool:
-        return seen.uid == self.uid or 0 < seen.version <= self.version
+        if seen.uid == self.uid and not self.returns:
+            return True
+        return 0 < seen.version <= self.version
 
 
 class Versioned(Protocol):
@@ -148,7 +154,9 @@ class Store:
             uid, version = old.uid, max(version, old.version)
         if uid:
             self._ended.pop((kind, key), None)
-            self._ended[kind, key] = Tombstone(uid, version, self._clock.monotonic())
+            self._ended[kind, key] = Tombstone(
+                uid, version, self._clock.monotonic(), returns=kind == "pod"
+            )
             if len(self._ended) > TOMBSTONES:
                 del self._ended[next(iter(self._ended))]
         return old is not None
@@ -303,6 +311,14 @@ class Store:
             self._seen["gate", ""] = self._clock.monotonic()
         self.gate = gate
         if old != gate and self._listener is not None:
+            self._listener.gate_changed()
+
+    def lose_gate(self, uid: str, version: int) -> None:
+        """The watch saw the deletion of this NodeGate."""
+        if not self._end("gate", "", self.gate, uid, version):
+            return
+        self.gate = None
+        if self._listener is not None:
             self._listener.gate_changed()
 
     # ---- resync

@@ -1,4 +1,4 @@
-"""The store takes the newest of what lists, watches and answers say, in whatever order they come."""
+"""The store takes the newest of lists, watches and answers, in whatever order they come."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_tombstones_are_dropped_after_a_later_list() -> None:
     store.see_node(node("a", 5))
     store.lose_node("n1", "a", 9)
     take_list(store, since=Clock().monotonic() + 1000)
-    assert not store._ended  # noqa: SLF001
+    assert not store._ended
 
 
 async def test_first_resync_parses_nodes_with_the_images_of_all_prefetches() -> None:
@@ -79,3 +79,18 @@ async def test_first_resync_parses_nodes_with_the_images_of_all_prefetches() -> 
     world.start_operator()
     await world.resync.once()
     assert world.store.nodes["n1"].listed == {"registry.example/a:1"}
+
+
+def test_pod_whose_label_is_put_back_is_known_again() -> None:
+    store = Store(Clock())
+    store.see_pod(pod(6))
+    store.lose_pod("ns", "p", "u", 9)
+    store.see_pod(pod(11))
+    assert store.pods
+
+
+def test_late_deletion_of_an_earlier_gate_does_not_remove_the_new_gate() -> None:
+    store = Store(Clock())
+    store.see_gate(Gate(uid="new", version=8))
+    store.lose_gate("old", 5)
+    assert store.gate is not None
