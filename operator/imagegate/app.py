@@ -159,6 +159,7 @@ class App:
         self._queues = queues
         for queue in queues:
             queue.observe_wait, queue.observe_work = metrics.queue_observers(queue.name)
+        client.recovered = self._kick
         metrics.registry.register(
             StateCollector(
                 metrics,
@@ -168,6 +169,11 @@ class App:
                 lease=settings.lease_name,
             )
         )
+
+    def _kick(self) -> None:
+        """The API server answers again: what failed because it did not is tried now."""
+        for queue in self._queues:
+            queue.kick()
 
     def _taint_key(self) -> str:
         """The gate's key, also after the NodeGate was deleted: its nodes are still to be freed."""

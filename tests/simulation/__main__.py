@@ -53,8 +53,14 @@ def run(seed: int, story: str = "", hours: float = HOURS, nodes: int = 20) -> Re
     if broken:
         trace = tuple(between(iter(world.judge.recent), broken[0].subject)[-40:])
     return Result(
-        seed, story or "lives", ends[0], world.requests, world.events, broken,
-        world.digest.hexdigest(), trace,
+        seed,
+        story or "lives",
+        ends[0],
+        world.requests,
+        world.events,
+        broken,
+        world.digest.hexdigest(),
+        trace,
     )
 
 

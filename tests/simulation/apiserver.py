@@ -210,9 +210,7 @@ class ApiServer:
             if version < self.floor[resource]:
                 raise Refused(410, "Expired", "the continue token is too old")
         found = [
-            stored
-            for key, stored in sorted(self.objects[resource].items())
-            if selects(stored.body)
+            stored for key, stored in sorted(self.objects[resource].items()) if selects(stored.body)
         ]
         limit = int(query.get("limit", 0)) or len(found) + 1
         page = found[start : start + limit]

@@ -51,8 +51,12 @@ async def same_turn(world: World) -> None:
     big = _pushed(world, "big", 9000)
     # The held node pulls all the time, and the cloud controller changes its labels meanwhile.
     world.apply("llm", big, gate={"timeoutSeconds": 86400}, nodeSelector=_only("pool", "gpu"))
-    world.apply("small", _pushed(world, "tiny", 1), rollout={"maxParallel": "100%"},
-                nodeSelector=_only("pool", "cpu"))
+    world.apply(
+        "small",
+        _pushed(world, "tiny", 1),
+        rollout={"maxParallel": "100%"},
+        nodeSelector=_only("pool", "cpu"),
+    )
     await asyncio.sleep(30)
     world.join("held", labels={"pool": "gpu"}, link=1e5)
     await asyncio.sleep(400)
@@ -60,7 +64,9 @@ async def same_turn(world: World) -> None:
         await asyncio.sleep(600)
         for name, labels in (("held", {"turn": str(turn)}), (f"n{turn}", {"pool": "cpu"})):
             world.server.change(
-                "cloud", "nodes", ("", name),
+                "cloud",
+                "nodes",
+                ("", name),
                 lambda body, labels=labels: body["metadata"]["labels"].update(labels),
             )
         await asyncio.sleep(1000)
@@ -140,7 +146,7 @@ async def late_lists(world: World) -> None:
         match world.rng.randrange(4):
             case 0 | 1:
                 world.join(f"n{world.rng.randrange(6)}")
-            case 2 if (pods := world.puller_pods()):
+            case 2 if pods := world.puller_pods():
                 world.remove_pod(world.rng.choice(pods))
             case _:
                 tag = world.rng.randrange(1, 4)
@@ -213,8 +219,13 @@ async def same_image_twice(world: World) -> None:
     await _cluster(world, 3)
     image = _pushed(world, "llm", 10_000)
     for name in "ab":
-        world.apply(name, image, disk={"maxUsagePercent": 75}, rollout={"maxParallel": "100%"},
-                    gate={"timeoutSeconds": 3000, "policy": "FailClosed"})
+        world.apply(
+            name,
+            image,
+            disk={"maxUsagePercent": 75},
+            rollout={"maxParallel": "100%"},
+            gate={"timeoutSeconds": 3000, "policy": "FailClosed"},
+        )
     await asyncio.sleep(30)
     world.join("joiner")
     await asyncio.sleep(2 * 3600)
@@ -237,8 +248,9 @@ async def forecasts(world: World) -> None:
     """9: dry runs on kubelets that do not answer, beside a prefetch that has work."""
     await _cluster(world, 300, port_dropped=True)
     for index in range(5):
-        world.apply(f"dry-{index}", _pushed(world, "llm", 20), dryRun=True,
-                    disk={"maxUsagePercent": 75})
+        world.apply(
+            f"dry-{index}", _pushed(world, "llm", 20), dryRun=True, disk={"maxUsagePercent": 75}
+        )
     await asyncio.sleep(70)
     for index in range(5):
         world.edit(f"dry-{index}", rollout={"maxParallel": 3})
@@ -270,8 +282,9 @@ async def gate_key(world: World) -> None:
 async def fail_closed(world: World) -> None:
     """11: a FailClosed prefetch that cannot be acted on."""
     await _cluster(world, 3)
-    world.apply("llm", _pushed(world, "llm", 100), gate={"policy": "FailClosed"},
-                pullerNamespace="nowhere")
+    world.apply(
+        "llm", _pushed(world, "llm", 100), gate={"policy": "FailClosed"}, pullerNamespace="nowhere"
+    )
     await asyncio.sleep(60)
     world.join("joiner")
     await asyncio.sleep(1800)
@@ -281,8 +294,12 @@ async def fail_closed(world: World) -> None:
 async def outage(world: World) -> None:
     """12: no operator for some time, while pulls fail."""
     await _cluster(world, 10)
-    world.apply("llm", _pushed(world, "llm", 100), rollout={"maxParallel": "100%", "seeds": 10},
-                retry={"timeoutSeconds": 600})
+    world.apply(
+        "llm",
+        _pushed(world, "llm", 100),
+        rollout={"maxParallel": "100%", "seeds": 10},
+        retry={"timeoutSeconds": 600},
+    )
     await world.until(lambda: len(world.puller_pods(done=False)) > 3, 60)
     world.registry.down = True
     world.settle()
@@ -308,8 +325,9 @@ async def reorder(world: World) -> None:
         count = world.rng.randrange(9, 21)
         chosen = images[:count]
         world.rng.shuffle(chosen)
-        world.apply("llm", *chosen, rollout=rollout,
-                    imagePullSecrets=[{"name": world.rng.choice("xyz")}])
+        world.apply(
+            "llm", *chosen, rollout=rollout, imagePullSecrets=[{"name": world.rng.choice("xyz")}]
+        )
         await asyncio.sleep(600)
 
 
@@ -321,8 +339,12 @@ async def wrong_clocks(world: World) -> None:
         world.join(f"n{index}", skew=skew)
     await asyncio.sleep(120)
     keep = world.rng.random() < 0.5
-    world.apply("llm", _pushed(world, "llm", 900), rollout={"maxParallel": "100%"},
-                retention={"mode": "Keep" if keep else "Release"})
+    world.apply(
+        "llm",
+        _pushed(world, "llm", 900),
+        rollout={"maxParallel": "100%"},
+        retention={"mode": "Keep" if keep else "Release"},
+    )
     for _ in range(6):
         await world.until(lambda: world.cached("llm"), 3600)
         await asyncio.sleep(900)
@@ -357,8 +379,12 @@ async def quiet_watch(world: World) -> None:
     for replica in world.replicas:
         replica.network.dead = {"nodes", "pods"}
     for index in range(60):
-        world.server.change("cloud", "nodes", ("", "n0"),
-                            lambda body, i=index: body["metadata"]["labels"].update(turn=str(i)))
+        world.server.change(
+            "cloud",
+            "nodes",
+            ("", "n0"),
+            lambda body, i=index: body["metadata"]["labels"].update(turn=str(i)),
+        )
         await asyncio.sleep(60)
         world.blind_since = world.blind_since or elapsed()
 
@@ -367,8 +393,12 @@ async def quiet_watch(world: World) -> None:
 async def refresh_message(world: World) -> None:
     """16: the registry is down, and back; the status says so, and then does not."""
     await _cluster(world, 3)
-    world.apply("llm", _pushed(world, "llm", 200), rollout={"maxParallel": "100%"},
-                refresh={"mode": "Digest", "intervalSeconds": 60})
+    world.apply(
+        "llm",
+        _pushed(world, "llm", 200),
+        rollout={"maxParallel": "100%"},
+        refresh={"mode": "Digest", "intervalSeconds": 60},
+    )
     await world.until(lambda: world.cached("llm"), 1200)
     await asyncio.sleep(600)
     world.registry.down = True
@@ -383,8 +413,12 @@ async def refresh_message(world: World) -> None:
 async def queue_order(world: World) -> None:
     """17: joining nodes that wait for a slot get it in the order in which they came."""
     await _cluster(world, 1)
-    world.apply("llm", _pushed(world, "llm", 1500), rollout={"maxParallel": 1},
-                gate={"timeoutSeconds": 3600, "maxParallel": 1})
+    world.apply(
+        "llm",
+        _pushed(world, "llm", 1500),
+        rollout={"maxParallel": 1},
+        gate={"timeoutSeconds": 3600, "maxParallel": 1},
+    )
     await world.until(lambda: world.cached("llm"), 1200)
     for index in range(14):
         world.join(f"j{index:02}")
@@ -392,8 +426,12 @@ async def queue_order(world: World) -> None:
     for turn in range(4000):
         # Something about a node that waits changes, as cloud controllers do.
         name = f"j{world.rng.randrange(14):02}"
-        world.server.change("cloud", "nodes", ("", name),
-                            lambda body, turn=turn: body["metadata"]["labels"].update(t=str(turn)))
+        world.server.change(
+            "cloud",
+            "nodes",
+            ("", name),
+            lambda body, turn=turn: body["metadata"]["labels"].update(t=str(turn)),
+        )
         await asyncio.sleep(0.2)
 
 
@@ -405,9 +443,7 @@ async def apiserver_restart(world: World) -> None:
     await asyncio.sleep(300)
     for index in range(12):
         world.join(f"j{index}")
-        await world.until(
-            lambda name=f"j{index}": bool(world.kubelets[name].machine.pulling), 120
-        )
+        await world.until(lambda name=f"j{index}": bool(world.kubelets[name].machine.pulling), 120)
         world.nodes_failing = True
         world.settle()
         await asyncio.sleep(world.rng.uniform(36, 45))
@@ -421,8 +457,12 @@ async def long_names(world: World) -> None:
     """19: many long references, long secret names, and ten failures."""
     await _cluster(world, 12)
     images = [f"registry.test/{'x' * 120}-{index:02}:{'1' * 20}" for index in range(64)]
-    world.apply("llm", *images, rollout={"maxParallel": "100%", "seeds": 20},
-                imagePullSecrets=[{"name": f"{index:02}" + "s" * 200} for index in range(16)])
+    world.apply(
+        "llm",
+        *images,
+        rollout={"maxParallel": "100%", "seeds": 20},
+        imagePullSecrets=[{"name": f"{index:02}" + "s" * 200} for index in range(16)],
+    )
     await asyncio.sleep(3600)
 
 
@@ -432,16 +472,21 @@ async def empty_labels(world: World) -> None:
     for index in range(60):
         name = f"n{index}"
         world.join(name)
-        world.server.change("cloud", "nodes", ("", name),
-                            lambda body: body["metadata"].update(labels={}))
+        world.server.change(
+            "cloud", "nodes", ("", name), lambda body: body["metadata"].update(labels={})
+        )
         await asyncio.sleep(1)
     world.disturb(latency=0.4)
     world.apply("llm", _pushed(world, "llm", 5), rollout={"maxParallel": "100%"})
     for _ in range(200):
         await asyncio.sleep(0.35)
         name = f"n{world.rng.randrange(60)}"
-        world.server.change("cloud", "nodes", ("", name),
-                            lambda body: body["metadata"].setdefault("labels", {}).update(a="b"))
+        world.server.change(
+            "cloud",
+            "nodes",
+            ("", name),
+            lambda body: body["metadata"].setdefault("labels", {}).update(a="b"),
+        )
     await asyncio.sleep(100)
 
 
@@ -493,11 +538,13 @@ async def short_lived(world: World) -> None:
 async def other_namespace(world: World) -> None:
     """23: pullerNamespace is edited while pulls fail there."""
     await _cluster(world, 4)
-    world.apply("llm", _pushed(world, "llm", 300), pullerNamespace="team-a",
-                rollout={"maxParallel": "100%"})
+    world.apply(
+        "llm", _pushed(world, "llm", 300), pullerNamespace="team-a", rollout={"maxParallel": "100%"}
+    )
     await world.until(lambda: world.cached("llm"), 600)
-    world.apply("llm", "registry.test/llm:1", pullerNamespace="team-b",
-                rollout={"maxParallel": "100%"})
+    world.apply(
+        "llm", "registry.test/llm:1", pullerNamespace="team-b", rollout={"maxParallel": "100%"}
+    )
     await asyncio.sleep(1800)
 
 

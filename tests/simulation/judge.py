@@ -452,7 +452,11 @@ class Safety:
         others = set[str]()
         for other in judge.pods(machine.name, ask.name):
             same = other["metadata"]["uid"] == pod["metadata"]["uid"]
-            if not same and phase(other) == "Succeeded" and "deletionTimestamp" not in other["metadata"]:
+            if (
+                not same
+                and phase(other) == "Succeeded"
+                and "deletionTimestamp" not in other["metadata"]
+            ):
                 others |= images_of(other)
         if not images_of(pod) <= others and images_of(pod) <= machine.images.keys():
             text = f"{sorted(images_of(pod) - others)} are pinned by no other pod"
@@ -510,7 +514,11 @@ class Liveness:
                 self._refused_pods.setdefault(name, elapsed())
         if request.resource == "nodes" and request.applied and operator:
             self._label_progress(request)
-        if operator and request.applied and request.resource not in ("leases", "nodegates", "events"):
+        if (
+            operator
+            and request.applied
+            and request.resource not in ("leases", "nodegates", "events")
+        ):
             self._at_rest(request)
 
     def _label_progress(self, request: Request) -> None:
@@ -529,6 +537,7 @@ class Liveness:
         if request.resource == "imageprefetches":
             ask = judge.asks.get(request.key[1])
             if ask is not None and ask.refresh is not None and request.before and request.after:
+
                 def kept(body: Body) -> Body:
                     return {k: v for k, v in (body.get("status") or {}).items() if k != "refresh"}
 
@@ -598,8 +607,11 @@ class Liveness:
         ]
         complete = bool(asking) and all(self._done(machine, ask) for ask in asking)
         idle = bool(asking) and all(
-            judge.holds(machine, ask) and ask.images and not self._busy(ask, machine)
-            and judge.settled(ask.name) and self._allowed(ask)
+            judge.holds(machine, ask)
+            and ask.images
+            and not self._busy(ask, machine)
+            and judge.settled(ask.name)
+            and self._allowed(ask)
             for ask in asking
         )
         seconds = min(self._for("idle", name, idle), elapsed() - judge.truth.disturbed)
@@ -630,8 +642,11 @@ class Liveness:
     def _done(self, machine: Machine, ask: Ask) -> bool:
         """Whether everything is on the machine and its pods have said so."""
         judge = self._judge
-        pods = [p for p in judge.pods(machine.name, ask.name)
-                if "deletionTimestamp" not in p["metadata"]]
+        pods = [
+            p
+            for p in judge.pods(machine.name, ask.name)
+            if "deletionTimestamp" not in p["metadata"]
+        ]
         said = set[str]().union(*(images_of(pod) for pod in pods if phase(pod) == "Succeeded"))
         return bool(ask.images) and ask.references <= said and judge.holds(machine, ask)
 
@@ -676,8 +691,9 @@ class Liveness:
         )
         if pulling or not possible:
             self._progress[name] = elapsed()
-        last = max(self._progress.get(name, 0.0), judge.asked_at.get(name, 0.0),
-                   judge.truth.disturbed)
+        last = max(
+            self._progress.get(name, 0.0), judge.asked_at.get(name, 0.0), judge.truth.disturbed
+        )
         judge.applied["progress"] += 1
         if elapsed() - last > PROGRESS:
             text = f"nothing for {elapsed() - last:.0f} s; waiting: {sorted(waiting)[:6]}"
@@ -691,13 +707,21 @@ class Liveness:
             self._begun.add(name)
             return
         server = judge.truth.server
-        if any((p["metadata"].get("labels") or {}).get(PREFETCH) == name for p in server.all("pods")):
+        if any(
+            (p["metadata"].get("labels") or {}).get(PREFETCH) == name for p in server.all("pods")
+        ):
             self._begun.add(name)
             return
         able = [
-            n for n in nodes
-            if ask.matches(n) and ready(n) and not judge.taints(n) and (m := judge.machine(n))
-            and m.alive and m.ready_at is not None and not judge.hopeless(m, ask)
+            n
+            for n in nodes
+            if ask.matches(n)
+            and ready(n)
+            and not judge.taints(n)
+            and (m := judge.machine(n))
+            and m.alive
+            and m.ready_at is not None
+            and not judge.hopeless(m, ask)
             and elapsed() - m.ready_at > 60
         ]
         calm = min(since, elapsed() - judge.truth.disturbed, elapsed() - judge.asked_at[name])
@@ -767,15 +791,19 @@ class Liveness:
                 self._for("ready", name, true=False)
         for failure in status.get("failures") or ():
             machine = truth.machines.get(failure["node"])
-            wrong = failure["reason"] == "DiskFull" and machine is not None and (
-                judge.holds(machine, ask)
+            wrong = (
+                failure["reason"] == "DiskFull"
+                and machine is not None
+                and (judge.holds(machine, ask))
             )
             if self._for("full", f"{name} {failure['node']}", wrong) > 60 + truth.lag:
                 text = f"{failure['node']} holds every image, and is said to be full"
                 judge.blame("status-truth", name, text)
         message = (status.get("refresh") or {}).get("message")
-        up = not truth.registry.down and not truth.registry.mute and all(
-            truth.registry.digest(image) is not None for image in ask.images
+        up = (
+            not truth.registry.down
+            and not truth.registry.mute
+            and all(truth.registry.digest(image) is not None for image in ask.images)
         )
         seconds = self._for("message", name, bool(message) and up)
         if seconds > 2 * (ask.refresh or 0) + 700:
@@ -852,10 +880,13 @@ class Liveness:
                 if label.startswith(LABEL):
                     gone = label.removeprefix(LABEL) not in names
                     subject = f"{node['metadata']['name']} {label}"
-                    seconds = min(self._for("label", subject, gone),
-                                  elapsed() - judge.truth.disturbed)
-                    if seconds > 120 + self._slack() and machine is not None and not (
-                        self._policy_refuses()
+                    seconds = min(
+                        self._for("label", subject, gone), elapsed() - judge.truth.disturbed
+                    )
+                    if (
+                        seconds > 120 + self._slack()
+                        and machine is not None
+                        and not (self._policy_refuses())
                     ):
                         judge.blame("leftover", subject, f"for {seconds:.0f} s")
 
@@ -869,8 +900,11 @@ class Liveness:
             for path, count in counts.items():
                 judge.applied["growth"] += 1
                 if count > 3 * living + 150 and "metrics" not in path:
-                    judge.blame("growth", f"{replica.partition('/')[0]} {path}",
-                                f"{count} entries for {living} objects")
+                    judge.blame(
+                        "growth",
+                        f"{replica.partition('/')[0]} {path}",
+                        f"{count} entries for {living} objects",
+                    )
 
 
 def between(requests: Iterator[Request], subject: str) -> list[str]:

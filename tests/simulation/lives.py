@@ -53,8 +53,15 @@ class Lives:
     def heal(self) -> None:
         """Every fault ends, and what people left half done is put right."""
         world = self._world
-        world.disturb(latency=0.01, away=False, lost_answers=0.0, throttled=0.0, slow_lists=0.0,
-                      lag={}, failing=False)
+        world.disturb(
+            latency=0.01,
+            away=False,
+            lost_answers=0.0,
+            throttled=0.0,
+            slow_lists=0.0,
+            lag={},
+            failing=False,
+        )
         world.registry.down = world.registry.mute = False
         world.webhook_down.clear()
         world.refused_nodes.clear()
@@ -141,7 +148,9 @@ class Lives:
         if (kubelet := self._kubelet()) is not None:
             pool = world.rng.choice(("cpu", "gpu"))
             world.server.change(
-                "cloud", "nodes", ("", kubelet.machine.name),
+                "cloud",
+                "nodes",
+                ("", kubelet.machine.name),
                 lambda body: body["metadata"]["labels"].update(pool=pool),
             )
 
@@ -188,8 +197,9 @@ class Lives:
     async def applies(self) -> None:
         world, rng = self._world, self._world.rng
         count = rng.choice((1, 1, 2, 4, 10))
-        images = rng.sample([f"registry.test/app-{i}:{t}" for i in range(8) for t in range(1, 4)],
-                            count)
+        images = rng.sample(
+            [f"registry.test/app-{i}:{t}" for i in range(8) for t in range(1, 4)], count
+        )
         world.apply(rng.choice(NAMES), *images, **self._spec())
 
     async def edits_images(self) -> None:
@@ -199,7 +209,9 @@ class Lives:
         if body is None:
             return
         before = body["spec"]["images"]
-        images = rng.choice((before[::-1], [*before[1:], {"image": f"registry.test/app-7:{rng.randint(1, 3)}"}]))
+        images = rng.choice(
+            (before[::-1], [*before[1:], {"image": f"registry.test/app-7:{rng.randint(1, 3)}"}])
+        )
         unique = list({image["image"]: image for image in images}.values())
         world.edit(name, images=unique)
         if rng.random() < 0.5:
@@ -360,19 +372,50 @@ class Lives:
 Event = Callable[[Lives], Coroutine[Any, Any, None]]
 
 PEOPLE: tuple[Event, ...] = (
-    Lives.applies, Lives.applies, Lives.applies, Lives.edits_images, Lives.edits_images,
-    Lives.deletes, Lives.makes_anew, Lives.pauses, Lives.pushes, Lives.deletes_pod,
-    Lives.suspends, Lives.deletes_gate,
+    Lives.applies,
+    Lives.applies,
+    Lives.applies,
+    Lives.edits_images,
+    Lives.edits_images,
+    Lives.deletes,
+    Lives.makes_anew,
+    Lives.pauses,
+    Lives.pushes,
+    Lives.deletes_pod,
+    Lives.suspends,
+    Lives.deletes_gate,
 )
 NODES: tuple[Event, ...] = (
-    Lives.nodes_join, Lives.nodes_join, Lives.nodes_join, Lives.node_leaves, Lives.node_replaced,
-    Lives.node_reboots, Lives.node_dies, Lives.node_returns, Lives.node_disconnected,
-    Lives.node_relabelled, Lives.images_removed, Lives.pull_stalls, Lives.disk_fills,
+    Lives.nodes_join,
+    Lives.nodes_join,
+    Lives.nodes_join,
+    Lives.node_leaves,
+    Lives.node_replaced,
+    Lives.node_reboots,
+    Lives.node_dies,
+    Lives.node_returns,
+    Lives.node_disconnected,
+    Lives.node_relabelled,
+    Lives.images_removed,
+    Lives.pull_stalls,
+    Lives.disk_fills,
 )
 FAULTS: tuple[Event, ...] = (
-    Lives.operator_killed, Lives.operator_killed, Lives.operator_frozen, Lives.apiserver_away,
-    Lives.apiserver_fails, Lives.watches_break, Lives.lists_are_slow, Lives.watches_are_late,
-    Lives.answers_lost, Lives.throttles, Lives.registry_down, Lives.registry_mute,
-    Lives.webhook_fails, Lives.namespace_goes, Lives.role_goes, Lives.policy_refuses,
+    Lives.operator_killed,
+    Lives.operator_killed,
+    Lives.operator_frozen,
+    Lives.apiserver_away,
+    Lives.apiserver_fails,
+    Lives.watches_break,
+    Lives.lists_are_slow,
+    Lives.watches_are_late,
+    Lives.answers_lost,
+    Lives.throttles,
+    Lives.registry_down,
+    Lives.registry_mute,
+    Lives.webhook_fails,
+    Lives.namespace_goes,
+    Lives.role_goes,
+    Lives.policy_refuses,
     Lives.port_dropped,
 )

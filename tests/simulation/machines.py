@@ -136,9 +136,7 @@ class Kubelet:
     async def _boot(self, late_labels: dict[str, str] | None = None) -> None:
         await asyncio.sleep(self._rng.uniform(3, 20))
         if late_labels:
-            self._server.change(
-                "cloud", "nodes", ("", self.machine.name), _labelled(late_labels)
-            )
+            self._server.change("cloud", "nodes", ("", self.machine.name), _labelled(late_labels))
         if not self.machine.alive:
             return
         self.machine.ready_at = elapsed()
@@ -234,8 +232,12 @@ class Kubelet:
                 ordered = [name.replace("registry.test/", "mirror.test/") for name in ordered]
             size = self._registry.size(sorted(names)[-1])
             listed.append({"names": ordered[:NAMES], "sizeBytes": size})
-        listed.append({"names": ["registry.test/pause@sha256:0", "registry.test/pause:3"],
-                       "sizeBytes": 300_000})
+        listed.append(
+            {
+                "names": ["registry.test/pause@sha256:0", "registry.test/pause:3"],
+                "sizeBytes": 300_000,
+            }
+        )
         return sorted(listed, key=lambda image: -int(image["sizeBytes"]))[:50]
 
     def _write(self, *, ready: bool, changed: bool = False) -> None:
@@ -246,7 +248,9 @@ class Kubelet:
             body["status"] = self._status(ready=ready)
             fresh = body["status"]["conditions"][0]
             if not changed or old.get("status") == fresh["status"]:
-                fresh["lastTransitionTime"] = old.get("lastTransitionTime", fresh["lastTransitionTime"])
+                fresh["lastTransitionTime"] = old.get(
+                    "lastTransitionTime", fresh["lastTransitionTime"]
+                )
 
         self._server.change(self.actor, "nodes", ("", self.machine.name), edit)
         if ready:
@@ -325,8 +329,15 @@ class Kubelet:
             back_off = min(300.0, 2 * back_off)
         await asyncio.sleep(self._rng.uniform(0.5, 2.0))
         ended = {"terminated": {"exitCode": 0, "finishedAt": timestamp(self.machine.skew)}}
-        self._set(pod, {"phase": "Succeeded", "containerStatuses": [
-            {"name": "hold", "imageID": "sha256:0", "containerID": "c", "state": ended}]})
+        self._set(
+            pod,
+            {
+                "phase": "Succeeded",
+                "containerStatuses": [
+                    {"name": "hold", "imageID": "sha256:0", "containerID": "c", "state": ended}
+                ],
+            },
+        )
         self._pods.pop(key, None)
 
     async def _pull(self, pod: Body, reference: str) -> str:
@@ -376,9 +387,7 @@ class Kubelet:
                 body["status"] = status
 
         if self.machine.alive:
-            self._server.change(
-                self.actor, "pods", (metadata["namespace"], metadata["name"]), edit
-            )
+            self._server.change(self.actor, "pods", (metadata["namespace"], metadata["name"]), edit)
 
     def _event(self, pod: Body, reference: str, *, present: bool) -> None:
         if not self.machine.alive or self._rng.random() < self.machine.loses_events:

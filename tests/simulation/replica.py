@@ -135,9 +135,7 @@ class Replica:
 
     async def _live(self) -> None:
         loop = asyncio.get_running_loop()
-        clock = Clock(
-            now=lambda: EPOCH + loop.time() + self.skew, monotonic=loop.time
-        )
+        clock = Clock(now=lambda: EPOCH + loop.time() + self.skew, monotonic=loop.time)
         electors: list[Elector] = []
         api: Any = Transport(self._server, self.network, self.actor)
         api.frozen = self._frozen

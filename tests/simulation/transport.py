@@ -53,7 +53,9 @@ class Network:
 
 
 class Response:
-    def __init__(self, status: int, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, payload: bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.status = status
         self._payload = payload
         self._headers = headers or {}

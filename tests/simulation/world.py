@@ -125,9 +125,11 @@ class World:
             if request.key[1] in self.refused_nodes:
                 raise Refused(422, "Invalid", "ValidatingAdmissionPolicy 'nodes' denied request")
         if resource == "imageprefetches" and request.method == "PATCH":
-            for condition in ((request.sent or {}).get("status") or {}).get("conditions", ()) if (
-                isinstance(request.sent, dict)
-            ) else ():
+            for condition in (
+                ((request.sent or {}).get("status") or {}).get("conditions", ())
+                if (isinstance(request.sent, dict))
+                else ()
+            ):
                 if len(condition["message"]) > 32768:
                     raise Refused(422, "Invalid", "conditions[].message: Too long")
 
@@ -180,7 +182,9 @@ class World:
 
     # ---- the cluster at work
 
-    async def run(self, story: Callable[[World], Coroutine[Any, Any, None]], seconds: float) -> None:
+    async def run(
+        self, story: Callable[[World], Coroutine[Any, Any, None]], seconds: float
+    ) -> None:
         """Everything runs until the story is over, or something is broken, or the time is."""
         loop = asyncio.get_running_loop()
         for replica in self.replicas:
@@ -399,10 +403,14 @@ class World:
 
     def labelled(self, node: str, name: str) -> bool:
         body = self.server.get("nodes", node)
-        return f"cached.imagegate.dev/{name}" in ((body or {}).get("metadata", {}).get("labels") or {})
+        return f"cached.imagegate.dev/{name}" in (
+            (body or {}).get("metadata", {}).get("labels") or {}
+        )
 
     def cached(self, name: str) -> bool:
-        return all(self.labelled(node["metadata"]["name"], name) for node in self.server.all("nodes"))
+        return all(
+            self.labelled(node["metadata"]["name"], name) for node in self.server.all("nodes")
+        )
 
 
 def _named(name: str) -> Body:
@@ -411,4 +419,3 @@ def _named(name: str) -> Body:
 
 def _key(body: Body) -> Key:
     return body["metadata"].get("namespace", ""), body["metadata"]["name"]
-

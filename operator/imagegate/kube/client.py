@@ -7,6 +7,7 @@ one Node, so only its configuration, authentication and transport are used.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -27,13 +28,26 @@ MERGE_PATCH = "application/merge-patch+json"
 
 CONNECTIONS = 64
 """Requests in flight at once; API priority and fairness does the rest."""
-TIMEOUT = aiohttp.ClientTimeout(total=30.0, sock_connect=5.0)
+RESERVED = 4
+"""Connections besides, for the election: a renewal must not wait for 64 other requests."""
+CONNECTION_WAIT = 10.0
+"""Seconds that a request waits for others to end."""
+TIMEOUT = aiohttp.ClientTimeout(total=30.0, sock_connect=3.0)
+"""The connection has to be there within less than the time between the fence's deadline and the end
+of the lease (`runtime.election`): a write that the fence has let pass is sent before another process
+may lead."""
 WATCH_SECONDS = 300
 """How long the API server may keep a watch open; then another one goes on where it ended."""
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=150.0)
 """A watch that is alive has a bookmark every minute or so, whatever happens to the objects."""
 PAGE = 500
 THROTTLE_RETRIES = 4
+LONGEST_THROTTLE = 10.0
+"""Seconds of a Retry-After that are waited for; the caller's own back-off does the rest."""
+OUTAGE = 1.0
+"""Seconds without any answer after which the next one counts as the end of an outage."""
+NOT_ANSWERED = frozenset({0, 502, 503, 504})
+"""The API server itself was not reached or not ready. A 500 may be a webhook of somebody's."""
 
 Body = Mapping[str, Any]
 
@@ -47,8 +61,9 @@ class RequestObserver(Protocol):
 class Client:
     """Reads and fenced writes.
 
-    ``fence`` is asked before every write whether this process may still write; it raises
-    :class:`~imagegate.kube.errors.NotLeader` when not. Election itself uses ``fenced=False``.
+    ``fence`` is asked directly before every write is sent, and sent again, whether this process may
+    still write; it raises :class:`~imagegate.kube.errors.NotLeader` when not. Election itself is not
+    fenced, and does not wait for other requests.
     """
 
     def __init__(
@@ -57,10 +72,16 @@ class Client:
         *,
         fence: Callable[[], None] = lambda: None,
         observer: RequestObserver | None = None,
+        connections: int = 0,
     ) -> None:
         self._api = api
         self._fence = fence
         self._observer = observer
+        self._free = asyncio.Semaphore(connections) if connections else None
+        self._answered_at = time.monotonic()
+        self._unanswered = False
+        self.recovered: Callable[[], None] = _ignore
+        """Called when the API server answers again after an outage."""
 
     @classmethod
     async def connect(
@@ -86,10 +107,12 @@ class Client:
                 raise errors.Forbidden(
                     "connect", 0, f"neither a service account nor a kubeconfig: {error}"
                 ) from error
-        configuration.connection_pool_maxsize = connections
+        # Requests wait for each other here rather than in the pool, where the fence would have been
+        # asked before the wait.
+        configuration.connection_pool_maxsize = connections + RESERVED if connections else 0
         api = ApiClient(configuration)
         api.user_agent = user_agent
-        return cls(api, fence=fence, observer=observer)
+        return cls(api, fence=fence, observer=observer, connections=connections)
 
     async def close(self) -> None:
         await self._api.close()
@@ -98,26 +121,21 @@ class Client:
         return await self._request("GET", path, query=query)
 
     async def create(self, path: str, body: Body, **query: str) -> dict[str, Any]:
-        self._fence()
         return await self._request("POST", path, body=body, query=query)
 
     async def patch(
         self, path: str, body: Body | Sequence[Body], content_type: str
     ) -> dict[str, Any]:
-        self._fence()
         return await self._request("PATCH", path, body=body, content_type=content_type)
 
     async def replace(self, path: str, body: Body, *, fenced: bool = True) -> dict[str, Any]:
-        if fenced:
-            self._fence()
-        return await self._request("PUT", path, body=body)
+        return await self._request("PUT", path, body=body, fenced=fenced)
 
     async def create_unfenced(self, path: str, body: Body) -> dict[str, Any]:
         """For the election's own Lease, which is written by whoever is not leader yet."""
-        return await self._request("POST", path, body=body)
+        return await self._request("POST", path, body=body, fenced=False)
 
     async def delete(self, path: str, body: Body | None = None) -> dict[str, Any]:
-        self._fence()
         return await self._request("DELETE", path, body=body or {})
 
     async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
@@ -202,16 +220,58 @@ class Client:
         query: Mapping[str, str] | None = None,
         body: Body | Sequence[Body] | None = None,
         content_type: str = JSON,
+        fenced: bool = True,
     ) -> dict[str, Any]:
+        """``fenced=False``: of the election, which fences itself and waits for nobody."""
         for retry in range(THROTTLE_RETRIES):
             try:
-                return await self._send(method, path, query or {}, body, content_type)
+                async with self._turn(f"{method} {path}") if fenced else contextlib.nullcontext():
+                    if fenced and method != "GET":
+                        self._fence()
+                    answer = await self._send(method, path, query or {}, body, content_type)
             except errors.Unavailable as error:
                 # API priority and fairness refuses before it acts: safe to send again.
                 if error.status != 429 or retry == THROTTLE_RETRIES - 1:
+                    self._note(answered=error.status not in NOT_ANSWERED)
                     raise
-                await asyncio.sleep(max(error.retry_after, 0.2 * 2**retry))
+                delay = min(LONGEST_THROTTLE, max(error.retry_after, 0.2 * 2**retry))
+                await asyncio.sleep(delay)
+            except errors.KubeError:
+                self._note(answered=True)
+                raise
+            else:
+                self._note(answered=True)
+                return answer
         raise AssertionError("unreachable")
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, request: str) -> AsyncIterator[None]:
+        """Wait until one of the connections is free, for a bounded time."""
+        if self._free is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(CONNECTION_WAIT):
+                await self._free.acquire()
+        except TimeoutError as error:
+            text = f"no connection was free within {CONNECTION_WAIT:g} s"
+            raise errors.Unavailable(request, 0, text) from error
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    def _note(self, *, answered: bool) -> None:
+        """Notice the end of an outage."""
+        if not answered:
+            self._unanswered = True
+            return
+        now = time.monotonic()
+        ended = self._unanswered and now - self._answered_at >= OUTAGE
+        self._answered_at, self._unanswered = now, False
+        if ended:
+            logger.info("the API server answers again")
+            self.recovered()
 
     async def _send(
         self,
@@ -241,3 +301,7 @@ class Client:
         finally:
             if self._observer is not None:
                 self._observer.observe_request(method, code, time.monotonic() - started)
+
+
+def _ignore() -> None:
+    """Nobody waits for it."""

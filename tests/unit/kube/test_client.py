@@ -1,0 +1,150 @@
+"""The client of the API server: the fence before every send, and connections that are shared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import ApiClient, Configuration
+
+from imagegate.kube import client as kube_client
+from imagegate.kube import errors
+from imagegate.kube.client import JSON_PATCH, Client
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Leadership:
+    lost = False
+
+    def fence(self) -> None:
+        if self.lost:
+            raise errors.NotLeader("not leading")
+
+
+@asynccontextmanager
+async def serving(
+    handler: Handler, leadership: Leadership | None = None, connections: int = 0
+) -> AsyncIterator[Client]:
+    """A real client of a real HTTP server."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+    fence = (leadership or Leadership()).fence
+    client = Client(ApiClient(configuration), fence=fence, connections=connections)
+    try:
+        yield client
+    finally:
+        await client.close()
+        await runner.cleanup()
+
+
+def throttled() -> web.Response:
+    return web.json_response({"message": "slow down"}, status=429, headers={"Retry-After": "0"})
+
+
+async def test_a_write_that_was_throttled_is_not_sent_again_after_leadership_was_lost() -> None:
+    leadership, received = Leadership(), list[tuple[str, bool]]()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        received.append((request.method, leadership.lost))
+        leadership.lost = True  # while the client waits before it sends again
+        return throttled()
+
+    async with serving(handler, leadership) as client:
+        with pytest.raises(errors.NotLeader):
+            await client.patch("/api/v1/nodes/n1", [], JSON_PATCH)
+    assert received == [("PATCH", False)]
+
+
+@pytest.mark.parametrize("method", ["create", "patch", "replace", "delete"])
+async def test_no_write_is_sent_that_waited_for_a_connection_while_leadership_was_lost(
+    method: str,
+) -> None:
+    leadership, received, go = Leadership(), list[str](), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        received.append(request.method)
+        await go.wait()
+        return web.json_response({})
+
+    async with serving(handler, leadership, connections=1) as client:
+        first = asyncio.create_task(client.get("/version"))
+        await asyncio.sleep(0.05)
+        call: dict[str, Callable[[], Awaitable[object]]] = {
+            "create": lambda: client.create("/x", {}),
+            "patch": lambda: client.patch("/x", [], JSON_PATCH),
+            "replace": lambda: client.replace("/x", {}),
+            "delete": lambda: client.delete("/x"),
+        }
+        second = asyncio.ensure_future(call[method]())
+        await asyncio.sleep(0.05)
+        leadership.lost = True
+        go.set()
+        await first
+        with pytest.raises(errors.NotLeader):
+            await second
+    assert received == ["GET"]
+
+
+async def test_the_renewal_of_the_lease_waits_for_no_other_request_and_is_not_fenced() -> None:
+    leadership, go = Leadership(), asyncio.Event()
+    leadership.lost = True
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            await go.wait()
+        return web.json_response({"kind": request.method})
+
+    async with serving(handler, leadership, connections=1) as client:
+        other = asyncio.create_task(client.get("/version"))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(1):
+            assert await client.replace("/lease", {}, fenced=False) == {"kind": "PUT"}
+            assert await client.create_unfenced("/lease", {}) == {"kind": "POST"}
+        go.set()
+        await other
+
+
+async def test_the_wait_for_a_connection_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_client, "CONNECTION_WAIT", 0.05)
+    go = asyncio.Event()
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        await go.wait()
+        return web.json_response({})
+
+    async with serving(handler, connections=1) as client:
+        first = asyncio.create_task(client.get("/version"))
+        await asyncio.sleep(0.05)
+        with pytest.raises(errors.Unavailable, match="no connection was free"):
+            await client.get("/version")
+        go.set()
+        await first
+        assert await client.get("/version") == {}
+
+
+async def test_the_end_of_an_outage_is_told_once_and_a_failing_webhook_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kube_client, "OUTAGE", 0.0)
+    status, recovered = 503, list[int]()
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.json_response({}, status=status)
+
+    async with serving(handler) as client:
+        client.recovered = lambda: recovered.append(status)
+        for status in (503, 503, 200, 200, 500, 200, 503, 404):
+            try:
+                await client.get("/version")
+            except errors.KubeError:
+                continue
+    assert recovered == [200, 404]
