@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import jsonpatch
 
+from imagegate.domain.status import timestamp
 from imagegate.kube import errors
 from imagegate.kube.client import JSON_PATCH
 
@@ -36,6 +38,7 @@ class MemoryApi:
         self.before: Callable[[str, str], None] = lambda method, path: None
         """Called before every request; what it raises is the answer."""
         self.fence: Callable[[], None] = lambda: None
+        self.now: Callable[[], float] = time.time
         self._version = 100
         self.watched: list[tuple[str, str]] = []
         """The watches that were begun, each with the version from which it goes on."""
@@ -88,7 +91,7 @@ class MemoryApi:
             raise self._error("POST", key, 409, "AlreadyExists")
         made = copy.deepcopy(dict(body))
         made["metadata"].setdefault("uid", f"uid-{self._version}")
-        made["metadata"].setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
+        made["metadata"].setdefault("creationTimestamp", timestamp(self.now()))
         if query.get("dryRun") != "All":
             self._store(key, made, "ADDED")
         return copy.deepcopy(made)

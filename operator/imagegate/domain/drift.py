@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from imagegate.domain import retry
 from imagegate.domain.actions import DeletePod, Postpone
 from imagegate.domain.facts import Group, Node, Pod
-from imagegate.domain.share import Outcome, Share, Site
+from imagegate.domain.share import Outcome, Share, Site, ended
 
 LISTED_AFTER = 180.0
 """Seconds after which an image that was pulled is surely in ``status.images``, if it is large
@@ -89,7 +89,7 @@ def doubted(
     images = (image for image in share.prefetch.images if image.reference in group.pins)
     if all(image.digest in node.tags.get(image.tagged_as, frozenset()) for image in images):
         return None, None
-    due = (pod.finished_at or pod.created_at) + LISTED_AFTER
+    due = ended(pod, share, now) + LISTED_AFTER
     return (due, None) if now < due else (None, stale(share, node).get(group.key))
 
 
@@ -129,8 +129,7 @@ def take_back(
             outcome.actions.append(Postpone(share.prefetch, node, group, remember))
 
 
-def disproved(pod: Pod, group: Group, share: Share) -> bool:
+def disproved(pod: Pod, group: Group, share: Share, now: float) -> bool:
     """Whether what the pod has pulled was since found not to be there."""
-    ended = pod.finished_at or pod.created_at
     earlier = share.attempts.get(group.key)
-    return pod.phase == "Succeeded" and retry.disproved(earlier, ended)
+    return pod.phase == "Succeeded" and retry.disproved(earlier, ended(pod, share, now))

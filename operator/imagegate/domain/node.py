@@ -40,6 +40,8 @@ class NodeView:
     """Names of prefetches whose spec cannot be acted on: their labels and pods stay as they are."""
     first_ready: float = 0.0
     """When this process first saw the node Ready."""
+    unready_since: float | None = None
+    """Since when this process has seen the node not Ready; None: it is Ready."""
     labels_since: float | None = None
     """Since when the node's labels of ours have been as they are, as far as this process knows;
     None: nothing is concluded from it."""
@@ -69,7 +71,9 @@ def decide(view: NodeView, now: float) -> NodePlan:
     held = taint is not None and patch.remove is None
     return NodePlan(
         actions=tuple(actions),
-        requeue_at=min(requeue, default=None),
+        # A moment that is over was dealt with by this very decision: without new facts there is
+        # nothing to decide anew.
+        requeue_at=min((at for at in requeue if at > now), default=None),
         standings={share.prefetch.name: outcome.standing for share, outcome in outcomes},
         held=held,
         holding=verdict.message if held and verdict is not None else "",
@@ -102,6 +106,7 @@ def _assess(view: NodeView, now: float, *, gated: bool) -> list[tuple[Share, Out
             usage=view.usage,
             reserved=reserved,
             queued=queued,
+            away_at=None if view.unready_since is None else view.unready_since + match.AWAY_AFTER,
             settles_at=None if since is None else since + drift.LISTED_AFTER,
         )
         outcome = pulls.assess(share, node, now, site)

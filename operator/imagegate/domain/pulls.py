@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from imagegate.domain import disk, drift, match, retry
 from imagegate.domain.actions import CreatePod, DeletePod, Postpone
 from imagegate.domain.facts import Attempts, Group, Node, NodeState, Pod
-from imagegate.domain.share import Outcome, Share, Site, labelled, no_image, same_life
+from imagegate.domain.share import Outcome, Share, Site, ended, labelled, no_image, same_life
 
 RELEASE_AFTER = 360.0
 """Seconds a finished pod stays under retention Release: by then the kubelet's image collector,
@@ -35,7 +36,7 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     if share.prefetch.searching:
         return _undecided(share, node, site)
     outcome = Outcome(labelled=labelled(node, share.prefetch))
-    why = match.skipped(node, gated=site.gated) or no_image(share, node)
+    why = match.skipped(node, gated=site.gated) or no_image(share, node) or _away(now, site)
     if node.deleting:
         outcome.state, outcome.skipped, outcome.startable = NodeState.SKIPPED, why or "", False
         return outcome
@@ -58,7 +59,16 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     if why is not None and not outcome.cached:
         # What runs already is left to finish, and counts if it succeeds; nothing is started.
         outcome.state, outcome.skipped = NodeState.SKIPPED, why
+    if _away(now, site):
+        outcome.pulling = outcome.wants = False
+    elif site.away_at is not None and outcome.pulling:
+        outcome.requeue.append(site.away_at)
     return outcome
+
+
+def _away(now: float, site: Site) -> str | None:
+    """Whether the node has not been Ready for so long that nobody waits for it."""
+    return match.AWAY if site.away_at is not None and now >= site.away_at else None
 
 
 def _undecided(share: Share, node: Node, site: Site) -> Outcome:
@@ -169,7 +179,7 @@ def _in_service(
         elif pod.phase == "Failed":
             _give_up(pod, group, retry.ended(pod.reason), _end(pod), share, now, outcome)
         elif pod.phase == "Succeeded" and not share.prefetch.keep:
-            due = (pod.finished_at or pod.created_at) + RELEASE_AFTER
+            due = ended(pod, share, now) + RELEASE_AFTER
             if now >= due:
                 outcome.actions.append(DeletePod(pod, "retention Release"))
             else:
@@ -202,8 +212,11 @@ def _towards_cached(
     for group in share.prefetch.groups:
         pod = pods.current.get(group.key)
         if pod is None:
-            missing.append(group)
-        elif drift.disproved(pod, group, share):
+            if group.key in share.started:
+                _removed(group, share, node, now, outcome)
+            else:
+                missing.append(group)
+        elif drift.disproved(pod, group, share, now):
             # It is on its way out: the API server shows it once more, with the time of its end.
             outcome.actions += [] if pod.deleting else [DeletePod(pod, "disproved")]
         elif _pulled(pod, group, share):
@@ -218,8 +231,11 @@ def _towards_cached(
         return
     if stale:
         drift.take_back(stale, pods.current, share, node, now, site, outcome)
-    busy = any(not pod.finished for pod in pods.superseded)
-    outcome.pulling = outcome.pulling or busy
+    unfinished = [pod for pod in pods.superseded if not pod.finished]
+    busy = bool(unfinished)
+    outcome.pulling = outcome.pulling or any(
+        not _overdue(pod, share, node, now, site) for pod in unfinished
+    )
     # While an earlier pod still pulls something that is wanted, a second one would only wait.
     if startable and not busy:
         _start(missing, share, node, now, site, outcome)
@@ -232,8 +248,27 @@ def _towards_cached(
 
 
 def _pulled(pod: Pod, group: Group, share: Share) -> bool:
+    if not frozenset(group.references) <= frozenset(pod.images):
+        return False  # the API server has dropped volumes: what succeeded is another pod
     reported = share.pulled.get(pod.uid, frozenset())
     return pod.phase == "Succeeded" or reported.issuperset(group.references)
+
+
+def _overdue(pod: Pod, share: Share, node: Node, now: float, site: Site) -> bool:
+    """Whether a pull has lasted for so long that its slot is given to another node."""
+    return now >= pod.created_at + _deadline(pod.images, share, node, site)
+
+
+def _removed(group: Group, share: Share, node: Node, now: float, outcome: Outcome) -> None:
+    """The pod of this group has vanished before it was done, and the operator did not delete it."""
+    remember = retry.removed(
+        share.attempts.get(group.key),
+        spec=share.prefetch.retry,
+        key=f"{node.name}/{group.key}",
+        now=now,
+    )
+    outcome.blame(remember)
+    outcome.actions.append(Postpone(share.prefetch, node, group, remember))
 
 
 def _towards_pulled(
@@ -241,7 +276,19 @@ def _towards_pulled(
 ) -> None:
     """A pod of the target that has not succeeded."""
     if pod.deleting:
-        outcome.pulling = True
+        # Another pod would only wait for its pull; but the slot comes back in time.
+        outcome.pulling = outcome.pulling or not _overdue(pod, share, node, now, site)
+        outcome.requeue.append(pod.created_at + _deadline(pod.images, share, node, site))
+    elif pod.phase == "Succeeded":
+        _give_up(
+            pod,
+            group,
+            retry.DROPPED,
+            "the API server took the images away from the puller pod",
+            share,
+            now,
+            outcome,
+        )
     elif pod.phase == "Failed":
         _give_up(pod, group, retry.ended(pod.reason), _end(pod), share, now, outcome)
     else:
@@ -341,9 +388,11 @@ def _small_to_large(group: Group, share: Share, node: Node) -> Group:
     return replace(group, images=tuple(sorted(group.images, key=weight)))
 
 
-def _deadline(group: Group, share: Share, node: Node, site: Site) -> float | None:
-    """Seconds after which a pull of this group is given up; None: never."""
-    known = all(share.size(reference, node) is not None for reference in group.images)
+def _deadline(images: Iterable[str], share: Share, node: Node, site: Site) -> float:
+    """Seconds after which a pull of these images is given up."""
+    # Of a tag that is followed the digest is pulled as well: the tag's size says it all.
+    tags = [reference for reference in images if "@" not in reference] or images
+    known = all(share.size(reference, node) is not None for reference in tags)
     return retry.deadline(share.prefetch.retry, site.queued if known else None)
 
 
@@ -351,7 +400,7 @@ def _watch_pull(
     pod: Pod, group: Group, share: Share, node: Node, now: float, site: Site, outcome: Outcome
 ) -> None:
     """A pod that is neither finished nor going: pulling, failing, or out of time."""
-    timeout = _deadline(group, share, node, site)
+    timeout = _deadline(group.images, share, node, site)
     if pod.waiting in PULL_ERRORS:
         failure = retry.classify(f"{pod.waiting}: {pod.waiting_message}")
         if _just_failed(pod, share, now):
@@ -359,13 +408,15 @@ def _watch_pull(
             return
         # Found failing, for instance after a restart: its next try may already run, which a deleted
         # pod would only wait for (kubernetes#113606). The kubelet goes on; its next verdict counts.
-        outcome.blame(_remember(pod, group, failure, pod.waiting_message, share, now))
-    elif timeout is not None and now >= pod.created_at + timeout:
+        # By the pod's own time, or each look would be another failure.
+        found = _remember(pod, group, failure, pod.waiting_message, share, pod.created_at)
+        outcome.blame(found)
+        outcome.pulling = now < pod.created_at + timeout
+    elif now >= pod.created_at + timeout:
         text = f"not pulled within {timeout:.0f} s (retry.timeoutSeconds, or by the images' size)"
         _give_up(pod, group, retry.TIMED_OUT, text, share, now, outcome)
         return
-    if timeout is not None:
-        outcome.requeue.append(pod.created_at + timeout)
+    outcome.requeue.append(pod.created_at + timeout)
 
 
 def _end(pod: Pod) -> str:
@@ -389,7 +440,7 @@ def _give_up(
     """Delete the pod and remember the failure: a fresh pod resets the kubelet's back-off."""
     remember = _remember(pod, group, failure, message, share, now)
     outcome.blame(remember)
-    outcome.pulling = True  # until the pod is really gone
+    outcome.pulling = True  # until the pod is really gone, or its time is over
     outcome.actions.append(DeletePod(pod, failure.reason, remember))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import NamedTuple, TypeGuard
 
 from imagegate.domain.facts import Attempts, Pod, RetrySpec
@@ -29,11 +30,28 @@ REFUSED = FailureClass(
     "the API server refuses the puller pod: create the namespace of spec.pullerNamespace, or allow"
     " the pod in its quota, Pod Security level or policy",
 )
+UNAVAILABLE = FailureClass(
+    "PodNotCreated",
+    False,
+    "the API server or an admission webhook fails when the puller pod is created: see the message,"
+    " and correct or remove the webhook that it names",
+)
 UNFIT = FailureClass(
     "PullerFailed",
     False,
     "the image of the chart's puller.container.image must have a static /bin/busybox that the"
     " node's architecture runs",
+)
+DROPPED = FailureClass(
+    "ImageVolumesDropped",
+    False,
+    "an API server of the cluster has no image volumes: set the chart's puller.mode to Container",
+)
+REMOVED = FailureClass(
+    "PodRemoved",
+    False,
+    "something deletes puller pods before they are done: the audit log says what (preemption by the"
+    " scheduler, a descheduler, a clean-up policy)",
 )
 TIMED_OUT = FailureClass("PullTimeout", False, "raise retry.timeoutSeconds or look at the network")
 DISK_FULL = FailureClass(
@@ -141,7 +159,9 @@ def ended(reason: str) -> FailureClass:
     return UNFIT if reason == UNFIT.reason else LATER
 
 
-NODES_OWN = frozenset({"DiskFull", "PodRejected", "PlatformMissing", "PullQPSExceeded"})
+NODES_OWN = frozenset(
+    {"DiskFull", "PodRejected", "PodRemoved", "PlatformMissing", "PullQPSExceeded"}
+)
 """Reasons that lie with the one node: they say nothing of how others would fare."""
 
 CLASSES: tuple[FailureClass, ...] = (
@@ -152,6 +172,9 @@ CLASSES: tuple[FailureClass, ...] = (
     TIMED_OUT,
     LATER,
     REFUSED,
+    UNAVAILABLE,
+    REMOVED,
+    DROPPED,
     UNKNOWN,
 )
 """All there are; docs/operations.md has a table of them."""
@@ -214,6 +237,17 @@ def put_back(earlier: Attempts | None, *, key: str, now: float) -> Attempts:
     return after(earlier, nothing, spec=PUT_BACK, key=key, now=now, image="", message="")
 
 
+def removed(earlier: Attempts | None, *, spec: RetrySpec, key: str, now: float) -> Attempts:
+    """What to remember when an unfinished puller pod is gone and the operator did not delete it.
+
+    The first is put back at once; from then on as after any failure, because whatever deleted the
+    pod deletes the next one, too.
+    """
+    text = "the puller pod was deleted before it was done"
+    attempts = after(earlier, REMOVED, spec=spec, key=key, now=now, image="", message=text)
+    return replace(attempts, next_at=now) if attempts.count == 1 else attempts
+
+
 EVICTIONS = RetrySpec(limit=2**31, minimum=30.0, maximum=3600.0)
 STABLE = 6 * 3600.0
 """Seconds after which an earlier eviction is history."""
@@ -250,7 +284,9 @@ def stale(attempts: Attempts | None) -> TypeGuard[Attempts]:
 
 
 def disproved(attempts: Attempts | None, success_at: float) -> bool:
-    """Whether what was pulled at that time has since been found not to be there."""
+    """Whether what was pulled at that time has since been found not to be there. Both times are by
+    the clock of this process.
+    """
     found = (EVICTED.reason, STALE.reason)
     return attempts is not None and attempts.reason in found and success_at <= attempts.at
 
@@ -260,14 +296,20 @@ def outlives_success(attempts: Attempts) -> bool:
     return attempts.reason in ("", EVICTED.reason, STALE.reason)
 
 
-def deadline(spec: RetrySpec, queued: int | None) -> float | None:
-    """Seconds after which a pull is given up; None: never, because its size is not known.
+UNSIZED = 7200.0
+"""Seconds that a pull of unknown size may take: 36 GB at 5 MB/s."""
+
+
+def deadline(spec: RetrySpec, queued: int | None) -> float:
+    """Seconds after which a pull is given up. ``queued``: None where its size is not known.
 
     By the size: 10 minutes and as long as ``queued`` bytes take at 5 MB/s, at least 15 minutes.
     Generous: the kubelet lets the pull itself go on, and the next attempt begins when it is over.
     """
-    if spec.timeout is not None or queued is None:
+    if spec.timeout is not None:
         return spec.timeout
+    if queued is None:
+        return UNSIZED
     return max(900.0, 600.0 + queued / 5e6)
 
 

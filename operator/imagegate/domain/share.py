@@ -33,6 +33,11 @@ class Share:
     """Per pod uid, the images that the kubelet has reported as pulled."""
     failed_at: Mapping[str, float] = field(default_factory=dict)
     """Per pod uid, when this process watched it fail; absent if it was found failing."""
+    finished_at: Mapping[str, float] = field(default_factory=dict)
+    """Per pod uid, when this process first saw it finished, by its own clock."""
+    started: Mapping[str, str] = field(default_factory=dict)
+    """By group key, the uid of the puller pod that was last seen unfinished, and that the operator
+    did not delete."""
     place: bool = False
     """Whether the node has a place in the rollout, that is, may start pulling now."""
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
@@ -59,6 +64,8 @@ class Site:
     """Bytes on disk that pulls in flight may still take."""
     queued: int = 0
     """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
+    away_at: float | None = None
+    """When the node gives its slot back because it is not Ready; None: it is Ready."""
     settles_at: float | None = None
     """When our labels have been as they are for so long that images can be missed; None: never."""
 
@@ -113,6 +120,14 @@ class Outcome:
             worst is None or (attempts.permanent, attempts.count) > (worst.permanent, worst.count)
         ):
             self.failure = attempts
+
+
+def ended(pod: Pod, share: Share, now: float) -> float:
+    """When a pod was done: when this process saw it first. The time in its status is by the clock of
+    the node, and counts only where nothing else is known, within what is possible.
+    """
+    claimed = pod.finished_at if pod.finished_at is not None else pod.created_at
+    return share.finished_at.get(pod.uid, min(max(claimed, pod.created_at), now))
 
 
 def same_life(identity: str, node: Node, prefetch: Prefetch) -> bool:

@@ -9,7 +9,7 @@ from imagegate.domain import retry, throttle
 from imagegate.domain.actions import Action, CreatePod, DeletePod, PatchNode, Postpone
 from imagegate.domain.facts import LABEL_PREFIX
 from imagegate.domain.gate import ready_since
-from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound
+from imagegate.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from imagegate.kube.events import Events
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
@@ -124,16 +124,19 @@ class Actor:
             created = await self._pods.create(manifest)
             if action.remember is not None:
                 self._ledger.remember(node.name, action.group.key, action.remember)
+            self._ledger.started.setdefault(node.name, {})[action.group.key] = created.uid
             self._store.see_pod(created)
         except AlreadyExists:
             # Ours, from before a restart or by another leader: the watch or a resync shows it.
             # If it is one that is going away, its end brings this node back here.
             self._again(node.name, LATE_409)
-        except (NotFound, Invalid, Forbidden) as error:
-            # The namespace is missing, or a quota, Pod Security or a policy refuses the pod.
+        except KubeError as error:
+            # The namespace is missing, a quota, Pod Security or a policy refuses the pod, or a
+            # webhook fails. Whether a pod was made nevertheless, the watch tells.
+            failure = retry.UNAVAILABLE if isinstance(error, Unavailable) else retry.REFUSED
             attempts = retry.after(
                 self._ledger.attempts.get(node.name, {}).get(action.group.key),
-                retry.REFUSED,
+                failure,
                 spec=prefetch.retry,
                 key=f"{node.name}/{action.group.key}",
                 now=self._clock.now(),
@@ -142,11 +145,13 @@ class Actor:
             )
             self._ledger.remember(node.name, action.group.key, attempts)
             self._metrics.pull_failed(prefetch.name, attempts.reason)
+            # Decided about again at once: the slot returns, and the failure is shown.
             self._again(node.name, 0.0)
 
     def _postpone(self, action: Postpone) -> None:
         node, prefetch, attempts = action.node.name, action.prefetch.name, action.remember
         self._ledger.remember(node, action.group.key, attempts)
+        self._ledger.ended(node, action.group.key)
         self._metrics.pull_failed(prefetch, attempts.reason)
         self._again(node, max(0.01, attempts.next_at - self._clock.now()))
         logger.info(
@@ -166,6 +171,7 @@ class Actor:
             going = await self._pods.delete(pod)
         except (NotFound, Conflict):
             going = None
+        self._ledger.ended(pod.node, pod.group)
         if action.remember is not None:
             self._ledger.remember(pod.node, pod.group, action.remember)
             self._metrics.pull_failed(pod.prefetch, action.remember.reason)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from imagegate.domain import retry, rollout, status
 from imagegate.domain.actions import Standing
 from imagegate.domain.facts import Attempts, Node, NodeState, Prefetch
+from imagegate.domain.share import Share
 from imagegate.domain.throttle import Throttle
 
 
@@ -173,6 +174,9 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self.attempts: dict[str, dict[str, Attempts]] = {}
         """Remembered failures: by node, then by group key."""
+        self.started: dict[str, dict[str, str]] = {}
+        """Puller pods that were seen unfinished, and that the operator did not delete: their uids,
+        by node, then by group key. One that is gone has been removed by somebody else."""
         self.holding: dict[str, str] = {}
         """Every node that carries the gate taint, and what it waits for."""
         self._machines: dict[str, str] = {}
@@ -218,7 +222,41 @@ class Ledger:
         self._machines.pop(node, None)
         self.holding.pop(node, None)
         self.attempts.pop(node, None)
+        self.started.pop(node, None)
         return [name for name, entry in self.entries.items() if entry.forget(node)]
+
+    def note_pods(self, node: Node, shares: Iterable[Share]) -> None:
+        """Note the pods that a decision has seen. What is known of groups that nobody asks for any
+        more is forgotten, their failed attempts included.
+        """
+        before = self.started.get(node.name, {})
+        started: dict[str, str] = {}
+        living: set[str] = set()
+        for share in shares:
+            mine = {p.group: p for p in share.pods if p.machine == node.uid and p.observed}
+            for group in share.prefetch.groups:
+                living.add(group.key)
+                pod = mine.get(group.key)
+                if pod is None or pod.deleting:
+                    if group.key in before:
+                        started[group.key] = before[group.key]
+                elif not pod.finished:
+                    started[group.key] = pod.uid
+        self.started.pop(node.name, None)
+        if started:
+            self.started[node.name] = started
+        known = self.attempts.get(node.name)
+        for key in known.keys() - living if known else ():
+            del self.attempts[node.name][key]
+        if known is not None and not known:
+            del self.attempts[node.name]
+
+    def ended(self, node: str, group: str) -> None:
+        """The operator has deleted the group's pod, or has noted that it is gone."""
+        started = self.started.get(node, {})
+        started.pop(group, None)
+        if not started:
+            self.started.pop(node, None)
 
     def remember(self, node: str, group: str, attempts: Attempts) -> None:
         self.attempts.setdefault(node, {})[group] = attempts

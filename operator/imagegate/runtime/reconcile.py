@@ -26,7 +26,8 @@ from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
 from imagegate.domain.share import Share
 from imagegate.domain.workloads import Found
-from imagegate.kube.errors import NotFound
+from imagegate.errors import ImagegateError
+from imagegate.kube.errors import NotFound, NotLeader
 from imagegate.kube.events import Events
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
@@ -176,11 +177,21 @@ class Reconciler:
         self._start_after.follow(node, plan.awaits)
         if plan.requeue_at is not None:
             self.node_queue.add(name, delay=max(0.01, plan.requeue_at - now))
-        # The patch first: a release is waited for, a clean-up is not.
+        # The patch first: a release is waited for, a clean-up is not. Every action is tried: one
+        # that fails (a webhook of one namespace, a policy) must not stop those of the others.
+        errors: list[Exception] = []
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
-            await self.actor.act(action)
-            if isinstance(action, PatchNode) and action.release is not None:
-                break  # the rest was decided about a node that was held; it comes back at once
+            try:
+                await self.actor.act(action)
+            except NotLeader:
+                raise
+            except ImagegateError as error:
+                errors.append(error)
+            else:
+                if isinstance(action, PatchNode) and action.release is not None:
+                    break  # the rest was decided about a held node; the node comes back at once
+        if errors:
+            raise ExceptionGroup(f"node {name}", errors) if len(errors) > 1 else errors[0]
 
     def view(self, node: Node) -> NodeView:
         """Everything that is known about one node, as of now."""
@@ -201,6 +212,7 @@ class Reconciler:
             pods = tuple(by_prefetch.pop(name, ()))
             known = self._inspector.known(prefetch)
             failed = {p.uid: self._store.failed_at(p.uid) for p in pods}
+            finished = {p.uid: self._store.finished_at(p.uid) for p in pods}
             shares.append(
                 Share(
                     prefetch,
@@ -208,6 +220,8 @@ class Reconciler:
                     attempts=attempts,
                     pulled={p.uid: self._store.pulled(p.uid) for p in pods},
                     failed_at={uid: at for uid, at in failed.items() if at is not None},
+                    finished_at={uid: at for uid, at in finished.items() if at is not None},
+                    started=self._ledger.started.get(node.name, {}),
                     place=self._has_place(node, prefetch),
                     images=known or {},
                     inspected=known is not None and adopted(prefetch, known),
@@ -222,6 +236,7 @@ class Reconciler:
             orphans=tuple(pod for pods in by_prefetch.values() for pod in pods),
             frozen=frozenset(frozen),
             first_ready=self._store.first_ready(node),
+            unready_since=self._store.unready_since(node),
             labels_since=self._store.labels_since(node),
             usage=self._disks.known(node),
             taints_by_watch=self._taints_by_watch,
@@ -259,6 +274,7 @@ class Reconciler:
         )
         for name in changed:
             self.prefetch_queue.add(name, delay=PASS_INTERVAL)
+        self._ledger.note_pods(node, view.shares)
         for share in view.shares:
             if plan.standings[share.prefetch.name].state == "cached" and share.attempts:
                 groups = [group.key for group in share.prefetch.groups]

@@ -73,6 +73,8 @@ class Store:
         self._pulled: dict[str, frozenset[str]] = {}
         self._failed_at: dict[str, float] = {}
         self._first_ready: dict[str, tuple[str, float]] = {}
+        self._unready_since: dict[str, tuple[str, float]] = {}
+        self._finished_at: dict[str, float] = {}
         self._labels_since: dict[str, tuple[object, float]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._seen: dict[object, float] = {}
@@ -117,6 +119,15 @@ class Store:
         """When this process first saw the node Ready since its last boot; now, if it is not."""
         known = self._first_ready.get(node.name)
         return known[1] if known and known[0] == node.identity else self._clock.now()
+
+    def unready_since(self, node: Node) -> float | None:
+        """Since when this process has seen the machine not Ready; None: it is Ready."""
+        known = self._unready_since.get(node.name)
+        return known[1] if known and known[0] == node.uid and not node.ready else None
+
+    def finished_at(self, pod_uid: str) -> float | None:
+        """When this process first saw this pod finished."""
+        return self._finished_at.get(pod_uid)
 
     def labels_since(self, node: Node) -> float | None:
         """Since when our labels on the node have been as they are; None: it has none."""
@@ -175,6 +186,10 @@ class Store:
         self._seen["node", node.name] = self._clock.monotonic()
         if node.ready and self._first_ready.get(node.name, ("",))[0] != node.identity:
             self._first_ready[node.name] = (node.identity, self._clock.now())
+        if node.ready:
+            self._unready_since.pop(node.name, None)
+        elif self._unready_since.get(node.name, ("",))[0] != node.uid:
+            self._unready_since[node.name] = (node.uid, self._clock.now())
         self._note_labels(node)
         self._nodes[node.name] = node
         if old != node and self._listener is not None:
@@ -186,6 +201,7 @@ class Store:
             return
         del self._nodes[name]
         self._first_ready.pop(name, None)
+        self._unready_since.pop(name, None)
         self._labels_since.pop(name, None)
         self._seen.pop(("node", name), None)
         if self._listener is not None:
@@ -218,6 +234,8 @@ class Store:
         self._seen["pod", key] = self._clock.monotonic()
         if old is not None and old.uid != pod.uid:
             self._forget_pod(old)
+        if pod.finished:
+            self._finished_at.setdefault(pod.uid, self._clock.now())
         if live and _started_failing(old, pod):
             self._failed_at[pod.uid] = self._clock.now()
         if old is not None and old.node != pod.node:
@@ -245,6 +263,7 @@ class Store:
             self._by_node.pop(pod.node, None)
         self._pulled.pop(pod.uid, None)
         self._failed_at.pop(pod.uid, None)
+        self._finished_at.pop(pod.uid, None)
 
     def see_pulled(self, namespace: str, pulled: Pulled) -> bool:
         """A kubelet's Pulled event. False when it is old news, or of a pod that is not known."""

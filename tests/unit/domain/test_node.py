@@ -235,14 +235,15 @@ def test_a_rejected_pod_is_tried_again_later(reason: str) -> None:
     assert len(creates(decide(view(on, later), remembered.next_at))) == 1
 
 
-def test_an_explicit_pull_timeout_gives_up_and_none_never_does() -> None:
+def test_a_pull_is_given_up_at_its_timeout_and_one_of_unknown_size_after_two_hours() -> None:
     limited = prefetch(retry=dataclasses.replace(LLM.retry, timeout=100.0))
     on = node()
     share = Share(limited, pods=(pod(limited, on),), place=True)
     assert deletes(decide(view(on, share), START + 119)) == []
     assert len(deletes(decide(view(on, share), START + 120))) == 1
     patient = Share(LLM, pods=(pod(LLM, on),), place=True)
-    assert deletes(decide(view(on, patient), START + 9e6)) == []
+    assert deletes(decide(view(on, patient), START + 20 + 7199)) == []
+    assert len(deletes(decide(view(on, patient), START + 20 + 7200))) == 1
 
 
 # ---- clocks
