@@ -123,7 +123,7 @@ class MemoryApi:
                 text = f"the server rejected our request due to an error in our request: {error}"
                 raise self._error("PATCH", path, 422, "Invalid", text) from error
         else:
-            new = _merge(old, body)
+            new = merge(old, body)
         if new != old:
             self._store(key, new, "MODIFIED")
         return copy.deepcopy(self.objects.get(key, new))
@@ -221,7 +221,7 @@ class MemoryApi:
         return errors.from_response(f"{method} {path}", method, status, body, None)
 
 
-def _merge(old: Any, change: Any) -> Any:
+def merge(old: Any, change: Any) -> Any:
     """RFC 7396."""
     if not isinstance(change, Mapping):
         return change
@@ -230,5 +230,5 @@ def _merge(old: Any, change: Any) -> Any:
         if value is None:
             merged.pop(key, None)
         else:
-            merged[key] = _merge(merged.get(key), value)
+            merged[key] = merge(merged.get(key), value)
     return merged

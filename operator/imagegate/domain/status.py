@@ -70,6 +70,23 @@ class Tally:
         return self.counts.get(state, 0)
 
 
+def changes(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch (RFC 7396) that makes ``there`` equal to ``wanted``; empty if it is already.
+
+    A field that is not wanted any more is removed by a null, at every depth: a merge patch keeps
+    what it does not name. Lists are replaced as a whole.
+    """
+    patch: dict[str, Any] = {key: None for key in there if key not in wanted}
+    for key, value in wanted.items():
+        old = there.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            if inner := changes(old, value):
+                patch[key] = inner
+        elif key not in there or old != value:
+            patch[key] = value
+    return patch
+
+
 def timestamp(seconds: float) -> str:
     """RFC 3339 in UTC with whole seconds, as Kubernetes writes it."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -113,19 +130,21 @@ def prefetch_status(
         "failures": [_failure(failure) for failure in tally.failures[:MAX_FAILURES]],
         "conditions": merge_conditions(earlier, conditions, prefetch.generation, now),
     }
-    if prefetch.invalid is None:
-        status["target"] = prefetch.target
-        status["images"] = _images(prefetch, images, now)
+    if prefetch.invalid is not None:
+        # The digests and workload images that were found are kept for when the spec is corrected.
+        kept = ("target", "images", "refresh")
+        return status | {key: earlier[key] for key in kept if key in earlier}
+    status["target"] = prefetch.target
+    status["images"] = _images(prefetch, images, now)
     if prefetch.refresh is not None:
-        status["refresh"] = _refresh(refreshed)
-    elif "refresh" in earlier:
-        status["refresh"] = None
+        status["refresh"] = _refresh(refreshed, earlier.get("refresh"))
     return status
 
 
-def _refresh(refreshed: Refreshed | None) -> dict[str, Any]:
+def _refresh(refreshed: Refreshed | None, before: object) -> dict[str, Any]:
+    """Before the first look since the operator's start, what its predecessor found stays."""
     if refreshed is None:
-        return {}
+        return dict(before) if isinstance(before, Mapping) else {}
     entry = {
         "lastCheckTime": timestamp(refreshed.at),
         "nextCheckTime": timestamp(refreshed.due),

@@ -59,7 +59,7 @@ class Gates:
             return parse(await self._client.get(f"{PATH}/{NAME}"))
 
     async def write_status(self, status: Mapping[str, Any]) -> Gate:
-        """Raises NotFound when somebody deleted it."""
+        """Apply a merge patch to the status. Raises NotFound when somebody deleted the gate."""
         return parse(
             await self._client.patch(f"{PATH}/{NAME}/status", {"status": status}, MERGE_PATCH)
         )

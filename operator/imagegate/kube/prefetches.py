@@ -141,7 +141,9 @@ class Prefetches:
         return [self._reader.parse(body) async for body in self._client.list_all(PATH)]
 
     async def write_status(self, prefetch: Prefetch, status: Mapping[str, Any]) -> Prefetch:
-        """Replace these fields of the status. Raises NotFound when the object is gone."""
+        """Apply a merge patch to the status (`domain.status.changes`). Raises NotFound when the
+        object is gone.
+        """
         body = await self._client.patch(
             f"{PATH}/{prefetch.name}/status",
             {"metadata": {"uid": prefetch.uid}, "status": status},

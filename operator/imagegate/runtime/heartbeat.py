@@ -70,13 +70,13 @@ class Heartbeat:
             return
         now = self._clock.monotonic()
         wanted = self._status(gate)
-        due = now >= self._next
-        if not due and all(gate.status.get(key) == value for key, value in wanted.items()):
-            return
-        if due:
+        if now >= self._next:
             wanted["heartbeat"] = status.timestamp(self._clock.now())
             self._next = now + min(PERIOD, gate.silence / 3)
-        self._store.see_gate(await self._gates.write_status(wanted))
+        elif "heartbeat" in gate.status:
+            wanted["heartbeat"] = gate.status["heartbeat"]
+        if patch := status.changes(gate.status, wanted):
+            self._store.see_gate(await self._gates.write_status(patch))
 
     def _status(self, gate: Gate) -> dict[str, Any]:
         armed, reason, message = self._armed()

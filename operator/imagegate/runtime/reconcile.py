@@ -407,7 +407,7 @@ class Reconciler:
         self, prefetch: Prefetch, wanted: dict[str, Any], *, urgent: bool = False
     ) -> None:
         now = self._clock.now()
-        changed = {k: v for k, v in wanted.items() if prefetch.status.get(k) != v}
+        changed = status.changes(prefetch.status, wanted)
         if not changed:
             return
         before, after = _truths(prefetch.status), _truths(wanted)

@@ -32,6 +32,7 @@ from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 from tests.unit.domain.cases import GATE_TAINT, KEY, START
+from tests.unit.memory_api import merge
 from tests.unit.runtime import world
 
 NAMESPACE = "imagegate-system"
@@ -371,7 +372,7 @@ class Api:
             raise NotFound("imageprefetch", 404, prefetch.name)
         if there.uid != prefetch.uid:
             raise Conflict("imageprefetch", 409, "the UID in the precondition does not match")
-        merged = {**there.status, **status}
+        merged = merge(there.status, status)
         self._cluster.put_prefetch(dataclasses.replace(there, status=merged))
         return self._cluster.prefetches[prefetch.name]
 

@@ -265,7 +265,8 @@ def test_a_registry_that_is_away_is_said_at_the_second_time() -> None:
 
 def test_a_status_forgets_the_refresh_when_tags_are_not_followed_any_more() -> None:
     prefetch = followed(refresh=None, status={"refresh": {"lastCheckTime": "x"}})
-    assert status.prefetch_status(prefetch, tally(), NOW, {})["refresh"] is None
+    wanted = status.prefetch_status(prefetch, tally(), NOW, {})
+    assert status.changes(prefetch.status, wanted)["refresh"] is None
     prefetch = followed(refresh=None, status={})
     assert "refresh" not in status.prefetch_status(prefetch, tally(), NOW, {})
 
