@@ -7,7 +7,7 @@ once, and takes somebody else's images with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from imagegate.domain.facts import ImageSize, Node
@@ -39,9 +39,35 @@ class Usage:
         )
 
 
-def need(images: Iterable[ImageSize | None]) -> int:
-    """Bytes on disk that these images will take; one whose size is not known counts as nothing."""
-    return int(sum(image.compressed for image in images if image is not None) * (1 + UNPACKED))
+Key = int | str
+"""A layer by its digest (`LayerFacts.key`), or what is not known by layer by its image's name."""
+
+
+def parts(images: Iterable[tuple[str, ImageSize | None]]) -> dict[Key, int]:
+    """What these images consist of, with compressed bytes, each layer once; by (name, size). An
+    image whose size is not known counts as nothing.
+    """
+    found: dict[Key, int] = {}
+    for name, image in images:
+        if image is None:
+            continue
+        layers: dict[Key, int] = {}
+        for layer in image.layers:
+            if layer.key:
+                layers.setdefault(layer.key, layer.size)
+        found[name] = max(0, image.compressed - sum(layers.values()))
+        found.update(layers)
+    return found
+
+
+def need(images: Iterable[ImageSize]) -> int:
+    """Bytes on disk that these images will take, each by itself."""
+    return on_disk(sum(image.compressed for image in images))
+
+
+def on_disk(compressed: int) -> int:
+    """Bytes on disk that so many compressed bytes of layers take."""
+    return int(compressed * (1 + UNPACKED))
 
 
 def refusal(usage: Usage, node: Node, needed: int, limit: int) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from imagegate.domain import retry
 from imagegate.domain.actions import DeletePod, Postpone
-from imagegate.domain.facts import Group, Node, Pod
+from imagegate.domain.facts import Group, ImageSize, Node, Pod
 from imagegate.domain.share import Outcome, Share, Site, ended
 
 LISTED_AFTER = 180.0
@@ -32,17 +32,22 @@ class Loss:
     message: str
 
 
-def losses(share: Share, node: Node) -> dict[str, Loss]:
-    """The groups of which an image is not what it should be, each with that image."""
-    return {**stale(share, node), **_gone(share, node)}
+def losses(share: Share, node: Node, seen: frozenset[str]) -> dict[str, Loss]:
+    """The groups of which an image is not what it should be, each with that image.
+
+    ``seen``: the names that the node has listed since its labels are as they are.
+    """
+    return {**stale(share, node), **_gone(share, node, seen)}
 
 
-def _gone(share: Share, node: Node) -> dict[str, Loss]:
+def _gone(share: Share, node: Node, seen: frozenset[str]) -> dict[str, Loss]:
     """The groups of which an image has been removed behind our back.
 
-    It is proved by a kubelet that does not list an image larger than one that it lists; absence
-    alone proves nothing, as it lists 50. Nor does a pod that was put back and fails to pull: the
-    kubelet may only want its credentials checked (``imagePullCredentialsVerificationPolicy``).
+    It is proved by a kubelet that listed the image under this name, and does not list it any more
+    although it is larger than an image that it lists. Absence alone proves nothing: the kubelet
+    lists 50 images with five names each, a webhook may have rewritten the name, and the runtime may
+    spell it in another way. Nor does a pod that was put back and fails to pull: the kubelet may
+    only want its credentials checked (``imagePullCredentialsVerificationPolicy``).
     """
     if node.smallest_listed is None:
         return {}
@@ -53,8 +58,17 @@ def _gone(share: Share, node: Node) -> dict[str, Loss]:
         for reference in group.images
         if (size := share.size(reference, node)) is not None
         and size.compressed > node.smallest_listed
+        and not _maybe_cut_off(size, node)
+        and names[reference] in seen & node.wanted
         and names[reference] not in node.listed
     }
+
+
+def _maybe_cut_off(size: ImageSize, node: Node) -> bool:
+    """Whether the name may be the sixth of an image that is listed by five others. The runtime's
+    size of an image is never much less than what the registry sends of it.
+    """
+    return node.largest_cut_off >= 0.9 * size.compressed
 
 
 def stale(share: Share, node: Node) -> dict[str, Loss]:

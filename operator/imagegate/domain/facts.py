@@ -23,6 +23,7 @@ FINALIZER = f"{GROUP}/cleanup"
 TAINT_VALUE = "pending"
 IMAGES_PER_POD = 8
 """Beyond this the kubelet's event spam filter (25 per object) starts to drop Pulled events."""
+HASH_BITS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,13 @@ class Node:
     """Those of the wanted images that ``status.images`` lists, by their normalized names."""
     tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Of the wanted tags among them, the digests that the node lists for the same image."""
+    wanted: frozenset[str] = frozenset()
+    """The names that were looked for in that list: the absence of any other is not known."""
     smallest_listed: int | None = None
     """Bytes of the smallest image in that list, which the kubelet cuts off below a number of
     images: only of a larger one does absence prove anything. None: nothing is listed."""
+    largest_cut_off: int = 0
+    """Bytes of the largest image of which the kubelet lists five names, and so maybe not all."""
 
     @property
     def identity(self) -> str:
@@ -208,6 +213,8 @@ class LayerFacts:
     """0 for one that is there a second time: it is pulled once."""
     compression: str = "gzip"
     """By its media type: ``gzip``, ``zstd`` or ``none``."""
+    key: int = field(default=0, compare=False)
+    """64 bits of its digest, by which images that share it are recognised; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +349,7 @@ class Prefetch:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """How the images are spread over puller pods, in the order they were written."""
+        """How the images are spread over puller pods; in the order they were written."""
         by_secrets: dict[tuple[str, ...], list[Image]] = {}
         for image in self.images:
             by_secrets.setdefault(tuple(sorted(image.pull_secrets)), []).append(image)
@@ -366,19 +373,33 @@ def _identity(image: Image) -> str:
     return f"{image.reference}@{image.digest}" if image.digest else image.reference
 
 
-def _portions(images: Sequence[Image]) -> Iterator[Sequence[Image]]:
-    """As many as go into one pod; one whose tag is followed is pulled twice."""
-    portion: list[Image] = []
-    pulls = 0
-    for image in images:
-        cost = 2 if image.digest else 1
-        if portion and pulls + cost > IMAGES_PER_POD:
-            yield portion
-            portion, pulls = [], 0
-        portion.append(image)
-        pulls += cost
-    if portion:
-        yield portion
+def _portions(images: Sequence[Image]) -> list[Sequence[Image]]:
+    """As many as go into one pod; one whose tag is followed is pulled twice.
+
+    A portion that is too large is split in two by the next bit of each name's hash. So the portion
+    of an image depends neither on the order nor on the images of other portions: a new image
+    changes one portion, or splits one, and the pods of all others stay as they are.
+    """
+    place = {image.reference: index for index, image in enumerate(images)}
+    hashed = [
+        (int.from_bytes(hashlib.sha256(image.reference.encode()).digest()), image)
+        for image in images
+    ]
+    portions = [
+        sorted(portion, key=lambda image: place[image.reference])
+        for portion in _split(hashed, HASH_BITS)
+    ]
+    return sorted(portions, key=lambda portion: place[portion[0].reference])
+
+
+def _split(hashed: Sequence[tuple[int, Image]], bits: int) -> Iterator[list[Image]]:
+    pulls = sum(2 if image.digest else 1 for _, image in hashed)
+    if pulls <= IMAGES_PER_POD or len(hashed) == 1 or not bits:
+        if hashed:
+            yield [image for _, image in hashed]
+        return
+    for bit in (0, 1):
+        yield from _split([each for each in hashed if each[0] >> (bits - 1) & 1 == bit], bits - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,18 +79,22 @@ def forecast(
         if why is not None:
             skipped[why] += 1
             continue
-        absent = [i.reference for i in prefetch.images if i.listed_as not in node.listed]
-        sizes = [share.size(reference, node) for reference in absent]
+        sized = [(i.listed_as, share.size(i.reference, node)) for i in prefetch.images]
+        held = disk.parts(each for each in sized if each[0] in node.listed)
+        absent = [each for each in sized if each[0] not in node.listed]
+        needed = {k: v for k, v in disk.parts(absent).items() if k not in held}
         usage = usages.get(node.name)
         if usage is not None:
             if usage.problem:
                 unread.append((node.name, usage.problem))
-            refused = disk.refusal(usage, node, disk.need(sizes), prefetch.max_usage)
+            refused = disk.refusal(
+                usage, node, disk.on_disk(sum(needed.values())), prefetch.max_usage
+            )
             if refused is not None and prefetch.max_usage < 100:
                 no_room.append((node.name, refused))
                 continue
         domains[domain] += 1
-        pulling.append((domain, sum(size.compressed for size in sizes if size is not None)))
+        pulling.append((domain, sum(needed.values())))
     largest = max((size for _, size in pulling), default=0)
     facts = Forecast(
         matched=len(matching),

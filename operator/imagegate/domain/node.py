@@ -45,6 +45,8 @@ class NodeView:
     labels_since: float | None = None
     """Since when the node's labels of ours have been as they are, as far as this process knows;
     None: nothing is concluded from it."""
+    seen: frozenset[str] = field(default_factory=frozenset)
+    """The names of images that the node has listed since its labels are as they are."""
     usage: Usage | None = None
     """The node's image file system; None: not read lately."""
     taints_by_watch: bool = False
@@ -92,27 +94,49 @@ def _assess(view: NodeView, now: float, *, gated: bool) -> list[tuple[Share, Out
         for image in share.prefetch.images
         if (size := share.size(image.reference, node)) is not None
     )
-    reserved = disk.need(
-        share.size(reference, node)
+    held = _held(view)
+    reserved = {
+        key: count
         for share in view.shares
         for pod in share.pods
-        if not pod.finished
-        for reference in pod.images
-    )
+        if not pod.finished and pod.machine == node.uid
+        for key, count in share.parts(pod.images, node).items()
+        if key not in held
+    }
     outcomes: list[tuple[Share, Outcome]] = []
     for share in view.shares:
         site = Site(
             gated=gated,
             usage=view.usage,
+            held=held,
             reserved=reserved,
             queued=queued,
             away_at=None if view.unready_since is None else view.unready_since + match.AWAY_AFTER,
+            seen=view.seen,
             settles_at=None if since is None else since + drift.LISTED_AFTER,
         )
         outcome = pulls.assess(share, node, now, site)
-        reserved += outcome.starting
+        reserved = {**reserved, **outcome.starting}
         outcomes.append((share, outcome))
     return outcomes
+
+
+def _held(view: NodeView) -> frozenset[disk.Key]:
+    """The layers and images that the node holds: it lists them, or a pod that pulled them pins
+    them and the kubelet has yet to list them.
+    """
+    node = view.node
+    held: set[disk.Key] = set()
+    for share in view.shares:
+        listed = [i.reference for i in share.prefetch.images if i.listed_as in node.listed]
+        pulled = [
+            reference
+            for pod in share.pods
+            if pod.phase == "Succeeded" and pod.machine == node.uid
+            for reference in pod.images
+        ]
+        held.update(share.parts((*listed, *pulled), node))
+    return frozenset(held)
 
 
 def _verdict(

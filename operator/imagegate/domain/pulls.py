@@ -45,7 +45,11 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     pods = _Pods.sort(share, node)
     _tidy(pods, share, node, now, outcome)
     startable = outcome.startable = why is None and match.unsettled(node) is None
-    lost = drift.losses(share, node) if outcome.labelled and site.settles_at is not None else {}
+    lost = (
+        drift.losses(share, node, site.seen)
+        if outcome.labelled and site.settles_at is not None
+        else {}
+    )
     if lost and site.settles_at is not None and now < site.settles_at:
         outcome.requeue.append(site.settles_at)
         lost = {}
@@ -61,7 +65,7 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
         outcome.state, outcome.skipped = NodeState.SKIPPED, why
     if _away(now, site):
         outcome.pulling = outcome.wants = False
-    elif site.away_at is not None and outcome.pulling:
+    elif site.away_at is not None:
         outcome.requeue.append(site.away_at)
     return outcome
 
@@ -117,6 +121,8 @@ class _Pods:
         for pod in sorted(share.pods, key=lambda p: (p.created_at, p.name)):
             if pod.machine != node.uid:
                 sorted_pods.departed.append(pod)
+            elif pod.namespace != share.prefetch.namespace:
+                sorted_pods.superseded.append(pod)
             elif pod.group in groups and (
                 same_life(pod.observed, node, share.prefetch) and not _stuck(pod, node)
             ):
@@ -133,12 +139,14 @@ def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -
     """Remove pods that serve no purpose any more.
 
     A finished pod of an earlier target pins that target's images: it goes only once the node
-    holds the new one (or belongs to an earlier boot, and then proves nothing). A running pull
+    holds the new one (or belongs to an earlier boot, and then proves nothing), and no image that is
+    wanted loses its only pin. A running pull
     is cancelled only when not one of its images is wanted any more. One that has just failed
     pulls nothing, and may fail for ever at an image that is not wanted any more.
     """
     wanted = {each for group in share.prefetch.groups for each in group.references}
     groups = {group.key for group in share.prefetch.groups}
+    pins = _pins(pods, share, node)
     outcome.actions.extend(
         DeletePod(pod, "its machine is gone") for pod in pods.departed if not pod.deleting
     )
@@ -146,7 +154,9 @@ def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -
         if pod.deleting:
             continue
         if pod.finished:
-            if outcome.labelled or pod.group in groups:
+            current = pod.group in groups and pod.namespace == share.prefetch.namespace
+            serves = pod in pins if outcome.labelled else not current
+            if not serves:
                 outcome.actions.append(DeletePod(pod, "superseded"))
         elif _stuck(pod, node):
             outcome.actions.append(DeletePod(pod, "a reboot has interrupted it"))
@@ -154,6 +164,34 @@ def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -
             outcome.actions.append(DeletePod(pod, "its images are not wanted any more"))
         elif _just_failed(pod, share, now):
             outcome.actions.append(DeletePod(pod, "superseded, and its pull failed"))
+
+
+def _pins(pods: _Pods, share: Share, node: Node) -> list[Pod]:
+    """The finished pods of other groups that alone pin an image that is wanted.
+
+    Groups change while the target stays (a secret was renamed, or an earlier version of the
+    operator spread the images in another way): the pods that are there pin the images as well, and
+    one of them goes only when another finished pod has taken over all of its images.
+    """
+    if not share.prefetch.keep:
+        return []
+    wanted = {each for group in share.prefetch.groups for each in group.references}
+    pinned = {
+        each
+        for pod in pods.current.values()
+        if pod.phase == "Succeeded" and not pod.deleting
+        for each in pod.images
+    }
+    pins: list[Pod] = []
+    for pod in reversed(pods.superseded):
+        if pod.phase != "Succeeded" or pod.deleting:
+            continue
+        if not same_life(pod.observed, node, share.prefetch) or wanted.isdisjoint(pod.images):
+            continue
+        if not pinned.issuperset(wanted.intersection(pod.images)):
+            pins.append(pod)
+            pinned.update(pod.images)
+    return pins
 
 
 def _in_service(
@@ -169,10 +207,17 @@ def _in_service(
     """The node holds the target. Keep: every group keeps its finished pod. Release: none does."""
     outcome.pulling = pods.busy
     missing: list[Group] = []
+    # A pod in a namespace that is not wanted any more pins until its replacement has finished.
+    pinned = {
+        each
+        for pin in _pins(pods, share, node)
+        if pin.namespace == share.prefetch.namespace
+        for each in pin.images
+    }
     for group in share.prefetch.groups:
         pod = pods.current.get(group.key)
         if pod is None:
-            if share.prefetch.keep:
+            if share.prefetch.keep and not pinned.issuperset(group.references):
                 missing.append(group)
         elif pod.deleting:
             continue
@@ -340,8 +385,10 @@ def _fits(
 ) -> bool:
     """Whether these groups may be pulled as far as the disk is concerned.
 
-    Where they may not, that is a failed attempt: there is something to be mended, and the next
-    look is as far away as the slow end of the back-off.
+    Where they do not fit by themselves, that is a failed attempt: somebody must free the disk, and
+    the next look is as far away as the slow end of the back-off. Where they fit but for the pulls
+    in flight, the end of those pulls decides: while they run, their bytes are counted in full
+    beside what the disk already shows of them.
     """
     limit = share.prefetch.max_usage
     if limit >= 100:
@@ -349,13 +396,24 @@ def _fits(
     if site.usage is None:
         outcome.wants_usage = True
         return False
-    names = {image.reference: image.listed_as for image in share.prefetch.images}
-    absent = [ref for group in due for ref in group.images if names[ref] not in node.listed]
-    needed = disk.need(share.size(reference, node) for reference in absent)
-    message = disk.refusal(site.usage, node, needed + site.reserved, limit)
-    if message is None:
-        outcome.starting = needed
+    wanted = share.parts((ref for group in due for ref in group.images), node)
+    needed = {key: count for key, count in wanted.items() if key not in site.held}
+    new = {key: count for key, count in needed.items() if key not in site.reserved}
+    listed = {i.reference for i in share.prefetch.images if i.listed_as in node.listed}
+    unknown = any(
+        share.size(ref, node) is None for group in due for ref in group.images if ref not in listed
+    )
+    if not new and not unknown:
         return True
+    together = disk.on_disk(sum({**site.reserved, **new}.values()))
+    if disk.refusal(site.usage, node, together, limit) is None:
+        outcome.starting = new
+        return True
+    message = disk.refusal(site.usage, node, disk.on_disk(sum(new.values())), limit)
+    if message is None:
+        # The end of a pull is an event of this node; the time is for a pull that never ends.
+        outcome.requeue.append(now + share.prefetch.retry.maximum)
+        return False
     for group in due:
         remember = retry.after(
             share.attempts.get(group.key),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from imagegate.domain import match
+from imagegate.domain import disk, match
 from imagegate.domain.actions import Action, Standing
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import (
@@ -52,6 +52,11 @@ class Share:
         known = self.images.get(reference)
         return known.sizes.get(node.platform) if known is not None else None
 
+    def parts(self, references: Iterable[str], node: Node) -> dict[disk.Key, int]:
+        """What these images consist of on the node, as far as that is known (`disk.parts`)."""
+        names = {image.reference: image.listed_as for image in self.prefetch.images}
+        return disk.parts((names.get(ref) or ref, self.size(ref, node)) for ref in references)
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -60,12 +65,16 @@ class Site:
     gated: bool = False
     usage: Usage | None = None
     """None: not read lately."""
-    reserved: int = 0
-    """Bytes on disk that pulls in flight may still take."""
+    held: frozenset[disk.Key] = frozenset()
+    """The layers and images that are on the node: they need no more room."""
+    reserved: Mapping[disk.Key, int] = field(default_factory=dict)
+    """What pulls in flight bring to the node, see `disk.parts`."""
     queued: int = 0
     """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
     away_at: float | None = None
     """When the node gives its slot back because it is not Ready; None: it is Ready."""
+    seen: frozenset[str] = frozenset()
+    """The names that the node has listed since its labels are as they are."""
     settles_at: float | None = None
     """When our labels have been as they are for so long that images can be missed; None: never."""
 
@@ -85,8 +94,8 @@ class Outcome:
     evicted: bool = False
     """Whether the label is not true any more: an image is gone."""
     wants_usage: bool = False
-    starting: int = 0
-    """Bytes on disk that the pulls started now will take."""
+    starting: Mapping[disk.Key, int] = field(default_factory=dict)
+    """What the pulls that are started now bring to the node."""
     awaits: Mapping[DaemonSetRef, str] = field(default_factory=dict)
     """What keeps a pull that is due from starting: see `Share.unready`."""
     actions: list[Action] = field(default_factory=list)

@@ -19,6 +19,9 @@ from imagegate.kube.client import JSON_PATCH, Client
 
 PATH = "/api/v1/nodes"
 
+NAMES_LISTED = 5
+"""Names that the kubelet lists for one image at most (MaxNamesPerImageInNodeStatus)."""
+
 Operation = dict[str, Any]
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
@@ -61,9 +64,17 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         address=addresses.get("InternalIP", ""),
         kubelet_port=endpoint.get("Port") or 10250,
         capacity=fields.quantity((status.get("capacity") or {}).get("ephemeral-storage")),
-        listed=frozenset(name for i in images for name in i.get("names") or () if name in wanted),
+        # Interned: the same few names for thousands of nodes.
+        listed=frozenset(
+            sys.intern(name) for i in images for name in i.get("names") or () if name in wanted
+        ),
+        wanted=wanted,
         tags=_tags(images, wanted),
         smallest_listed=min((i.get("sizeBytes", 0) for i in images), default=None),
+        largest_cut_off=max(
+            (i.get("sizeBytes", 0) for i in images if len(i.get("names") or ()) >= NAMES_LISTED),
+            default=0,
+        ),
     )
 
 
@@ -121,7 +132,13 @@ def operations(patch: PatchNode) -> list[Operation]:
         ops.append({"op": "remove", "path": path})
     if patch.add is not None:
         ops.extend(_added(node, patch.add))
-    if patch.set_labels and not node.labels:
+    no_labels = bool(patch.set_labels) and not node.labels
+    no_annotations = patch.observed is not None and not node.annotated
+    if no_labels or no_annotations:
+        # "add" replaces a map that exists by now (RFC 6902, section 4.1), so the Node must still
+        # be the version in which the map was absent.
+        ops.append({"op": "test", "path": "/metadata/resourceVersion", "value": str(node.version)})
+    if no_labels:
         ops.append({"op": "add", "path": "/metadata/labels", "value": {}})
     for key in patch.drop_labels:
         path = f"/metadata/labels/{_escape(key)}"
@@ -130,10 +147,7 @@ def operations(patch: PatchNode) -> list[Operation]:
     for key, value in sorted(patch.set_labels.items()):
         ops.append({"op": "add", "path": f"/metadata/labels/{_escape(key)}", "value": value})
     if patch.observed is not None:
-        if not node.annotated:
-            ops.append(
-                {"op": "test", "path": "/metadata/resourceVersion", "value": str(node.version)}
-            )
+        if no_annotations:
             ops.append({"op": "add", "path": "/metadata/annotations", "value": {}})
         ops.append(
             {

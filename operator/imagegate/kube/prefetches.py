@@ -132,6 +132,10 @@ def _rollout(spec: v1alpha1.Rollout) -> RolloutSpec:
     )
 
 
+FINALIZER_TRIES = 5
+"""How often a patch of the finalizers is tried; each conflict needs a write by another client."""
+
+
 class Prefetches:
     def __init__(self, client: Client, reader: Reader) -> None:
         self._client = client
@@ -152,22 +156,50 @@ class Prefetches:
         return self._reader.parse(body)
 
     async def add_finalizer(self, prefetch: Prefetch) -> None:
-        await self._finalizers(prefetch, (*prefetch.finalizers, FINALIZER))
+        await self._finalizers(prefetch, present=True)
 
     async def remove_finalizer(self, prefetch: Prefetch) -> None:
-        await self._finalizers(prefetch, tuple(f for f in prefetch.finalizers if f != FINALIZER))
+        await self._finalizers(prefetch, present=False)
 
-    async def _finalizers(self, prefetch: Prefetch, wanted: tuple[str, ...]) -> None:
-        seen: list[dict[str, Any]] = [
-            {"op": "test", "path": "/metadata/uid", "value": prefetch.uid},
-        ]
-        if prefetch.finalizers:
-            seen.append(
-                {"op": "test", "path": "/metadata/finalizers", "value": list(prefetch.finalizers)}
-            )
-        change = {"op": "add", "path": "/metadata/finalizers", "value": list(wanted)}
-        try:
-            await self._client.patch(f"{PATH}/{prefetch.name}", [*seen, change], JSON_PATCH)
-        except (Conflict, NotFound) as error:
-            # The watch brings what it is now, and that is decided about again.
-            logger.debug("finalizers changed meanwhile", extra={"error": str(error)})
+    async def _finalizers(self, prefetch: Prefetch, *, present: bool) -> None:
+        """Add or remove our finalizer, and keep those of others."""
+        seen = prefetch
+        for _ in range(FINALIZER_TRIES):
+            if (FINALIZER in seen.finalizers) is present:
+                return
+            try:
+                await self._client.patch(
+                    f"{PATH}/{seen.name}", finalizer_operations(seen, present=present), JSON_PATCH
+                )
+                return
+            except NotFound:
+                return
+            except Conflict as error:
+                logger.debug("finalizers changed meanwhile", extra={"error": str(error)})
+            # Read again. A change of the status alone is announced to nobody, so waiting for the
+            # watch could mean to wait for ever.
+            try:
+                seen = self._reader.parse(await self._client.get(f"{PATH}/{prefetch.name}"))
+            except NotFound:
+                return
+            if seen.uid != prefetch.uid:
+                return
+
+
+def finalizer_operations(prefetch: Prefetch, *, present: bool) -> list[dict[str, Any]]:
+    """The JSON patch that adds or removes our finalizer of the object as it was seen."""
+    others = [f for f in prefetch.finalizers if f != FINALIZER]
+    if prefetch.finalizers:
+        test = {"path": "/metadata/finalizers", "value": list(prefetch.finalizers)}
+    else:
+        # "add" replaces a list that exists by now, and an absent one cannot be tested.
+        test = {"path": "/metadata/resourceVersion", "value": str(prefetch.version)}
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": prefetch.uid},
+        {"op": "test", **test},
+        {
+            "op": "add",
+            "path": "/metadata/finalizers",
+            "value": [*others, FINALIZER] if present else others,
+        },
+    ]

@@ -243,9 +243,16 @@ def _size(found: registry.ImageFacts) -> ImageSize:
     for layer in found.layers:
         size = 0 if layer.digest in seen else layer.size
         seen.add(layer.digest)
-        layers.append(LayerFacts(size, str(layer.compression)))
+        layers.append(LayerFacts(size, str(layer.compression), _key(layer.digest)))
     largest = found.largest_layer
     return ImageSize(found.compressed_bytes, largest.size if largest else 0, tuple(layers))
+
+
+def _key(digest: str) -> int:
+    try:
+        return int(digest.partition(":")[2][:16], 16)
+    except ValueError:
+        return 0
 
 
 def _ignore(_: str) -> None:

@@ -169,6 +169,7 @@ class Reconciler:
             await self._disks.read(node)
             # What it lists may be of before the prefetch, when nobody looked for these images.
             node = await self._nodes.get(name)
+            self._store.see_node(node)
             view = self.view(node)
             plan = node_decision.decide(view, now)
         self._record(node, view, plan)
@@ -238,6 +239,7 @@ class Reconciler:
             first_ready=self._store.first_ready(node),
             unready_since=self._store.unready_since(node),
             labels_since=self._store.labels_since(node),
+            seen=self._store.listed(node),
             usage=self._disks.known(node),
             taints_by_watch=self._taints_by_watch,
         )

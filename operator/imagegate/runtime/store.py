@@ -5,6 +5,7 @@ Every change is announced to the listener; a sighting that changes nothing is no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,6 +77,7 @@ class Store:
         self._unready_since: dict[str, tuple[str, float]] = {}
         self._finished_at: dict[str, float] = {}
         self._labels_since: dict[str, tuple[object, float]] = {}
+        self._listed: dict[str, frozenset[str]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._seen: dict[object, float] = {}
         self._ended: dict[tuple[str, object], Tombstone] = {}
@@ -134,6 +136,10 @@ class Store:
         known = self._labels_since.get(node.name)
         return known[1] if known is not None else None
 
+    def listed(self, node: Node) -> frozenset[str]:
+        """The wanted names that the node has listed since its label for them is as it is."""
+        return self._listed.get(node.name, frozenset())
+
     @property
     def wanted(self) -> frozenset[str]:
         """The names under which nodes list the images of all prefetches."""
@@ -191,6 +197,7 @@ class Store:
         elif self._unready_since.get(node.name, ("",))[0] != node.uid:
             self._unready_since[node.name] = (node.uid, self._clock.now())
         self._note_labels(node)
+        self._note_listed(node, old)
         self._nodes[node.name] = node
         if old != node and self._listener is not None:
             self._listener.node_changed(node.name)
@@ -203,6 +210,7 @@ class Store:
         self._first_ready.pop(name, None)
         self._unready_since.pop(name, None)
         self._labels_since.pop(name, None)
+        self._listed.pop(name, None)
         self._seen.pop(("node", name), None)
         if self._listener is not None:
             self._listener.node_changed(name)
@@ -216,14 +224,26 @@ class Store:
         if known is None or known[0] != state:
             self._labels_since[node.name] = (state, self._clock.now())
 
+    def _note_listed(self, node: Node, old: Node | None) -> None:
+        """Remember which names the node has listed: only what was listed can be missed. A label
+        that has changed starts anew for the names of its prefetch.
+        """
+        seen = self._listed.get(node.name, frozenset())
+        if old is None or old.identity != node.identity:
+            seen = frozenset()
+        elif old.labels != node.labels:
+            for prefetch in self._prefetches.values():
+                if old.labels.get(prefetch.label) != node.labels.get(prefetch.label):
+                    seen -= _names(prefetch)
+        seen = (seen & node.wanted) | node.listed
+        self._listed[node.name] = node.listed if seen == node.listed else seen
+
     def _want(self) -> None:
-        self._wanted = frozenset(
-            name
-            for prefetch in self._prefetches.values()
-            for image in prefetch.images
-            for name in (image.listed_as, image.tagged_as)
-            if name
+        wanted = frozenset(
+            name for prefetch in self._prefetches.values() for name in _names(prefetch)
         )
+        if wanted != self._wanted:  # else every Node keeps the set that it was parsed with
+            self._wanted = wanted
 
     def see_pod(self, pod: Pod, *, live: bool = False) -> None:
         """``live``: a change that was watched happening, rather than found in a list."""
@@ -380,6 +400,11 @@ class Store:
 
     def _old(self, kind: str, key: object, since: float) -> bool:
         return self._seen.get((kind, key), 0.0) < since
+
+
+def _names(prefetch: Prefetch) -> frozenset[str]:
+    names = (name for image in prefetch.images for name in (image.listed_as, image.tagged_as))
+    return frozenset(sys.intern(name) for name in names if name)
 
 
 def _asked(declared: Prefetch) -> object:

@@ -122,9 +122,10 @@ def test_what_is_on_the_node_already_or_comes_through_another_pull_is_counted_on
     assert creates(decide(view(linux(), share(prefetch()), usage=usage)))
     other = dataclasses.replace(prefetch(), name="other", uid="other-uid")
     two = decide(view(linux(), share(prefetch()), share(other), usage=usage))
-    assert len(creates(two)) == 1, "the second one would not fit beside the first"
+    assert len(creates(two)) == 2, "both ask for one image"
     running = share(other, pods=(pod(other, linux()),))
-    assert creates(decide(view(linux(), share(prefetch()), running, usage=usage))) == []
+    (second,) = creates(decide(view(linux(), share(prefetch()), running, usage=usage)))
+    assert second.prefetch.name == "llm"
     there = linux(listed=frozenset({LLM}), smallest_listed=1)
     assert len(creates(decide(view(there, share(prefetch()), share(other), usage=usage)))) == 2
 
@@ -226,7 +227,7 @@ def cached(**changes: Any) -> Node:
     return linux(
         labels={asked.label: asked.target},
         observed="node-uid/boot-1",
-        **{"smallest_listed": 5 * 10**6, **changes},
+        **{"smallest_listed": 5 * 10**6, "wanted": frozenset({LLM}), **changes},
     )
 
 
@@ -234,7 +235,7 @@ def seen(on: Node, of: Prefetch, *, since: float = NOW - LISTED_AFTER, **changes
     usage = Usage(capacity=100 * GB, used=86 * GB)
     kept = pod(of, on, phase="Succeeded", finished_at=NOW - 500)
     facts = share(of, **{"pods": (kept,), **changes})
-    return view(on, facts, labels_since=since, usage=usage)
+    return view(on, facts, labels_since=since, usage=usage, seen=frozenset({LLM}))
 
 
 def test_a_large_image_that_the_kubelet_does_not_list_is_gone() -> None:

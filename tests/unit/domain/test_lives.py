@@ -541,7 +541,8 @@ class Lives(RuleBasedStateMachine):
             assert (standing.state is NodeState.SKIPPED) is bool(standing.skipped), name
             assert not (standing.waits_for and standing.wants), "a place for who may not start"
             if standing.state is NodeState.SKIPPED:
-                assert aside(node), "skipped without a reason"
+                away = not node.ready and standing.skipped == "NodeNotReady"
+                assert aside(node) or away, "skipped without a reason"
             if standing.state is NodeState.FAILED:
                 assert standing.failure is not None, "failed without a reason"
                 assert standing.failure.reason
@@ -592,12 +593,20 @@ class Lives(RuleBasedStateMachine):
             and other.observed.startswith(self.machines[other.node].uid + "/")
             and other.node in by.store.nodes
             and prefetch in asked(by.store.prefetches, by.store.nodes[other.node])
+            and not self.gave_its_slot_back(by, prefetch, other)
         }
         if pod.node not in busy:
             assert model.ours(node) or not prefetch.rollout.paused, "begun while paused"
             most = max(self.promised.get((pod.prefetch, pod.node), 0), self.limit(by, prefetch))
             assert len(busy) < most, f"{sorted(busy)} pull already, and {most} may"
         self.promised.setdefault((pod.prefetch, pod.node), self.limit(by, prefetch))
+
+    def gave_its_slot_back(self, by: model.Operator, prefetch: Prefetch, pod: Pod) -> bool:
+        """Whether the pull is past its deadline, or its node has not been Ready for minutes."""
+        view, now = by.store.nodes[pod.node], self.cluster.now
+        since = by.store.unready_since(view)
+        over = pod.created_at + (prefetch.retry.timeout or 7200.0)
+        return now >= over or (since is not None and now >= since + 180.0)
 
     def began_after(self, prefetch: Prefetch, view: Node) -> None:
         """A joining node pulls only where it has seen all of ``startAfter`` Ready."""
@@ -839,7 +848,8 @@ class Lives(RuleBasedStateMachine):
         if aside(node):
             assert state in (NodeState.SKIPPED, NodeState.CACHED), where
         elif unsettled(node) or (prefetch.rollout.paused and not model.ours(node)):
-            assert state in (NodeState.PENDING, NodeState.CACHED, NodeState.FAILED), where
+            away = standing.skipped == "NodeNotReady" and not node.ready
+            assert away or state in (NodeState.PENDING, NodeState.CACHED, NodeState.FAILED), where
         elif Image(TYPO) in prefetch.images and not pushed:
             # Or it waits for the seeds of its domain, which go on failing.
             assert state in (NodeState.FAILED, NodeState.CACHED) or standing.wants, where

@@ -97,7 +97,7 @@ def groups(*images: Image) -> Prefetch:
 
 def test_images_are_grouped_by_secrets_and_at_most_eight_to_a_pod() -> None:
     many = groups(*(Image(f"reg.test/{n}:1") for n in range(20)), Image("reg.test/p:1", ("s",)))
-    assert [len(group.images) for group in many.groups] == [8, 8, 4, 1]
+    assert [len(group.images) for group in many.groups] == [6, 6, 8, 1]
     assert IMAGES_PER_POD == 8
     assert [group.pull_secrets for group in many.groups] == [(), (), (), ("s",)]
     assert len({group.key for group in many.groups}) == 4
@@ -153,3 +153,12 @@ def test_what_is_no_such_event_says_nothing(other: dict[str, object]) -> None:
 )
 def test_go_durations(text: str, seconds: float) -> None:
     assert read.duration(text) == pytest.approx(seconds)
+
+
+def test_the_order_of_images_and_a_new_one_leave_the_other_pods_as_they_are() -> None:
+    images = [Image(f"reg.test/{n}:1") for n in range(63)]
+    before = {group.key for group in groups(*images).groups}
+    assert {group.key for group in groups(*reversed(images)).groups} == before
+    for n in range(100, 120):
+        after = {group.key for group in groups(Image(f"reg.test/{n}:1"), *images).groups}
+        assert len(after - before) <= 2
