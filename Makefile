@@ -24,7 +24,7 @@ demo-down: setup ## take the demo's cluster down
 	$(PYTHON) -m tests.cluster --name $(DEMO) down
 
 .PHONY: test
-test: lint unit e2e e2e-older chaos ## everything that CI runs
+test: lint unit simulate e2e e2e-older chaos ## everything that CI runs
 
 .PHONY: lint
 lint: setup ## static checks, and whether what is generated is current
@@ -39,6 +39,15 @@ lint: setup ## static checks, and whether what is generated is current
 .PHONY: unit
 unit: setup binaries ## tests without a cluster (the API's and the chart's start an API server)
 	$(PYTHON) -m pytest tests/unit
+
+.PHONY: simulate
+simulate: setup ## the whole operator in virtual time: each known fault, then random lives
+	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1)
+	$(PYTHON) -m tests.simulation --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
+
+.PHONY: simulate-long
+simulate-long: setup ## random lives for HOURS (2); SEED=7 begins with that seed
+	$(PYTHON) -m tests.simulation --minutes $$(( $(or $(HOURS),2) * 60 )) $(if $(SEED),--seed $(SEED))
 
 .PHONY: e2e
 e2e: binaries-older ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for a part of them

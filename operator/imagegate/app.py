@@ -50,6 +50,7 @@ from imagegate.runtime.heartbeat import Heartbeat
 from imagegate.runtime.inspector import Inspector
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
+from imagegate.runtime.reflector import Reflector
 from imagegate.runtime.resync import Resync
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
@@ -85,6 +86,7 @@ class App:
         watch: Watch = handlers.watch,
     ) -> None:
         self._watch = watch
+        self._watching = watching
         self._settings = settings
         self._clock = clock
         self._client = client
@@ -255,12 +257,27 @@ class App:
             _spawn(self._heartbeat.run(), "heartbeat"),
             _spawn(self._look_for_policy(), "policy"),
         ]
+        tasks += [
+            _spawn(reflector.run(), f"watch {path}")
+            for namespace in settings.puller_namespaces
+            for path, reflector in self._reflectors(sightings, namespace)
+        ]
         watching = self._watch(sightings, settings.puller_namespaces, settings.identity)
         tasks.append(_spawn(watching, "watch"))
         try:
             await first_of(tasks)
         finally:
             self._workloads.stop()
+
+    def _reflectors(self, sightings: Sightings, namespace: str) -> list[tuple[str, Reflector]]:
+        """The watches of one puller namespace: its pods, and what kubelets say of their pulls."""
+        pods, events = (f"/api/v1/namespaces/{namespace}/{kind}" for kind in ("pods", "events"))
+        selector = {"labelSelector": build.SELECTOR}
+        pulled = {"fieldSelector": "reason=Pulled,involvedObject.kind=Pod"}
+        return [
+            (pods, Reflector(self._watching, pods, selector, sightings.pod, listing=True)),
+            (events, Reflector(self._watching, events, pulled, sightings.event, listing=False)),
+        ]
 
     async def _probe_image_volumes(self) -> None:
         """Where the API server drops image volumes no kubelet gets any, whatever the flags say."""

@@ -18,7 +18,7 @@ import kopf
 from imagegate.domain.facts import Node
 from imagegate.kube import gates, prefetches
 from imagegate.metrics import Metrics
-from imagegate.puller import build, read
+from imagegate.puller import read
 from imagegate.runtime.store import Store
 
 Event = Any
@@ -88,7 +88,9 @@ class Sightings:
 
 
 async def watch(sightings: Sightings, namespaces: Sequence[str], identity: str) -> None:
-    """Watch by kopf, until cancelled or until it cannot go on."""
+    """Watch what is cluster-scoped by kopf, until cancelled or until it cannot go on. Pods and
+    their events are watched for each namespace by itself (`runtime.reflector`).
+    """
     registry = kopf.OperatorRegistry()
     register(registry, sightings)
     # kopf would look up the user's name, and a container's user has none.
@@ -118,14 +120,6 @@ def register(registry: kopf.OperatorRegistry, sightings: Sightings) -> None:
     async def node(event: Event, **_: Any) -> None:
         sightings.node(event["type"], event["object"])
 
-    @kopf.on.event("", "v1", "pods", registry=registry)
-    async def pod(event: Event, **_: Any) -> None:
-        sightings.pod(event["type"], event["object"])
-
-    @kopf.on.event("", "v1", "events", registry=registry)
-    async def pulled(event: Event, **_: Any) -> None:
-        sightings.event(event["type"], event["object"])
-
     @kopf.on.event("imagegate.dev", "v1alpha1", "imageprefetches", registry=registry)
     async def prefetch(event: Event, **_: Any) -> None:
         sightings.prefetch(event["type"], event["object"])
@@ -147,8 +141,6 @@ def settings() -> kopf.OperatorSettings:
     made.peering.standalone = True
     made.scanning.disabled = True
     made.posting.enabled = False
-    made.watching.label_selectors["", "v1", "pods"] = build.SELECTOR
-    made.watching.field_selectors["", "v1", "events"] = "reason=Pulled,involvedObject.kind=Pod"
     made.watching.chunk_size = 500
     made.watching.server_timeout = 300
     made.watching.client_timeout = 310

@@ -187,7 +187,8 @@ class ApiServer:
                     return self._replace(request)
                 case "DELETE":
                     return self._delete(request)
-            raise AssertionError(method)
+                case _:
+                    raise AssertionError(method)
         except Refused as refused:
             self._observe(request, status=refused.status)
             raise
@@ -424,7 +425,7 @@ def selector(namespace: str, query: Mapping[str, str]) -> Callable[[Body], bool]
     """What a list or watch selects by namespace, labels and a few fields."""
     labels = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]
     pairs = [part.split("=") for part in query.get("fieldSelector", "").split(",") if part]
-    fields = {key: value for key, value in pairs}
+    fields = {pair[0]: pair[1] for pair in pairs}
 
     def selects(body: Body) -> bool:
         metadata = body["metadata"]

@@ -1,15 +1,17 @@
-"""What happens to a cluster: one story for each known kind of fault, and random lives of all of them.
+"""What happens to a cluster: one story for each known kind of fault.
 
-A story changes the world and waits; the judge looks on. The choices in it come from the world's seed.
+A story changes the world and waits; the judge looks on. Its choices come from the world's seed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tests.simulation.loop import elapsed
+from tests.simulation.machines import Machine
 from tests.simulation.world import KEY, World
 
 Story = Callable[[World], Coroutine[Any, Any, None]]
@@ -40,6 +42,19 @@ def _pushed(world: World, name: str, megabytes: float) -> str:
     return tag
 
 
+def _pulls(machine: Machine) -> bool:
+    return bool(machine.pulling)
+
+
+def _relabel(world: World, name: str, **labels: str) -> None:
+    """The cloud controller changes labels of a node."""
+
+    def edit(body: dict[str, Any]) -> None:
+        body["metadata"].setdefault("labels", {}).update(labels)
+
+    world.server.change("cloud", "nodes", ("", name), edit)
+
+
 # ---- one story for each fault of the list; the number is the list's
 
 
@@ -63,12 +78,7 @@ async def same_turn(world: World) -> None:
     for turn in range(3):
         await asyncio.sleep(600)
         for name, labels in (("held", {"turn": str(turn)}), (f"n{turn}", {"pool": "cpu"})):
-            world.server.change(
-                "cloud",
-                "nodes",
-                ("", name),
-                lambda body, labels=labels: body["metadata"]["labels"].update(labels),
-            )
+            _relabel(world, name, **labels)
         await asyncio.sleep(1000)
 
 
@@ -90,7 +100,7 @@ async def dead_seed(world: World) -> None:
 
 @story
 async def webhook_down(world: World) -> None:
-    """3: the admission webhook of one namespace fails; another prefetch has nothing to do with it."""
+    """3: the admission webhook of one namespace fails; another prefetch is not concerned."""
     await _cluster(world, 5)
     world.webhook_down.add("team-a")
     world.apply("a", _pushed(world, "a", 100), pullerNamespace="team-a")
@@ -379,12 +389,7 @@ async def quiet_watch(world: World) -> None:
     for replica in world.replicas:
         replica.network.dead = {"nodes", "pods"}
     for index in range(60):
-        world.server.change(
-            "cloud",
-            "nodes",
-            ("", "n0"),
-            lambda body, i=index: body["metadata"]["labels"].update(turn=str(i)),
-        )
+        _relabel(world, "n0", turn=str(index))
         await asyncio.sleep(60)
         world.blind_since = world.blind_since or elapsed()
 
@@ -426,12 +431,7 @@ async def queue_order(world: World) -> None:
     for turn in range(4000):
         # Something about a node that waits changes, as cloud controllers do.
         name = f"j{world.rng.randrange(14):02}"
-        world.server.change(
-            "cloud",
-            "nodes",
-            ("", name),
-            lambda body, turn=turn: body["metadata"]["labels"].update(t=str(turn)),
-        )
+        _relabel(world, name, turn=str(turn))
         await asyncio.sleep(0.2)
 
 
@@ -443,7 +443,8 @@ async def apiserver_restart(world: World) -> None:
     await asyncio.sleep(300)
     for index in range(12):
         world.join(f"j{index}")
-        await world.until(lambda name=f"j{index}": bool(world.kubelets[name].machine.pulling), 120)
+        machine = world.kubelets[f"j{index}"].machine
+        await world.until(functools.partial(_pulls, machine), 120)
         world.nodes_failing = True
         world.settle()
         await asyncio.sleep(world.rng.uniform(36, 45))

@@ -27,8 +27,8 @@ DEADLINE = 890.0
 RELEASE = 6.0
 """Seconds from a node that has everything to its release."""
 RELEASE_AFTER_FAULT = 16.0
-"""The same from the end of an outage that the leader has survived: the longest back-off of a release
-is a few seconds, and the watch may have to begin anew."""
+"""The same from the end of an outage that the leader has survived: the longest back-off of a
+release is a few seconds, and the watch may have to begin anew."""
 TAKEOVER = 60.0
 LATE = 40.0
 """Seconds by which a timeout may be executed late, and be early by the wrong clocks of nodes."""
@@ -335,9 +335,10 @@ class Safety:
             since = elapsed() - (machine.ready_at if machine.ready_at is not None else elapsed())
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
+            blocked = not judge.liveness.allowed(ask)
             if ask.fail_closed:
                 judge.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
-            elif since < ask.timeout - LATE and not judge.hopeless(machine, ask):
+            elif since < ask.timeout - LATE and not blocked and not judge.hopeless(machine, ask):
                 judge.blame("released-early", node["metadata"]["name"], f"FailOpen {text}")
 
     def _label_set(self, node: Body, name: str, target: str) -> None:
@@ -507,6 +508,7 @@ class Liveness:
             labels = (request.sent or {}).get("metadata", {}).get("labels") or {}
             name = labels.get(PREFETCH, "")
             if request.applied:
+                self._begun.add(name)
                 self._refused_pods.pop(name, None)
                 self._progress[name] = elapsed()
                 self._queue(name, request.after or {})
@@ -531,7 +533,9 @@ class Liveness:
     def _at_rest(self, request: Request) -> None:
         """Nobody has changed anything for minutes: there is nothing to write."""
         judge = self._judge
-        if elapsed() - judge.truth.changed < 600 or elapsed() - judge.truth.disturbed < 600:
+        # While the pods of a prefetch are refused, each attempt is counted in its status.
+        still = min(elapsed() - judge.truth.changed, elapsed() - judge.truth.disturbed)
+        if still < 600 or self._refused_pods:
             self._rest_writes.clear()
             return
         if request.resource == "imageprefetches":
@@ -611,7 +615,7 @@ class Liveness:
             and ask.images
             and not self._busy(ask, machine)
             and judge.settled(ask.name)
-            and self._allowed(ask)
+            and self.allowed(ask)
             for ask in asking
         )
         seconds = min(self._for("idle", name, idle), elapsed() - judge.truth.disturbed)
@@ -687,7 +691,7 @@ class Liveness:
             and bool(ask.images)
             and not registry.down
             and all(registry.digest(image) is not None for image in ask.images)
-            and self._allowed(ask)
+            and self.allowed(ask)
         )
         if pulling or not possible:
             self._progress[name] = elapsed()
@@ -726,7 +730,7 @@ class Liveness:
         ]
         calm = min(since, elapsed() - judge.truth.disturbed, elapsed() - judge.asked_at[name])
         judge.applied["first-pod"] += 1
-        if able and not ask.paused and self._allowed(ask) and ask.images:
+        if able and not ask.paused and self.allowed(ask) and ask.images:
             if calm > FIRST_POD + self._slack():
                 judge.blame("first-pod", name, f"no puller pod after {since:.0f} s")
 
@@ -739,7 +743,7 @@ class Liveness:
             if ask is None or ask.namespace not in NAMESPACES:
                 continue
             other = pod["metadata"]["namespace"] != ask.namespace and finished(pod)
-            other = other and pod["spec"]["nodeName"] in alive and self._allowed(ask)
+            other = other and pod["spec"]["nodeName"] in alive and self.allowed(ask)
             other = other and not ask.paused and not self._idle_reason(pod, ask)
             subject = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
             seconds = min(self._for("misplaced", subject, other), elapsed() - judge.truth.disturbed)
@@ -751,7 +755,7 @@ class Liveness:
         machine = self._judge.truth.machines.get(pod["spec"]["nodeName"])
         return machine is None or machine.stalled or self._judge.hopeless(machine, ask)
 
-    def _allowed(self, ask: Ask) -> bool:
+    def allowed(self, ask: Ask) -> bool:
         """Whether puller pods can be made for it at all."""
         server = self._judge.truth.server
         request = Request(elapsed(), "operator-x/0", "POST", "pods", (ask.namespace, ""), 200)
@@ -769,7 +773,7 @@ class Liveness:
         status = (body or {}).get("status") or {}
         conditions = {c["type"]: c for c in status.get("conditions") or ()}
         still = min(elapsed() - truth.changed, elapsed() - truth.disturbed)
-        if still > CONVERGED + self._slack() and judge.settled(name):
+        if still > CONVERGED + self._slack() and judge.settled(name) and self.allowed(ask):
             judge.applied["status-truth"] += 1
             cached = sum(
                 (n["metadata"].get("labels") or {}).get(LABEL + name) == ask.target

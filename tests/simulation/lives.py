@@ -1,4 +1,4 @@
-"""Random lives of a cluster: everything that the stories of `focus` do, in any order, with calm between."""
+"""Random lives of a cluster: all that the stories of `focus` do, in any order, and calm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Virtual time: the loop jumps to the next timer, and every clock of the simulation reads the loop."""
+"""Virtual time: the loop jumps to the next timer, and every clock reads the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IDLE_ITERATIONS = 2
 much, and nothing here needs more than the callbacks that are ready."""
 
 
-class VirtualLoop(LoopTimeEventLoop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+class VirtualLoop(LoopTimeEventLoop, asyncio.SelectorEventLoop):
     """An event loop that never sleeps."""
 
 

@@ -225,12 +225,12 @@ class Kubelet:
             by_digest.setdefault(digest, set()).add(f"{repository}@{digest}")
             if "@" not in reference:
                 by_digest[digest].add(reference)
-        listed = []
+        listed: list[Body] = []
         for names in by_digest.values():
             ordered = sorted(names, key=lambda name: ("@" not in name, name))
             if self.machine.spelled:
                 ordered = [name.replace("registry.test/", "mirror.test/") for name in ordered]
-            size = self._registry.size(sorted(names)[-1])
+            size = self._registry.size(max(names))
             listed.append({"names": ordered[:NAMES], "sizeBytes": size})
         listed.append(
             {
@@ -365,7 +365,7 @@ class Kubelet:
                     await asyncio.sleep(size / machine.link)
                     while machine.stalled:
                         await asyncio.sleep(5.0)
-                    if registry.down:
+                    if self._registry.down:
                         return "failed to copy: httpReadSeeker: unexpected EOF"
                     machine.used += int(3.5 * size)
                 machine.images[reference] = digest

@@ -16,9 +16,9 @@ from imagegate.kube.client import Client
 from imagegate.kube.leases import Leases
 from imagegate.metrics import Metrics
 from imagegate.puller.build import PullerSettings
+from imagegate.registry.documents import Layer
 from imagegate.registry.errors import NotFound as ImageNotFound
 from imagegate.registry.manifests import ImageFacts
-from imagegate.registry.documents import Layer
 from imagegate.registry.platforms import Platform
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.election import Elector

@@ -1,7 +1,7 @@
 """Between an operator process and the API server: delays, losses, broken and late watches.
 
-`Transport` takes the place of the ``ApiClient`` of the package ``kubernetes``, so the operator's own
-`Client` runs as it is: its paging, its retries, its fence and its reading of watches.
+`Transport` takes the place of the ``ApiClient`` of the package ``kubernetes``, so the operator's
+own `Client` runs as it is: its paging, its retries, its fence and its reading of watches.
 """
 
 from __future__ import annotations

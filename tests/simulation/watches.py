@@ -36,7 +36,7 @@ def kinds() -> frozenset[str]:
     handlers.register(registry, sightings)
     return frozenset(
         str(handler.selector.plural or handler.selector.any_name)
-        for handler in registry._watching.get_all_handlers()  # noqa: SLF001
+        for handler in registry._watching.get_all_handlers()
         if handler.selector is not None
     )
 

@@ -1,4 +1,4 @@
-"""One simulated cluster: API server, machines, controllers, registry, two replicas, and the judge."""
+"""One simulated cluster: API server, machines, controllers, registry, replicas, the judge."""
 
 from __future__ import annotations
 

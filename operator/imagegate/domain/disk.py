@@ -7,7 +7,7 @@ once, and takes somebody else's images with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from imagegate.domain.facts import ImageSize, Node

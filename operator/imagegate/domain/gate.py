@@ -26,6 +26,15 @@ class Claim:
         return self.prefetch.gate.mode is GateMode.NEW_NODES and not self.impossible
 
 
+def blocked(prefetch: Prefetch) -> Claim:
+    """The claim of a prefetch that cannot be acted on until somebody corrects something."""
+    assert prefetch.invalid is not None
+    reason, message = prefetch.invalid
+    return Claim(
+        prefetch, cached=False, failure=Attempts(reason=reason, message=message, permanent=True)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Release with a reason, or hold (``release`` is None) and look again at ``requeue_at``."""

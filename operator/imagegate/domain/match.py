@@ -25,9 +25,9 @@ LEAVING_TAINTS = (
 )
 
 AWAY_AFTER = 180.0
-"""Seconds for which a node that is not Ready keeps its slot. A kubelet that restarts is back before;
-of a machine that lost its power nothing comes any more. Its pull may go on unseen, so that more than
-maxParallel nodes may pull for a while."""
+"""Seconds for which a node that is not Ready keeps its slot. A kubelet that restarts is back
+before; a machine that lost its power does not come back by itself. The pull may go on unseen, so
+more than maxParallel nodes may pull for a while."""
 AWAY = "NodeNotReady"
 VIRTUAL = "no kubelet of its own"
 WINDOWS = "Windows"

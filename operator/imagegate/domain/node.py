@@ -19,6 +19,7 @@ from imagegate.domain.facts import (
     Node,
     OnReboot,
     Pod,
+    Prefetch,
     Taint,
 )
 from imagegate.domain.share import Outcome, Share, Site
@@ -38,6 +39,9 @@ class NodeView:
     """Puller pods on this node that no live, matching prefetch accounts for."""
     frozen: frozenset[str] = field(default_factory=frozenset)
     """Names of prefetches whose spec cannot be acted on: their labels and pods stay as they are."""
+    blocked: tuple[Prefetch, ...] = ()
+    """Those of them that match the node and gate it: their images are known, but not how to get
+    them there."""
     first_ready: float = 0.0
     """When this process first saw the node Ready."""
     unready_since: float | None = None
@@ -160,7 +164,8 @@ def _verdict(
                 waits_for=outcome.waits_for,
             )
             for share, outcome in outcomes
-        ],
+        ]
+        + [gate.blocked(prefetch) for prefetch in view.blocked],
         since=gate.ready_since(view.node, view.first_ready),
         now=now,
     )

@@ -257,10 +257,7 @@ def _towards_cached(
     for group in share.prefetch.groups:
         pod = pods.current.get(group.key)
         if pod is None:
-            if group.key in share.started:
-                _removed(group, share, node, now, outcome)
-            else:
-                missing.append(group)
+            missing += [] if _removed(group, share, node, now, outcome) else [group]
         elif drift.disproved(pod, group, share, now):
             # It is on its way out: the API server shows it once more, with the time of its end.
             outcome.actions += [] if pod.deleting else [DeletePod(pod, "disproved")]
@@ -304,8 +301,12 @@ def _overdue(pod: Pod, share: Share, node: Node, now: float, site: Site) -> bool
     return now >= pod.created_at + _deadline(pod.images, share, node, site)
 
 
-def _removed(group: Group, share: Share, node: Node, now: float, outcome: Outcome) -> None:
-    """The pod of this group has vanished before it was done, and the operator did not delete it."""
+def _removed(group: Group, share: Share, node: Node, now: float, outcome: Outcome) -> bool:
+    """Whether the pod of this group has vanished before it was done, and the operator did not
+    delete it: that is a failed attempt.
+    """
+    if group.key not in share.started:
+        return False
     remember = retry.removed(
         share.attempts.get(group.key),
         spec=share.prefetch.retry,
@@ -314,6 +315,7 @@ def _removed(group: Group, share: Share, node: Node, now: float, outcome: Outcom
     )
     outcome.blame(remember)
     outcome.actions.append(Postpone(share.prefetch, node, group, remember))
+    return True
 
 
 def _towards_pulled(

@@ -132,8 +132,8 @@ class Outcome:
 
 
 def ended(pod: Pod, share: Share, now: float) -> float:
-    """When a pod was done: when this process saw it first. The time in its status is by the clock of
-    the node, and counts only where nothing else is known, within what is possible.
+    """When a pod was done: when this process saw it first. The time in its status is by the clock
+    of the node, and counts only where nothing else is known, within what is possible.
     """
     claimed = pod.finished_at if pod.finished_at is not None else pod.created_at
     return share.finished_at.get(pod.uid, min(max(claimed, pod.created_at), now))

@@ -33,9 +33,9 @@ RESERVED = 4
 CONNECTION_WAIT = 10.0
 """Seconds that a request waits for others to end."""
 TIMEOUT = aiohttp.ClientTimeout(total=30.0, sock_connect=3.0)
-"""The connection has to be there within less than the time between the fence's deadline and the end
-of the lease (`runtime.election`): a write that the fence has let pass is sent before another process
-may lead."""
+"""The connection has to be there within less than the time between the fence's deadline and the
+end of the lease (`runtime.election`): a write that the fence has let pass is sent before another
+process may lead."""
 WATCH_SECONDS = 300
 """How long the API server may keep a watch open; then another one goes on where it ended."""
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=150.0)
@@ -61,9 +61,9 @@ class RequestObserver(Protocol):
 class Client:
     """Reads and fenced writes.
 
-    ``fence`` is asked directly before every write is sent, and sent again, whether this process may
-    still write; it raises :class:`~imagegate.kube.errors.NotLeader` when not. Election itself is not
-    fenced, and does not wait for other requests.
+    ``fence`` is asked directly before every write is sent, and sent again, whether this process
+    may still write; it raises :class:`~imagegate.kube.errors.NotLeader` when not. Election itself
+    is not fenced, and does not wait for other requests.
     """
 
     def __init__(

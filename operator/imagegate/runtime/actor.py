@@ -127,9 +127,12 @@ class Actor:
             self._ledger.started.setdefault(node.name, {})[action.group.key] = created.uid
             self._store.see_pod(created)
         except AlreadyExists:
-            # Ours, from before a restart or by another leader: the watch or a resync shows it.
-            # If it is one that is going away, its end brings this node back here.
-            self._again(node.name, LATE_409)
+            # Ours, from before a restart or by another leader; or somebody has taken its labels
+            # away, and no watch shows it. If it is going away, its end brings this node back here.
+            try:
+                self._store.see_pod(await self._pods.adopt(manifest))
+            except (NotFound, Conflict):
+                self._again(node.name, LATE_409)
         except KubeError as error:
             # The namespace is missing, a quota, Pod Security or a policy refuses the pod, or a
             # webhook fails. Whether a pod was made nevertheless, the watch tells.

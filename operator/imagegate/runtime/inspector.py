@@ -140,8 +140,8 @@ class Inspector:
         problems = [facts.problem for facts in answers.values() if facts.problem]
         if pushed is None:
             self._plan(prefetch, problems)
-        else:
-            self.queue.add(name, delay=max(0.01, self._refreshed[name].due - self._clock.now()))
+        elif (refreshed := self._refreshed.get(name)) is not None:
+            self.queue.add(name, delay=max(0.01, refreshed.due - self._clock.now()))
         if answers != before:
             self.changed(name)
         elif prefetch.refresh is not None:

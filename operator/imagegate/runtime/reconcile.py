@@ -47,6 +47,9 @@ PASS_INTERVAL = 0.2
 """Seconds over which changes of one prefetch are gathered into one rollout pass."""
 STATUS_INTERVAL = 2.0
 """Seconds between two writes of one status while only its counts change."""
+LET_GO_AFTER = 300.0
+"""Seconds after which a deleted prefetch goes although a node that answers still has its label: a
+policy may refuse the change for ever."""
 FORECAST_INTERVAL = 300.0
 """Seconds between two forecasts of a dry run."""
 
@@ -106,6 +109,8 @@ class Reconciler:
         self._taints_by_watch = taints_by_watch
         self._specs: dict[str, tuple[str, Prefetch]] = {}
         self._written: dict[str, float] = {}
+        self._leaving: dict[str, tuple[str, float]] = {}
+        """Prefetches that are being deleted: uid, and since when this process knows."""
         self.actor = Actor(
             store=store,
             ledger=ledger,
@@ -139,7 +144,8 @@ class Reconciler:
 
     def images_inspected(self, name: str) -> None:
         """What the registry says of a prefetch's images is known, or has changed."""
-        for node in self._ledger.entry(name).standings:
+        entry = self._ledger.entries.get(name)
+        for node in entry.standings if entry is not None else ():
             self.node_queue.add(node)
         self.prefetch_queue.add(name)
 
@@ -178,8 +184,13 @@ class Reconciler:
         self._start_after.follow(node, plan.awaits)
         if plan.requeue_at is not None:
             self.node_queue.add(name, delay=max(0.01, plan.requeue_at - now))
-        # The patch first: a release is waited for, a clean-up is not. Every action is tried: one
-        # that fails (a webhook of one namespace, a policy) must not stop those of the others.
+        await self._act(name, plan)
+
+    async def _act(self, name: str, plan: NodePlan) -> None:
+        """Try every action: one that fails (a webhook of one namespace, a policy) must not stop
+        those of the others. Raises what failed.
+        """
+        # The patch first: a release is waited for, a clean-up is not.
         errors: list[Exception] = []
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
             try:
@@ -201,11 +212,14 @@ class Reconciler:
             by_prefetch.setdefault(pod.prefetch, []).append(pod)
         shares: list[Share] = []
         frozen: set[str] = set()
+        blocked: list[Prefetch] = []
         attempts = self._ledger.attempts.get(node.name, {})
         for name in sorted(self._store.prefetches):
             prefetch = self._store.prefetches[name]
             if (prefetch.invalid is not None or prefetch.dry_run) and not prefetch.deleting:
                 frozen.add(name)
+                if prefetch.images and not prefetch.dry_run and matches(prefetch, node):
+                    blocked.append(prefetch)
                 by_prefetch.pop(name, None)
                 continue
             if not prefetch.live or not matches(prefetch, node):
@@ -236,6 +250,7 @@ class Reconciler:
             shares=tuple(shares),
             orphans=tuple(pod for pods in by_prefetch.values() for pod in pods),
             frozen=frozenset(frozen),
+            blocked=tuple(blocked),
             first_ready=self._store.first_ready(node),
             unready_since=self._store.unready_since(node),
             labels_since=self._store.labels_since(node),
@@ -287,12 +302,14 @@ class Reconciler:
     async def reconcile_prefetch(self, name: str) -> None:
         prefetch = self._store.prefetches.get(name)
         if prefetch is None or prefetch.deleting:
+            if prefetch is None:
+                self._leaving.pop(name, None)
             if self._specs.pop(name, None) is not None or prefetch is not None:
                 self._ledger.entries.pop(name, None)
                 self._inspector.forget(name)
                 self._workloads.forget(name)
                 self._written.pop(name, None)
-                self._look_at_holders(name)
+                self._look_at_holders(name, prefetch)
             if prefetch is not None:
                 await self._let_go(prefetch)
             return
@@ -338,8 +355,14 @@ class Reconciler:
         wanted = status.dry_run_status(prefetch, facts, self._clock.now(), images, found)
         await self._write_status(prefetch, wanted)
 
-    def _look_at_holders(self, name: str) -> None:
-        """Queue every node that has something to do with a prefetch that goes or is gone."""
+    def _look_at_holders(self, name: str, prefetch: Prefetch | None) -> None:
+        """Queue every node that has something to do with a prefetch that goes or is gone; once, as
+        from then on each node has a back-off of its own.
+        """
+        if prefetch is not None:
+            if self._leaving.get(name, ("",))[0] == prefetch.uid:
+                return
+            self._leaving[name] = prefetch.uid, self._clock.monotonic()
         for pod in self._store.pods.values():
             if pod.prefetch == name:
                 self.node_queue.add(pod.node)
@@ -365,9 +388,21 @@ class Reconciler:
             pod.prefetch == prefetch.name and not pod.deleting and pod.node in self._store.nodes
             for pod in self._store.pods.values()
         )
-        if labelled or pods:
-            self.prefetch_queue.add(prefetch.name, delay=0.5)
+        since = self._leaving.get(prefetch.name, ("", self._clock.monotonic()))[1]
+        waited = self._clock.monotonic() - since
+        if (labelled or pods) and waited < LET_GO_AFTER:
+            self.prefetch_queue.add(prefetch.name, delay=0.5 if waited < 60 else 5.0)
             return
+        if labelled or pods:
+            await self._events.prefetch(
+                prefetch.name,
+                prefetch.uid,
+                "CleanupIncomplete",
+                "labels or puller pods could not be removed: the API server refuses it. The"
+                " operator goes on trying; look at its log for the nodes",
+                self._clock.now(),
+                warning=True,
+            )
         await self._prefetches.remove_finalizer(prefetch)
 
     def _look_again_after_edit(self, prefetch: Prefetch) -> None:

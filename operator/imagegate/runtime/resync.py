@@ -7,7 +7,9 @@ import logging
 import random
 from collections.abc import Sequence
 
+from imagegate.domain.facts import Pod
 from imagegate.errors import ImagegateError
+from imagegate.kube.errors import Forbidden, NotFound
 from imagegate.kube.gates import Gates
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
@@ -58,9 +60,10 @@ class Resync:
         for prefetch in prefetches:
             self._store.see_prefetch(prefetch)
         nodes = await self._nodes.list()
-        pods = [pod for ns in self._namespaces for pod in await self._pods.list(ns)]
+        pods, unreadable = await self._list_pods()
         # The gate first and the nodes last: nobody is decided about on half of the facts.
         self._store.see_gate(gate, since=since)
+        self._store.see_unreadable(unreadable)
         pruned = self._store.prune(since=since, nodes=nodes, pods=pods, prefetches=prefetches)
         for kind, count in pruned.items():
             self._metrics.pruned(kind, count)
@@ -76,6 +79,23 @@ class Resync:
             },
         )
 
+    async def _list_pods(self) -> tuple[list[Pod], dict[str, str]]:
+        """The puller pods, and why those of a namespace are not known: somebody has deleted the
+        namespace, or the Role in it. That must not end the operator, which also serves others.
+        """
+        pods: list[Pod] = []
+        unreadable: dict[str, str] = {}
+        for namespace in self._namespaces:
+            try:
+                pods += await self._pods.list(namespace)
+            except (Forbidden, NotFound) as error:
+                unreadable[namespace] = error.message
+                logger.warning(
+                    "puller namespace not read",
+                    extra={"namespace": namespace, "error": str(error)},
+                )
+        return pods, unreadable
+
     async def run(self) -> None:
         """Resync for ever; a resync that fails is tried again soon."""
         delay = min(SETTLE, self._period)
@@ -83,7 +103,7 @@ class Resync:
             await asyncio.sleep(delay * random.uniform(0.9, 1.1))  # noqa: S311
             try:
                 await self.once()
-                delay = self._period
+                delay = self._period if not self._store.unreadable else min(self._period, 30.0)
             except ImagegateError as error:
                 logger.warning("resync failed", extra={"error": str(error)})
                 delay = min(self._period, 30.0)

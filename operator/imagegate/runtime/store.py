@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from imagegate.domain.effective import effective
@@ -81,6 +81,8 @@ class Store:
         self._wanted: frozenset[str] = frozenset()
         self._seen: dict[object, float] = {}
         self._ended: dict[tuple[str, object], Tombstone] = {}
+        self.unreadable: Mapping[str, str] = {}
+        """Puller namespaces whose pods cannot be read now, and why."""
         self.gate: Gate | None = None
         self.complete = False
         """Whether the first resync is done: before, nothing may be concluded from absence."""
@@ -321,6 +323,13 @@ class Store:
         asked, found = self._found.get(name, (None, None))
         known = found if asked == _asked(declared) else None
         old, new = self._prefetches.get(name), effective(joined(declared, known))
+        why = self.unreadable.get(new.namespace)
+        if why is not None and new.invalid is None and not new.deleting:
+            text = (
+                f"the operator cannot read pods in spec.pullerNamespace {new.namespace!r}: create"
+                f" the namespace, or install the chart again so that its Role is there ({why})"
+            )
+            new = replace(new, invalid=("NamespaceNotReadable", text))
         self._prefetches[name] = new
         self._want()
         if old != new and self._listener is not None:
@@ -360,6 +369,16 @@ class Store:
         if self._listener is not None:
             self._listener.gate_changed()
 
+    def see_unreadable(self, namespaces: Mapping[str, str]) -> None:
+        """The puller namespaces that cannot be read now, and why: what is known of their pods stays
+        as it was, and their prefetches are not acted on.
+        """
+        changed = namespaces.keys() ^ self.unreadable.keys()
+        self.unreadable = dict(namespaces)
+        for declared in list(self._declared.values()):
+            if declared.namespace in changed:
+                self._come_to(declared)
+
     # ---- resync
 
     def prune(
@@ -386,7 +405,11 @@ class Store:
             names.add(prefetch.name)
             self.see_prefetch(prefetch)
         gone_nodes = [n for n in self._nodes if n not in node_names and self._old("node", n, since)]
-        gone_pods = [k for k in self._pods if k not in pod_keys and self._old("pod", k, since)]
+        gone_pods = [
+            k
+            for k in self._pods
+            if k not in pod_keys and k[0] not in self.unreadable and self._old("pod", k, since)
+        ]
         gone = [n for n in self._prefetches if n not in names and self._old("prefetch", n, since)]
         for name in gone_nodes:
             self.lose_node(name)

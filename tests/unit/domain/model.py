@@ -543,7 +543,7 @@ class Operator:
                     _finish(self.start_after.look(key))
         except Died:
             self.dead = True
-        except ImagegateError:
+        except (ImagegateError, ExceptionGroup):
             queue.add(key, delay=0.1)
         if kind == "prefetch" and key in self.ledger.entries:
             for granted in self.ledger.entry(key).places - before:

@@ -142,7 +142,7 @@ async def test_the_end_of_an_outage_is_told_once_and_a_failing_webhook_is_none(
 
     async with serving(handler) as client:
         client.recovered = lambda: recovered.append(status)
-        for status in (503, 503, 200, 200, 500, 200, 503, 404):
+        for status in (503, 503, 200, 200, 500, 200, 503, 404):  # noqa: B007 -- handler
             try:
                 await client.get("/version")
             except errors.KubeError:

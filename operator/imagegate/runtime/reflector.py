@@ -1,0 +1,103 @@
+"""One collection of one namespace, listed and watched by the operator's own client, for ever.
+
+kopf ends the whole operator when one list or watch is refused. The puller namespaces belong to
+several teams, and one of them may be deleted, so each has a watch with a failure state of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from imagegate.errors import ImagegateError
+from imagegate.kube.client import Client
+from imagegate.kube.errors import Gone
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY = 0.2
+LAST_RETRY = 15.0
+
+Tell = Callable[[str | None, Mapping[str, Any]], None]
+"""Is told the type of an event, None for an object of a list, and the object."""
+
+
+class Reflector:
+    """``listing=False``: only what happens from now on is told, and no object that is there."""
+
+    def __init__(
+        self, client: Client, path: str, query: Mapping[str, str], tell: Tell, *, listing: bool
+    ) -> None:
+        self._client = client
+        self._path = path
+        self._query = dict(query)
+        self._tell = tell
+        self._listing = listing
+        self._known: dict[str, Mapping[str, Any]] = {}
+        """The metadata of every object that was told, by name."""
+
+    async def run(self) -> None:
+        """Never raises: what fails is tried again, with a back-off."""
+        failures = 0
+        while True:
+            try:
+                version = await self._list()
+                failures = 0
+                while True:
+                    version = await self._watch(version)
+                    await asyncio.sleep(FIRST_RETRY)
+            except Gone:
+                logger.info("watch too old, listing again", extra={"path": self._path})
+            except ImagegateError as error:
+                failures += 1
+                if failures == 1:
+                    logger.warning(
+                        "not watched, will be retried",
+                        extra={"path": self._path, "error": str(error)},
+                    )
+            delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(failures, 8))
+            await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _list(self) -> str:
+        """Tell every object, and the end of those that vanished. The version of the list."""
+        found: dict[str, Mapping[str, Any]] = {}
+        version, token = "", ""
+        while True:
+            query = {**self._query, "limit": "500" if self._listing else "1"}
+            page = await self._client.get(
+                self._path, **query, **({"continue": token} if token else {})
+            )
+            metadata = page.get("metadata") or {}
+            version = version or str(metadata.get("resourceVersion") or "")
+            token = (metadata.get("continue") or "") if self._listing else ""
+            for item in (page.get("items") or ()) if self._listing else ():
+                found[item["metadata"]["name"]] = item["metadata"]
+                self._tell(None, item)
+            if not token:
+                break
+        for name in self._known.keys() - found.keys():
+            ended = {**self._known[name], "resourceVersion": version}
+            self._tell("DELETED", {"metadata": ended})
+        self._known = found
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """Until the API server ends the watch; the version from which the next goes on."""
+        async with aclosing(self._client.watch(self._path, version, **self._query)) as events:
+            async for type_, body in events:
+                metadata = body.get("metadata") or {}
+                version = str(metadata.get("resourceVersion") or version)
+                if type_ == "BOOKMARK":
+                    continue
+                if self._listing:
+                    name = metadata["name"]
+                    if type_ == "DELETED":
+                        self._known.pop(name, None)
+                    else:
+                        self._known[name] = metadata
+                self._tell(type_, body)
+        return version
