@@ -96,6 +96,7 @@ class App:
         namespaces = settings.puller_namespaces
         self._reader = Reader(frozenset(namespaces))
         self.store = Store(clock)
+        metrics.exists = lambda prefetch: prefetch in self.store.prefetches
         self.ledger = Ledger()
         self._gates = Gates(client)
         nodes, pods = Nodes(client, lambda: self.store.wanted), Pods(client)
@@ -109,6 +110,7 @@ class App:
         self._inspector = inspector
         self._pods = pods
         prefetches = Prefetches(client, self._reader)
+        self._events = Events(client, component="imagegate", instance=settings.identity)
         self._start_after = StartAfter(DaemonSets(client))
         self._workloads = WorkloadImages(Workloads(watching), self.store)
         self._reconciler = Reconciler(
@@ -118,7 +120,7 @@ class App:
             pods=pods,
             prefetches=prefetches,
             start_after=self._start_after,
-            events=Events(client, component="imagegate", instance=settings.identity),
+            events=self._events,
             metrics=metrics,
             puller=settings.puller,
             inspector=inspector,
@@ -256,6 +258,7 @@ class App:
             _spawn(self._resync.run(), "resync"),
             _spawn(self._heartbeat.run(), "heartbeat"),
             _spawn(self._look_for_policy(), "policy"),
+            _spawn(self._events.run(), "events"),
         ]
         tasks += [
             _spawn(reflector.run(), f"watch {path}")

@@ -1,8 +1,9 @@
 """Metrics for Prometheus. No label ever holds a node's name.
 
 Gauges about nodes are computed from the ledger at scrape, so they cannot drift and need no
-clean-up when a prefetch goes. ``workqueue_*``, ``rest_client_*`` and
-``leader_election_master_status`` have the names that every Kubernetes dashboard knows.
+clean-up when a prefetch is deleted; the series of its counters are removed (`Metrics.forget`).
+``workqueue_*``, ``rest_client_*`` and ``leader_election_master_status`` have the names that every
+Kubernetes dashboard knows.
 """
 
 from __future__ import annotations
@@ -133,22 +134,35 @@ class Metrics:
         )
         self._allowed: dict[str, int] = {}
         self.version = version
+        self.exists: Callable[[str], bool] = _always
+        """Whether an ImagePrefetch of this name exists: no series is begun for another one."""
 
     def released(self, reason: ReleaseReason, *, held: float) -> None:
         self._releases.labels(reason).inc()
         self._hold.observe(max(0.0, held))
 
+    def forget(self, prefetch: str) -> None:
+        """Remove the series of an ImagePrefetch that was deleted: clusters with one for each pull
+        request would otherwise collect them for ever.
+        """
+        self._allowed.pop(prefetch, None)
+        for metric in (self._cache, self._pull, self._bytes, self._failures):
+            metric.remove_by_labels({"prefetch": prefetch})
+
     def cached(self, prefetch: str, seconds: float) -> None:
+        if not self.exists(prefetch):
+            return
         self._cache.labels(prefetch).observe(max(0.0, seconds))
 
     def pulled(self, prefetch: str, seconds: float | None, size: int | None) -> None:
-        if seconds is not None:
+        if seconds is not None and self.exists(prefetch):
             self._pull.labels(prefetch).observe(seconds)
             if size is not None:
                 self._bytes.labels(prefetch).inc(size)
 
     def pull_failed(self, prefetch: str, reason: str) -> None:
-        self._failures.labels(prefetch, reason).inc()
+        if self.exists(prefetch):
+            self._failures.labels(prefetch, reason).inc()
 
     def rollout_allowed(self, prefetch: str, nodes: int) -> None:
         self._allowed[prefetch] = nodes
@@ -179,3 +193,7 @@ class Metrics:
     @property
     def allowed(self) -> dict[str, int]:
         return self._allowed
+
+
+def _always(_: str) -> bool:
+    return True

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from imagegate.domain.facts import Pod
-from imagegate.kube.client import MERGE_PATCH, Client
+from imagegate.kube.client import Client
 from imagegate.kube.errors import AlreadyExists, Forbidden, Invalid, NotFound
 from imagegate.puller import build, read
 
@@ -30,20 +30,9 @@ class Pods:
         path = _path(manifest["metadata"]["namespace"])
         return read.pod(await self._client.create(path, manifest))
 
-    async def adopt(self, manifest: dict[str, Any]) -> Pod:
-        """The pod that has this name already, with our labels put back where somebody has removed
-        them. Raises NotFound when it is gone, and Conflict when it is another's.
-        """
-        metadata = manifest["metadata"]
-        path = _path(metadata["namespace"], metadata["name"])
-        body = await self._client.get(path)
-        labels = (body.get("metadata") or {}).get("labels") or {}
-        ours = {k: v for k, v in metadata["labels"].items() if labels.get(k) != v}
-        if ours:
-            uid = body["metadata"]["uid"]
-            change = {"metadata": {"uid": uid, "labels": ours}}
-            body = await self._client.patch(path, change, MERGE_PATCH)
-        return read.pod(body)
+    async def get(self, namespace: str, name: str) -> Pod:
+        """Raises NotFound when there is none."""
+        return read.pod(await self._client.get(_path(namespace, name)))
 
     async def delete(self, pod: Pod, *, force: bool = False) -> Pod | None:
         """The pod as it ends, or None when it is gone at once (a finished pod is).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,11 +33,19 @@ logger = logging.getLogger(__name__)
 PATH = "/apis/imagegate.dev/v1alpha1/imageprefetches"
 
 
+CACHED = 1000
+"""Parsed specs that are kept at most."""
+
+
 class Reader:
-    """Parses ImagePrefetches; one per (uid, generation), because pydantic is not for hot paths."""
+    """Parses ImagePrefetches. A spec is parsed once for as long as it does not change: every write
+    of the status comes back as an event, and pydantic is not for hot paths.
+    """
 
     def __init__(self, puller_namespaces: frozenset[str]) -> None:
         self._namespaces = puller_namespaces
+        self._parsed: OrderedDict[str, tuple[object, dict[str, Any]]] = OrderedDict()
+        """By uid: the spec as it was on the wire, and what it says."""
 
     def parse(self, body: Mapping[str, Any]) -> Prefetch:
         """Never raises: what is wrong stands in ``invalid``, with what to do about it."""
@@ -50,10 +60,29 @@ class Reader:
             "finalizers": tuple(metadata.get("finalizers") or ()),
             "status": dict(body.get("status") or {}),
         }
+        return Prefetch(**common, **self._facts(common["uid"], body))
+
+    def _facts(self, uid: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the spec says. A mutable object like ``status`` is none of it: facts are shared."""
+        spec = body.get("spec")
+        known = self._parsed.get(uid)
+        if uid and known is not None and known[0] == spec:
+            self._parsed.move_to_end(uid)
+            return known[1]
+        facts = self._parse(body)
+        if uid:
+            # A copy: the body belongs to the watch.
+            self._parsed[uid] = (copy.deepcopy(spec), facts)
+            self._parsed.move_to_end(uid)
+            if len(self._parsed) > CACHED:
+                self._parsed.popitem(last=False)
+        return facts
+
+    def _parse(self, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
             spec = decode.parse_prefetch(body).spec
         except decode.InvalidObject as error:
-            return Prefetch(**common, invalid=("InvalidSpec", str(error)))
+            return {"invalid": ("InvalidSpec", str(error))}
         invalid = None
         if spec.puller_namespace not in self._namespaces:
             allowed = ", ".join(sorted(self._namespaces))
@@ -62,7 +91,7 @@ class Reader:
                 f"spec.pullerNamespace {spec.puller_namespace!r} is not one of the operator's"
                 f" ({allowed}); use one of them, or add it to the chart's puller.namespaces",
             )
-        return Prefetch(**common, invalid=invalid, **_spec(spec))
+        return {"invalid": invalid, **_spec(spec)}
 
 
 def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 from imagegate.domain import retry, throttle
 from imagegate.domain.actions import Action, CreatePod, DeletePod, PatchNode, Postpone
-from imagegate.domain.facts import LABEL_PREFIX
+from imagegate.domain.facts import LABEL_PREFIX, PREFETCH_LABEL
 from imagegate.domain.gate import ready_since
 from imagegate.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from imagegate.kube.events import Events
@@ -85,11 +85,11 @@ class Actor:
         for label in patch.set_labels:
             self._succeeded(label.removeprefix(LABEL_PREFIX))
         if patch.release is not None:
-            await self._released(patch)
+            self._released(patch)
         if patch.add is not None:
             logger.info("node held", extra={"node": name})
 
-    async def _released(self, patch: PatchNode) -> None:
+    def _released(self, patch: PatchNode) -> None:
         node, now = patch.node, self._clock.now()
         assert patch.release is not None
         since = ready_since(node, self._store.first_ready(node))
@@ -101,7 +101,7 @@ class Actor:
             extra={"node": node.name, "reason": str(patch.release), "message_": patch.message},
         )
         clean = patch.release in ("cached", "unmatched")
-        await self._events.node(
+        self._events.node(
             node.name,
             node.uid,
             "ImagesCached" if patch.release == "cached" else "GateReleased",
@@ -127,12 +127,9 @@ class Actor:
             self._ledger.started.setdefault(node.name, {})[action.group.key] = created.uid
             self._store.see_pod(created)
         except AlreadyExists:
-            # Ours, from before a restart or by another leader; or somebody has taken its labels
-            # away, and no watch shows it. If it is going away, its end brings this node back here.
-            try:
-                self._store.see_pod(await self._pods.adopt(manifest))
-            except (NotFound, Conflict):
-                self._again(node.name, LATE_409)
+            # Ours, from before a restart or by another leader: the watch or a resync shows it. If
+            # it is going away, its end brings this node back here.
+            await self._look_at_existing(manifest, node.name)
         except KubeError as error:
             # The namespace is missing, a quota, Pod Security or a policy refuses the pod, or a
             # webhook fails. Whether a pod was made nevertheless, the watch tells.
@@ -150,6 +147,22 @@ class Actor:
             self._metrics.pull_failed(prefetch.name, attempts.reason)
             # Decided about again at once: the slot returns, and the failure is shown.
             self._again(node.name, 0.0)
+
+    async def _look_at_existing(self, manifest: dict[str, Any], node: str) -> None:
+        """A pod has the name that was to be created. One whose labels somebody has removed is
+        shown by no watch of ours, and must go; its pull goes on in the kubelet.
+        """
+        metadata = manifest["metadata"]
+        try:
+            pod = await self._pods.get(metadata["namespace"], metadata["name"])
+            if pod.prefetch != metadata["labels"][PREFETCH_LABEL] or not pod.group:
+                logger.warning("puller pod without its labels deleted", extra={"pod": pod.name})
+                await self._pods.delete(pod)
+            else:
+                self._store.see_pod(pod)
+        except (NotFound, Conflict):
+            pass
+        self._again(node, LATE_409)
 
     def _postpone(self, action: Postpone) -> None:
         node, prefetch, attempts = action.node.name, action.prefetch.name, action.remember

@@ -132,16 +132,25 @@ class Inspector:
         pushed = poked if poked and before is not None and not self._due(name) else None
         patience = PATIENCE if before is None else UNHURRIED
         answers = await self.ask(prefetch, sorted(filter(None, platforms)), patience, pushed)
+        now = self._store.prefetches.get(name)
+        if now is None or now.deleting or now.uid != prefetch.uid:
+            # It was deleted while the registry was asked, and forgotten; a new one of this name is
+            # asked about on its own.
+            if now is None or now.deleting:
+                self.forget(name)
+            return
         if before is not None:
             # What was known is better than a registry that is away just now.
             answers = {ref: _merged(before.get(ref), facts) for ref, facts in answers.items()}
             answers = {**before, **answers}
         self._known[name] = (asked, platforms, answers)
         problems = [facts.problem for facts in answers.values() if facts.problem]
-        if pushed is None:
+        last = self._refreshed.get(name)
+        if pushed is None or last is None:
+            # Without a plan for all images, the answers about the pushed ones are one, too.
             self._plan(prefetch, problems)
-        elif (refreshed := self._refreshed.get(name)) is not None:
-            self.queue.add(name, delay=max(0.01, refreshed.due - self._clock.now()))
+        else:
+            self.queue.add(name, delay=max(0.01, last.due - self._clock.now()))
         if answers != before:
             self.changed(name)
         elif prefetch.refresh is not None:

@@ -96,12 +96,23 @@ class Entry:
         return not self.outdated
 
     def take_place(self, node: str, prefetch: Prefetch) -> bool:
-        """A joining node asks for a place at once, without waiting for a rollout pass."""
+        """A joining node asks for a place at once, without waiting for a rollout pass. It gets one
+        only if there is one as well for every joining node that has waited longer.
+        """
         if node not in self.places:
-            if len(self.places) >= self.parallel(prefetch):
+            if len(self.places) + self._ahead(node) >= self.parallel(prefetch):
                 return False
             self.places.add(node)
         return True
+
+    def _ahead(self, node: str) -> int:
+        """How many joining nodes without a place have waited longer than this one."""
+        ahead = 0
+        for other, joining in self.wants.items():
+            if other == node and joining:
+                break
+            ahead += joining and other != node and other not in self.places
+        return ahead
 
     def parallel(self, prefetch: Prefetch) -> int:
         """How many nodes may pull at once now."""
@@ -260,6 +271,18 @@ class Ledger:
 
     def remember(self, node: str, group: str, attempts: Attempts) -> None:
         self.attempts.setdefault(node, {})[group] = attempts
+
+    def keep_attempts(self, node: str, groups: Iterable[str]) -> None:
+        """Forget the attempts of every other group: of earlier targets, and of ImagePrefetches that
+        were deleted or do not match the node any more.
+        """
+        known = self.attempts.get(node)
+        if known is None:
+            return
+        for group in known.keys() - set(groups):
+            del known[group]
+        if not known:
+            del self.attempts[node]
 
     def forgive(self, node: str, groups: Iterable[str], now: float) -> None:
         """Somebody has edited the spec, and so has mended something. What was pulled past a mirror

@@ -296,6 +296,10 @@ class Reconciler:
             if plan.standings[share.prefetch.name].state == "cached" and share.attempts:
                 groups = [group.key for group in share.prefetch.groups]
                 self._ledger.clear_attempts(node.name, groups)
+        if node.name in self._ledger.attempts:
+            living = [share.prefetch for share in view.shares]
+            living += [p for name in view.frozen if (p := self._store.prefetches.get(name))]
+            self._ledger.keep_attempts(node.name, (g.key for p in living for g in p.groups))
 
     # ---- prefetches
 
@@ -304,6 +308,7 @@ class Reconciler:
         if prefetch is None or prefetch.deleting:
             if prefetch is None:
                 self._leaving.pop(name, None)
+            self._metrics.forget(name)
             if self._specs.pop(name, None) is not None or prefetch is not None:
                 self._ledger.entries.pop(name, None)
                 self._inspector.forget(name)
@@ -394,7 +399,7 @@ class Reconciler:
             self.prefetch_queue.add(prefetch.name, delay=0.5 if waited < 60 else 5.0)
             return
         if labelled or pods:
-            await self._events.prefetch(
+            self._events.prefetch(
                 prefetch.name,
                 prefetch.uid,
                 "CleanupIncomplete",
@@ -457,9 +462,9 @@ class Reconciler:
             self._store.see_prefetch(await self._prefetches.write_status(prefetch, changed))
         except NotFound:
             return
-        await self._tell(prefetch, before, after, wanted)
+        self._tell(prefetch, before, after, wanted)
 
-    async def _tell(
+    def _tell(
         self,
         prefetch: Prefetch,
         before: dict[str, str],
@@ -471,7 +476,7 @@ class Reconciler:
         for type_, warning in (("Ready", False), ("Degraded", True)):
             if after[type_] == "True" and before.get(type_) != "True":
                 reason, message = messages[type_]
-                await self._events.prefetch(
+                self._events.prefetch(
                     prefetch.name,
                     prefetch.uid,
                     reason,

@@ -344,3 +344,36 @@ async def test_an_edit_that_follows_tags_or_looks_more_often_takes_effect(bench:
     refreshed = bench.inspector.refreshed("llm")
     assert refreshed is not None
     assert refreshed.due == refreshed.at + 300
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+async def test_a_prefetch_that_is_deleted_while_its_registry_is_asked_is_forgotten(
+    bench: Bench, caplog: pytest.LogCaptureFixture, pushed: bool
+) -> None:
+    prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
+    if pushed:
+        await settled(bench, prefetch)
+    before, go = len(bench.registries.resolved), asyncio.Event()
+    original = bench.registries.resolve
+
+    async def resolve(reference: Reference, keyring: Keyring) -> str:
+        digest = await original(reference, keyring)
+        await go.wait()
+        return digest
+
+    bench.registries.resolve = resolve  # type: ignore[method-assign]
+    if pushed:
+        assert bench.inspector.poke("reg.test", "a", "1") == 1
+    else:
+        bench.inspector.look(prefetch)
+    await until(lambda: len(bench.registries.resolved) > before)
+    bench.store.lose_prefetch("llm", prefetch.uid)
+    bench.inspector.forget("llm")
+    bench.told.clear()
+    go.set()
+    await asyncio.sleep(0.05)
+    assert bench.inspector._known == {}
+    assert bench.inspector._refreshed == {}
+    assert bench.inspector._failures == {}
+    assert bench.told == []
+    assert not [r for r in caplog.records if r.message.startswith("work failed")]

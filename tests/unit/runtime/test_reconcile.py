@@ -530,6 +530,7 @@ async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) ->
         await until(lambda: world.labels("n1") != before)
         await until(lambda: len(world.pods()) == 1)
         await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+        await asyncio.sleep(0.05)  # the Event about Ready is written beside the work
         world.api.requests.clear()
         registry_says(world, NEW)
         await asyncio.sleep(0.5)
@@ -636,3 +637,73 @@ async def test_a_mirror_that_is_behind_and_an_edit_by_who_has_mended_it(
             assert not world.labels("n1"), "the same mirror may have answered again"
         lists(NEW)
         await until(lambda: world.labels("n1"))
+
+
+async def test_a_release_does_not_wait_for_its_event_to_be_written(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1")
+    async with world.operating():
+        world.add_node("n1", gated=True)
+        await until(world.pods)
+        events = "/api/v1/namespaces/default/events"
+        create, go = world.api.create, asyncio.Event()
+
+        async def slow(path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
+            if path == events:
+                await go.wait()
+            return await create(path, body, **query)
+
+        world.api.create = slow  # type: ignore[method-assign]
+        world.finish(world.pods()[0])
+        await until(released(world, "n1"))
+        world.api.requests.clear()
+        world.api.change("/api/v1/nodes/n1", lambda body: body["metadata"]["labels"].update(a="b"))
+        await asyncio.sleep(0.2)
+        assert not world.reconciler.node_queue._active, "a worker waits for the Event"
+        go.set()
+        await until(lambda: any(path == events for _, path in world.api.requests))
+
+
+async def test_nothing_is_kept_of_earlier_targets_and_of_deleted_prefetches(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:0", **FAST)
+    world.add_node("n1")
+    path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+    async with world.operating():
+        for edit in range(1, 4):
+            await until(world.pods)
+            world.fail(world.pods()[0], "failed to resolve: not found")
+            await until(lambda: not world.pods())
+            world.change_images("llm", f"reg.test/llm:{edit}")
+            await until(world.pods)
+            assert len(world.ledger.attempts.get("n1", {})) <= 1
+        world.fail(world.pods()[0], "failed to resolve: not found")
+        await until(lambda: world.ledger.attempts)
+        await world.api.delete(path)
+        await until(lambda: path not in world.api.objects)
+        await until(lambda: not world.ledger.attempts)
+        world.reconciler.images_inspected("llm")
+        await asyncio.sleep(0.3)
+        assert world.ledger.entries == {}
+        reconciler = world.reconciler
+        assert (reconciler._specs, reconciler._written) == ({}, {})
+        assert world.metrics.allowed == {}
+        assert world.metrics._failures._metrics == {}
+
+
+async def test_a_slot_goes_to_the_joining_node_that_waits_longest(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 1, "seeds": 1})
+    world.add_node("first", gated=True)
+    async with world.operating():
+        await until(world.pods)
+        world.add_node("second", gated=True)
+        await until(lambda: world.ledger.entry("llm").wants)
+
+        def joins_in_the_same_turn(kind: str, body: dict[str, Any]) -> None:
+            if body.get("kind") == "Node" and KEY not in str(body["spec"]["taints"]):
+                world.api.watchers.remove(joins_in_the_same_turn)
+                world.add_node("third", gated=True)
+
+        world.api.watchers.insert(0, joins_in_the_same_turn)
+        world.finish(world.pods()[0])
+        await until(lambda: len(world.pods()) == 2)
+        nodes = {pod["spec"]["nodeName"] for pod in world.pods()}
+        assert nodes == {"first", "second"}

@@ -93,6 +93,8 @@ class World:
         client: Any = self.api
         self.metrics = Metrics(CollectorRegistry(), version="test")
         self.store, self.ledger = Store(self.clock), Ledger()
+        self.metrics.exists = lambda prefetch: prefetch in self.store.prefetches
+        self.events = Events(client, component="imagegate", instance="test")
         parts: dict[str, Any] = {
             "nodes": Nodes(client, lambda: self.store.wanted),
             "pods": Pods(client),
@@ -104,7 +106,7 @@ class World:
             store=self.store,
             ledger=self.ledger,
             start_after=self.start_after,
-            events=Events(client, component="imagegate", instance="test"),
+            events=self.events,
             metrics=self.metrics,
             puller=PullerSettings(image="pause"),
             inspector=self.registries,
@@ -141,6 +143,7 @@ class World:
             self.workloads.queue,
         )
         tasks = [asyncio.create_task(queue.run()) for queue in queues]
+        tasks.append(asyncio.create_task(self.events.run()))
         try:
             yield
         finally:

@@ -1,0 +1,64 @@
+"""Events are written beside the work, for as long as there is room for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from imagegate.kube import errors, events
+from imagegate.kube.events import Events
+from tests.unit.memory_api import MemoryApi
+
+
+def made() -> tuple[Events, MemoryApi]:
+    api = MemoryApi()
+    client: Any = api
+    return Events(client, component="imagegate", instance="test"), api
+
+
+async def test_an_event_is_written_by_a_task_of_its_own() -> None:
+    said, api = made()
+    task = asyncio.create_task(said.run())
+    said.node("n1", "uid", "ImagesCached", "gate taint removed", 0.0)
+    said.prefetch("llm", "uid", "ImageNotFound", "push it", 0.0, warning=True)
+    assert api.objects == {}
+    await asyncio.sleep(0.05)
+    assert {(e["reason"], e["type"]) for e in api.objects.values()} == {
+        ("ImagesCached", "Normal"),
+        ("ImageNotFound", "Warning"),
+    }
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_waits_at_the_end_is_written_unless_the_api_server_refuses() -> None:
+    for refused in (False, True):
+        said, api = made()
+        task = asyncio.create_task(said.run())
+        await asyncio.sleep(0)
+
+        def refuse(method: str, path: str, refused: bool = refused) -> None:
+            if refused:
+                raise errors.NotLeader("not leading")
+
+        api.before = refuse
+        for number in range(10):
+            said.node(f"n{number}", "uid", "ImagesCached", "", 0.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert len(api.objects) == (0 if refused else 10)
+        if refused:
+            assert len(api.requests) <= events.WRITERS + 1, "the others are not tried"
+
+
+async def test_no_more_events_wait_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "PENDING", 3)
+    said, _ = made()
+    for number in range(5):
+        said.node(f"n{number}", "uid", "ImagesCached", "", 0.0)
+    assert said._pending.qsize() == 3
+    assert [r.message for r in caplog.records] == ["event not written"] * 2

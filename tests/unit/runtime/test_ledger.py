@@ -1,0 +1,49 @@
+"""The slots of joining nodes, and what is forgotten."""
+
+from __future__ import annotations
+
+from imagegate.domain.actions import Standing
+from imagegate.domain.facts import Attempts, NodeState, Prefetch, RolloutSpec
+from imagegate.runtime.ledger import Entry, Ledger
+
+WANTS = Standing(NodeState.PENDING, wants=True)
+
+
+def bound(parallel: int) -> Prefetch:
+    return Prefetch("llm", "uid", 1, 1, rollout=RolloutSpec(parallel, percent=False))
+
+
+def test_a_slot_goes_to_the_joining_node_that_has_waited_longest() -> None:
+    entry = Entry()
+    entry.places.add("pulling")
+    for node in ("first", "second"):
+        assert not entry.take_place(node, bound(1))
+        entry.record(node, "", WANTS, held=True)
+    entry.places.clear()
+    assert not entry.take_place("new", bound(1)), "the slot is the first node's"
+    assert not entry.take_place("second", bound(1))
+    assert entry.take_place("first", bound(1))
+
+
+def test_a_joining_node_takes_a_slot_at_once_if_there_is_one_for_each_that_waits_longer() -> None:
+    entry = Entry()
+    entry.record("first", "", WANTS, held=True)
+    assert not entry.take_place("second", bound(1))
+    assert entry.take_place("second", bound(2))
+
+
+def test_nodes_in_service_do_not_stand_before_a_joining_node() -> None:
+    entry = Entry()
+    entry.record("in-service", "", WANTS, held=False)
+    assert entry.take_place("joining", bound(1))
+
+
+def test_attempts_of_groups_that_are_not_wanted_any_more_are_forgotten() -> None:
+    ledger = Ledger()
+    for group in ("old", "new"):
+        ledger.remember("n1", group, Attempts(count=1, reason="ImageNotFound"))
+    ledger.keep_attempts("n1", ["new"])
+    assert ledger.attempts["n1"].keys() == {"new"}
+    ledger.keep_attempts("n1", [])
+    ledger.keep_attempts("unknown", [])
+    assert ledger.attempts == {}

@@ -1,0 +1,32 @@
+"""The series of an ImagePrefetch end with it."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from imagegate.metrics import Metrics
+
+
+def test_a_deleted_prefetch_leaves_no_series_and_gets_none() -> None:
+    metrics = Metrics(CollectorRegistry(), version="test")
+
+    def count(prefetch: str) -> None:
+        metrics.cached(prefetch, 1.0)
+        metrics.pulled(prefetch, 1.0, 10**6)
+        metrics.pull_failed(prefetch, "ImageNotFound")
+        metrics.pull_failed(prefetch, "Throttled")
+        metrics.rollout_allowed(prefetch, 3)
+
+    for name in ("pr-1", "llm"):
+        count(name)
+    text = generate_latest(metrics.registry).decode()
+    assert text.count('prefetch="pr-1"') > 4
+    metrics.exists = lambda prefetch: prefetch == "llm"
+    metrics.forget("pr-1")
+    metrics.pull_failed("pr-1", "Throttled")
+    metrics.pulled("pr-1", 1.0, 1)
+    metrics.cached("pr-1", 1.0)
+    text = generate_latest(metrics.registry).decode()
+    assert 'prefetch="pr-1"' not in text
+    assert text.count('prefetch="llm"') > 4
+    assert metrics.allowed == {"llm": 3}
