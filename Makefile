@@ -41,9 +41,8 @@ unit: setup binaries ## tests without a cluster (the API's and the chart's start
 	$(PYTHON) -m pytest tests/unit
 
 .PHONY: simulate
-simulate: setup ## the whole operator in virtual time: each known fault, then random lives
+simulate: setup ## the whole operator in virtual time: a story of each mended fault
 	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1)
-	$(PYTHON) -m tests.simulation --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
 
 .PHONY: simulate-long
 simulate-long: setup ## random lives for HOURS (2); SEED=7 begins with that seed

@@ -44,13 +44,13 @@ async def test_what_waits_at_the_end_is_written_unless_the_api_server_refuses() 
                 raise errors.NotLeader("not leading")
 
         api.before = refuse
+        task.cancel()
         for number in range(10):
             said.node(f"n{number}", "uid", "ImagesCached", "", 0.0)
-        task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert len(api.objects) == (0 if refused else 10)
         if refused:
-            assert len(api.requests) <= events.WRITERS + 1, "the others are not tried"
+            assert len(api.requests) <= events.WRITERS + 1, "the other Events are not tried"
 
 
 async def test_no_more_events_wait_than_there_is_room_for(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[3]
 DIGEST = "from tests.simulation.__main__ import run; print(run({seed}, hours=0.5, nodes=8).digest)"
 
@@ -32,13 +33,6 @@ def test_one_seed_gives_one_run() -> None:
     assert len(first.strip()) == 64
     assert first == second
     assert first != other
-
-
-@pytest.mark.parametrize("story", ["dead-seed", "namespace-deleted", "pods-vanish", "reorder"])
-def test_a_story_of_a_known_fault_breaks_no_promise(story: str) -> None:
-    done = python("-m", "tests.simulation", "--story", story, "--seed", "3")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 broke a promise" in done.stdout
 
 
 def test_a_slot_that_never_returns_is_found() -> None:
