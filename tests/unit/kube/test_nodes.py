@@ -66,6 +66,32 @@ def test_the_hold_of_a_node_without_labels_annotations_and_taints() -> None:
     assert result["metadata"]["labels"] == {"cached.imagegate.dev/a": "x"}
 
 
+@pytest.mark.parametrize("field", ["labels", "annotations"])
+def test_labels_and_annotations_that_others_add_meanwhile_stay(field: str) -> None:
+    metadata = {"name": "n1", "uid": "u", "resourceVersion": "7"}
+    bare = nodes.parse({"metadata": metadata})
+    patch = PatchNode(bare, set_labels={"cached.imagegate.dev/a": "x"}, observed="u/")
+    live = {"metadata": {**metadata, "resourceVersion": "8", field: {"topology": "z"}}}
+    with pytest.raises(jsonpatch.JsonPatchException):
+        jsonpatch.apply_patch(live, nodes.operations(patch))
+    only = PatchNode(bare, set_labels={"cached.imagegate.dev/a": "x"})
+    if field == "labels":
+        with pytest.raises(jsonpatch.JsonPatchException):
+            jsonpatch.apply_patch(live, nodes.operations(only))
+
+
+def test_a_node_says_for_which_names_its_list_was_read() -> None:
+    images = [
+        {"names": ["a@sha256:0", "a:1", "a:2", "a:3", "a:4"], "sizeBytes": 30},
+        {"names": ["b:1"], "sizeBytes": 90},
+    ]
+    wanted = frozenset({"a:1", "c:1"})
+    parsed = nodes.parse({**body(), "status": {"images": images}}, wanted)
+    assert parsed.listed == {"a:1"}
+    assert parsed.wanted == wanted
+    assert (parsed.smallest_listed, parsed.largest_cut_off) == (30, 30)
+
+
 @pytest.mark.parametrize(
     "meanwhile",
     [
