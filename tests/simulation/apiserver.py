@@ -18,6 +18,7 @@ from typing import Any
 import jsonpatch
 
 from tests.simulation.loop import EPOCH, elapsed
+from tests.unit.memory_api import merge
 
 Body = dict[str, Any]
 Key = tuple[str, str]
@@ -198,12 +199,7 @@ class ApiServer:
     ) -> tuple[list[Stored], str, str]:
         """One page: objects, the list's version, and the token for the next page."""
         request = Request(elapsed(), actor, "LIST", resource, (namespace, ""), 200)
-        try:
-            self.admit(request)
-        except Refused as refused:
-            self._observe(request, status=refused.status)
-            raise
-        self._observe(request)
+        self._admitted(request)
         selects = selector(namespace, query)
         version, start = self.version, 0
         if token := query.get("continue"):
@@ -228,12 +224,7 @@ class ApiServer:
     ) -> Watch:
         """Every change after ``resourceVersion``. Raises `Refused`, with 410 where it is gone."""
         request = Request(elapsed(), actor, "WATCH", resource, (namespace, ""), 200)
-        try:
-            self.admit(request)
-        except Refused as refused:
-            self._observe(request, status=refused.status)
-            raise
-        self._observe(request)
+        self._admitted(request)
         since = int(query.get("resourceVersion") or self.version)
         if since < self.floor[resource]:
             raise Refused(410, "Expired", f"too old resource version: {since}")
@@ -264,6 +255,15 @@ class ApiServer:
             history.clear()
 
     # ---- how they work
+
+    def _admitted(self, request: Request) -> None:
+        """Note a list or a watch. Raises `Refused`."""
+        try:
+            self.admit(request)
+        except Refused as refused:
+            self._observe(request, status=refused.status)
+            raise
+        self._observe(request)
 
     def _found(self, request: Request) -> Stored:
         stored = self.objects[request.resource].get(request.key)
@@ -444,19 +444,6 @@ def _field(body: Body, path: str) -> Any:
     for part in path.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     return found
-
-
-def merge(old: Any, change: Any) -> Any:
-    """RFC 7396."""
-    if not isinstance(change, dict):
-        return change
-    merged = dict(old) if isinstance(old, dict) else {}
-    for key, value in change.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge(merged.get(key), value)
-    return merged
 
 
 def timestamp(skew: float = 0.0) -> str:

@@ -24,7 +24,6 @@ class Ask:
     fail_closed: bool
     timeout: float
     parallel: str
-    joining_parallel: str
     paused: bool
     keep: bool
     max_usage: int
@@ -76,7 +75,6 @@ def read(body: Body) -> Ask:
         fail_closed=gate.get("policy") == "FailClosed",
         timeout=float(gate.get("timeoutSeconds", 600)),
         parallel=str(rollout.get("maxParallel", "10%")),
-        joining_parallel=str(gate.get("maxParallel", rollout.get("maxParallel", "10%"))),
         paused=bool(rollout.get("paused")),
         keep=(spec.get("retention") or {}).get("mode", "Keep") == "Keep",
         max_usage=int((spec.get("disk") or {}).get("maxUsagePercent", 75)),

@@ -447,8 +447,6 @@ class Safety:
         observed = (pod["metadata"].get("annotations") or {}).get(OBSERVED)
         if observed != machine.identity or elapsed() - machine.wiped_at < 300:
             return
-        if pod["metadata"]["namespace"] != ask.namespace and pod["metadata"]["namespace"]:
-            pass
         judge.applied["pin-deleted"] += 1
         others = set[str]()
         for other in judge.pods(machine.name, ask.name):

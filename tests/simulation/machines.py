@@ -306,8 +306,6 @@ class Kubelet:
     async def _run(self, key: str, pod: Body) -> None:
         await asyncio.sleep(self._rng.uniform(0.1, 1.0))
         wanted = [volume["image"] for volume in pod["spec"].get("volumes", []) if "image" in volume]
-        if not all("image" in volume for volume in pod["spec"].get("volumes", [])):
-            wanted = [v["image"] for v in pod["spec"]["volumes"] if "image" in v]
         back_off = 10.0
         while True:
             failed = ""

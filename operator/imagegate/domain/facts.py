@@ -24,6 +24,7 @@ TAINT_VALUE = "pending"
 IMAGES_PER_POD = 8
 """Beyond this the kubelet's event spam filter (25 per object) starts to drop Pulled events."""
 HASH_BITS = 256
+"""Bits of SHA-256, by which images are spread over puller pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +350,7 @@ class Prefetch:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """How the images are spread over puller pods; in the order they were written."""
+        """How the images are spread over puller pods: as few as hashing allows, see `_portions`."""
         by_secrets: dict[tuple[str, ...], list[Image]] = {}
         for image in self.images:
             by_secrets.setdefault(tuple(sorted(image.pull_secrets)), []).append(image)

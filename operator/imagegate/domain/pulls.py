@@ -140,9 +140,9 @@ def _tidy(pods: _Pods, share: Share, node: Node, now: float, outcome: Outcome) -
 
     A finished pod of an earlier target pins that target's images: it goes only once the node
     holds the new one (or belongs to an earlier boot, and then proves nothing), and no image that is
-    wanted loses its only pin. A running pull
-    is cancelled only when not one of its images is wanted any more. One that has just failed
-    pulls nothing, and may fail for ever at an image that is not wanted any more.
+    wanted loses its only pin. A running pull is cancelled only when not one of its images is wanted
+    any more. A pull that has just failed is over, and may fail for ever at an image that is not
+    wanted any more.
     """
     wanted = {each for group in share.prefetch.groups for each in group.references}
     groups = {group.key for group in share.prefetch.groups}
@@ -173,7 +173,7 @@ def _pins(pods: _Pods, share: Share, node: Node) -> list[Pod]:
     operator spread the images in another way): the pods that are there pin the images as well, and
     one of them goes only when another finished pod has taken over all of its images.
     """
-    if not share.prefetch.keep:
+    if not share.prefetch.keep or not pods.superseded:
         return []
     wanted = {each for group in share.prefetch.groups for each in group.references}
     pinned = {
@@ -340,7 +340,6 @@ def _towards_pulled(
     elif pod.phase == "Failed":
         _give_up(pod, group, retry.ended(pod.reason), _end(pod), share, now, outcome)
     else:
-        outcome.pulling = True
         _watch_pull(pod, group, share, node, now, site, outcome)
 
 
@@ -472,11 +471,12 @@ def _watch_pull(
         # By the pod's own time, or each look would be another failure.
         found = _remember(pod, group, failure, pod.waiting_message, share, pod.created_at)
         outcome.blame(found)
-        outcome.pulling = now < pod.created_at + timeout
     elif now >= pod.created_at + timeout:
         text = f"not pulled within {timeout:.0f} s (retry.timeoutSeconds, or by the images' size)"
         _give_up(pod, group, retry.TIMED_OUT, text, share, now, outcome)
         return
+    # Another group's pull keeps the slot, whatever becomes of this one.
+    outcome.pulling = outcome.pulling or now < pod.created_at + timeout
     outcome.requeue.append(pod.created_at + timeout)
 
 

@@ -42,18 +42,20 @@ class Reflector:
 
     async def run(self) -> None:
         """Never raises: what fails is tried again, with a back-off."""
+        loop = asyncio.get_running_loop()
         failures = 0
         while True:
+            began = loop.time()
             try:
                 version = await self._list()
-                failures = 0
                 while True:
                     version = await self._watch(version)
                     await asyncio.sleep(FIRST_RETRY)
             except Gone:
                 logger.info("watch too old, listing again", extra={"path": self._path})
             except ImagegateError as error:
-                failures += 1
+                # A list that works does not end the back-off: the watch may be refused each time.
+                failures = 1 if loop.time() - began > LAST_RETRY else failures + 1
                 if failures == 1:
                     logger.warning(
                         "not watched, will be retried",
@@ -76,12 +78,12 @@ class Reflector:
             token = (metadata.get("continue") or "") if self._listing else ""
             for item in (page.get("items") or ()) if self._listing else ():
                 found[item["metadata"]["name"]] = item["metadata"]
-                self._tell(None, item)
+                self._say(None, item)
             if not token:
                 break
         for name in self._known.keys() - found.keys():
             ended = {**self._known[name], "resourceVersion": version}
-            self._tell("DELETED", {"metadata": ended})
+            self._say("DELETED", {"metadata": ended})
         self._known = found
         return version
 
@@ -99,5 +101,15 @@ class Reflector:
                         self._known.pop(name, None)
                     else:
                         self._known[name] = metadata
-                self._tell(type_, body)
+                self._say(type_, body)
         return version
+
+    def _say(self, type_: str | None, body: Mapping[str, Any]) -> None:
+        """Tell one object. One that cannot be read must not end the watch of all others: whoever
+        may create pods in the namespace may give them our labels.
+        """
+        try:
+            self._tell(type_, body)
+        except Exception:
+            name = (body.get("metadata") or {}).get("name")
+            logger.exception("object not read", extra={"path": self._path, "object": name})

@@ -171,10 +171,15 @@ class Store:
             return False
         if old is not None:
             uid, version = old.uid, max(version, old.version)
-        if uid:
+        before = self._ended.get((kind, key))
+        if uid and (before is None or before.uid == uid or before.version <= version):
             self._ended.pop((kind, key), None)
             self._ended[kind, key] = Tombstone(
-                uid, version, self._clock.monotonic(), returns=kind == "pod"
+                uid,
+                # A deletion that is told twice, once without its version, lowers nothing.
+                max(version, before.version) if before is not None else version,
+                self._clock.monotonic(),
+                returns=kind == "pod",
             )
             if len(self._ended) > TOMBSTONES:
                 del self._ended[next(iter(self._ended))]

@@ -246,6 +246,35 @@ def test_a_pull_is_given_up_at_its_timeout_and_one_of_unknown_size_after_two_hou
     assert len(deletes(decide(view(on, patient), START + 20 + 7200))) == 1
 
 
+def test_a_pull_in_time_keeps_the_slot_beside_one_that_is_past_its_deadline() -> None:
+    two = prefetch(
+        "llm",
+        *(f"reg.test/{n}:1" for n in range(12)),
+        retry=dataclasses.replace(LLM.retry, timeout=600.0),
+    )
+    on = node()
+    first, second = two.groups[:2]
+    failing = {"waiting": "ImagePullBackOff", "waiting_message": "connection refused"}
+    late = dict(created_at=START, **failing)
+    for overdue in (first, second):
+        pods = tuple(
+            pod(two, on, name=group.key, uid=group.key, group=group.key, images=group.references)
+            if group is not overdue
+            else pod(
+                two,
+                on,
+                name=group.key,
+                uid=group.key,
+                group=group.key,
+                images=group.references,
+                **late,
+            )
+            for group in (first, second)
+        )
+        standing = decide(view(on, Share(two, pods=pods)), START + 610).standings["llm"]
+        assert standing.pulling
+
+
 # ---- clocks
 
 

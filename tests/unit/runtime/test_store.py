@@ -48,6 +48,15 @@ def test_late_answer_to_a_delete_does_not_bring_the_pod_back() -> None:
     assert not store.pods
 
 
+def test_a_late_deletion_of_an_earlier_machine_does_not_lower_a_tombstone() -> None:
+    store = Store(Clock())
+    store.see_node(node("b", 10))
+    store.lose_node("n1", "b", 14)
+    store.lose_node("n1", "a", 9)
+    store.see_node(node("b", 12))
+    assert not store.nodes
+
+
 def test_gate_deleted_during_a_resync_stays_deleted() -> None:
     store, since = Store(Clock()), Clock().monotonic()
     store.see_gate(Gate(uid="g", version=3))
