@@ -237,16 +237,12 @@ class Ledger:
         return [name for name, entry in self.entries.items() if entry.forget(node)]
 
     def note_pods(self, node: Node, shares: Iterable[Share]) -> None:
-        """Note the pods that a decision has seen. What is known of groups that nobody asks for any
-        more is forgotten, their failed attempts included.
-        """
+        """Note the pods that a decision has seen; those of other groups are forgotten."""
         before = self.started.get(node.name, {})
         started: dict[str, str] = {}
-        living: set[str] = set()
         for share in shares:
             mine = {p.group: p for p in share.pods if p.machine == node.uid and p.observed}
             for group in share.prefetch.groups:
-                living.add(group.key)
                 pod = mine.get(group.key)
                 if pod is None or pod.deleting:
                     if group.key in before:
@@ -256,11 +252,6 @@ class Ledger:
         self.started.pop(node.name, None)
         if started:
             self.started[node.name] = started
-        known = self.attempts.get(node.name)
-        for key in known.keys() - living if known else ():
-            del self.attempts[node.name][key]
-        if known is not None and not known:
-            del self.attempts[node.name]
 
     def ended(self, node: str, group: str) -> None:
         """The operator has deleted the group's pod, or has noted that it is gone."""

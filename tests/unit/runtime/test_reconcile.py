@@ -14,7 +14,7 @@ from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.status import timestamp
 from imagegate.kube import errors
 from tests.unit.memory_api import MemoryApi
-from tests.unit.runtime.world import KEY, PODS, World, until
+from tests.unit.runtime.world import KEY, NAMESPACE, PODS, World, until
 
 FAST = {"retry": {"limit": 3, "minSeconds": 1, "maxSeconds": 1}}
 WIDE = {"rollout": {"maxParallel": "100%", "seeds": 1000}}
@@ -707,3 +707,20 @@ async def test_a_slot_goes_to_the_joining_node_that_waits_longest(world: World) 
         await until(lambda: len(world.pods()) == 2)
         nodes = {pod["spec"]["nodeName"] for pod in world.pods()}
         assert nodes == {"first", "second"}
+
+
+async def test_a_namespace_that_cannot_be_read_is_told_and_its_pods_stay(world: World) -> None:
+    world.add_node("n1")
+    world.add_prefetch("llm", "reg.test/llm:1")
+    async with world.operating():
+        await until(lambda: len(world.pods()) == 1)
+        (pod,) = world.pods()
+        world.store.see_unreadable({NAMESPACE: "pods is forbidden"})
+        await until(lambda: world.condition("llm", "Degraded")["reason"] == "NamespaceNotReadable")
+        assert "install the chart again" in world.condition("llm", "Degraded")["message"]
+        world.reconciler.node_changed("n1")
+        await asyncio.sleep(0.05)
+        assert world.pods() == [pod]
+        world.store.see_unreadable({})
+        world.finish(pod)
+        await until(lambda: world.labels("n1"))
