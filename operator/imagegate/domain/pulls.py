@@ -285,7 +285,8 @@ def _towards_cached(
         outcome.blame(share.attempts.get(group.key))
     if retry.exhausted(outcome.failure, share.prefetch.retry):
         outcome.state = NodeState.FAILED
-    elif outcome.pulling:
+    elif outcome.pulling or pods.busy:
+        # Also a pull that hangs, and whose slot was given to another node.
         outcome.state = NodeState.PULLING
 
 

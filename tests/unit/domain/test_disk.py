@@ -200,6 +200,9 @@ def test_a_pull_that_takes_much_too_long_is_given_up() -> None:
     assert plan.requeue_at == pytest.approx(NOW + 1)
     late = decide(view(linux(), pulling), now=NOW + 1)
     assert deletes(late)[0].remember.reason == "PullTimeout"  # type: ignore[union-attr]
+    hangs = share(asked, pods=(pod(asked, linux(), created_at=NOW - 1399, deleting=True),))
+    standing = decide(view(linux(), hangs), now=NOW + 1).standings["llm"]
+    assert (standing.state, standing.pulling) == ("pulling", False), "its slot is another's"
     unknown = dataclasses.replace(pulling, images={})
     assert deletes(decide(view(linux(), unknown), now=NOW + 5000)) == []
     assert len(deletes(decide(view(linux(), unknown), now=NOW + 10**6))) == 1
