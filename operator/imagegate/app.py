@@ -42,7 +42,7 @@ from imagegate.puller import build
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
-from imagegate.runtime.clock import Clock
+from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.collector import StateCollector
 from imagegate.runtime.disks import Disks, Source
 from imagegate.runtime.election import Elector
@@ -54,14 +54,11 @@ from imagegate.runtime.reflector import Reflector
 from imagegate.runtime.resync import Resync
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
+from imagegate.runtime.taint_keys import TaintKeys
 from imagegate.runtime.workloads import WorkloadImages
 from imagegate.settings import GateSource, Settings
 
 logger = logging.getLogger(__name__)
-
-WATCH_SILENCE = 900.0
-"""Seconds without any watch event after which the process is not healthy: a kubelet writes its
-Node's status every 5 minutes at least, and resyncs put right what is missed until then."""
 
 
 Watch = Callable[[Sightings, Sequence[str], str], Coroutine[Any, Any, None]]
@@ -99,6 +96,8 @@ class App:
         metrics.exists = lambda prefetch: prefetch in self.store.prefetches
         self.ledger = Ledger()
         self._gates = Gates(client)
+        leases = Leases(client, settings.namespace, settings.lease_name)
+        self._keys = TaintKeys(leases, clock, settings.gate_taint_key)
         nodes, pods = Nodes(client, lambda: self.store.wanted), Pods(client)
         self._nodes = nodes
         inspector = Inspector(
@@ -129,6 +128,7 @@ class App:
             clock=clock,
             taint_key=self._taint_key,
             taints_by_watch=settings.gate_source is GateSource.WATCH,
+            earlier_keys=self._earlier_keys,
         )
         inspector.changed = self._reconciler.images_inspected
         inspector.looked = self._reconciler.prefetch_changed
@@ -147,12 +147,11 @@ class App:
         self._heartbeat = Heartbeat(
             gates=self._gates,
             store=self.store,
-            ledger=self.ledger,
+            keys=self._keys,
             clock=clock,
             fit=self._fit_to_hold,
             armed=self._armed,
         )
-        self._last_key = settings.gate_taint_key
         queues = (
             self._reconciler.node_queue,
             self._reconciler.prefetch_queue,
@@ -180,10 +179,12 @@ class App:
             queue.kick()
 
     def _taint_key(self) -> str:
-        """The gate's key, also after the NodeGate was deleted: its nodes are still to be freed."""
-        if self.store.gate is not None and self.store.gate.taint_key:
-            self._last_key = self.store.gate.taint_key
-        return self._last_key
+        self._keys.see(self.store.gate)
+        return self._keys.current
+
+    def _earlier_keys(self) -> frozenset[str]:
+        self._keys.see(self.store.gate)
+        return self._keys.earlier
 
     def _armed(self) -> tuple[bool, str, str]:
         match self._settings.gate_source:
@@ -206,15 +207,13 @@ class App:
         if not self._leading:
             return None
         now = self._clock.monotonic()
-        if now - self.store.last_event > WATCH_SILENCE:
-            return "no watch event for 15 minutes"
         if now - self._resync.last > max(3 * self._settings.resync_seconds, 120.0):
             return "no resync has succeeded for three periods"
-        return None
+        return self.store.watches.problem()
 
     def _fit_to_hold(self) -> str | None:
         """Why nobody may be held on this process' account: it could not let them go in time."""
-        return self.healthy() or (None if self.store.watching else "no watch has begun yet")
+        return self.healthy() or (None if self.store.watches.begun else "no watch has begun yet")
 
     def ready(self) -> str | None:
         """A standby is ready; a leader once its store is complete."""
@@ -237,11 +236,7 @@ class App:
         """Do the work of the leader until cancelled, or until a part of it fails."""
         settings = self._settings
         self._leading = True
-        await self._gates.ensure(
-            taint_key=settings.gate_taint_key,
-            suspend=settings.gate_suspend,
-            silence_seconds=settings.gate_silence_seconds,
-        )
+        await self._provide_gate()
         await self._probe_image_volumes()
         await self._resync.once()
         self.store.complete = True
@@ -282,6 +277,29 @@ class App:
             (events, Reflector(self._watching, events, pulled, sightings.event, listing=False)),
         ]
 
+    async def _provide_gate(self) -> None:
+        """Create the NodeGate once for each taint key that the chart has had.
+
+        Whoever deletes the NodeGate opens the gate for good, or a restart of the operator would
+        close it again. After the chart's key was changed there is no NodeGate that anybody could
+        have deleted for that reason.
+        """
+        await self._keys.load()
+        key = self._settings.gate_taint_key
+        gate = await self._gates.get()
+        if gate is None and self._keys.created_with == key:
+            logger.warning("no NodeGate: somebody deleted it, and no node is held")
+            return
+        if gate is None:
+            gate = await self._gates.create(
+                taint_key=key,
+                suspend=self._settings.gate_suspend,
+                silence_seconds=self._settings.gate_silence_seconds,
+            )
+        self._keys.see(gate)
+        # After the creation: an operator that is killed in between finds the NodeGate and goes on.
+        await self._keys.record(gate.taint_key, created_with=key)
+
     async def _probe_image_volumes(self) -> None:
         """Where the API server drops image volumes no kubelet gets any, whatever the flags say."""
         puller = self._settings.puller
@@ -310,7 +328,8 @@ async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    clock = Clock()
+    server_time = ServerTime()
+    clock = Clock(now=server_time.now)
     metrics = Metrics(CollectorRegistry(), version=__version__, host="kubernetes")
     electing: list[Elector] = []
 
@@ -318,9 +337,9 @@ async def run(settings: Settings) -> None:
         electing[0].fence()
 
     async with (
-        _client(metrics, fence) as client,
+        _client(metrics, fence, server_time) as client,
         # A watch keeps its connection for as long as it runs, and there may be many.
-        _client(metrics, fence, connections=0) as watching,
+        _client(metrics, fence, server_time, connections=0) as watching,
         registry.Client(settings.registry, observer=metrics) as registries,
         Kubelets(
             ca_file=settings.kubelet_ca_file, insecure_tls=settings.kubelet_insecure_tls
@@ -368,12 +387,13 @@ async def campaign(app: App, elector: Elector, stop: asyncio.Event) -> None:
 
 @contextlib.asynccontextmanager
 async def _client(
-    metrics: Metrics, fence: Any, *, connections: int = CONNECTIONS
+    metrics: Metrics, fence: Any, server_time: ServerTime, *, connections: int = CONNECTIONS
 ) -> AsyncIterator[Client]:
     client = await Client.connect(
         user_agent=f"imagegate/{__version__}",
         fence=fence,
         observer=metrics,
+        time_observer=server_time,
         connections=connections,
     )
     try:

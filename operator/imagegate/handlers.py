@@ -19,6 +19,7 @@ from imagegate.domain.facts import Node
 from imagegate.kube import gates, prefetches
 from imagegate.metrics import Metrics
 from imagegate.puller import read
+from imagegate.runtime import watches
 from imagegate.runtime.store import Store
 
 Event = Any
@@ -44,15 +45,14 @@ class Sightings:
         self._read_node = read_node
 
     def node(self, type_: str | None, body: Body) -> None:
-        self._store.seen_event()
         seen = self._read_node(body)
+        self._store.watches.told(watches.NODES, seen.version)
         if type_ == "DELETED":
             self._store.lose_node(seen.name, seen.uid, seen.version)
         else:
             self._store.see_node(seen)
 
     def pod(self, type_: str | None, body: Body) -> None:
-        self._store.seen_event()
         seen = read.pod(body)
         if type_ == "DELETED":
             self._store.lose_pod(seen.namespace, seen.name, seen.uid, seen.version)
@@ -70,17 +70,17 @@ class Sightings:
             self._metrics.pulled(prefetch, said.seconds, said.size)
 
     def prefetch(self, type_: str | None, body: Body) -> None:
-        self._store.seen_event()
         seen = self._reader.parse(body)
+        self._store.watches.told(watches.PREFETCHES, seen.version)
         if type_ == "DELETED":
             self._store.lose_prefetch(seen.name, seen.uid, seen.version)
         else:
             self._store.see_prefetch(seen)
 
     def gate(self, type_: str | None, body: Body) -> None:
-        self._store.seen_event()
         if body["metadata"]["name"] == gates.NAME:
             seen = gates.parse(body)
+            self._store.watches.told(watches.GATES, seen.version)
             if type_ == "DELETED":
                 self._store.lose_gate(seen.uid, seen.version)
             else:

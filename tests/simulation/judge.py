@@ -863,7 +863,7 @@ class Liveness:
         stale = beat is None or age(beat) > 150
         blind = getattr(judge.truth, "blind_since", None)
         judge.applied["heartbeat"] += 1
-        if blind is not None and elapsed() - blind > 1500 and not stale:
+        if blind is not None and elapsed() - blind > 480 and not stale:
             text = f"armed {elapsed() - blind:.0f} s after the watch of Nodes died"
             judge.blame("armed-while-blind", "default", text)
         if blind is None:

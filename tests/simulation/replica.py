@@ -20,7 +20,7 @@ from imagegate.registry.documents import Layer
 from imagegate.registry.errors import NotFound as ImageNotFound
 from imagegate.registry.manifests import ImageFacts
 from imagegate.registry.platforms import Platform
-from imagegate.runtime.clock import Clock
+from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.election import Elector
 from imagegate.settings import Settings
 from tests.simulation.apiserver import ApiServer
@@ -83,6 +83,7 @@ class Replica:
         self.exits: list[tuple[float, str]] = []
         """When and why its process ended, where nobody had killed it."""
         self.app: App | None = None
+        self.blind_since: float | None = None
         self._server, self._registry, self._kubelets = server, registry, kubelets
         self._namespaces = tuple(namespaces)
         self._rng = rng
@@ -104,6 +105,11 @@ class Replica:
         """SIGSTOP for so long: nothing reaches it, and what it sends leaves later."""
         self._frozen_until = elapsed() + seconds
 
+    def go_blind(self, resources: set[str]) -> None:
+        """The watches of these resources tell nothing any more, until the process ends."""
+        self.network.dead = resources
+        self.blind_since = elapsed()
+
     def _frozen(self) -> float:
         return max(0.0, self._frozen_until - elapsed())
 
@@ -113,6 +119,7 @@ class Replica:
         while True:
             self.incarnation += 1
             self._killed = False
+            self.network.dead, self.blind_since = set(), None
             began = elapsed()
             self._process = asyncio.get_running_loop().create_task(self._live())
             try:
@@ -135,12 +142,15 @@ class Replica:
 
     async def _live(self) -> None:
         loop = asyncio.get_running_loop()
-        clock = Clock(now=lambda: EPOCH + loop.time() + self.skew, monotonic=loop.time)
+        server_time = ServerTime(wall=lambda: EPOCH + loop.time() + self.skew, monotonic=loop.time)
+        clock = Clock(now=server_time.now, monotonic=loop.time)
         electors: list[Elector] = []
         api: Any = Transport(self._server, self.network, self.actor)
         api.frozen = self._frozen
         metrics = Metrics(CollectorRegistry(), version="simulation")
-        client = Client(api, fence=lambda: electors[0].fence(), observer=metrics)
+        client = Client(
+            api, fence=lambda: electors[0].fence(), observer=metrics, time_observer=server_time
+        )
         settings = Settings(
             namespace=NAMESPACE,
             identity=self.actor,

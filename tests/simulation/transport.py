@@ -11,11 +11,13 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 
 import aiohttp
 
 from tests.simulation.apiserver import ApiServer, Change, Refused
+from tests.simulation.loop import EPOCH, elapsed
 
 BOOKMARKS = 60.0
 
@@ -58,7 +60,7 @@ class Response:
     ) -> None:
         self.status = status
         self._payload = payload
-        self._headers = headers or {}
+        self._headers = {"Date": formatdate(int(EPOCH + elapsed()), usegmt=True), **(headers or {})}
         self.response: Any = self
 
     async def read(self) -> bytes:

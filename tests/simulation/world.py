@@ -37,8 +37,6 @@ class World:
         """Whether every change of a Node by the operator is answered with 503."""
         self.webhook_down: set[str] = set()
         """Namespaces in which an admission webhook fails."""
-        self.blind_since: float | None = None
-        """Since when the watches tell nothing any more, and do not end."""
         self.roleless: set[str] = set()
         """Namespaces in which the operator's Role is gone."""
         self._calm: dict[str, float] = {}
@@ -360,6 +358,11 @@ class World:
         self.server.do(actor, "DELETE", "pods", _key(pod), {"gracePeriodSeconds": 0})
 
     # ---- what may happen: the operator and its way to the API server
+
+    @property
+    def blind_since(self) -> float | None:
+        """Since when a watch of the leader's tells nothing any more, and does not end."""
+        return self.leader.blind_since if self.leader is not None else None
 
     @property
     def leader(self) -> Replica | None:

@@ -123,6 +123,10 @@ class MemoryApi:
                 text = f"the server rejected our request due to an error in our request: {error}"
                 raise self._error("PATCH", path, 422, "Invalid", text) from error
         else:
+            assert isinstance(body, Mapping)
+            uid = body.get("metadata", {}).get("uid")
+            if uid is not None and uid != old["metadata"]["uid"]:
+                raise self._error("PATCH", path, 409, "Conflict")
             new = merge(old, body)
         if new != old:
             self._store(key, new, "MODIFIED")

@@ -191,6 +191,13 @@ MatchLabels = Annotated[
 ]
 
 
+ShortDigests = Annotated[
+    Mapping[str, Annotated[str, Field(max_length=160)]],
+    Field(max_length=64),
+]
+"""Digests of images, by a hash of the reference."""
+
+
 class LabelSelector(ApiModel):
     """A metav1.LabelSelector. An empty one selects everything."""
 

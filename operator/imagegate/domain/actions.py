@@ -66,7 +66,8 @@ class PatchNode:
     observed: str | None = None
     forget: bool = False
     """Remove the annotation: nothing of ours shall be left (uninstall)."""
-    remove: Taint | None = None
+    remove: tuple[Taint, ...] = ()
+    """The gate's taints on the node, of the present key and of earlier keys."""
     add: Taint | None = None
     release: ReleaseReason | None = None
     message: str = ""

@@ -7,6 +7,7 @@ that its predecessor rolled out.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,11 +29,20 @@ def recorded(prefetch: Prefetch) -> dict[str, str]:
     """The digests in its status, by reference: only what is a digest counts."""
     entries = listed(prefetch).items()
     found = {reference: entry.get("digest") for reference, entry in entries}
+    shorter = prefetch.status.get("digests")
+    if isinstance(shorter, Mapping):
+        for image in prefetch.images:
+            found.setdefault(image.reference, shorter.get(reference_key(image.reference)))
     return {
         reference: digest
         for reference, digest in found.items()
         if isinstance(digest, str) and valid_digest(digest)
     }
+
+
+def reference_key(reference: str) -> str:
+    """A reference in ``status.digests``, where there is no room for it as a whole."""
+    return hashlib.sha256(reference.encode()).hexdigest()[:12]
 
 
 def listed(prefetch: Prefetch) -> dict[str, Mapping[str, Any]]:

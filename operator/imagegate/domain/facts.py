@@ -8,7 +8,7 @@ heartbeat, which changes nothing else, is not a change.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -83,9 +83,13 @@ class Node:
         """What the labels of this node are true for: this machine since this boot."""
         return f"{self.uid}/{self.boot_id}"
 
+    def taints_of(self, keys: Collection[str]) -> tuple[Taint, ...]:
+        """The taints with one of these keys, whatever their effect or value."""
+        return tuple(taint for taint in self.taints if taint.key in keys)
+
     def taint(self, key: str) -> Taint | None:
-        """The first taint with this key and effect NoSchedule, as evidence that it is there."""
-        return next((t for t in self.taints if t.key == key and t.effect == "NoSchedule"), None)
+        """The first taint with this key, as evidence that it is there."""
+        return next(iter(self.taints_of((key,))), None)
 
 
 class Operator(StrEnum):
@@ -296,8 +300,8 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class Prefetch:
-    """One ImagePrefetch. ``invalid`` explains why it cannot be acted on; then only the
-    metadata means anything."""
+    """One ImagePrefetch. ``invalid`` explains why it cannot be acted on; then the fields of the
+    spec mean something only if it could be parsed (`parsed`)."""
 
     name: str
     uid: str
@@ -313,6 +317,9 @@ class Prefetch:
     searching: bool = False
     """Whether it is not known yet which images ``images_from`` comes to: nothing is begun for it,
     and nothing that nodes have is doubted."""
+    unread: bool = False
+    """Whether a source in ``images_from`` cannot be read and nothing is remembered of it: there
+    may be more images than ``images`` has."""
     pull_secrets: tuple[str, ...] = ()
     """For the images that ``images_from`` comes to."""
     selector: tuple[Requirement, ...] = ()
@@ -339,6 +346,11 @@ class Prefetch:
     def live(self) -> bool:
         """Whether nodes should hold its images: neither going away, unusable nor a dry run."""
         return not self.deleting and self.invalid is None and not self.dry_run
+
+    @property
+    def parsed(self) -> bool:
+        """Whether the spec could be parsed. A spec that was parsed names an image or a source."""
+        return bool(self.images or self.images_from)
 
     @cached_property
     def target(self) -> str:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from imagegate.domain.actions import ReleaseReason
-from imagegate.domain.facts import Attempts, Gate, GateMode, GatePolicy, Node, Prefetch
+from imagegate.domain.facts import Attempts, Gate, GateMode, GatePolicy, Node, Prefetch, Taint
+
+MAX_PROBLEM = 400
+"""Characters of a problem in a message about one node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an ImagePrefetch that asks for a node cannot be acted on."""
+
+    prefetch: Prefetch
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +30,21 @@ class Claim:
     failure: Attempts | None = None
     impossible: bool = False
     """The node can never hold images (`match.NEVER`): nothing to wait for."""
+    problem: Problem | None = None
+    """Why it cannot be acted on: its images are not cached then, whatever their number."""
     waits_for: str = ""
     """What of ``startAfter`` keeps its pulls from starting, for people."""
 
     @property
+    def obstacle(self) -> str:
+        """Why it does not pull, as the end of a sentence that begins with its name."""
+        if self.problem is not None:
+            return f": {self.problem.message[:MAX_PROBLEM]}"
+        return f", which waits for {self.waits_for}" if self.waits_for else ""
+
+    @property
     def gating(self) -> bool:
         return self.prefetch.gate.mode is GateMode.NEW_NODES and not self.impossible
-
-
-def blocked(prefetch: Prefetch) -> Claim:
-    """The claim of a prefetch that cannot be acted on until somebody corrects something."""
-    assert prefetch.invalid is not None
-    reason, message = prefetch.invalid
-    return Claim(
-        prefetch, cached=False, failure=Attempts(reason=reason, message=message, permanent=True)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +59,28 @@ class Verdict:
 _RANK = (ReleaseReason.TIMEOUT, ReleaseReason.FAILED, ReleaseReason.CACHED)
 
 
-def ready_since(node: Node, first_seen: float) -> float:
+def ready_since(node: Node, first_seen: float, taints: Iterable[Taint] = ()) -> float:
     """When the node became Ready, in seconds since the epoch, with a wrong node clock contained.
 
     The condition's transition time is by the node's own clock. It cannot truly lie before the
     Node was created nor after this operator first saw it Ready, so a clock that is hours off
     neither opens the gate at once nor holds it for hours. A node that was in service before and
-    is held again after a reboot may never have left Ready: there, only what was seen counts.
+    is held again after a reboot may never have left Ready: there, the time at which its gate
+    taint was added counts (``taints``), which is in the cluster and so outlives a restart of the
+    operator. Only for a taint that somebody else added without a time does ``first_seen`` count.
     """
     if node.observed:
-        return first_seen
+        added = [at for taint in taints if (at := _seconds(taint.time_added)) is not None]
+        return min(max(min(added), node.ready_since or 0.0), first_seen) if added else first_seen
     claimed = node.ready_since if node.ready_since is not None else first_seen
     return min(max(claimed, node.created_at), first_seen)
+
+
+def _seconds(timestamp: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(timestamp).timestamp() if timestamp else None
+    except ValueError:
+        return None
 
 
 def judge(
@@ -85,7 +107,7 @@ def judge(
     deadlines: list[float] = []
     for claim in gating:
         name, policy = claim.prefetch.name, claim.prefetch.gate
-        behind = f", which waits for {claim.waits_for}" if claim.waits_for else ""
+        behind = claim.obstacle
         deadline = since + policy.timeout
         if claim.cached:
             reasons.add(ReleaseReason.CACHED)
@@ -94,10 +116,13 @@ def judge(
         elif claim.failure is not None and claim.failure.permanent:
             reasons.add(ReleaseReason.FAILED)
             notes.append(f"{name}: {claim.failure.reason}: {claim.failure.message}")
+        elif claim.problem is not None:
+            reasons.add(ReleaseReason.FAILED)
+            notes.append(name + behind)
         elif now >= deadline:
             reasons.add(ReleaseReason.TIMEOUT)
             note = f"{name}: not cached within {policy.timeout:g} s of Ready"
-            notes.append(note + (f"; it waited for {claim.waits_for}" if behind else ""))
+            notes.append(note + (f"; it waited for {claim.waits_for}" if claim.waits_for else ""))
         else:
             blockers.append(name + behind)
             deadlines.append(deadline)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from imagegate.domain import disk, drift, gate, match, pulls
+from imagegate.domain import disk, drift, gate, match, pulls, status
 from imagegate.domain.actions import Action, DeletePod, NodePlan, PatchNode, ReleaseReason
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import (
@@ -19,9 +19,9 @@ from imagegate.domain.facts import (
     Node,
     OnReboot,
     Pod,
-    Prefetch,
     Taint,
 )
+from imagegate.domain.gate import Problem
 from imagegate.domain.share import Outcome, Share, Site
 
 
@@ -33,15 +33,16 @@ class NodeView:
     taint_key: str
     """The gate's key; known even when the NodeGate is gone, or nobody could be released."""
     gate: Gate | None
+    earlier_keys: frozenset[str] = frozenset()
+    """Keys that the gate had before: a node that has a taint with one of them is released."""
     shares: tuple[Share, ...] = ()
     """One per live prefetch whose selector matches the node, in the order of their names."""
     orphans: tuple[Pod, ...] = ()
     """Puller pods on this node that no live, matching prefetch accounts for."""
     frozen: frozenset[str] = field(default_factory=frozenset)
     """Names of prefetches whose spec cannot be acted on: their labels and pods stay as they are."""
-    blocked: tuple[Prefetch, ...] = ()
-    """Those of them that match the node and gate it: their images are known, but not how to get
-    them there."""
+    problems: tuple[Problem, ...] = ()
+    """Of the prefetches that ask for this node, those whose spec cannot be acted on."""
     first_ready: float = 0.0
     """When this process first saw the node Ready."""
     unready_since: float | None = None
@@ -59,8 +60,8 @@ class NodeView:
 
 def decide(view: NodeView, now: float) -> NodePlan:
     """What to do about this node now, and when to look again if nothing happens before."""
-    taint = view.node.taint(view.taint_key)
-    outcomes = _assess(view, now, gated=taint is not None)
+    taints = view.node.taints_of((view.taint_key,))
+    outcomes = _assess(view, now, gated=bool(taints))
     actions: list[Action] = [
         DeletePod(pod, "no ImagePrefetch asks for it") for pod in view.orphans if not pod.deleting
     ]
@@ -68,13 +69,13 @@ def decide(view: NodeView, now: float) -> NodePlan:
     for _, outcome in outcomes:
         actions.extend(outcome.actions)
         requeue.extend(outcome.requeue)
-    verdict = _verdict(view, taint, outcomes, now)
+    verdict = _verdict(view, taints, outcomes, now)
     if verdict is not None and verdict.requeue_at is not None:
         requeue.append(verdict.requeue_at)
-    patch = _patch(view, taint, outcomes, verdict, now)
+    patch = _patch(view, taints, outcomes, verdict, now)
     if not patch.empty:
         actions.append(patch)
-    held = taint is not None and patch.remove is None
+    held = len(patch.remove) < len(taints) + len(_outdated(view))
     return NodePlan(
         actions=tuple(actions),
         # A moment that is over was dealt with by this very decision: without new facts there is
@@ -145,13 +146,14 @@ def _held(view: NodeView) -> frozenset[disk.Key]:
 
 def _verdict(
     view: NodeView,
-    taint: Taint | None,
+    taints: tuple[Taint, ...],
     outcomes: list[tuple[Share, Outcome]],
     now: float,
 ) -> gate.Verdict | None:
     """The gate's verdict, or None where there is no taint or the node is on its way out."""
-    if taint is None or view.node.deleting:
+    if not taints or view.node.deleting:
         return None
+    impossible = match.skipped(view.node, gated=True) in match.NEVER
     return gate.judge(
         gate=view.gate,
         unsettled=match.unsettled(view.node),
@@ -165,15 +167,23 @@ def _verdict(
             )
             for share, outcome in outcomes
         ]
-        + [gate.blocked(prefetch) for prefetch in view.blocked],
-        since=gate.ready_since(view.node, view.first_ready),
+        + [
+            gate.Claim(problem.prefetch, cached=False, problem=problem, impossible=impossible)
+            for problem in view.problems
+        ],
+        since=gate.ready_since(view.node, view.first_ready, taints),
         now=now,
     )
 
 
+def _outdated(view: NodeView) -> tuple[Taint, ...]:
+    """The gate's taints with an earlier key. Nothing else would ever remove them."""
+    return view.node.taints_of(view.earlier_keys - {view.taint_key})
+
+
 def _patch(
     view: NodeView,
-    taint: Taint | None,
+    taints: tuple[Taint, ...],
     outcomes: list[tuple[Share, Outcome]],
     verdict: gate.Verdict | None,
     now: float,
@@ -182,36 +192,47 @@ def _patch(
     if node.deleting:
         return PatchNode(node)
     if node.observed and node.observed != node.identity:
-        return _new_life(view, taint)
+        return _new_life(view, taints, now)
     drop = _orphan_labels(view) + tuple(
-        share.prefetch.label for share, outcome in outcomes if outcome.evicted
+        share.prefetch.label
+        for share, outcome in outcomes
+        # A label that stands for no image would say that something is cached.
+        if outcome.evicted
+        or (
+            not share.prefetch.images
+            and not share.prefetch.searching
+            and share.prefetch.label in node.labels
+        )
     )
-    if taint is not None and (verdict is None or verdict.release is None):
+    outdated = _outdated(view)
+    if taints and (verdict is None or verdict.release is None):
         # Labels of what is cached already wait for the release: one patch for all of it.
-        return PatchNode(node, drop_labels=drop)
+        return PatchNode(node, drop_labels=drop, remove=outdated)
     labels = {
         share.prefetch.label: share.prefetch.target
         for share, outcome in outcomes
-        if outcome.cached and not outcome.labelled
+        if outcome.cached and not outcome.labelled and share.prefetch.images
     }
     release: ReleaseReason | None = None
     message = ""
-    if taint is not None and verdict is not None:
+    if taints and verdict is not None:
         release, message = verdict.release, verdict.message
+    elif outdated:
+        release, message = ReleaseReason.DISABLED, "the key of the gate's taint was changed"
     record = (bool(labels) or release is not None) and node.observed != node.identity
     return PatchNode(
         node,
         set_labels=labels,
         drop_labels=drop,
         observed=node.identity if record else None,
-        remove=taint if release is not None else None,
-        add=_late_taint(view, taint, outcomes, now),
+        remove=(*taints, *outdated),
+        add=None if taints or outdated else _late_taint(view, outcomes, now),
         release=release,
         message=message,
     )
 
 
-def _new_life(view: NodeView, taint: Taint | None) -> PatchNode:
+def _new_life(view: NodeView, taints: tuple[Taint, ...], now: float) -> PatchNode:
     """The labels speak of an earlier boot, or of another machine of this name.
 
     One patch makes them true again before anything else is decided: labels that have to be
@@ -233,12 +254,11 @@ def _new_life(view: NodeView, taint: Taint | None) -> PatchNode:
             and prefetch.gate.on_reboot is OnReboot.HOLD
             and prefetch.gate.mode is GateMode.NEW_NODES
         )
-    active = view.gate is not None and not view.gate.suspend and not view.gate.deleting
     return PatchNode(
         node,
         drop_labels=tuple(sorted(drop)),
         observed=node.identity,
-        add=_gate_taint(view) if hold and active and taint is None else None,
+        add=_gate_taint(view, now) if hold and _active(view) and not taints else None,
     )
 
 
@@ -253,7 +273,6 @@ def _orphan_labels(view: NodeView) -> tuple[str, ...]:
 
 def _late_taint(
     view: NodeView,
-    taint: Taint | None,
     outcomes: list[tuple[Share, Outcome]],
     now: float,
 ) -> Taint | None:
@@ -264,9 +283,9 @@ def _late_taint(
     and joined while an operator was there, as with the policy's own dead-man's switch.
     """
     node, gate_ = view.node, view.gate
-    if not view.taints_by_watch or taint is not None or node.observed:
+    if not view.taints_by_watch or node.observed:
         return None
-    if gate_ is None or gate_.suspend or gate_.deleting or now - node.created_at > gate_.silence:
+    if gate_ is None or not _active(view) or now - node.created_at > gate_.silence:
         return None
     if any(key.startswith("node-role.kubernetes.io/control-plane") for key in node.labels):
         return None
@@ -277,8 +296,19 @@ def _late_taint(
         and not outcome.skipped
         for share, outcome in outcomes
     )
-    return _gate_taint(view) if waiting else None
+    return _gate_taint(view, now) if waiting else None
 
 
-def _gate_taint(view: NodeView) -> Taint:
-    return Taint(view.taint_key, "NoSchedule", TAINT_VALUE)
+def _active(view: NodeView) -> bool:
+    """Whether nodes may be held. As in the admission policy, not before the first heartbeat:
+    only then is it recorded that nodes may have a taint with this key (`runtime.taint_keys`).
+    """
+    gate_ = view.gate
+    if gate_ is None or gate_.suspend or gate_.deleting:
+        return False
+    return "heartbeat" in gate_.status
+
+
+def _gate_taint(view: NodeView, now: float) -> Taint:
+    """With the time, from which the gate's timeout is counted for a node that is held again."""
+    return Taint(view.taint_key, "NoSchedule", TAINT_VALUE, status.timestamp(now))

@@ -1,7 +1,6 @@
 """The status of an ImagePrefetch and of the NodeGate: counts, conditions, a few failures.
 
-Bounded: whatever the number of nodes, at most ten failures and a few hundred bytes a condition;
-advice about images takes what is left of 16 KiB.
+Bounded at 16 KiB, whatever the spec and the number of nodes: `_fit` says what is left out first.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from imagegate.domain import advice, retry, workloads
 from imagegate.domain.advice import Severity
-from imagegate.domain.effective import listed, resolved
+from imagegate.domain.effective import listed, reference_key, resolved
 from imagegate.domain.facts import (
     Attempts,
     Image,
@@ -30,6 +29,15 @@ MAX_FAILURES = 10
 MAX_MESSAGE = 400
 MAX_REASONS = 5
 MAX_FOUND = 1000
+MAX_CONDITION = 1000
+"""Characters of a condition's message."""
+MAX_SECRETS = 3
+"""Pull secrets that a message names."""
+MAX_IMAGES = 10 * 1024
+"""Bytes for the images and their digests. What is said of them depends on nothing else, so that
+a node that fails changes nothing there."""
+SHORTER = (200, 100, 50, 20)
+"""Characters of messages, and of the images of failures, where there is less room."""
 MAX_STATUS = 16 * 1024
 """Bytes of a status that there is room for advice in."""
 NOT_ADVICE = 8 * 1024
@@ -132,13 +140,14 @@ def prefetch_status(
     }
     if prefetch.invalid is not None:
         # The digests and workload images that were found are kept for when the spec is corrected.
-        kept = ("target", "images", "refresh")
-        return status | {key: earlier[key] for key in kept if key in earlier}
+        kept = ("target", "images", "moreImages", "digests", "refresh")
+        status |= {key: earlier[key] for key in kept if key in earlier}
+        return _fit(status)
     status["target"] = prefetch.target
-    status["images"] = _images(prefetch, images, now)
+    status |= _images(prefetch, images, now)
     if prefetch.refresh is not None:
         status["refresh"] = _refresh(refreshed, earlier.get("refresh"))
-    return status
+    return _fit(status)
 
 
 def _refresh(refreshed: Refreshed | None, before: object) -> dict[str, Any]:
@@ -152,10 +161,10 @@ def _refresh(refreshed: Refreshed | None, before: object) -> dict[str, Any]:
     return {**entry, "message": _cut(refreshed.problem)} if refreshed.problem else entry
 
 
-def _images(
-    prefetch: Prefetch, images: Mapping[str, ImageFacts], now: float
-) -> list[dict[str, Any]]:
-    """With the most important advice that there is room for, and how much there is besides."""
+def _images(prefetch: Prefetch, images: Mapping[str, ImageFacts], now: float) -> dict[str, Any]:
+    """The fields about the images, with the most important advice that there is room for, and how
+    much there is besides.
+    """
     before = listed(prefetch)
     current = prefetch.images if prefetch.refresh is None else resolved(prefetch.images, images)
     entries = [
@@ -176,9 +185,11 @@ def _images(
                 (each.severity is not Severity.ERROR, rank, place, str(each)[: advice.MAX_TEXT])
                 for rank, each in enumerate(said)
             )
+    if _bytes(entries) > MAX_IMAGES:
+        return _cut_images(entries)
     room = MAX_STATUS - NOT_ADVICE - _bytes(entries) - _bytes({"advice": [_more(len(found))]})
     if room < 0:
-        return entries
+        return {"images": entries}
     found.sort()
     for number, (_, _, place, text) in enumerate(found):
         new = [] if "advice" in entries[place] else {"advice": []}
@@ -187,7 +198,65 @@ def _images(
             entries[place].setdefault("advice", []).append(_more(len(found) - number))
             break
         entries[place].setdefault("advice", []).append(text)
-    return entries
+    return {"images": entries}
+
+
+def _cut_images(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The images without their sizes, and as many as there is room for. Of the others the digests
+    that their tags were resolved to stay, in a shorter form, because the operator reads them back
+    (`effective.recorded`); images that only a workload names come first for the same reason.
+    """
+    without = [{k: v for k, v in e.items() if k not in _SIZES} for e in entries]
+    if _bytes(without) <= MAX_IMAGES:
+        return {"images": without}
+    order = sorted(range(len(without)), key=lambda place: "from" not in without[place])
+    digests = {
+        reference_key(entry["image"]): entry["digest"] for entry in without if "digest" in entry
+    }
+    room = MAX_IMAGES - _bytes(digests)
+    shown: set[int] = set()
+    for place in order:
+        room -= _bytes(without[place]) + 2
+        if room < 0:
+            break
+        shown.add(place)
+    left_out = [entry for place, entry in enumerate(without) if place not in shown]
+    digests = {reference_key(e["image"]): e["digest"] for e in left_out if "digest" in e}
+    return {
+        "images": [entry for place, entry in enumerate(without) if place in shown],
+        "moreImages": len(left_out),
+        **({"digests": digests} if digests else {}),
+    }
+
+
+_SIZES = ("compressedBytes", "largestLayerBytes")
+
+
+def _fit(status: dict[str, Any]) -> dict[str, Any]:
+    """The status within 16 KiB and the limits of the CRD. The images have their own bound, so what
+    is shortened is what failures say and then what conditions say.
+    """
+    conditions = [_short(entry, "message", MAX_CONDITION) for entry in status["conditions"]]
+    status = {**status, "conditions": conditions}
+    for limit in SHORTER:
+        if _bytes(status) <= MAX_STATUS:
+            return status
+        failures = [
+            _short(_short(entry, "message", limit), "image", limit) for entry in status["failures"]
+        ]
+        status = {**status, "failures": failures}
+    for limit in SHORTER:
+        if _bytes(status) <= MAX_STATUS:
+            return status
+        conditions = [_short(entry, "message", limit) for entry in status["conditions"]]
+        status = {**status, "conditions": conditions}
+        if isinstance(refresh := status.get("refresh"), Mapping):
+            status["refresh"] = _short(refresh, "message", limit)
+    return status
+
+
+def _short(entry: Mapping[str, Any], key: str, limit: int) -> dict[str, Any]:
+    return {**entry, key: _cut(entry[key], limit)} if key in entry else dict(entry)
 
 
 def _more(count: int) -> str:
@@ -235,7 +304,7 @@ def dry_run_status(
         ("Degraded", False, "DryRun", "nothing is tried"),
         *_found(found),
     ]
-    return {
+    wanted = {
         "observedGeneration": prefetch.generation,
         "target": prefetch.target,
         "nodes": {
@@ -247,10 +316,11 @@ def dry_run_status(
             "skipped": sum(facts.skipped.values()),
             "gated": 0,
         },
-        "images": _images(prefetch, images, now),
+        **_images(prefetch, images, now),
         "failures": refused,
         "conditions": merge_conditions(prefetch.status, conditions, prefetch.generation, now),
     }
+    return _fit(wanted)
 
 
 Condition = tuple[str, bool, str, str]
@@ -368,17 +438,18 @@ def _explain(prefetch: Prefetch, failure: Failure) -> str:
     remedy = retry.remedy(attempts)
     if attempts.reason == "Unauthorized":
         secrets = sorted({s for i in prefetch.images for s in i.pull_secrets})
-        named = ", ".join(secrets) or "none is named"
+        more = [f"and {len(secrets) - MAX_SECRETS} more"] if len(secrets) > MAX_SECRETS else []
+        named = ", ".join((*secrets[:MAX_SECRETS], *more)) or "none is named"
         remedy += f" (namespace {prefetch.namespace}: {named})"
     return f"{failure.node}: {_cut(attempts.message)}; {remedy}"
 
 
-def _cut(message: str) -> str:
+def _cut(message: str, limit: int = MAX_MESSAGE) -> str:
     """The cause stands at the end, behind names that may be long; what is left out is between."""
-    if len(message) <= MAX_MESSAGE:
+    if len(message) <= limit:
         return message
-    begin = MAX_MESSAGE // 4
-    return f"{message[:begin]} … {message[begin + 3 - MAX_MESSAGE :]}"
+    begin = limit // 4
+    return f"{message[:begin]} … {message[begin + 3 - limit :]}"
 
 
 def _failure(failure: Failure) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class Found:
     unusable: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     """Why something is not known as of now."""
+    unread: bool = False
+    """Whether there is a source of which nothing is known, and nothing remembered."""
 
 
 def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
@@ -89,7 +91,9 @@ def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
             without.append(f"{source.kind} in {source.namespace}")
     images = [image for workload in selected.values() for image in workload.images]
     unread = {place for place, listing in known.items() if not listing.read}
-    images += _remembered(declared, unread)
+    remembered = list(_remembered(declared, unread))
+    images += remembered
+    unknown = unread - {_place(image.source) for image in remembered}
     taken, left_out = _fitting(declared, images)
     return Found(
         images=taken,
@@ -98,6 +102,7 @@ def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
         left_out=left_out,
         unusable=tuple(sorted({why for w in selected.values() for why in w.unusable})),
         problems=tuple(listing.problem for listing in known.values() if listing.problem),
+        unread=bool(unknown),
     )
 
 
@@ -132,13 +137,18 @@ def _remembered(declared: Prefetch, places: Collection[Place]) -> Iterator[Image
         source = entry.get("from")
         if not isinstance(source, str):
             continue
-        kind, _, name = source.partition(" ")
-        if (kind, name.partition("/")[0]) not in places:
+        if _place(source) not in places:
             continue
         try:
             yield image(reference, source)
         except references.InvalidReference:
             continue
+
+
+def _place(source: str) -> Place:
+    """Where a workload is, by its name as the source of an image."""
+    kind, _, name = source.partition(" ")
+    return kind, name.partition("/")[0]
 
 
 def joined(declared: Prefetch, found: Found | None) -> Prefetch:
@@ -147,7 +157,8 @@ def joined(declared: Prefetch, found: Found | None) -> Prefetch:
         return declared
     if found is None:
         return replace(declared, searching=True)
-    return replace(declared, searching=False, images=(*declared.images, *found.images))
+    images = (*declared.images, *found.images)
+    return replace(declared, searching=False, unread=found.unread, images=images)
 
 
 def condition(found: Found) -> tuple[bool, str, str]:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -58,6 +57,12 @@ class RequestObserver(Protocol):
     def observe_request(self, method: str, code: str, seconds: float) -> None: ...
 
 
+class TimeObserver(Protocol):
+    """Where the API server's time goes (`runtime.clock.ServerTime`)."""
+
+    def heard(self, date: str | None, sent: float) -> None: ...
+
+
 class Client:
     """Reads and fenced writes.
 
@@ -73,12 +78,14 @@ class Client:
         fence: Callable[[], None] = lambda: None,
         observer: RequestObserver | None = None,
         connections: int = 0,
+        time_observer: TimeObserver | None = None,
     ) -> None:
         self._api = api
+        self._time_observer = time_observer
         self._fence = fence
         self._observer = observer
         self._free = asyncio.Semaphore(connections) if connections else None
-        self._answered_at = time.monotonic()
+        self._answered_at = float("-inf")
         self._unanswered = False
         self.recovered: Callable[[], None] = _ignore
         """Called when the API server answers again after an outage."""
@@ -90,6 +97,7 @@ class Client:
         user_agent: str,
         fence: Callable[[], None] = lambda: None,
         observer: RequestObserver | None = None,
+        time_observer: TimeObserver | None = None,
         connections: int = CONNECTIONS,
     ) -> Client:
         """From the pod's service account, or else from KUBECONFIG. ``connections``: how many at
@@ -112,7 +120,13 @@ class Client:
         configuration.connection_pool_maxsize = connections + RESERVED if connections else 0
         api = ApiClient(configuration)
         api.user_agent = user_agent
-        return cls(api, fence=fence, observer=observer, connections=connections)
+        return cls(
+            api,
+            fence=fence,
+            observer=observer,
+            connections=connections,
+            time_observer=time_observer,
+        )
 
     async def close(self) -> None:
         await self._api.close()
@@ -164,7 +178,7 @@ class Client:
         too old, and other errors as any request.
         """
         request = f"WATCH {path}"
-        started, code = time.monotonic(), "<error>"
+        started, code = _monotonic(), "<error>"
         asked = {"watch": "true", "allowWatchBookmarks": "true", **query}
         asked |= {"resourceVersion": version, "timeoutSeconds": str(WATCH_SECONDS)}
         try:
@@ -175,7 +189,7 @@ class Client:
             raise errors.Unavailable(request, 0, f"{type(error).__name__}: {error}") from error
         finally:
             if self._observer is not None:
-                self._observer.observe_request("WATCH", code, time.monotonic() - started)
+                self._observer.observe_request("WATCH", code, _monotonic() - started)
         try:
             if response.status >= 400:
                 payload, delay = await response.read(), response.getheader("Retry-After")
@@ -266,7 +280,7 @@ class Client:
         if not answered:
             self._unanswered = True
             return
-        now = time.monotonic()
+        now = _monotonic()
         ended = self._unanswered and now - self._answered_at >= OUTAGE
         self._answered_at, self._unanswered = now, False
         if ended:
@@ -282,11 +296,13 @@ class Client:
         content_type: str,
     ) -> dict[str, Any]:
         request = f"{method} {path}"
-        started = time.monotonic()
+        started = _monotonic()
         code = "<error>"
         try:
             serialized = await self._serialize(method, path, query, body, content_type)
             response = await self._api.call_api(*serialized, _request_timeout=TIMEOUT)
+            if self._time_observer is not None:
+                self._time_observer.heard(response.getheader("Date"), started)
             payload = await response.read()
             code = str(response.status)
             if response.status >= 400:
@@ -300,7 +316,11 @@ class Client:
             raise errors.Unavailable(request, 0, text) from error
         finally:
             if self._observer is not None:
-                self._observer.observe_request(method, code, time.monotonic() - started)
+                self._observer.observe_request(method, code, _monotonic() - started)
+
+
+def _monotonic() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _ignore() -> None:

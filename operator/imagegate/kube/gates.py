@@ -1,4 +1,4 @@
-"""The NodeGate: read, created where there is none, and its heartbeat."""
+"""The NodeGate: read, created once, and its heartbeat."""
 
 from __future__ import annotations
 
@@ -38,11 +38,8 @@ class Gates:
         except NotFound:
             return None
 
-    async def ensure(self, *, taint_key: str, suspend: bool, silence_seconds: int) -> Gate:
-        """The NodeGate that is there, or else one with these values."""
-        found = await self.get()
-        if found is not None:
-            return found
+    async def create(self, *, taint_key: str, suspend: bool, silence_seconds: int) -> Gate:
+        """The NodeGate with these values, or the one that somebody created meanwhile."""
         body = {
             "apiVersion": "imagegate.dev/v1alpha1",
             "kind": "NodeGate",
@@ -58,11 +55,13 @@ class Gates:
         except AlreadyExists:
             return parse(await self._client.get(f"{PATH}/{NAME}"))
 
-    async def write_status(self, status: Mapping[str, Any]) -> Gate:
-        """Apply a merge patch to the status. Raises NotFound when somebody deleted the gate."""
-        return parse(
-            await self._client.patch(f"{PATH}/{NAME}/status", {"status": status}, MERGE_PATCH)
-        )
+    async def write_status(self, gate: Gate, status: Mapping[str, Any]) -> Gate:
+        """Apply a merge patch to the status of this very NodeGate. Raises NotFound when somebody
+        deleted it, and Conflict when there is another one by now: a heartbeat must not arm a gate
+        whose key is not recorded.
+        """
+        body = {"metadata": {"uid": gate.uid}, "status": status}
+        return parse(await self._client.patch(f"{PATH}/{NAME}/status", body, MERGE_PATCH))
 
     async def policy_exists(self, name: str) -> bool:
         """Whether the policy that taints joining nodes is installed, in either version."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from imagegate.kube.client import Client
+from imagegate.kube.errors import Conflict, NotFound
 
 ADDRESS = "imagegate.dev/hooks-address"
 """Annotation: where the holder receives push hooks, for those who do not lead."""
+TAINT_KEYS = "imagegate.dev/taint-keys"
+"""Annotation: every key under which nodes may be held, separated by commas."""
+GATE_KEY = "imagegate.dev/gate-created-with"
+"""Annotation: the chart's taint key for which the NodeGate was created or found."""
+CONFLICTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,8 @@ class LeaseRecord:
     transitions: int = 0
     version: str = ""
     address: str = ""
+    taint_keys: tuple[str, ...] = ()
+    gate_key: str = ""
 
 
 class Leases:
@@ -44,10 +53,42 @@ class Leases:
         """Raises Conflict when it was changed since ``record.version``."""
         return self._parse(await self._client.replace(self._path, self._body(record), fenced=False))
 
+    async def edit(self, change: Callable[[LeaseRecord], LeaseRecord]) -> LeaseRecord:
+        """Change what is annotated; nothing is written if nothing changes.
+
+        The elector writes the same object: whichever of the two is later meets a Conflict and
+        reads again, so that neither loses what the other wrote.
+        """
+        for _ in range(CONFLICTS):
+            try:
+                record = await self.get()
+            except NotFound:
+                body = self._body(change(LeaseRecord()))
+                return self._parse(await self._client.create(self._collection, body))
+            wanted = change(record)
+            if wanted == record:
+                return record
+            try:
+                return self._parse(await self._client.replace(self._path, self._body(wanted)))
+            except Conflict:
+                continue
+        raise Conflict(f"annotate {self._path}", 409, "it kept changing; it is tried again")
+
+    async def delete(self) -> None:
+        try:
+            await self._client.delete(self._path)
+        except NotFound:
+            return
+
     def _body(self, record: LeaseRecord) -> dict[str, Any]:
         metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
-        if record.address:
-            metadata["annotations"] = {ADDRESS: record.address}
+        annotations = {
+            ADDRESS: record.address,
+            TAINT_KEYS: ",".join(record.taint_keys),
+            GATE_KEY: record.gate_key,
+        }
+        if any(annotations.values()):
+            metadata["annotations"] = {key: value for key, value in annotations.items() if value}
         if record.version:
             metadata["resourceVersion"] = record.version
         spec: dict[str, Any] = {
@@ -69,6 +110,7 @@ class Leases:
     @staticmethod
     def _parse(body: dict[str, Any]) -> LeaseRecord:
         spec, metadata = body.get("spec") or {}, body.get("metadata") or {}
+        annotations = metadata.get("annotations") or {}
         return LeaseRecord(
             holder=spec.get("holderIdentity") or "",
             duration=int(spec.get("leaseDurationSeconds") or 15),
@@ -76,5 +118,7 @@ class Leases:
             acquire_time=spec.get("acquireTime") or "",
             transitions=int(spec.get("leaseTransitions") or 0),
             version=metadata.get("resourceVersion", ""),
-            address=(metadata.get("annotations") or {}).get(ADDRESS, ""),
+            address=annotations.get(ADDRESS, ""),
+            taint_keys=tuple(filter(None, annotations.get(TAINT_KEYS, "").split(","))),
+            gate_key=annotations.get(GATE_KEY, ""),
         )

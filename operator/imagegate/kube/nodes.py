@@ -125,10 +125,11 @@ def operations(patch: PatchNode) -> list[Operation]:
     """The JSON patch (RFC 6902) for one change; golden files in ``tests/unit/kube``."""
     node = patch.node
     ops: list[Operation] = [{"op": "test", "path": "/metadata/uid", "value": node.uid}]
-    if patch.remove is not None:
-        path = f"/spec/taints/{node.taints.index(patch.remove)}"
+    # From the last one on, because a removal moves what stands behind it.
+    for index in sorted(map(node.taints.index, patch.remove), reverse=True):
+        path = f"/spec/taints/{index}"
         # The index alone would remove whatever stands there by now.
-        ops.append({"op": "test", "path": path, "value": _wire(patch.remove)})
+        ops.append({"op": "test", "path": path, "value": _wire(node.taints[index])})
         ops.append({"op": "remove", "path": path})
     if patch.add is not None:
         ops.extend(_added(node, patch.add))

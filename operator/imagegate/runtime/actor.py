@@ -92,7 +92,7 @@ class Actor:
     def _released(self, patch: PatchNode) -> None:
         node, now = patch.node, self._clock.now()
         assert patch.release is not None
-        since = ready_since(node, self._store.first_ready(node))
+        since = ready_since(node, self._store.first_ready(node), patch.remove)
         self._metrics.released(patch.release, held=now - node.created_at)
         for label in patch.set_labels:
             self._metrics.cached(label.removeprefix(LABEL_PREFIX), now - since)

@@ -17,6 +17,7 @@ from imagegate.kube.errors import Conflict, NotFound
 from imagegate.kube.gates import NAME as GATE_NAME
 from imagegate.kube.gates import PATH as GATES
 from imagegate.kube.gates import Gates
+from imagegate.kube.leases import Leases
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches
@@ -48,35 +49,51 @@ class Cleanup:
         self._gates = Gates(client)
         self._namespace = namespace
         self._deployment = deployment
-        self._lease = lease
+        self._leases = Leases(client, namespace, lease)
         self._puller_namespaces = puller_namespaces
         self._taint_key = taint_key
 
     async def run(self) -> None:
         """Raises a KubeError at the first step that cannot be done; run again, it goes on."""
         await self._stop_operator()
-        gate = await self._gates.get()
-        key = gate.taint_key if gate is not None else self._taint_key
+        keys = await self._taint_keys()
         await self._delete(f"{GATES}/{GATE_NAME}")
+        nodes = await self._nodes.list()
+        await self._delete_pods({node.name for node in nodes})
+        await self._tidy_all(nodes, keys)
+        for prefetch in await self._prefetches.list():
+            if FINALIZER in prefetch.finalizers:
+                await self._prefetches.remove_finalizer(prefetch)
+        await self._wait_for_pods()
+        # The API server's admission sees the deletion of the NodeGate a moment later: a node that
+        # joined in between was tainted after the first list.
+        await self._tidy_all(await self._nodes.list(), keys)
+        # Last, because a clean-up that is run again needs the keys.
+        await self._leases.delete()
+        logger.info("cleaned up")
+
+    async def _taint_keys(self) -> frozenset[str]:
+        """Every key under which nodes may be held: of the NodeGate, of the chart, and of NodeGates
+        that were there before.
+        """
+        gate = await self._gates.get()
+        try:
+            recorded = (await self._leases.get()).taint_keys
+        except NotFound:
+            recorded = ()
+        keys = (gate.taint_key if gate is not None else "", self._taint_key, *recorded)
+        return frozenset(filter(None, keys))
+
+    async def _tidy_all(self, nodes: Sequence[Node], keys: Collection[str]) -> None:
         limit = asyncio.Semaphore(PARALLEL)
 
         async def tidy(node: Node) -> None:
             async with limit:
-                await self._tidy(node, key)
+                await self._tidy(node, keys)
 
-        nodes = await self._nodes.list()
-        await self._delete_pods({node.name for node in nodes})
         async with asyncio.TaskGroup() as group:
             for node in nodes:
                 group.create_task(tidy(node))
-        for prefetch in await self._prefetches.list():
-            if FINALIZER in prefetch.finalizers:
-                await self._prefetches.remove_finalizer(prefetch)
-        await self._delete(
-            f"/apis/coordination.k8s.io/v1/namespaces/{self._namespace}/leases/{self._lease}"
-        )
-        await self._wait_for_pods()
-        logger.info("cleaned up")
 
     async def _stop_operator(self) -> None:
         """Scale the operator to zero and wait, or it would put back what is taken away."""
@@ -113,12 +130,12 @@ class Cleanup:
         except TimeoutError:
             logger.warning("puller pods are still going; their nodes do not answer")
 
-    async def _tidy(self, node: Node, key: str) -> None:
+    async def _tidy(self, node: Node, keys: Collection[str]) -> None:
         for _ in range(CONFLICTS):
             patch = PatchNode(
                 node,
                 drop_labels=tuple(k for k in node.labels if k.startswith(LABEL_PREFIX)),
-                remove=node.taint(key),
+                remove=node.taints_of(keys),
                 forget=bool(node.observed),
             )
             if patch.empty:

@@ -71,6 +71,8 @@ class Elector:
         self._clock = clock
         self._address = address
         self._seen: Observation | None = None
+        self._last = LeaseRecord()
+        """The Lease as it was last seen: what is annotated there outlives its deletion."""
         self._deadline = float("-inf")
 
     @property
@@ -130,11 +132,13 @@ class Elector:
                 record = await self._read()
             self._seen = observe(self._seen, record, self._clock.monotonic())
             started = self._clock.monotonic()
+            if record is not None:
+                self._last = record
             match decide(self._seen, self._identity, started):
                 case Step.WAIT:
                     return False
                 case Step.CREATE:
-                    written = await self._leases.create(self._mine(LeaseRecord(), taking=True))
+                    written = await self._leases.create(self._mine(self._new(), taking=True))
                 case Step.TAKE:
                     assert record is not None
                     written = await self._leases.replace(self._mine(record, taking=True))
@@ -144,6 +148,10 @@ class Elector:
         except (AlreadyExists, Conflict):
             self._seen = None if self._seen is None else replace(self._seen, record=None)
             return await self._look()
+        except NotFound:
+            # Somebody deleted it: the next round creates it, with what was annotated.
+            self._seen = None
+            return False
         except KubeError as error:
             logger.warning("lease not reached", extra={"error": str(error)})
             return False
@@ -165,6 +173,9 @@ class Elector:
             return await self._leases.get()
         except NotFound:
             return None
+
+    def _new(self) -> LeaseRecord:
+        return LeaseRecord(taint_keys=self._last.taint_keys, gate_key=self._last.gate_key)
 
     def _mine(self, record: LeaseRecord, *, taking: bool) -> LeaseRecord:
         now = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

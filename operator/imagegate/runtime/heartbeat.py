@@ -19,8 +19,8 @@ from imagegate.http import Check
 from imagegate.kube.errors import NotFound
 from imagegate.kube.gates import Gates
 from imagegate.runtime.clock import Clock
-from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.store import Store
+from imagegate.runtime.taint_keys import TaintKeys
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,14 @@ class Heartbeat:
         *,
         gates: Gates,
         store: Store,
-        ledger: Ledger,
+        keys: TaintKeys,
         clock: Clock,
         fit: Check,
         armed: Callable[[], tuple[bool, str, str]],
     ) -> None:
         self._gates = gates
         self._store = store
-        self._ledger = ledger
+        self._keys = keys
         self._clock = clock
         self._fit = fit
         self._armed = armed
@@ -70,21 +70,28 @@ class Heartbeat:
             return
         now = self._clock.monotonic()
         wanted = self._status(gate)
-        if now >= self._next:
+        # A NodeGate that was created anew is armed at once.
+        due = now >= self._next or "heartbeat" not in gate.status
+        if due:
             wanted["heartbeat"] = status.timestamp(self._clock.now())
-            self._next = now + min(PERIOD, gate.silence / 3)
-        elif "heartbeat" in gate.status:
+        else:
             wanted["heartbeat"] = gate.status["heartbeat"]
         if patch := status.changes(gate.status, wanted):
-            self._store.see_gate(await self._gates.write_status(patch))
+            # Strictly before the heartbeat, because that lets the policy taint nodes.
+            await self._keys.record(gate.taint_key)
+            self._store.see_gate(await self._gates.write_status(gate, patch))
+        if due:
+            self._next = now + min(PERIOD, gate.silence / 3)
+            await self._keys.forget_unused(self._store.nodes.values())
 
     def _status(self, gate: Gate) -> dict[str, Any]:
         armed, reason, message = self._armed()
         if gate.suspend:
             armed, reason, message = False, "Suspended", "spec.suspend is true: nobody is held"
+        keys = {gate.taint_key, *self._keys.earlier}
         condition: status.Condition = ("Armed", armed, reason, message)
         return {
             "armed": armed,
-            "held": len(self._ledger.holding),
+            "held": sum(bool(node.taints_of(keys)) for node in self._store.nodes.values()),
             "conditions": status.merge_conditions(gate.status, [condition], 1, self._clock.now()),
         }

@@ -6,7 +6,7 @@ places in its rollout and writes its status, a few times a second at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,10 +22,11 @@ from imagegate.domain.facts import (
     Prefetch,
     Refreshed,
 )
+from imagegate.domain.gate import Problem
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
 from imagegate.domain.share import Share
-from imagegate.domain.workloads import Found
+from imagegate.domain.workloads import Found, condition
 from imagegate.errors import ImagegateError
 from imagegate.kube.errors import NotFound, NotLeader
 from imagegate.kube.events import Events
@@ -93,7 +94,9 @@ class Reconciler:
         clock: Clock,
         taint_key: Callable[[], str],
         taints_by_watch: bool,
+        earlier_keys: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
+        """``earlier_keys``: keys that the gate had before, under which nodes may still be held."""
         self._store = store
         self._ledger = ledger
         self._nodes = nodes
@@ -106,6 +109,7 @@ class Reconciler:
         self._disks = disks
         self._clock = clock
         self._taint_key = taint_key
+        self._earlier_keys = earlier_keys
         self._taints_by_watch = taints_by_watch
         self._specs: dict[str, tuple[str, Prefetch]] = {}
         self._written: dict[str, float] = {}
@@ -130,7 +134,7 @@ class Reconciler:
 
     def node_changed(self, name: str) -> None:
         node = self._store.nodes.get(name)
-        urgent = node is not None and node.taint(self._taint_key()) is not None
+        urgent = node is not None and self._held(node)
         self.node_queue.add(name, urgent=urgent)
 
     def prefetch_changed(self, name: str) -> None:
@@ -138,9 +142,13 @@ class Reconciler:
 
     def gate_changed(self) -> None:
         for name, node in self._store.nodes.items():
-            held = node.taint(self._taint_key()) is not None
+            held = self._held(node)
             if held or self._taints_by_watch:
                 self.node_queue.add(name, urgent=held)
+
+    def _held(self, node: Node) -> bool:
+        """Whether the node has a taint of the gate, of its present key or of an earlier one."""
+        return bool(node.taints_of({self._taint_key(), *self._earlier_keys()}))
 
     def images_inspected(self, name: str) -> None:
         """What the registry says of a prefetch's images is known, or has changed."""
@@ -212,17 +220,21 @@ class Reconciler:
             by_prefetch.setdefault(pod.prefetch, []).append(pod)
         shares: list[Share] = []
         frozen: set[str] = set()
-        blocked: list[Prefetch] = []
+        problems: list[Problem] = []
         attempts = self._ledger.attempts.get(node.name, {})
         for name in sorted(self._store.prefetches):
             prefetch = self._store.prefetches[name]
             if (prefetch.invalid is not None or prefetch.dry_run) and not prefetch.deleting:
                 frozen.add(name)
-                if prefetch.images and not prefetch.dry_run and matches(prefetch, node):
-                    blocked.append(prefetch)
                 by_prefetch.pop(name, None)
+                problems += self._problem(prefetch, node)
                 continue
             if not prefetch.live or not matches(prefetch, node):
+                continue
+            problems += self._problem(prefetch, node)
+            if prefetch.unread and not prefetch.images:
+                frozen.add(name)
+                by_prefetch.pop(name, None)
                 continue
             pods = tuple(by_prefetch.pop(name, ()))
             known = self._inspector.known(prefetch)
@@ -246,11 +258,12 @@ class Reconciler:
         return NodeView(
             node=node,
             taint_key=self._taint_key(),
+            earlier_keys=self._earlier_keys(),
             gate=self._store.gate,
             shares=tuple(shares),
             orphans=tuple(pod for pods in by_prefetch.values() for pod in pods),
             frozen=frozenset(frozen),
-            blocked=tuple(blocked),
+            problems=tuple(problems),
             first_ready=self._store.first_ready(node),
             unready_since=self._store.unready_since(node),
             labels_since=self._store.labels_since(node),
@@ -258,6 +271,21 @@ class Reconciler:
             usage=self._disks.known(node),
             taints_by_watch=self._taints_by_watch,
         )
+
+    def _problem(self, prefetch: Prefetch, node: Node) -> Iterator[Problem]:
+        """Why a prefetch that asks for the node cannot be acted on, if so. A spec that could not
+        be parsed holds nobody, because nobody knows which nodes it is for; the API server's schema
+        refuses such a spec.
+        """
+        if prefetch.dry_run or not prefetch.parsed or not matches(prefetch, node):
+            return
+        if prefetch.invalid is not None:
+            reason, message = prefetch.invalid
+            yield Problem(prefetch, f"{reason}: {message}")
+        elif prefetch.unread:
+            found = self._workloads.found(prefetch)
+            _, reason, message = ("", "SourceNotRead", "") if found is None else condition(found)
+            yield Problem(prefetch, f"{reason}: {message}")
 
     def _places_for_joining(self, node: Node, plan: NodePlan) -> bool:
         """Give a held node the places it wants, where there are any. True if it got one."""
@@ -373,7 +401,7 @@ class Reconciler:
                 self.node_queue.add(pod.node)
         label = LABEL_PREFIX + name
         for node in self._store.nodes.values():
-            held = node.taint(self._taint_key()) is not None
+            held = self._held(node)
             if label in node.labels or held:
                 self.node_queue.add(node.name, urgent=held)
 

@@ -15,6 +15,7 @@ from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches
 from imagegate.metrics import Metrics
+from imagegate.runtime import watches
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.store import Store
 
@@ -61,6 +62,10 @@ class Resync:
             self._store.see_prefetch(prefetch)
         nodes = await self._nodes.list()
         pods, unreadable = await self._list_pods()
+        watched = self._store.watches
+        watched.listed(watches.NODES, nodes)
+        watched.listed(watches.PREFETCHES, prefetches)
+        watched.listed(watches.GATES, [] if gate is None else [gate])
         # The gate first and the nodes last: nobody is decided about on half of the facts.
         self._store.see_gate(gate, since=since)
         self._store.see_unreadable(unreadable)
@@ -100,10 +105,21 @@ class Resync:
         """Resync for ever; a resync that fails is tried again soon."""
         delay = min(SETTLE, self._period)
         while True:
-            await asyncio.sleep(delay * random.uniform(0.9, 1.1))  # noqa: S311
+            await self._wait(delay * random.uniform(0.9, 1.1))  # noqa: S311
             try:
                 await self.once()
                 delay = self._period if not self._store.unreadable else min(self._period, 30.0)
+                if self._store.watches.behind:
+                    delay = min(delay, 1.2 * watches.BEHIND)
             except ImagegateError as error:
                 logger.warning("resync failed", extra={"error": str(error)})
                 delay = min(self._period, 30.0)
+
+    async def _wait(self, delay: float) -> None:
+        """Until the next resync is due: sooner, where the watch of Nodes tells nothing."""
+        began = self._clock.monotonic()
+        while (now := self._clock.monotonic()) < began + delay:
+            quiet = max(began, self._store.watches.quiet_since(watches.NODES)) + watches.QUIET
+            if now >= quiet:
+                return
+            await asyncio.sleep(min(began + delay, quiet) - now)

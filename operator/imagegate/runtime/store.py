@@ -16,6 +16,7 @@ from imagegate.domain.pulls import PULL_ERRORS
 from imagegate.domain.workloads import Found, joined
 from imagegate.puller.read import Pulled
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.watches import Watches
 
 PodKey = tuple[str, str]
 
@@ -86,9 +87,7 @@ class Store:
         self.gate: Gate | None = None
         self.complete = False
         """Whether the first resync is done: before, nothing may be concluded from absence."""
-        self.last_event = clock.monotonic()
-        self.watching = False
-        """Whether any watch has brought anything yet."""
+        self.watches = Watches(clock)
 
     def listen(self, listener: Listener) -> None:
         self._listener = listener
@@ -186,11 +185,6 @@ class Store:
         return old is not None
 
     # ---- sightings
-
-    def seen_event(self) -> None:
-        """A watch is alive."""
-        self.watching = True
-        self.last_event = self._clock.monotonic()
 
     def see_node(self, node: Node) -> None:
         old = self._nodes.get(node.name)

@@ -74,7 +74,7 @@ def test_rights_in_namespaces(release: Release) -> None:
             ("apps", "deployments", frozenset({"get"}), ("imagegate",)),
             ("apps", "deployments/scale", frozenset({"patch"}), ("imagegate",)),
             ("", "pods", frozenset({"list"}), ()),
-            ("coordination.k8s.io", "leases", frozenset({"delete"}), ("imagegate",)),
+            ("coordination.k8s.io", "leases", frozenset({"get", "delete"}), ("imagegate",)),
         },
         **{
             f"{namespace}/imagegate-cleanup-puller": {

@@ -31,7 +31,7 @@ from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.reconcile import Reconciler
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
-from tests.unit.domain.cases import GATE_TAINT, KEY, START
+from tests.unit.domain.cases import KEY, START
 from tests.unit.memory_api import merge
 from tests.unit.runtime import world
 
@@ -236,7 +236,7 @@ class Cluster:
     def put_gate(self, *, suspend: bool = False) -> None:
         version = self.next_version()
         uid = self.gate.uid if self.gate is not None else f"gate-{version}"
-        self.gate = Gate(uid, version, KEY, suspend)
+        self.gate = Gate(uid, version, KEY, suspend, status={"heartbeat": "x"})
         self._tell("gate", self.gate)
 
     def drop_gate(self) -> None:
@@ -597,4 +597,4 @@ def _taint(taint: Taint) -> dict[str, str]:
 
 def ours(node: Node) -> Taint | None:
     """The gate's taint, whoever put it there."""
-    return next((t for t in node.taints if (t.key, t.effect) == (KEY, GATE_TAINT.effect)), None)
+    return node.taint(KEY)

@@ -14,6 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -165,6 +166,18 @@ def asked(prefetches_: Mapping[str, Prefetch], node: Node) -> list[Prefetch]:
     return [
         p for p in prefetches_.values() if not p.deleting and p.invalid is None and selects(p, node)
     ]
+
+
+def closed_to(prefetch: Prefetch, node: Node) -> bool:
+    """Whether a prefetch that cannot be acted on holds the node until somebody corrects it."""
+    return (
+        prefetch.invalid is not None
+        and not prefetch.deleting
+        and (prefetch.gate.policy, prefetch.gate.mode)
+        == (GatePolicy.FAIL_CLOSED, GateMode.NEW_NODES)
+        and selects(prefetch, node)
+        and not virtual(node)
+    )
 
 
 def selects(prefetch: Prefetch, node: Node) -> bool:
@@ -624,8 +637,7 @@ class Lives(RuleBasedStateMachine):
         assert not prefetch.searching, "taken away before it is known what is asked for"
         wanted = {image.reference for image in prefetch.images}
         if self.cluster.in_flight(pod) and not wanted.isdisjoint(pod.images):
-            timeout = prefetch.retry.timeout
-            late = timeout is not None and self.cluster.now >= pod.created_at + timeout
+            late = self.cluster.now >= pod.created_at + (prefetch.retry.timeout or 7200.0)
             assert late, "a running pull was cancelled"
         if pod.phase == "Succeeded" and alive(pod.observed, node, prefetch):
             self.unpinned(pod, prefetch, node)
@@ -652,7 +664,6 @@ class Lives(RuleBasedStateMachine):
         same: dict[str, Any] = {"labels": {}, "annotated": True, "observed": "", "taints": ()}
         assert dataclasses.replace(before, **same) == dataclasses.replace(after, **same)
         assert foreign(before) == foreign(after), "something of somebody else's was touched"
-        assert [t.key for t in after.taints if t not in foreign(after)[0]] in ([], [cases.KEY])
         machine, view = self.machines[before.name], patch.node
         if after.observed != before.observed:
             assert after.observed == f"{before.uid}/{view.boot_id}"
@@ -705,6 +716,9 @@ class Lives(RuleBasedStateMachine):
             for prefetch in asked(by.store.prefetches, view)
             if prefetch.gate.mode is GateMode.NEW_NODES and not virtual(view)
         ]
+        assert not any(closed_to(p, view) for p in by.store.prefetches.values()), (
+            "opened by a fault"
+        )
         for prefetch in gating:
             had = holds(machine, view, prefetch) or prefetch.label in machine.forged
             if had and not prefetch.searching:
@@ -876,6 +890,7 @@ class Lives(RuleBasedStateMachine):
         assert not self.cluster.gate.suspend
         assert (
             unsettled(node)
+            or any(closed_to(prefetch, node) for prefetch in self.cluster.prefetches.values())
             or any(
                 prefetch.gate.policy is GatePolicy.FAIL_CLOSED
                 and prefetch.gate.mode is GateMode.NEW_NODES
@@ -936,14 +951,18 @@ def holds(machine: model.Machine, view: Node, prefetch: Prefetch) -> bool:
 def ready_at(machine: model.Machine, view: Node) -> float:
     """The earliest moment from which the gate's timeout may be counted."""
     seen = machine.ready_at[boot(view)]
-    if view.observed or view.ready_since is None:
+    if view.observed:
+        times = [t.time_added for t in view.taints if t.key == cases.KEY and t.time_added]
+        added = min(datetime.fromisoformat(each).timestamp() for each in times) if times else seen
+        return min(max(added, view.ready_since or 0.0), seen)
+    if view.ready_since is None:
         return seen
     return min(max(view.ready_since, view.created_at), seen)
 
 
 def foreign(node: Node) -> tuple[list[Taint], dict[str, str]]:
     """What is on the node and not ours."""
-    taints = [t for t in node.taints if (t.key, t.effect) != (cases.KEY, "NoSchedule")]
+    taints = [t for t in node.taints if t.key != cases.KEY]
     return taints, {k: v for k, v in node.labels.items() if not k.startswith(LABEL_PREFIX)}
 
 

@@ -23,6 +23,7 @@ from imagegate.domain.facts import (
 )
 from imagegate.domain.match import matches
 from imagegate.domain.share import Share
+from imagegate.domain.status import timestamp
 from tests.unit.domain.cases import (
     GATE_TAINT,
     KEY,
@@ -41,6 +42,7 @@ from tests.unit.domain.cases import (
     view,
 )
 
+HELD_NOW = dataclasses.replace(GATE_TAINT, time_added=timestamp(NOW))
 LLM = prefetch()
 CLOSED = prefetch(gate=GateSpec(policy=GatePolicy.FAIL_CLOSED))
 
@@ -99,7 +101,7 @@ def test_the_release_is_one_patch_of_label_annotation_and_taint() -> None:
     (patch,) = patches(decide(view(on, Share(LLM, pods=(done,), place=True))))
     assert patch.set_labels == {LLM.label: LLM.target}
     assert patch.observed == "node-uid/boot-1"
-    assert patch.remove == GATE_TAINT
+    assert patch.remove == (GATE_TAINT,)
     assert patch.release is ReleaseReason.CACHED
 
 
@@ -146,7 +148,7 @@ def test_a_foreign_taint_stays_and_only_ours_goes() -> None:
     foreign = Taint(KEY + "-not", "NoSchedule", "x")
     on = node(taints=(foreign, GATE_TAINT, NOT_READY))
     (patch,) = patches(decide(view(on)))
-    assert patch.remove == GATE_TAINT
+    assert patch.remove == (GATE_TAINT,)
 
 
 # ---- failures
@@ -416,7 +418,7 @@ def test_after_a_reboot_hold_puts_the_taint_back() -> None:
     hold = prefetch(gate=GateSpec(on_reboot=OnReboot.HOLD))
     on = node(**labelled(boot_id="boot-2"))
     (patch,) = patches(decide(view(on, Share(hold))))
-    assert patch.add == GATE_TAINT
+    assert patch.add == HELD_NOW
     (patch,) = patches(decide(view(on, Share(hold), gate=gate(suspend=True))))
     assert patch.add is None
 
@@ -481,7 +483,7 @@ def test_a_node_is_not_held_by_what_it_can_never_have(label: str) -> None:
 def test_by_watch_a_young_unknown_node_is_tainted_and_others_are_not() -> None:
     young = view(node(), Share(LLM), taints_by_watch=True)
     (patch,) = patches(decide(young))
-    assert patch.add == GATE_TAINT
+    assert patch.add == HELD_NOW
     for other in (
         dataclasses.replace(young, taints_by_watch=False),
         dataclasses.replace(young, gate=gate(suspend=True)),

@@ -44,7 +44,7 @@ RELEASE = PatchNode(
     nodes.parse(body()),
     set_labels={"cached.imagegate.dev/llm": "0123456789ab"},
     observed="node-uid/boot-1",
-    remove=GATE_TAINT,
+    remove=(GATE_TAINT,),
     release=ReleaseReason.CACHED,
 )
 
@@ -132,7 +132,7 @@ def test_adding_and_removing_touches_nothing_but_our_own(
     wire = [nodes._wire(t) for t in (*before, GATE_TAINT, *after)]
     seen = nodes.parse(body(spec={"taints": wire}))
     removed = jsonpatch.apply_patch(
-        body(spec={"taints": wire}), nodes.operations(PatchNode(seen, remove=GATE_TAINT))
+        body(spec={"taints": wire}), nodes.operations(PatchNode(seen, remove=(GATE_TAINT,)))
     )
     foreign = [nodes._wire(t) for t in (*before, *after)]
     assert removed["spec"]["taints"] == foreign

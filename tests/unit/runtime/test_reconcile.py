@@ -724,3 +724,55 @@ async def test_a_namespace_that_cannot_be_read_is_told_and_its_pods_stay(world: 
         world.store.see_unreadable({})
         world.finish(pod)
         await until(lambda: world.labels("n1"))
+
+
+# ---- prefetches that cannot be acted on
+
+CLOSED = {"gate": {"policy": "FailClosed"}}
+
+
+async def test_fail_closed_holds_where_its_namespace_is_not_allowed(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", pullerNamespace="elsewhere", **CLOSED)
+    async with world.operating():
+        world.add_node("n1", gated=True)
+        world.add_prefetch("other", "reg.test/x:1", nodeSelector={"matchLabels": {"a": "b"}})
+        await until(lambda: "NamespaceNotAllowed" in world.ledger.holding.get("n1", ""))
+        await asyncio.sleep(0.2)
+        assert KEY in world.taints("n1")
+        world.add_prefetch("llm", "reg.test/llm:1", **CLOSED)
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(released(world, "n1"))
+
+
+async def test_fail_open_says_that_its_namespace_is_not_allowed(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", pullerNamespace="elsewhere")
+    async with world.operating():
+        world.add_node("n1", gated=True)
+        await until(released(world, "n1"))
+        events = [body for path, body in world.api.objects.items() if "/events/" in path]
+        assert any("NamespaceNotAllowed" in event["message"] for event in events)
+        assert world.labels("n1") == {}
+
+
+async def test_fail_closed_holds_where_workloads_cannot_be_read(world: World) -> None:
+    def refuse(method: str, path: str) -> None:
+        if path.endswith("/deployments"):
+            raise errors.Forbidden("list deployments", 403, "no right")
+
+    world.api.before = refuse
+    source = {"kind": "Deployment", "namespace": "serving"}
+    world.add_prefetch("llm", imagesFrom=[source], **CLOSED)
+    async with world.operating():
+        world.add_node("n1", gated=True)
+        await until(lambda: "SourceNotRead" in world.ledger.holding.get("n1", ""), 30)
+        await asyncio.sleep(0.2)
+        assert KEY in world.taints("n1")
+        assert world.labels("n1") == {}
+
+
+async def test_a_spec_that_cannot_be_parsed_holds_nobody(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", gate={"policy": "Ajar"})
+    async with world.operating():
+        world.add_node("n1", gated=True)
+        await until(released(world, "n1"))

@@ -184,6 +184,7 @@ class World:
                 "kind": "NodeGate",
                 "metadata": {"name": "default", "uid": "gate"},
                 "spec": {"taintKey": KEY, "suspend": False, "silenceSeconds": 300, **spec},
+                "status": {"heartbeat": timestamp(self.clock.now())},
             },
         )
 

@@ -114,6 +114,14 @@ class ImagePrefetchStatus(meta.ApiModel):
     images: tuple[ImageStatus, ...] = Field(
         default=(), max_length=64, description="What is known of each image."
     )
+    more_images: int | None = Field(
+        default=None, ge=0, description="Images that there is no room for in this status."
+    )
+    digests: meta.ShortDigests | None = Field(
+        default=None,
+        description="What the tags of those images were resolved to, under `refresh.mode` Digest,"
+        " by the first 12 hex digits of SHA-256 over the reference.",
+    )
     refresh: RefreshStatus | None = Field(
         default=None, description="How tags are followed, under `refresh.mode` Digest."
     )

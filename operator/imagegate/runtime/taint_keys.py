@@ -1,0 +1,96 @@
+"""The keys under which nodes may be held: the gate's key, and the keys that it had before.
+
+A NodeGate is deleted and created again to change its key, perhaps in one moment, perhaps while
+no operator runs. Nodes are held under the old key then, and the admission policy may go on for
+a moment with the old parameter. So the keys are recorded where the NodeGate's deletion does not
+reach: in an annotation of the election's Lease. A key is recorded before the first heartbeat of its
+NodeGate, and without a heartbeat nobody is held: no taint has a key that is not recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+
+from imagegate.domain.facts import Gate, Node
+from imagegate.kube.leases import LeaseRecord, Leases
+from imagegate.runtime.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+FORGET_AFTER = 3600.0
+"""Seconds without any node under an earlier key after which it is not looked for any more. The
+admission policy sees a new NodeGate within seconds; afterwards the key is anybody's."""
+
+
+class TaintKeys:
+    def __init__(self, leases: Leases, clock: Clock, configured: str) -> None:
+        """``configured``: the chart's key, which counts where there has been no NodeGate."""
+        self._leases = leases
+        self._clock = clock
+        self._current = configured
+        self._recorded: frozenset[str] = frozenset()
+        self._earlier: frozenset[str] = frozenset()
+        self._unused_since: dict[str, float] = {}
+        self.created_with = ""
+        """The chart's key for which the NodeGate was created or found last; empty: never."""
+
+    @property
+    def current(self) -> str:
+        """The gate's key, also after the NodeGate was deleted: its nodes are still to be freed."""
+        return self._current
+
+    @property
+    def earlier(self) -> frozenset[str]:
+        return self._earlier
+
+    def see(self, gate: Gate | None) -> None:
+        """Take in the NodeGate that is there now, before anything is decided by its key."""
+        if gate is None or not gate.taint_key or gate.taint_key == self._current:
+            return
+        logger.info("another taint key", extra={"key": gate.taint_key, "before": self._current})
+        self._earlier = (self._earlier | {self._current}) - {gate.taint_key}
+        self._current = gate.taint_key
+
+    async def load(self) -> None:
+        """Read what earlier leaders have recorded. At the start, before anything is decided."""
+        self._take(await self._leases.edit(lambda record: record))
+
+    async def record(self, key: str, *, created_with: str = "") -> None:
+        """Make sure that the key is recorded. Before the heartbeat of a NodeGate with this key."""
+        if key in self._recorded and created_with in ("", self.created_with):
+            return
+
+        def add(lease: LeaseRecord) -> LeaseRecord:
+            keys = tuple(sorted({*lease.taint_keys, key}))
+            return replace(lease, taint_keys=keys, gate_key=created_with or lease.gate_key)
+
+        self._take(await self._leases.edit(add))
+
+    async def forget_unused(self, nodes: Iterable[Node]) -> None:
+        """Drop the earlier keys that no node has had for a long time. Needs every node."""
+        if not self._earlier:
+            return
+        now = self._clock.monotonic()
+        used = {taint.key for node in nodes for taint in node.taints_of(self._earlier)}
+        unused = self._earlier - used
+        since = self._unused_since
+        self._unused_since = {key: since.get(key, now) for key in unused}
+        gone = {key for key, at in self._unused_since.items() if now - at >= FORGET_AFTER}
+        if not gone:
+            return
+
+        def drop(lease: LeaseRecord) -> LeaseRecord:
+            return replace(
+                lease, taint_keys=tuple(key for key in lease.taint_keys if key not in gone)
+            )
+
+        self._take(await self._leases.edit(drop))
+        self._earlier -= gone
+        logger.info("taint keys not in use any more", extra={"keys": sorted(gone)})
+
+    def _take(self, record: LeaseRecord) -> None:
+        self._recorded = frozenset(record.taint_keys)
+        self.created_with = record.gate_key
+        self._earlier = (self._earlier | self._recorded) - {self._current}

@@ -1,0 +1,159 @@
+"""The status stays under 16 KiB whatever the spec, and loses nothing that is read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagegate.api.decode import parse_prefetch
+from imagegate.api.references import parse
+from imagegate.domain import status
+from imagegate.domain.effective import effective
+from imagegate.domain.facts import (
+    Attempts,
+    Image,
+    ImageFacts,
+    ImageSize,
+    NodeState,
+    Prefetch,
+    Refreshed,
+    RefreshSpec,
+)
+from tests.unit.domain.cases import NOW, prefetch
+
+MAX_MESSAGE_OF_THE_CRD = 32_768
+DIGEST = "sha256:" + "a" * 64
+
+
+def reference(number: int, length: int) -> str:
+    text = f"reg.test/{number:03}"
+    return text + "/" + "p" * (length - len(text) - 3) + ":1"
+
+
+def wide(images: int, length: int, secrets: int, *, followed: bool, **changes: Any) -> Prefetch:
+    named = tuple(f"{n:03}-{'s' * 240}" for n in range(secrets))
+    made = prefetch("wide", *(reference(n, length) for n in range(images)), **changes)
+    listed = tuple(
+        Image(i.reference, named, parse(i.reference).listed_as if length <= 250 else i.reference)
+        for i in made.images
+    )
+    refresh = RefreshSpec() if followed else None
+    return dataclasses.replace(made, images=listed, refresh=refresh)
+
+
+def known(of: Prefetch) -> dict[str, ImageFacts]:
+    size = ImageSize(10**12, 10**12)
+    return {
+        image.reference: ImageFacts(digest=DIGEST, sizes={"linux/amd64": size})
+        for image in of.images
+    }
+
+
+def tally(failures: int, text: str, image: str) -> status.Tally:
+    failed = tuple(
+        status.Failure(
+            f"{number}-{'n' * 240}",
+            Attempts(6, NOW, "Unauthorized", text, image, permanent=True),
+        )
+        for number in range(failures)
+    )
+    counts = {NodeState.FAILED: failures, NodeState.CACHED: 5000}
+    return status.Tally(counts, gated=3, failures=failed)
+
+
+def check(body: dict[str, Any]) -> None:
+    assert status._bytes(body) <= status.MAX_STATUS
+    for condition in body["conditions"]:
+        assert len(condition["message"]) <= MAX_MESSAGE_OF_THE_CRD
+    shown = len(body["images"]) + body.get("moreImages", 0)
+    assert shown == 0 or "images" in body
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    images=st.integers(1, 64),
+    length=st.sampled_from([20, 60, 158, 250, 512]),
+    secrets=st.sampled_from([0, 1, 16]),
+    failures=st.integers(0, 12),
+    message=st.sampled_from(["no", "long " * 200, "\u4e0d" * 1000, '"<&\\' * 300]),
+    followed=st.booleans(),
+)
+def test_a_status_is_never_larger_than_16_kib(
+    images: int, length: int, secrets: int, failures: int, message: str, *, followed: bool
+) -> None:
+    of = wide(images, length, secrets, followed=followed)
+    looked = Refreshed(NOW, NOW + 60, message, 3) if followed else None
+    body = status.prefetch_status(
+        of, tally(failures, message, of.images[0].reference), NOW, known(of), looked
+    )
+    check(body)
+    assert len(body["images"]) + body.get("moreImages", 0) == images
+    again = status.prefetch_status(
+        dataclasses.replace(of, status=body),
+        tally(failures, message, of.images[0].reference),
+        NOW + 9,
+        known(of),
+        looked,
+    )
+    assert status.changes(body, again) == {}
+
+
+@pytest.mark.parametrize("length", [60, 158, 250])
+def test_the_digests_of_images_without_room_are_read_back(length: int) -> None:
+    of = wide(64, length, 0, followed=True)
+    body = status.prefetch_status(of, tally(10, "x" * 500, "i"), NOW, known(of))
+    check(body)
+    after = effective(dataclasses.replace(of, status=body))
+    assert [image.digest for image in after.images] == [DIGEST] * 64
+
+
+def test_what_a_node_fails_with_changes_nothing_that_is_said_of_the_images() -> None:
+    of = wide(40, 158, 0, followed=False)
+    quiet = status.prefetch_status(of, tally(0, "", ""), NOW, known(of))
+    failing = status.prefetch_status(of, tally(10, "x" * 500, "i" * 500), NOW, known(of))
+    assert failing["images"] == quiet["images"]
+    assert failing.get("moreImages") == quiet.get("moreImages")
+
+
+def test_sizes_are_left_out_before_images() -> None:
+    of = wide(64, 100, 0, followed=False)
+    body = status.prefetch_status(of, tally(0, "", ""), NOW, known(of))
+    assert len(body["images"]) == 64
+    assert "compressedBytes" not in body["images"][0]
+
+
+def test_images_that_only_a_workload_names_are_the_last_to_be_left_out() -> None:
+    of = wide(64, 250, 0, followed=False)
+    images = (*of.images[:60], *(dataclasses.replace(i, source="Job a/b") for i in of.images[60:]))
+    of = dataclasses.replace(of, images=images)
+    body = status.prefetch_status(of, tally(0, "", ""), NOW, {})
+    assert body["moreImages"] > 0
+    assert [entry["from"] for entry in body["images"][-4:]] == ["Job a/b"] * 4
+
+
+def test_many_secrets_are_counted_rather_than_named() -> None:
+    of = wide(1, 60, 16, followed=False)
+    body = status.prefetch_status(of, tally(1, "denied", "i"), NOW, {})
+    message = body["conditions"][2]["message"]
+    assert "and 13 more" in message
+    assert len(message) <= status.MAX_CONDITION
+
+
+def test_a_bounded_status_is_one_that_the_crd_accepts() -> None:
+    of = wide(64, 250, 16, followed=True)
+    body = status.prefetch_status(of, tally(10, "x" * 900, "i" * 512), NOW, known(of))
+    parsed = parse_prefetch(
+        {
+            "apiVersion": "imagegate.dev/v1alpha1",
+            "kind": "ImagePrefetch",
+            "metadata": {"name": "wide"},
+            "spec": {"images": [{"image": "reg.test/a:1"}], "pullerNamespace": "x"},
+            "status": body,
+        }
+    )
+    assert parsed.status is not None
+    assert parsed.status.more_images == body["moreImages"]

@@ -1,0 +1,345 @@
+"""The NodeGate through its deletions: which keys are looked for, who creates it, what arms it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from imagegate import handlers
+from imagegate.app import App
+from imagegate.domain.facts import GatePolicy, ImageFacts
+from imagegate.kube import errors, gates, nodes
+from imagegate.kube.leases import LeaseRecord, Leases
+from imagegate.metrics import Metrics
+from imagegate.runtime import taint_keys
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.disks import Source
+from imagegate.runtime.election import Elector
+from imagegate.runtime.taint_keys import TaintKeys
+from imagegate.settings import Settings
+from tests.unit.runtime.test_cleanup import cleanup
+from tests.unit.runtime.world import KEY, NAMESPACE, World, until
+
+NEW = "example.com/new"
+GATE = f"{gates.PATH}/default"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/imagegate"
+CLOSED = {"gate": {"policy": str(GatePolicy.FAIL_CLOSED)}}
+
+
+class NoRegistry:
+    async def resolve(self, *_: Any, **__: Any) -> ImageFacts:
+        return ImageFacts(problem="there is no registry here")
+
+
+class Process:
+    """An operator over the World's cluster; its watches see everything at once."""
+
+    def __init__(self, world: World, key: str = KEY) -> None:
+        self._world = world
+        settings = Settings(NAMESPACE, "op", gate_taint_key=key)
+        client = cast("Any", world.api)
+        self.app = App(
+            settings,
+            client,
+            Metrics(CollectorRegistry(), version="test"),
+            world.clock,
+            watching=client,
+            manifests=cast("Any", NoRegistry()),
+            kubelets=cast("Source", world.disks),
+            watch=self._watch,
+        )
+
+    async def _watch(self, sightings: handlers.Sightings, *_: Any) -> None:
+        def see(type_: str, body: dict[str, Any]) -> None:
+            kinds: dict[str, Callable[[str, dict[str, Any]], None]] = {
+                "Node": sightings.node,
+                "Pod": sightings.pod,
+                "ImagePrefetch": sightings.prefetch,
+                "NodeGate": sightings.gate,
+            }
+            if (kind := body.get("kind")) in kinds:
+                kinds[kind](type_, body)
+
+        self._world.api.watchers.append(see)
+        for path, body in list(self._world.api.objects.items()):
+            if not path.startswith("/apis/coordination"):
+                see("ADDED", copy.deepcopy(body))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._world.api.watchers.remove(see)
+
+    @asynccontextmanager
+    async def leading(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.app.lead())
+        try:
+            await until(lambda: self.app.store.watches.begun or task.done())
+            assert not task.done(), task.exception()
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.api.watchers.clear()
+    made.add_prefetch("llm", "reg.test/llm:1", **CLOSED)
+    return made
+
+
+def gate(world: World) -> dict[str, Any]:
+    return world.api.objects[GATE]
+
+
+def armed(world: World) -> bool:
+    return "heartbeat" in world.api.objects.get(GATE, {}).get("status", {})
+
+
+def create_gate(world: World, key: str, uid: str = "again") -> None:
+    spec = {"taintKey": key, "suspend": False, "silenceSeconds": 300}
+    body = {"kind": "NodeGate", "metadata": {"name": "default", "uid": uid}, "spec": spec}
+    world.api.put(GATE, body)
+
+
+def hold(world: World, name: str, key: str = KEY) -> None:
+    """A node joins; the admission policy has tainted it under this key."""
+    world.add_node(name)
+    taint = {"key": key, "value": "pending", "effect": "NoSchedule"}
+    world.api.change(f"/api/v1/nodes/{name}", lambda body: body["spec"]["taints"].append(taint))
+
+
+def free(world: World, *names: str) -> Callable[[], bool]:
+    return lambda: not any({KEY, NEW} & set(world.taints(name)) for name in names)
+
+
+def recorded(world: World) -> set[str]:
+    annotations = world.api.objects[LEASE]["metadata"].get("annotations", {})
+    return set(annotations.get("imagegate.dev/taint-keys", "").split(","))
+
+
+# ---- another key
+
+
+async def test_nodes_are_released_when_the_gate_comes_back_with_another_key_at_once(
+    world: World,
+) -> None:
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+        hold(world, "n1")
+        hold(world, "n2")
+        await until(lambda: gate(world)["status"].get("held") == 2)
+        world.api.remove(GATE)
+        create_gate(world, NEW)
+        await until(free(world, "n1", "n2"))
+        assert world.labels("n1") == {}
+        await until(lambda: armed(world))
+        assert recorded(world) == {KEY, NEW}
+        # The policy may still have the old parameter for a moment.
+        hold(world, "n3", KEY)
+        hold(world, "n4", NEW)
+        await until(free(world, "n3"))
+        assert NEW in world.taints("n4")
+
+
+@pytest.mark.parametrize("chart_key", [KEY, NEW])
+async def test_nodes_are_released_when_the_key_was_changed_while_no_operator_ran(
+    world: World, chart_key: str
+) -> None:
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+        hold(world, "n1")
+        await until(lambda: gate(world)["status"].get("held") == 1)
+    world.api.remove(GATE)
+    create_gate(world, NEW)
+    async with Process(world, chart_key).leading():
+        await until(free(world, "n1"))
+
+
+async def test_a_key_is_recorded_before_its_first_heartbeat(world: World) -> None:
+    at_heartbeat: list[set[str]] = []
+
+    def look(_: str, body: dict[str, Any]) -> None:
+        if body.get("kind") == "NodeGate" and armed(world):
+            at_heartbeat.append(recorded(world) & {body["spec"]["taintKey"]})
+
+    async with Process(world).leading():
+        world.api.watchers.append(look)
+        await until(lambda: armed(world))
+        world.api.remove(GATE)
+        create_gate(world, NEW)
+        await until(lambda: armed(world))
+    assert at_heartbeat
+    assert all(at_heartbeat)
+
+
+async def test_without_the_record_there_is_no_heartbeat(world: World) -> None:
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+
+        def refuse(method: str, path: str) -> None:
+            if method == "PUT" and path == LEASE:
+                raise errors.Forbidden("update lease", 403, "no right")
+
+        world.api.before = refuse
+        world.api.remove(GATE)
+        create_gate(world, NEW)
+        await asyncio.sleep(2.5)
+        assert not armed(world)
+
+
+async def test_a_heartbeat_never_arms_another_gate_than_the_one_it_was_written_for(
+    world: World,
+) -> None:
+    create_gate(world, KEY, "old")
+    old = gates.parse(gate(world))
+    create_gate(world, NEW, "new")
+    with pytest.raises(errors.KubeError):
+        await gates.Gates(cast("Any", world.api)).write_status(old, {"heartbeat": "x"})
+    assert not armed(world)
+
+
+async def test_an_earlier_key_is_forgotten_when_no_node_has_it_for_long(world: World) -> None:
+    time = [0.0]
+    leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
+    keys = TaintKeys(leases, Clock(monotonic=lambda: time[0]), KEY)
+    await keys.load()
+    await keys.record(KEY)
+    keys.see(replace(gates.parse({"spec": {"taintKey": NEW}})))
+    await keys.record(NEW)
+    hold(world, "n1")
+    there = [nodes.parse(world.node("n1"))]
+    for time[0] in (0.0, taint_keys.FORGET_AFTER * 5):
+        await keys.forget_unused(there)
+        assert keys.earlier == {KEY}, "a node still has it"
+    for time[0] in (1e6, 1e6 + taint_keys.FORGET_AFTER - 1):
+        await keys.forget_unused([])
+        assert keys.earlier == {KEY}
+    time[0] = 1e6 + taint_keys.FORGET_AFTER
+    await keys.forget_unused([])
+    assert keys.earlier == frozenset()
+    assert recorded(world) == {NEW}
+
+
+# ---- the Lease that two write
+
+
+async def test_the_record_survives_the_election_and_a_deleted_lease(world: World) -> None:
+    leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
+    elector = Elector(leases, "op", world.clock, address="10.0.0.1:8081")
+    await elector.acquire()
+    await leases.edit(lambda record: replace(record, taint_keys=(KEY,), gate_key=KEY))
+    assert not await elector._try(), "one round is lost, of the four before the deadline"
+    assert elector.leading
+    assert await elector._try()
+    assert recorded(world) == {KEY}
+    world.api.remove(LEASE)
+    await until_elected(elector)
+    assert recorded(world) == {KEY}
+    await elector.release()
+    record = await leases.get()
+    assert (record.holder, record.taint_keys, record.gate_key) == ("", (KEY,), KEY)
+
+
+async def until_elected(elector: Elector) -> None:
+    for _ in range(3):
+        if await elector._try():
+            return
+    raise AssertionError("not elected")
+
+
+async def test_an_edit_of_the_lease_meets_a_renewal(world: World) -> None:
+    leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
+    await leases.create(LeaseRecord(holder="op", renew_time="1"))
+    renewals = 2
+
+    def renew(method: str, path: str) -> None:
+        nonlocal renewals
+        if method == "PUT" and renewals:
+            renewals -= 1
+            world.api.change(path, lambda body: body["spec"].update(renewTime=str(renewals)))
+
+    world.api.before = renew
+    record = await leases.edit(lambda lease: replace(lease, taint_keys=(KEY,)))
+    assert (record.holder, record.renew_time, record.taint_keys) == ("op", "0", (KEY,))
+
+
+# ---- who creates the NodeGate
+
+
+async def test_a_deleted_gate_stays_deleted_when_operators_restart(world: World) -> None:
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+        hold(world, "n1")
+        world.api.remove(GATE)
+        await until(free(world, "n1"))
+    for _ in range(2):
+        async with Process(world).leading():
+            await asyncio.sleep(0.1)
+            assert GATE not in world.api.objects
+    create_gate(world, KEY)
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+
+
+async def test_after_a_change_of_the_charts_key_the_gate_is_created_with_it(world: World) -> None:
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+    world.api.remove(GATE)
+    async with Process(world, NEW).leading():
+        await until(lambda: armed(world))
+        assert gate(world)["spec"]["taintKey"] == NEW
+
+
+async def test_a_gate_that_a_predecessor_created_and_somebody_deleted_is_not_created_again(
+    world: World,
+) -> None:
+    create_gate(world, NEW)
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+    world.api.remove(GATE)
+    async with Process(world).leading():
+        await asyncio.sleep(0.1)
+        assert GATE not in world.api.objects
+
+
+# ---- the clean-up
+
+
+async def test_cleanup_frees_the_nodes_of_every_key(world: World) -> None:
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+    world.api.remove(GATE)
+    create_gate(world, NEW)
+    hold(world, "n1", KEY)
+    hold(world, "n2", NEW)
+    hold(world, "foreign", "example.com/other")
+    await cleanup(world).run()
+    assert free(world, "n1", "n2")()
+    assert "example.com/other" in world.taints("foreign")
+    assert LEASE not in world.api.objects
+
+
+async def test_cleanup_frees_a_node_that_joins_meanwhile(world: World) -> None:
+    async with Process(world).leading():
+        await until(lambda: armed(world))
+    lists = 0
+
+    def join(method: str, path: str) -> None:
+        nonlocal lists
+        if (method, path) == ("LIST", "/api/v1/nodes"):
+            lists += 1
+        elif lists == 1 and "/api/v1/nodes/late" not in world.api.objects:
+            hold(world, "late")
+
+    world.api.before = join
+    await cleanup(world).run()
+    assert free(world, "late")()
