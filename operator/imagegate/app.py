@@ -153,8 +153,7 @@ class App:
             armed=self._armed,
         )
         queues = (
-            self._reconciler.node_queue,
-            self._reconciler.prefetch_queue,
+            *self._reconciler.queues,
             inspector.queue,
             self._start_after.queue,
             self._workloads.queue,

@@ -39,8 +39,10 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(level: str, format_: str) -> None:
-    """Log to standard output, everything in one format."""
-    handler = logging.StreamHandler(sys.stdout)
+    """Log to standard error, everything in one format. Standard output is for what a command was
+    asked for (``imagegate plan -o json | jq``).
+    """
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
 
-from imagegate import cli, plan
+from imagegate import cli, logs, plan
 from imagegate.domain import forecast
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.forecast import Forecast
@@ -172,3 +173,18 @@ def test_rates_are_positive_numbers(rate: str, capsys: pytest.CaptureFixture[str
 
 def test_a_file_that_is_not_there_is_an_error_and_no_traceback() -> None:
     assert cli.main(["plan", "-f", "/nowhere/prefetch.yaml"]) == 1
+
+
+def test_log_lines_are_not_part_of_what_a_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logs.configure("warning", "text")
+        logging.getLogger("imagegate.plan").warning("disk usage not known")
+    finally:
+        root.handlers[:], root.level = before
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "disk usage not known" in printed.err

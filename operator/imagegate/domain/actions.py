@@ -102,6 +102,8 @@ class Standing:
     """What of ``startAfter`` keeps its pulls from starting, for people."""
     startable: bool = True
     """Whether the node could begin a pull at all: it is settled, and not left alone."""
+    reads_disk: bool = False
+    """Whether its disk usage has to be read before it can go on. It keeps its slot meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

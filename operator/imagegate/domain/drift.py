@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from imagegate.domain import retry
 from imagegate.domain.actions import DeletePod, Postpone
-from imagegate.domain.facts import Group, ImageSize, Node, Pod
+from imagegate.domain.facts import Group, Node, NodeState, Pod
 from imagegate.domain.share import Outcome, Share, Site, ended
 
 LISTED_AFTER = 180.0
@@ -32,15 +32,16 @@ class Loss:
     message: str
 
 
-def losses(share: Share, node: Node, seen: frozenset[str]) -> dict[str, Loss]:
+def losses(share: Share, node: Node, seen: Mapping[str, int]) -> dict[str, Loss]:
     """The groups of which an image is not what it should be, each with that image.
 
-    ``seen``: the names that the node has listed since its labels are as they are.
+    ``seen``: the names that the node has listed since its labels are as they are, with the bytes of
+    the image.
     """
     return {**stale(share, node), **_gone(share, node, seen)}
 
 
-def _gone(share: Share, node: Node, seen: frozenset[str]) -> dict[str, Loss]:
+def _gone(share: Share, node: Node, seen: Mapping[str, int]) -> dict[str, Loss]:
     """The groups of which an image has been removed behind our back.
 
     It is proved by a kubelet that listed the image under this name, and does not list it any more
@@ -56,19 +57,12 @@ def _gone(share: Share, node: Node, seen: frozenset[str]) -> dict[str, Loss]:
         group.key: Loss(reference, retry.EVICTED, f"{reference} was removed from the node")
         for group in share.prefetch.groups
         for reference in group.images
-        if (size := share.size(reference, node)) is not None
-        and size.compressed > node.smallest_listed
-        and not _maybe_cut_off(size, node)
-        and names[reference] in seen & node.wanted
+        if (size := seen.get(names[reference])) is not None
+        and size > node.smallest_listed
+        and size not in node.cut_off  # else it may be there, and this name be its sixth
+        and names[reference] in node.wanted
         and names[reference] not in node.listed
     }
-
-
-def _maybe_cut_off(size: ImageSize, node: Node) -> bool:
-    """Whether the name may be the sixth of an image that is listed by five others. The runtime's
-    size of an image is never much less than what the registry sends of it.
-    """
-    return node.largest_cut_off >= 0.9 * size.compressed
 
 
 def stale(share: Share, node: Node) -> dict[str, Loss]:
@@ -118,7 +112,11 @@ def take_back(
 ) -> None:
     """Take back the label, and pull again: soon, but later and later if it goes on."""
     removed = any(loss.failure is retry.EVICTED for loss in lost.values())
-    outcome.wants_usage = removed and site.usage is None
+    if removed and site.usage is None:
+        # The figures say why, and the Node that is read with them whether it is true.
+        outcome.wants_usage = True
+        outcome.state, outcome.cached = NodeState.CACHED, outcome.labelled
+        return
     outcome.evicted = outcome.labelled
     for group in share.prefetch.groups:
         loss = lost.get(group.key)

@@ -66,8 +66,9 @@ class Node:
     kubelet_port: int = 10250
     capacity: int = 0
     """Bytes of the file system that the kubelet roots in; 0: unknown."""
-    listed: frozenset[str] = frozenset()
-    """Those of the wanted images that ``status.images`` lists, by their normalized names."""
+    listed: Mapping[str, int] = field(default_factory=dict)
+    """Those of the wanted images that ``status.images`` lists, by their normalized names, each with
+    the bytes that the runtime says it has."""
     tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Of the wanted tags among them, the digests that the node lists for the same image."""
     wanted: frozenset[str] = frozenset()
@@ -75,8 +76,8 @@ class Node:
     smallest_listed: int | None = None
     """Bytes of the smallest image in that list, which the kubelet cuts off below a number of
     images: only of a larger one does absence prove anything. None: nothing is listed."""
-    largest_cut_off: int = 0
-    """Bytes of the largest image of which the kubelet lists five names, and so maybe not all."""
+    cut_off: frozenset[int] = frozenset()
+    """Bytes of each image of which the kubelet lists five names, and so maybe not all."""
 
     @property
     def identity(self) -> str:

@@ -6,6 +6,7 @@ service and leave. Pure and total; deciding twice on the same facts gives the sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from imagegate.domain import disk, drift, gate, match, pulls, status
@@ -50,8 +51,9 @@ class NodeView:
     labels_since: float | None = None
     """Since when the node's labels of ours have been as they are, as far as this process knows;
     None: nothing is concluded from it."""
-    seen: frozenset[str] = field(default_factory=frozenset)
-    """The names of images that the node has listed since its labels are as they are."""
+    seen: Mapping[str, int] = field(default_factory=dict)
+    """The names of images that the node has listed since its labels are as they are, with their
+    bytes."""
     usage: Usage | None = None
     """The node's image file system; None: not read lately."""
     taints_by_watch: bool = False

@@ -73,8 +73,8 @@ class Site:
     """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
     away_at: float | None = None
     """When the node gives its slot back because it is not Ready; None: it is Ready."""
-    seen: frozenset[str] = frozenset()
-    """The names that the node has listed since its labels are as they are."""
+    seen: Mapping[str, int] = field(default_factory=dict)
+    """The names that the node has listed since its labels are as they are, with their bytes."""
     settles_at: float | None = None
     """When our labels have been as they are for so long that images can be missed; None: never."""
 
@@ -111,6 +111,7 @@ class Outcome:
             self.skipped,
             self.waits_for,
             self.startable,
+            self.wants_usage,
         )
 
     @property

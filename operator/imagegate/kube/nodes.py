@@ -65,15 +65,17 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         kubelet_port=endpoint.get("Port") or 10250,
         capacity=fields.quantity((status.get("capacity") or {}).get("ephemeral-storage")),
         # Interned: the same few names for thousands of nodes.
-        listed=frozenset(
-            sys.intern(name) for i in images for name in i.get("names") or () if name in wanted
-        ),
+        listed={
+            sys.intern(name): i.get("sizeBytes", 0)
+            for i in images
+            for name in i.get("names") or ()
+            if name in wanted
+        },
         wanted=wanted,
         tags=_tags(images, wanted),
         smallest_listed=min((i.get("sizeBytes", 0) for i in images), default=None),
-        largest_cut_off=max(
-            (i.get("sizeBytes", 0) for i in images if len(i.get("names") or ()) >= NAMES_LISTED),
-            default=0,
+        cut_off=frozenset(
+            i.get("sizeBytes", 0) for i in images if len(i.get("names") or ()) >= NAMES_LISTED
         ),
     )
 

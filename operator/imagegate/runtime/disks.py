@@ -1,4 +1,10 @@
-"""How full the nodes' image file systems are: read when a decision asks, kept for a moment."""
+"""How full the nodes' image file systems are: read when a decision asks, kept for a moment.
+
+A kubelet that does not answer, for instance because a NetworkPolicy or a security group drops what
+the operator sends to its port, costs seconds. After several nodes in a row that did not answer, the
+operator does not wait for the rest of the fleet: it asks one kubelet every few seconds, until one
+answers.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +29,16 @@ TRIES = 5
 started has none for some seconds. One that is out of reach is asked once: somebody waits."""
 PAUSE = 2.0
 """Seconds between these."""
+CONCURRENCY = 32
+"""Kubelets that are asked at a time."""
+SURVEYED = 16
+"""Kubelets that a survey asks at a time: joining nodes do not wait behind it."""
+SLOW = 0.5
+"""Seconds after which a failure has cost time. One that comes at once is no reason not to ask."""
+SILENT = 16
+"""Nodes in a row that did not answer, after which kubelets count as out of reach."""
+PROBE = 5.0
+"""Seconds between two kubelets that are asked nevertheless."""
 
 
 class Source(Protocol):
@@ -42,6 +58,10 @@ class Disks:
         self._source = source
         self._clock = clock
         self._read: dict[str, _Reading] = {}
+        self._turn = asyncio.Semaphore(CONCURRENCY)
+        self._silent: set[str] = set()
+        """Nodes whose kubelets did not answer, since the last one that did; `SILENT` at most."""
+        self._probed_at = float("-inf")
 
     def known(self, node: Node) -> Usage | None:
         """The figures, unless they are too old, or may be had by asking once more."""
@@ -63,9 +83,10 @@ class Disks:
             if self._clock.monotonic() - before.at < PAUSE:
                 return before.usage
             tries = before.tries
-        usage = await self._source.usage(node)
+        async with self._turn:
+            usage = self._out_of_reach() or await self._ask(node)
         tries = tries + 1 if usage.problem else 0
-        if tries == (TRIES if usage.passing else 1):
+        if tries == (TRIES if usage.passing else 1) and not self.out_of_reach():
             logger.warning(
                 "disk usage not known", extra={"node": node.name, "problem": usage.problem}
             )
@@ -76,8 +97,40 @@ class Disks:
         """Of every one of these nodes, by name, be it why it could not be read. Takes as long as
         the slowest of them, so each figure is kept from the moment at which it was read.
         """
-        usages = await asyncio.gather(*(self._patiently(node) for node in nodes))
+        turn = asyncio.Semaphore(SURVEYED)
+
+        async def one(node: Node) -> Usage:
+            async with turn:
+                return await self._patiently(node)
+
+        usages = await asyncio.gather(*(one(node) for node in nodes))
         return {node.name: usage for node, usage in zip(nodes, usages, strict=True)}
+
+    def out_of_reach(self) -> bool:
+        """Whether kubelets in general do not answer."""
+        return len(self._silent) >= SILENT
+
+    def _out_of_reach(self) -> Usage | None:
+        """The answer that is given without asking; None: ask."""
+        now = self._clock.monotonic()
+        if not self.out_of_reach() or now - self._probed_at >= PROBE:
+            self._probed_at = now
+            return None
+        return Usage(
+            problem=f"the kubelets of {SILENT} nodes in a row did not answer: allow the operator to"
+            " reach their port (10250) in NetworkPolicies, security groups and firewalls"
+        )
+
+    async def _ask(self, node: Node) -> Usage:
+        began = self._clock.monotonic()
+        usage = await self._source.usage(node)
+        if not usage.problem or usage.passing or self._clock.monotonic() - began < SLOW:
+            self._silent.clear()
+        elif not self.out_of_reach():
+            self._silent.add(node.name)
+            if self.out_of_reach():
+                logger.warning("kubelets are not reachable", extra={"problem": usage.problem})
+        return usage
 
     async def _patiently(self, node: Node) -> Usage:
         usage = self.known(node) or await self.read(node)

@@ -54,7 +54,8 @@ class Entry:
         self.standings[node] = standing
         self.domains[node] = domain
         _keep(self.held, node, held)
-        _keep(self.places, node, standing.pulling)
+        has_place = standing.pulling or (standing.reads_disk and had_place)
+        _keep(self.places, node, has_place)
         if standing.wants:
             if self.wants.get(node) is not held:
                 self.wants.pop(node, None)
@@ -69,7 +70,7 @@ class Entry:
             self.waiting[node] = standing.waits_for
         else:
             self.waiting.pop(node, None)
-        moved = was_held is not held or had_place is not standing.pulling
+        moved = was_held is not held or had_place is not has_place
         return caught_up or moved or before != standing
 
     def forget(self, node: str) -> bool:

@@ -6,7 +6,7 @@ places in its rollout and writes its status, a few times a second at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -128,7 +128,14 @@ class Reconciler:
         )
         self.node_queue = KeyedQueue("node", self.reconcile_node, workers=32, urgent_workers=8)
         self.prefetch_queue = KeyedQueue("imageprefetch", self.reconcile_prefetch, workers=4)
+        self.disk_queue = KeyedQueue("disk", self.read_disk, workers=32, urgent_workers=8)
+        self.forecast_queue = KeyedQueue("forecast", self.forecast, workers=1)
         start_after.listen(self.node_changed)
+
+    @property
+    def queues(self) -> Sequence[KeyedQueue]:
+        """Everything that has to be run."""
+        return (self.node_queue, self.prefetch_queue, self.disk_queue, self.forecast_queue)
 
     # ---- store.Listener
 
@@ -179,20 +186,34 @@ class Reconciler:
         if self._places_for_joining(node, plan):
             view = self.view(node)
             plan = node_decision.decide(view, now)
-        if plan.wants_usage:
-            await self._disks.read(node)
-            # What it lists may be of before the prefetch, when nobody looked for these images.
-            node = await self._nodes.get(name)
-            self._store.see_node(node)
-            view = self.view(node)
-            plan = node_decision.decide(view, now)
         self._record(node, view, plan)
         if plan.wants_usage:
-            self.node_queue.add(name, delay=disk_usage.PAUSE)
+            self.disk_queue.add(name, urgent=plan.held)
         self._start_after.follow(node, plan.awaits)
         if plan.requeue_at is not None:
             self.node_queue.add(name, delay=max(0.01, plan.requeue_at - now))
         await self._act(name, plan)
+
+    async def read_disk(self, name: str) -> None:
+        """Read what a decision asks for, beside the work on nodes: a kubelet that does not answer
+        takes seconds, and no release may wait for it.
+        """
+        if name not in self._store.nodes:
+            return
+        # What the store knows of its images may be of before the prefetch, when nobody looked for
+        # them. Before the usage is known, because that lets a pull start.
+        try:
+            node = await self._nodes.get(name)
+        except NotFound:
+            return  # the watch, or a resync, tells that it is gone
+        self._store.see_node(node)
+        await self._disks.read(node)
+        if name not in self._store.nodes:
+            self._disks.forget(name)
+        elif self._disks.known(node) is None:
+            self.disk_queue.add(name, delay=disk_usage.PAUSE, urgent=self._held(node))
+        else:
+            self.node_changed(name)
 
     async def _act(self, name: str, plan: NodePlan) -> None:
         """Try every action: one that fails (a webhook of one namespace, a policy) must not stop
@@ -353,7 +374,7 @@ class Reconciler:
             return  # what is found, or the end of patience, brings it back here
         self._look_again_after_edit(prefetch)
         if prefetch.invalid is None and prefetch.dry_run:
-            await self._forecast(prefetch)
+            self.forecast_queue.add(name)
             return
         if prefetch.invalid is None:
             self._grant(prefetch)
@@ -375,18 +396,34 @@ class Reconciler:
         )
         await self._write_status(prefetch, wanted, urgent=not current)
 
-    async def _forecast(self, prefetch: Prefetch) -> None:
-        """Say in the status what would happen; every few minutes anew, as nodes come and go."""
-        images = self._inspector.known(prefetch)
-        if images is None:
-            return  # the answer brings the prefetch back here
+    async def forecast(self, name: str) -> None:
+        """Say in the status what a dry run would do; every few minutes anew, as nodes come and go.
+        Beside the work on prefetches, because all kubelets are asked.
+        """
+        prefetch = self._dry_run(name)
+        images = self._inspector.known(prefetch) if prefetch is not None else None
+        if prefetch is None or images is None:
+            return  # the answer of the registries brings the prefetch back
         nodes = [node for node in self._store.nodes.values() if matches(prefetch, node)]
         usages = await self._disks.survey(nodes) if prefetch.max_usage < 100 else {}
-        facts = forecast.forecast(prefetch, nodes, images, usages)
-        self.prefetch_queue.add(prefetch.name, delay=FORECAST_INTERVAL)
-        found = self._workloads.found(prefetch)
-        wanted = status.dry_run_status(prefetch, facts, self._clock.now(), images, found)
-        await self._write_status(prefetch, wanted)
+        current = self._dry_run(name)
+        if current is None or (current.uid, current.generation) != (
+            prefetch.uid,
+            prefetch.generation,
+        ):
+            return  # it was edited or deleted meanwhile, and that brings it back
+        facts = forecast.forecast(current, nodes, images, usages)
+        self.forecast_queue.add(name, delay=FORECAST_INTERVAL)
+        found = self._workloads.found(current)
+        wanted = status.dry_run_status(current, facts, self._clock.now(), images, found)
+        await self._write_status(current, wanted, again=self.forecast_queue)
+
+    def _dry_run(self, name: str) -> Prefetch | None:
+        """The prefetch as it is now, if it only says what it would do."""
+        prefetch = self._store.prefetches.get(name)
+        if prefetch is None or prefetch.deleting or prefetch.invalid is not None:
+            return None
+        return prefetch if prefetch.dry_run and not prefetch.searching else None
 
     def _look_at_holders(self, name: str, prefetch: Prefetch | None) -> None:
         """Queue every node that has something to do with a prefetch that goes or is gone; once, as
@@ -474,8 +511,14 @@ class Reconciler:
             self.node_queue.add(node, urgent=entry.wants.get(node, False))
 
     async def _write_status(
-        self, prefetch: Prefetch, wanted: dict[str, Any], *, urgent: bool = False
+        self,
+        prefetch: Prefetch,
+        wanted: dict[str, Any],
+        *,
+        urgent: bool = False,
+        again: KeyedQueue | None = None,
     ) -> None:
+        """``again``: the queue that brings the prefetch back where it is too early to write."""
         now = self._clock.now()
         changed = status.changes(prefetch.status, wanted)
         if not changed:
@@ -483,7 +526,7 @@ class Reconciler:
         before, after = _truths(prefetch.status), _truths(wanted)
         due = self._written.get(prefetch.name, 0.0) + STATUS_INTERVAL
         if before == after and now < due and not urgent:
-            self.prefetch_queue.add(prefetch.name, delay=due - now)
+            (again or self.prefetch_queue).add(prefetch.name, delay=due - now)
             return
         self._written[prefetch.name] = now
         try:

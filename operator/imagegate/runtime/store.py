@@ -78,7 +78,7 @@ class Store:
         self._unready_since: dict[str, tuple[str, float]] = {}
         self._finished_at: dict[str, float] = {}
         self._labels_since: dict[str, tuple[object, float]] = {}
-        self._listed: dict[str, frozenset[str]] = {}
+        self._listed: dict[str, Mapping[str, int]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._seen: dict[object, float] = {}
         self._ended: dict[tuple[str, object], Tombstone] = {}
@@ -137,9 +137,11 @@ class Store:
         known = self._labels_since.get(node.name)
         return known[1] if known is not None else None
 
-    def listed(self, node: Node) -> frozenset[str]:
-        """The wanted names that the node has listed since its label for them is as it is."""
-        return self._listed.get(node.name, frozenset())
+    def listed(self, node: Node) -> Mapping[str, int]:
+        """The wanted names that the node has listed since its label for them is as it is, with the
+        bytes of the image.
+        """
+        return self._listed.get(node.name, {})
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -229,14 +231,15 @@ class Store:
         """Remember which names the node has listed: only what was listed can be missed. A label
         that has changed starts anew for the names of its prefetch.
         """
-        seen = self._listed.get(node.name, frozenset())
+        seen = self._listed.get(node.name, {})
         if old is None or old.identity != node.identity:
-            seen = frozenset()
-        elif old.labels != node.labels:
+            seen = {}
+        kept = seen.keys() & node.wanted
+        if old is not None and old.labels != node.labels:
             for prefetch in self._prefetches.values():
                 if old.labels.get(prefetch.label) != node.labels.get(prefetch.label):
-                    seen -= _names(prefetch)
-        seen = (seen & node.wanted) | node.listed
+                    kept -= _names(prefetch)
+        seen = {**{name: seen[name] for name in kept}, **node.listed}
         self._listed[node.name] = node.listed if seen == node.listed else seen
 
     def _want(self) -> None:

@@ -443,9 +443,10 @@ class Operator:
             taint_key=lambda: KEY,
             taints_by_watch=by_watch,
         )
-        queues: Any = [Queue(clock.now), Queue(clock.now), Queue(clock.now)]
-        self.node_queue, self.prefetch_queue, self.start_queue = queues
+        queues: Any = [Queue(clock.now) for _ in range(4)]
+        self.node_queue, self.prefetch_queue, self.disk_queue, self.start_queue = queues
         self.reconciler.node_queue, self.reconciler.prefetch_queue = queues[:2]
+        self.reconciler.disk_queue = self.disk_queue
         self.start_after, start_after.queue = start_after, self.start_queue
         if cluster.gate is None:
             cluster.put_gate()
@@ -517,16 +518,21 @@ class Operator:
         return [
             *(("node", key) for key in self.node_queue.due()),
             *(("prefetch", key) for key in self.prefetch_queue.due()),
+            *(("disk", key) for key in self.disk_queue.due()),
             *(("start", key) for key in self.start_queue.due()),
         ]
 
     def next_at(self) -> float | None:
-        queues = (self.node_queue, self.prefetch_queue, self.start_queue)
+        queues = (self.node_queue, self.prefetch_queue, self.disk_queue, self.start_queue)
         return min((at for queue in queues if (at := queue.next_at()) is not None), default=None)
 
     def work(self, kind: str, key: str) -> None:
         """One key, as one worker does it; an error brings it back soon."""
-        queues = {"node": self.node_queue, "prefetch": self.prefetch_queue}
+        queues = {
+            "node": self.node_queue,
+            "prefetch": self.prefetch_queue,
+            "disk": self.disk_queue,
+        }
         queue = queues.get(kind, self.start_queue)
         queue.take(key)
         node = self.store.nodes.get(key) if kind == "node" else None
@@ -539,6 +545,8 @@ class Operator:
                     _finish(self.reconciler.reconcile_node(key))
                 case "prefetch":
                     _finish(self.reconciler.reconcile_prefetch(key))
+                case "disk":
+                    _finish(self.reconciler.read_disk(key))
                 case _:
                     _finish(self.start_after.look(key))
         except Died:

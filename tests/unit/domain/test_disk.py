@@ -126,7 +126,7 @@ def test_what_is_on_the_node_already_or_comes_through_another_pull_is_counted_on
     running = share(other, pods=(pod(other, linux()),))
     (second,) = creates(decide(view(linux(), share(prefetch()), running, usage=usage)))
     assert second.prefetch.name == "llm"
-    there = linux(listed=frozenset({LLM}), smallest_listed=1)
+    there = linux(listed={LLM: 4 * GB}, smallest_listed=1)
     assert len(creates(decide(view(there, share(prefetch()), share(other), usage=usage)))) == 2
 
 
@@ -234,11 +234,20 @@ def cached(**changes: Any) -> Node:
     )
 
 
-def seen(on: Node, of: Prefetch, *, since: float = NOW - LISTED_AFTER, **changes: Any) -> Any:
+def seen(
+    on: Node,
+    of: Prefetch,
+    *,
+    since: float = NOW - LISTED_AFTER,
+    listed: dict[str, int] | None = None,
+    **changes: Any,
+) -> Any:
     usage = Usage(capacity=100 * GB, used=86 * GB)
     kept = pod(of, on, phase="Succeeded", finished_at=NOW - 500)
     facts = share(of, **{"pods": (kept,), **changes})
-    return view(on, facts, labels_since=since, usage=usage, seen=frozenset({LLM}))
+    return view(
+        on, facts, labels_since=since, usage=usage, seen={LLM: 3 * GB} if listed is None else listed
+    )
 
 
 def test_a_large_image_that_the_kubelet_does_not_list_is_gone() -> None:
@@ -255,11 +264,12 @@ def test_a_large_image_that_the_kubelet_does_not_list_is_gone() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"listed": frozenset({LLM})},
+        {"listed": {LLM: 3 * GB}},
         {"smallest_listed": None},
         {"smallest_listed": 4 * GB},
+        {"cut_off": frozenset({3 * GB})},
     ],
-    ids=["it is listed", "nothing is listed", "all that is listed is larger"],
+    ids=["it is listed", "nothing is listed", "all that is listed is larger", "a sixth name"],
 )
 def test_absence_alone_proves_nothing(changes: dict[str, Any]) -> None:
     plan = decide(seen(cached(**changes), prefetch()))
@@ -267,8 +277,13 @@ def test_absence_alone_proves_nothing(changes: dict[str, Any]) -> None:
     assert plan.standings["llm"].state is NodeState.CACHED
 
 
-def test_absence_proves_nothing_of_an_unknown_size_or_soon_after_the_pull() -> None:
-    assert decide(seen(cached(), prefetch(), images={})).actions == ()
+def test_a_larger_image_of_five_names_hides_no_other_one() -> None:
+    plan = decide(seen(cached(cut_off=frozenset({9 * GB})), prefetch()))
+    assert patches(plan), "it has another size, so it is another image"
+
+
+def test_absence_proves_nothing_of_what_was_never_listed_or_soon_after_the_pull() -> None:
+    assert decide(seen(cached(), prefetch(), listed={})).actions == ()
     soon = decide(seen(cached(), prefetch(), since=NOW - LISTED_AFTER + 1))
     assert soon.actions == ()
     assert soon.requeue_at == NOW + 1, "nothing else may bring the node back here"
@@ -292,7 +307,7 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     assert later.count == 1, "a day later it is another story"
 
     key = prefetch().groups[0].key
-    back = decide(seen(cached(listed=frozenset({LLM})), prefetch(), attempts={key: attempts}))
+    back = decide(seen(cached(listed={LLM: 3 * GB}), prefetch(), attempts={key: attempts}))
     standing = back.standings["llm"]
     assert standing.state is NodeState.CACHED
     assert standing.failure == attempts, "it is there again, but for how long"

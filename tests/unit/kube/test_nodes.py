@@ -87,9 +87,9 @@ def test_a_node_says_for_which_names_its_list_was_read() -> None:
     ]
     wanted = frozenset({"a:1", "c:1"})
     parsed = nodes.parse({**body(), "status": {"images": images}}, wanted)
-    assert parsed.listed == {"a:1"}
+    assert parsed.listed == {"a:1": 30}
     assert parsed.wanted == wanted
-    assert (parsed.smallest_listed, parsed.largest_cut_off) == (30, 30)
+    assert (parsed.smallest_listed, parsed.cut_off) == (30, frozenset({30}))
 
 
 @pytest.mark.parametrize(

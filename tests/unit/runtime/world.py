@@ -137,8 +137,7 @@ class World:
         for name in self.store.nodes:
             self.reconciler.node_changed(name)
         queues = (
-            self.reconciler.node_queue,
-            self.reconciler.prefetch_queue,
+            *self.reconciler.queues,
             self.start_after.queue,
             self.workloads.queue,
         )
