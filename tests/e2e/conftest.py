@@ -20,6 +20,7 @@ ORDER = (
     "test_retention_begin",
     "test_disk_begin",
     "test_refresh_begin",
+    "test_drift_begin",
     "test_prefetch",
     "test_refresh",
     "test_disk",
@@ -29,8 +30,10 @@ ORDER = (
     "test_rollout",
     "test_push",
     "test_retry",
+    "test_drift_end",
     "test_gate",
     "test_drift",
+    "test_faults",
     "test_data_images",
     "test_start_after",
     "test_images_from",
@@ -50,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> int:
         name = item.path.stem
-        if name in ("test_retention", "test_disk", "test_refresh"):
+        if name in ("test_retention", "test_disk", "test_refresh", "test_drift"):
             part = item.name.split("_")[1]
             name += f"_{part}" if part in ("begin", "end") else ""
         return ORDER.index(name) if name in ORDER else len(ORDER)

@@ -173,6 +173,19 @@ class Installation:
     def suspend(self, suspended: bool) -> None:
         self.cluster.api.patch(GATE, {"spec": {"suspend": suspended}})
 
+    def gate(self) -> dict[str, Any]:
+        return self.cluster.api.get(GATE)
+
+    def replace_gate(self, spec: dict[str, Any]) -> None:
+        """Delete the NodeGate and create it again, as `kubectl replace --force` does."""
+        manifest = {
+            "apiVersion": "imagegate.dev/v1alpha1",
+            "kind": "NodeGate",
+            "metadata": {"name": "default"},
+            "spec": spec,
+        }
+        self.cluster.kubectl("replace", "--force", "-f", "-", stdin=json.dumps(manifest))
+
     def metrics(self, pod: str | None = None) -> dict[str, float]:
         """The leader's metrics, by name and labels as they stand in the exposition."""
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod or self.leader()}:8080/proxy/metrics"
@@ -243,9 +256,9 @@ class Installation:
         finally:
             self.delete(name)
 
-    def pullers(self, prefetch: str) -> list[dict[str, Any]]:
+    def pullers(self, prefetch: str, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
         selector = f"imagegate.dev%2Fprefetch%3D{prefetch}"
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"
+        path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
         pods: list[dict[str, Any]] = self.cluster.api.get(path)["items"]
         return pods
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from imagegate.domain.drift import LISTED_AFTER
 from tests.cluster import NodeOptions
-from tests.e2e.installation import Installation
+from tests.e2e.installation import NAMESPACE, RELEASE, Installation
 from tests.e2e.watching import NodeWatch
 
 if TYPE_CHECKING:
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
 QUICK = {"nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "5m"}
 """A kubelet that says soon that it is Ready again."""
+ROLLBACK = {"rollback-a": "drift/rollback-a:1", "rollback-b": "drift/rollback-b:1"}
+"""The images of two prefetches that are edited and rolled back together."""
 
 
 def test_a_label_that_somebody_edits_or_removes_is_put_right_without_a_pull(
@@ -128,3 +133,83 @@ def test_a_reboot_under_hold_and_under_ignore(
             assert verified.isdisjoint(p["metadata"]["uid"] for p in imagegate.pullers("hold"))
     finally:
         cluster.remove_node("reboot-1")
+
+
+def test_begin_what_is_rolled_back_later(cluster: LocalCluster, imagegate: Installation) -> None:
+    """Early, because absence from the kubelet's list counts only some minutes after a pull."""
+    for seed, (name, repository) in enumerate(ROLLBACK.items(), 84):
+        imagegate.prefetch(name, cluster.push("data", repository, seed=seed))
+    for name in ROLLBACK:
+        imagegate.wait_ready(name, 60)
+        cluster.wait(partial(ended, imagegate, name), f"the pods of {name} to end", 20)
+
+
+def test_end_a_rollback_keeps_labels_and_puller_pods(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    labels = {name: imagegate.get(name)["status"]["target"] for name in ROLLBACK}
+    pods = {name: uids(imagegate, name) for name in ROLLBACK}
+    nodes = [node["metadata"]["name"] for node in labelled(cluster, labels)]
+    assert {"node-1", "node-2"} <= set(nodes)
+    wait_until_absence_counts(cluster, imagegate)
+    try:
+        with NodeWatch(cluster) as watch:
+            for turn in range(2):
+                for name in ROLLBACK:
+                    other = f"open.registry.test/drift/{name}:bad-{turn}"
+                    imagegate.prefetch(name, other, rollout={"paused": True})
+                time.sleep(1)  # the store wants only the new images from here on
+                # A change of the Node, as a heartbeat: it is parsed anew.
+                cluster.kubectl("annotate", "nodes", "--all", f"e2e/turn={turn}", "--overwrite")
+                time.sleep(1)
+                for name, repository in ROLLBACK.items():
+                    imagegate.prefetch(name, f"open.registry.test/{repository}")
+                time.sleep(5)
+            lost = [
+                (seen.body["metadata"]["name"], name)
+                for node in nodes
+                for seen in watch.of(node)
+                for name, target in labels.items()
+                if seen.body["metadata"]["labels"].get(f"cached.imagegate.dev/{name}") != target
+            ]
+        assert not lost, f"nodes that lost a label although the image is there: {lost}"
+        assert {name: uids(imagegate, name) for name in ROLLBACK} == pods
+        for name in ROLLBACK:
+            imagegate.wait_ready(name, 10)
+            assert not imagegate.get(name)["status"].get("failures")
+    finally:
+        for name in ROLLBACK:
+            imagegate.delete(name)
+        cluster.kubectl("annotate", "nodes", "--all", "e2e/turn-")
+
+
+def ended(imagegate: Installation, prefetch: str) -> bool:
+    return all(pod["status"]["phase"] == "Succeeded" for pod in imagegate.pullers(prefetch))
+
+
+def uids(imagegate: Installation, prefetch: str) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in imagegate.pullers(prefetch)}
+
+
+def labelled(cluster: LocalCluster, labels: dict[str, str]) -> list[dict[str, Any]]:
+    """The nodes that have all the labels of these prefetches."""
+    wanted = {f"cached.imagegate.dev/{name}": target for name, target in labels.items()}
+    return [
+        node
+        for node in cluster.api.get("/api/v1/nodes")["items"]
+        if wanted.items() <= node["metadata"]["labels"].items()
+    ]
+
+
+def wait_until_absence_counts(cluster: LocalCluster, imagegate: Installation) -> None:
+    """Until the labels are old enough for this leader to conclude from an image that is not listed.
+    In a run of the whole suite that has long passed."""
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{RELEASE}"
+    moments = [cluster.api.get(path)["spec"]["acquireTime"]]
+    moments += [
+        pod["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"]
+        for name in ROLLBACK
+        for pod in imagegate.pullers(name)
+    ]
+    newest = max(datetime.fromisoformat(moment).timestamp() for moment in moments)
+    time.sleep(max(0.0, newest + LISTED_AFTER + 5 - time.time()))

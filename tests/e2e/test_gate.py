@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -282,3 +282,45 @@ def test_an_operator_that_is_silent_gates_nobody_and_one_that_is_back_does(
         again = rejoin(cluster, joined)
         assert held(watch.first(joined.name, lambda seen: True, since=again))
         watch.first(joined.name, released, since=again)
+
+
+def test_another_taint_key_releases_every_node_held_by_the_old_key(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """The documented way to change the key: delete the NodeGate and create it again. Nodes without
+    a machine behind them stay held, because they never get Ready."""
+    names = [f"rekey-{number}" for number in range(60)]
+    closed = {"policy": "FailClosed"}
+    selector = {"matchLabels": {"pool": "rekey"}}
+    gate = imagegate.gate()
+    other = "startup-taint.cluster-autoscaler.kubernetes.io/other"
+    try:
+        with imagegate.prefetching(
+            "rekey", "open.registry.test/gate/never:2", nodeSelector=selector, gate=closed
+        ):
+            for name in names:
+                cluster.api.post("/api/v1/nodes", held_node(name))
+            cluster.wait(lambda: imagegate.counts("rekey").get("gated") == 60, "60 held", 20)
+            imagegate.replace_gate({**gate["spec"], "taintKey": other})
+            end = time.monotonic() + 15
+            while (stuck := [name for name in names if imagegate.held(name)]) and (
+                time.monotonic() < end
+            ):
+                time.sleep(0.5)
+            gated = imagegate.counts("rekey").get("gated")
+            assert not stuck, f"{len(stuck)} of 60 have the old taint, and {gated} count as gated"
+    finally:
+        for name in names:
+            cluster.kubectl("delete", "node", name, "--ignore-not-found", "--wait=false")
+        imagegate.replace_gate(gate["spec"])
+        imagegate.wait_armed()
+
+
+def held_node(name: str) -> dict[str, Any]:
+    """A Node that is held and has no kubelet."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"pool": "rekey"}},
+        "spec": {"taints": [{"key": KEY, "value": "pending", "effect": "NoSchedule"}]},
+    }
