@@ -122,4 +122,4 @@ class Resync:
             quiet = max(began, self._store.watches.quiet_since(watches.NODES)) + watches.QUIET
             if now >= quiet:
                 return
-            await asyncio.sleep(min(began + delay, quiet) - now)
+            await asyncio.sleep(max(0.1, min(began + delay, quiet) - now))
