@@ -90,6 +90,7 @@ class App:
         self._metrics = metrics
         self._leading = False
         self._policy_missing = False
+        self._probed = False
         namespaces = settings.puller_namespaces
         self._reader = Reader(frozenset(namespaces))
         self.store = Store(clock)
@@ -236,7 +237,7 @@ class App:
         settings = self._settings
         self._leading = True
         await self._provide_gate()
-        await self._probe_image_volumes()
+        self._probed = await self._probe_image_volumes()
         await self._resync.once()
         self.store.complete = True
         # Only now is anything queued and worked on: nobody is released on half of the facts.
@@ -252,6 +253,7 @@ class App:
             _spawn(self._resync.run(), "resync"),
             _spawn(self._heartbeat.run(), "heartbeat"),
             _spawn(self._look_for_policy(), "policy"),
+            _spawn(self._probe_again(), "probe"),
             _spawn(self._events.run(), "events"),
         ]
         tasks += [
@@ -299,15 +301,26 @@ class App:
         # After the creation: an operator that is killed in between finds the NodeGate and goes on.
         await self._keys.record(gate.taint_key, created_with=key)
 
-    async def _probe_image_volumes(self) -> None:
-        """Where the API server drops image volumes no kubelet gets any, whatever the flags say."""
+    async def _probe_image_volumes(self) -> bool:
+        """Where the API server drops image volumes no kubelet gets any, whatever the flags say.
+        False: it could not be found out, and a webhook that fails is no reason not to lead.
+        """
         puller = self._settings.puller
         if puller.mode is Mode.CONTAINER:
-            return
+            return True
         probe = build.probe(self._settings.puller_namespaces[0], puller)
-        if not await self._pods.keeps_image_volumes(probe):
+        kept = await self._pods.keeps_image_volumes(probe)
+        if kept is False:
             logger.info("the API server drops image volumes: images are pulled as containers")
             self._reconciler.actor.puller = dataclasses.replace(puller, mode=Mode.CONTAINER)
+        return kept is not None
+
+    async def _probe_again(self) -> None:
+        """Until it is known: what a pod without its volumes has not pulled gets no label."""
+        while not self._probed:
+            await asyncio.sleep(self._settings.resync_seconds)
+            self._probed = await self._probe_image_volumes()
+        await asyncio.Event().wait()
 
     async def _look_for_policy(self) -> None:
         """Say so in the NodeGate when the policy is gone: nothing else would."""

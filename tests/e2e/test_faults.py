@@ -309,7 +309,8 @@ def test_kubelets_whose_port_is_dropped_delay_no_release(
             "dropped-1", lambda s: s.type == "MODIFIED" and KEY not in s.taints(), timeout=90
         )
         print(f"\nlast image complete to taint gone: {free.at - complete:.1f} s")
-        assert 0 < free.at - complete < 2
+        # On the code before, 12 s and more: it waited for the kubelets of the others.
+        assert 0 < free.at - complete < 4
 
 
 def test_a_dry_run_over_silent_kubelets_stops_no_other_prefetch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -56,9 +56,17 @@ def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
     print(f"\n{table}")
     lines = [line.split() for line in table.splitlines()]
     assert ["matched", str(len(cluster.nodes))] in lines
-    (entry,) = json.loads(plan("-o", "json", percent=99))
+
+    entry: dict[str, Any] = {}
+
+    def disks_not_read() -> list[Any]:
+        """A kubelet has no figures for some seconds now and then."""
+        nonlocal entry
+        (entry,) = json.loads(plan("-o", "json", percent=99))
+        return list(entry["disksNotRead"])
+
+    cluster.wait(lambda: disks_not_read() == [], "every kubelet to tell", 60)
     assert entry["toPull"] == len(cluster.nodes)
-    assert entry["disksNotRead"] == [], "every kubelet has told"
     assert entry["images"][0]["compressedBytes"] > 100_000
     assert entry["bytesAll"] == entry["bytesPerNode"] * len(cluster.nodes)
 
@@ -66,6 +74,5 @@ def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
         (full,) = json.loads(plan("-o", "json", percent=1))
         return {node["node"] for node in full["noRoom"]}
 
-    # A kubelet has no figures for some seconds now and then, and then its node is not full.
     cluster.wait(lambda: without_room() == set(cluster.nodes), "no room anywhere", 60)
     assert imagegate.pullers("table") == []

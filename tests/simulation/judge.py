@@ -642,12 +642,14 @@ class Liveness:
                 judge.blame("timeout-late", name, f"held {over:.0f} s after its timeout")
 
     def _done(self, machine: Machine, ask: Ask) -> bool:
-        """Whether everything is on the machine and its pods have said so."""
+        """Whether everything is on the machine, and the pods of this very spec have said so."""
         judge = self._judge
+        asked = judge.asked_at.get(ask.name, 0.0)
         pods = [
             p
             for p in judge.pods(machine.name, ask.name)
             if "deletionTimestamp" not in p["metadata"]
+            and age(p["metadata"]["creationTimestamp"]) < elapsed() - asked
         ]
         said = set[str]().union(*(images_of(pod) for pod in pods if phase(pod) == "Succeeded"))
         return bool(ask.images) and ask.references <= said and judge.holds(machine, ask)
@@ -673,6 +675,7 @@ class Liveness:
             label = (node["metadata"].get("labels") or {}).get(LABEL + name)
             held = bool(judge.taints(node))
             done = self._done(machine, ask) and label != ask.target and not held
+            done = done and self.allowed(ask, "LIST")
             seconds = self._for("labelled", f"{name} {machine.name}", done)
             judge.applied["labelled"] += 1
             quiet = min(seconds, elapsed() - judge.truth.disturbed)
@@ -753,10 +756,10 @@ class Liveness:
         machine = self._judge.truth.machines.get(pod["spec"]["nodeName"])
         return machine is None or machine.stalled or self._judge.hopeless(machine, ask)
 
-    def allowed(self, ask: Ask) -> bool:
-        """Whether puller pods can be made for it at all."""
+    def allowed(self, ask: Ask, method: str = "POST") -> bool:
+        """Whether puller pods can be made for it at all; or read."""
         server = self._judge.truth.server
-        request = Request(elapsed(), "operator-x/0", "POST", "pods", (ask.namespace, ""), 200)
+        request = Request(elapsed(), "operator-x/0", method, "pods", (ask.namespace, ""), 200)
         if ("", ask.namespace) not in server.objects["namespaces"]:
             return False
         try:
@@ -796,6 +799,7 @@ class Liveness:
             wrong = (
                 failure["reason"] == "DiskFull"
                 and machine is not None
+                and not machine.spelled  # nobody can know what it lists under other names
                 and (judge.holds(machine, ask))
             )
             if self._for("full", f"{name} {failure['node']}", wrong) > 60 + truth.lag:

@@ -30,7 +30,7 @@ class Registry:
     """What the tags mean, and how it answers."""
 
     sizes: dict[str, int] = field(default_factory=dict)
-    """Compressed bytes by repository."""
+    """Compressed bytes by digest."""
     tags: dict[str, str] = field(default_factory=dict)
     """Digest by ``repository:tag``; absent: no such image."""
     down: bool = False
@@ -44,12 +44,11 @@ class Registry:
         return self.tags.get(name)
 
     def size(self, reference: str) -> int:
-        repository = reference.partition("@")[0].rpartition(":")[0]
-        return self.sizes.get(repository, GB)
+        return self.sizes.get(self.digest(reference) or "", GB)
 
     def push(self, tag: str, content: str, size: int) -> None:
-        self.sizes[tag.rpartition(":")[0]] = size
-        self.tags[tag] = "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+        digest = self.tags[tag] = "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+        self.sizes[digest] = size
 
 
 @dataclass(slots=True)
@@ -187,8 +186,10 @@ class Kubelet:
     def collect(self, references: set[str]) -> None:
         """The runtime removes images."""
         for reference in references & self.machine.images.keys():
-            del self.machine.images[reference]
-            self.machine.used = max(10 * GB, self.machine.used - self._registry.size(reference))
+            digest = self.machine.images.pop(reference)
+            if digest not in self.machine.images.values():
+                size = self._registry.sizes.get(digest, GB)
+                self.machine.used = max(10 * GB, self.machine.used - int(3.5 * size))
         self.machine.wiped_at = elapsed()
         self._relist()
 
@@ -226,11 +227,11 @@ class Kubelet:
             if "@" not in reference:
                 by_digest[digest].add(reference)
         listed: list[Body] = []
-        for names in by_digest.values():
+        for digest, names in by_digest.items():
             ordered = sorted(names, key=lambda name: ("@" not in name, name))
             if self.machine.spelled:
                 ordered = [name.replace("registry.test/", "mirror.test/") for name in ordered]
-            size = self._registry.size(max(names))
+            size = self._registry.sizes.get(digest, GB)
             listed.append({"names": ordered[:NAMES], "sizeBytes": size})
         listed.append(
             {

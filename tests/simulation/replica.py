@@ -59,9 +59,8 @@ class Manifests:
         return str(digest)
 
     async def describe(self, reference: Any, platform: Platform, keyring: Any = None) -> ImageFacts:
-        await self.resolve(reference)
-        size = self._registry.sizes.get(f"{reference.domain}/{reference.path}", 10**9)
-        layer = Layer(f"sha256:layer-{reference.path}", size, GZIP)
+        digest = await self.resolve(reference)
+        layer = Layer(digest, self._registry.sizes.get(digest, 10**9), GZIP)
         return ImageFacts(reference, platform, (platform,), reference.digest or "", (layer,), 2000)
 
 

@@ -356,10 +356,14 @@ def _start(
     due: list[Group] = []
     for group in missing:
         attempts = share.attempts.get(group.key)
-        if attempts is not None and attempts.next_at > now:
-            outcome.requeue.append(attempts.next_at)
-        else:
+        if (
+            attempts is None
+            or attempts.next_at <= now
+            or _needs_no_room(attempts, group, share, node, site)
+        ):
             due.append(group)
+        else:
+            outcome.requeue.append(attempts.next_at)
     if not due or not (share.inspected or outcome.labelled):
         return
     if share.unready:
@@ -383,6 +387,29 @@ def _start(
         outcome.actions.append(CreatePod(share.prefetch, node, group, count + 1, again))
 
 
+def _needs_no_room(attempts: Attempts, group: Group, share: Share, node: Node, site: Site) -> bool:
+    """Whether there was no room for a group that needs none any more: its images are there by now,
+    or are being pulled for another ImagePrefetch.
+    """
+    full = attempts.reason == retry.DISK_FULL.reason
+    return full and not any(_new([group], share, node, site))
+
+
+def _new(
+    due: Iterable[Group], share: Share, node: Node, site: Site
+) -> tuple[dict[disk.Key, int], bool]:
+    """What these groups bring to the node beside what it holds and what pulls already; and whether
+    the size of something that it may lack is not known.
+    """
+    references = [reference for group in due for reference in group.images]
+    listed = {i.reference for i in share.prefetch.images if i.listed_as in node.listed}
+    unknown = any(share.size(ref, node) is None for ref in references if ref not in listed)
+    parts = share.parts(references, node).items()
+    return {
+        key: count for key, count in parts if key not in site.held and key not in site.reserved
+    }, unknown
+
+
 def _fits(
     due: list[Group], share: Share, node: Node, now: float, site: Site, outcome: Outcome
 ) -> bool:
@@ -399,13 +426,7 @@ def _fits(
     if site.usage is None:
         outcome.wants_usage = True
         return False
-    wanted = share.parts((ref for group in due for ref in group.images), node)
-    needed = {key: count for key, count in wanted.items() if key not in site.held}
-    new = {key: count for key, count in needed.items() if key not in site.reserved}
-    listed = {i.reference for i in share.prefetch.images if i.listed_as in node.listed}
-    unknown = any(
-        share.size(ref, node) is None for group in due for ref in group.images if ref not in listed
-    )
+    new, unknown = _new(due, share, node, site)
     if not new and not unknown:
         return True
     together = disk.on_disk(sum({**site.reserved, **new}.values()))

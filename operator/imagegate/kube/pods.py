@@ -7,7 +7,7 @@ from typing import Any
 
 from imagegate.domain.facts import Pod
 from imagegate.kube.client import Client
-from imagegate.kube.errors import AlreadyExists, Forbidden, Invalid, NotFound
+from imagegate.kube.errors import KubeError, NotLeader
 from imagegate.puller import build, read
 
 logger = logging.getLogger(__name__)
@@ -47,19 +47,21 @@ class Pods:
         going = read.pod(body)
         return going if going.deleting and not going.finished else None
 
-    async def keeps_image_volumes(self, manifest: dict[str, Any]) -> bool:
+    async def keeps_image_volumes(self, manifest: dict[str, Any]) -> bool | None:
         """Whether the API server keeps ``volumes[].image``, asked by a dry-run create.
 
         With the feature gate off the field is dropped without a word and the volume becomes an
-        emptyDir (kind#3745): the pod would succeed and nothing would be pulled. True as well when
-        the API server refuses the pod for another reason: that is told when a real one is made,
-        and by then it is the node's version that decides.
+        emptyDir (kind#3745): the pod would succeed and nothing would be pulled. None when the API
+        server refuses the pod for another reason, as a quota or a webhook that fails: that is told
+        when a real one is made.
         """
         path = _path(manifest["metadata"]["namespace"])
         try:
             body = await self._client.create(path, manifest, dryRun="All")
-        except (AlreadyExists, Forbidden, Invalid, NotFound) as error:
+        except NotLeader:
+            raise
+        except KubeError as error:  # also a webhook that fails: no reason not to lead
             logger.warning("image volumes not probed", extra={"error": str(error)})
-            return True
+            return None
         volumes = (body.get("spec") or {}).get("volumes") or ()
         return any("image" in volume for volume in volumes)

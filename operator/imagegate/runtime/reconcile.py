@@ -320,12 +320,19 @@ class Reconciler:
         return got
 
     def _has_place(self, node: Node, prefetch: Prefetch) -> bool:
-        """Whether the node may start a pull. A place from before ``paused``, or of a pull that a
-        new prefetch of this name found in flight, is good for that pull and for no further one.
+        """Whether the node may start a pull. A place from before ``paused`` or before a smaller
+        ``maxParallel``, or of a pull that a new prefetch of this name found in flight, is good for
+        that pull and for no further one.
         """
         if prefetch.rollout.paused and node.taint(self._taint_key()) is None:
             return False
-        return self._granting(prefetch) and node.name in self._ledger.entry(prefetch.name).places
+        entry = self._ledger.entry(prefetch.name)
+        if not self._granting(prefetch) or node.name not in entry.places:
+            return False
+        return len(entry.places) <= entry.parallel(prefetch) or any(
+            pod.prefetch == prefetch.name and not pod.finished
+            for pod in self._store.pods_on(node.name)
+        )
 
     def _granting(self, prefetch: Prefetch) -> bool:
         """Whether the places of this very spec are known: after a start or an edit, not before
@@ -343,8 +350,11 @@ class Reconciler:
         self._ledger.note_pods(node, view.shares)
         for share in view.shares:
             if plan.standings[share.prefetch.name].state == "cached" and share.attempts:
+                # A pod that is to be put back, and is refused, keeps its back-off.
+                there = {pod.group for pod in share.pods}
                 groups = [group.key for group in share.prefetch.groups]
-                self._ledger.clear_attempts(node.name, groups)
+                done = [key for key in groups if key in there or not share.prefetch.keep]
+                self._ledger.clear_attempts(node.name, done)
         if node.name in self._ledger.attempts:
             living = [share.prefetch for share in view.shares]
             living += [p for name in view.frozen if (p := self._store.prefetches.get(name))]
