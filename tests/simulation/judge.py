@@ -215,6 +215,17 @@ def phase(pod: Body) -> str:
     return str((pod.get("status") or {}).get("phase", "Pending"))
 
 
+def _substance(prefetch: Body) -> Any:
+    """What a status says, without attempts that are counted and times that pass."""
+    status = prefetch.get("status") or {}
+    return {
+        **{k: v for k, v in status.items() if k not in ("refresh", "failures", "conditions")},
+        # Of many nodes that fail, the last ten to have been tried.
+        "failures": sorted({f["reason"] for f in status.get("failures") or ()}),
+        "conditions": [(c["type"], c["status"], c["reason"]) for c in status.get("conditions", ())],
+    }
+
+
 def finished(pod: Body) -> bool:
     return phase(pod) in ("Succeeded", "Failed")
 
@@ -536,15 +547,10 @@ class Liveness:
         if still < 600 or self._refused_pods:
             self._rest_writes.clear()
             return
-        if request.resource == "imageprefetches":
-            ask = judge.asks.get(request.key[1])
-            if ask is not None and ask.refresh is not None and request.before and request.after:
-
-                def kept(body: Body) -> Body:
-                    return {k: v for k, v in (body.get("status") or {}).items() if k != "refresh"}
-
-                if kept(request.before) == kept(request.after) and request.before != request.after:
-                    return
+        if request.resource == "imageprefetches" and request.before != request.after:
+            # Looks at the registry and further attempts are counted in the status.
+            if _substance(request.before or {}) == _substance(request.after or {}):
+                return
         judge.applied["quiet"] += 1
         subject = f"{request.resource} {request.key[1]}"
         self._rest_writes[subject] += 1
@@ -675,7 +681,7 @@ class Liveness:
             label = (node["metadata"].get("labels") or {}).get(LABEL + name)
             held = bool(judge.taints(node))
             done = self._done(machine, ask) and label != ask.target and not held
-            done = done and self.allowed(ask, "LIST")
+            done = done and self.allowed(ask, "LIST") and machine.name not in self._refused()
             seconds = self._for("labelled", f"{name} {machine.name}", done)
             judge.applied["labelled"] += 1
             quiet = min(seconds, elapsed() - judge.truth.disturbed)
@@ -746,6 +752,10 @@ class Liveness:
             other = pod["metadata"]["namespace"] != ask.namespace and finished(pod)
             other = other and pod["spec"]["nodeName"] in alive and self.allowed(ask)
             other = other and not ask.paused and not self._idle_reason(pod, ask)
+            node = judge.truth.server.get("nodes", pod["spec"]["nodeName"]) or {"metadata": {}}
+            labels = node["metadata"].get("labels") or {}
+            # Until the node has its turn in the rollout, the pod pins what was there before.
+            other = other and labels.get(LABEL + ask.name) == ask.target
             subject = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
             seconds = min(self._for("misplaced", subject, other), elapsed() - judge.truth.disturbed)
             judge.applied["misplaced"] += 1
@@ -815,6 +825,7 @@ class Liveness:
         if seconds > 2 * (ask.refresh or 0) + 700:
             judge.blame("status-truth", name, f"refresh.message for {seconds:.0f} s: {message}")
         trouble = elapsed() - self._refused_pods.get(name, elapsed())
+        trouble = min(trouble, elapsed() - judge.made_at.get(name, 0.0))
         degraded = conditions.get("Degraded", {}).get("status") == "True"
         if trouble > SHOWN and not (degraded or status.get("failures")):
             judge.blame("trouble-not-shown", name, f"its pods are refused for {trouble:.0f} s")
@@ -851,12 +862,13 @@ class Liveness:
             seconds = self._for("deletion", name, going and ours)
             judge.applied["deletion"] += 1
             seconds = min(seconds, elapsed() - judge.truth.disturbed)
-            bound = DELETED if not self._policy_refuses() else 900.0
+            bound = DELETED if not self._refused() else 900.0
             if seconds > bound + self._slack():
                 judge.blame("deletion", name, f"its finalizer is there after {seconds:.0f} s")
 
-    def _policy_refuses(self) -> bool:
-        return bool(getattr(self._judge.truth, "refused_nodes", None))
+    def _refused(self) -> set[str]:
+        """Nodes whose changes a policy refuses."""
+        return getattr(self._judge.truth, "refused_nodes", set())
 
     def _heartbeat(self) -> None:
         judge = self._judge
@@ -882,6 +894,8 @@ class Liveness:
         names = {b["metadata"]["name"] for b in judge.truth.server.all("imageprefetches")}
         for node in nodes:
             machine = judge.machine(node)
+            if node["metadata"]["name"] in self._refused():
+                continue
             for label in node["metadata"].get("labels") or {}:
                 if label.startswith(LABEL):
                     gone = label.removeprefix(LABEL) not in names
@@ -892,7 +906,7 @@ class Liveness:
                     if (
                         seconds > 120 + self._slack()
                         and machine is not None
-                        and not (self._policy_refuses())
+                        and not (self._refused())
                     ):
                         judge.blame("leftover", subject, f"for {seconds:.0f} s")
 

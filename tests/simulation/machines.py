@@ -175,6 +175,9 @@ class Kubelet:
 
     def reconnect(self) -> None:
         self.machine.connected = True
+        if self.machine.ready_at is None:  # it has booted without the API server
+            self._spawn(self._boot())
+            return
         self._write(ready=True, changed=True)
         for name in list(self._pods):
             if self._server.get("pods", name.partition("/")[2], name.partition("/")[0]) is None:

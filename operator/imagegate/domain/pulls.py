@@ -388,11 +388,11 @@ def _start(
 
 
 def _needs_no_room(attempts: Attempts, group: Group, share: Share, node: Node, site: Site) -> bool:
-    """Whether there was no room for a group that needs none any more: its images are there by now,
-    or are being pulled for another ImagePrefetch.
+    """Whether we refused a group that needs no room any more: its images are there by now, or are
+    being pulled for another ImagePrefetch. Not where the runtime itself found the disk full.
     """
-    full = attempts.reason == retry.DISK_FULL.reason
-    return full and not any(_new([group], share, node, site))
+    refused = attempts.reason == retry.DISK_FULL.reason and not attempts.image
+    return refused and not any(_new([group], share, node, site))
 
 
 def _new(

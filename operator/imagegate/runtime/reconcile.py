@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from imagegate.domain import forecast, rollout, status
 from imagegate.domain import node as node_decision
-from imagegate.domain.actions import NodePlan, PatchNode
+from imagegate.domain.actions import DeletePod, NodePlan, PatchNode
 from imagegate.domain.effective import adopted, resolved
 from imagegate.domain.facts import (
     FINALIZER,
@@ -222,6 +222,8 @@ class Reconciler:
         # The patch first: a release is waited for, a clean-up is not.
         errors: list[Exception] = []
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
+            if isinstance(action, DeletePod) and action.pod.namespace in self._store.unreadable:
+                continue  # it would be refused; the node comes back when the namespace does
             try:
                 await self.actor.act(action)
             except NotLeader:

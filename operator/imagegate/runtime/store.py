@@ -380,6 +380,9 @@ class Store:
         for declared in list(self._declared.values()):
             if declared.namespace in changed:
                 self._come_to(declared)
+        if self._listener is not None:
+            for node in {pod.node for pod in self._pods.values() if pod.namespace in changed}:
+                self._listener.node_changed(node)
 
     # ---- resync
 

@@ -343,3 +343,17 @@ def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
     assert patches(decide(again, now=gone.next_at + 2))[0].set_labels
     due = decide(view(bare_node, share(asked, attempts=attempts), usage=usage), now=gone.next_at)
     assert creates(due)[0].attempt == 2
+
+
+def test_a_refusal_ends_when_the_images_are_there_and_the_runtimes_word_does_not() -> None:
+    asked = prefetch(max_usage=80)
+    full = Usage(capacity=100 * GB, used=79 * GB)
+    there = linux(listed={LLM: 3 * GB}, wanted=frozenset({LLM}), smallest_listed=1)
+    ours = Attempts(2, NOW + 200, "DiskFull", "no room", "", permanent=True)
+    key = asked.groups[0].key
+    plan = decide(view(there, share(asked, attempts={key: ours}), usage=full))
+    assert creates(plan), "nothing is waited for"
+    runtimes = dataclasses.replace(ours, message="no space left on device", image=LLM)
+    plan = decide(view(there, share(asked, attempts={key: runtimes}), usage=full))
+    assert not creates(plan)
+    assert plan.requeue_at == NOW + 200
