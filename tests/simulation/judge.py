@@ -41,6 +41,8 @@ CONVERGED = 180.0
 DELETED = 150.0
 STORM = 14
 """Puller pods for one group of one node in 10 minutes."""
+LATE_WATCH = 4.0
+"""Seconds of lag from which a failure that is seen does not prove that no pull is in flight."""
 REPEATED = 30
 """Writes of one operator to one object in a minute."""
 REFUSED = 40
@@ -48,6 +50,8 @@ REFUSED = 40
 SHOWN = 400.0
 FIRST_POD = 12.0
 """Seconds from a new prefetch to its first puller pod: the registry is waited for 5 s."""
+BLIND = 75.0
+"""Seconds until it is noticed that the connection of a watch is dead: bookmarks come every 60 s."""
 IDLE = 75.0
 """Seconds for which a held node that has everything may lack puller pods that say so."""
 STATUS_BYTES = 16 * 1024
@@ -287,7 +291,8 @@ class Safety:
             judge.blame("request-storm", what, f"{count} times in a minute by {actor}")
         if request.status >= 400 and request.status != 429:
             count = self._count(self._refusals, (request.method, what, request.key), 600.0)
-            if count > REFUSED:
+            # Every event of a Node is a reason to decide about it anew, and to try its patch.
+            if count > (3 * REFUSED if request.resource == "nodes" else REFUSED):
                 text = f"refused {count} times in 10 minutes, last with {request.status}"
                 judge.blame("refused-for-ever", what, text)
 
@@ -447,7 +452,9 @@ class Safety:
         if not finished(pod):
             judge.applied["pull-cancelled"] += 1
             young = age(metadata["creationTimestamp"]) < DEADLINE
-            if metadata["uid"] in machine.pulling.values() and young:
+            # Behind a late watch the kubelet's own back-off may have ended before ours is seen.
+            known = judge.truth.lag < LATE_WATCH
+            if metadata["uid"] in machine.pulling.values() and young and known:
                 text = f"{metadata['name']} still pulls {sorted(wanted)}"
                 judge.blame("pull-cancelled", machine.name, text)
         elif phase(pod) == "Succeeded" and ask.keep and images_of(pod) <= ask.references:
@@ -688,11 +695,17 @@ class Liveness:
             if quiet > LABELLED + self._slack() and judge.settled(name):
                 text = f"its puller pods succeeded {seconds:.0f} s ago"
                 judge.blame("not-labelled", f"{machine.name} {name}", text)
-            stuck = machine.stalled or judge.hopeless(machine, ask)
+            stuck = machine.stalled or machine.spelled or judge.hopeless(machine, ask)
             if label != ask.target and not stuck and (held or not ask.paused):
                 waiting.append(machine.name)
             mine = {pod["metadata"]["uid"] for pod in judge.pods(machine.name, name)}
             pulling = pulling or (not stuck and bool(mine & set(machine.pulling.values())))
+        # A pull that hangs has its slot until its deadline, and there may be only one slot.
+        pulling = pulling or any(
+            not finished(pod) and age(pod["metadata"]["creationTimestamp"]) < DEADLINE + 30
+            for pod in judge.truth.server.all("pods")
+            if (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
+        )
         possible = (
             bool(waiting)
             and bool(ask.images)
@@ -735,9 +748,13 @@ class Liveness:
             and not judge.hopeless(m, ask)
             and elapsed() - m.ready_at > 60
         ]
-        calm = min(since, elapsed() - judge.truth.disturbed, elapsed() - judge.asked_at[name])
+        # A watch whose connection broke without a word is begun anew after a minute.
+        calm = elapsed() - judge.truth.disturbed - BLIND
+        calm = min(since, calm, elapsed() - judge.asked_at[name])
         judge.applied["first-pod"] += 1
-        if able and not ask.paused and self.allowed(ask) and ask.images:
+        # A namespace that could not be read is looked at again after half a minute.
+        allowed = self._for("allowed", name, self.allowed(ask, "LIST") and self.allowed(ask))
+        if able and not ask.paused and ask.images and allowed > min(calm, 60.0):
             if calm > FIRST_POD + self._slack():
                 judge.blame("first-pod", name, f"no puller pod after {since:.0f} s")
 
@@ -812,7 +829,7 @@ class Liveness:
                 and not machine.spelled  # nobody can know what it lists under other names
                 and (judge.holds(machine, ask))
             )
-            if self._for("full", f"{name} {failure['node']}", wrong) > 60 + truth.lag:
+            if self._for("full", f"{name} {failure['node']}", wrong) > PROGRESS + truth.lag:
                 text = f"{failure['node']} holds every image, and is said to be full"
                 judge.blame("status-truth", name, text)
         message = (status.get("refresh") or {}).get("message")

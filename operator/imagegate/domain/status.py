@@ -389,7 +389,7 @@ def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:
         return ("Progressing", True, "Pulling", "; ".join(filter(None, (text, held_up))))
     if held_up:
         return ("Progressing", True, "WaitingForDaemonSet", held_up)
-    if pending and prefetch.rollout.paused:
+    if pending and prefetch.rollout.paused and not tally.gated:  # joining nodes go on
         return ("Progressing", False, "Paused", f"{pending} nodes wait for spec.rollout.paused")
     if pending:
         return ("Progressing", True, "Waiting", f"{pending} nodes wait for their turn")
