@@ -22,6 +22,8 @@ LAG = 15.0
 """Seconds for which the operator may act on what was replaced: watches and requests take time."""
 NOT_READY_FOR = 170.0
 """Seconds after which a node that is not Ready may be left out of what pulls."""
+LONGEST = 7300.0
+"""Seconds of the longest deadline of a pull: it grows with what the node has to pull."""
 DEADLINE = 890.0
 """Seconds after which a pull may be given up, and its slot be given to another."""
 RELEASE = 6.0
@@ -204,7 +206,8 @@ class Judge:
         held = set(machine.images.values())
         absent = {registry.digest(i): registry.size(i) for i in ask.images}
         needed = sum(3.5 * size for digest, size in absent.items() if digest not in held)
-        return machine.used + needed > ask.max_usage * 1e9 * 0.98
+        # The operator may go by the sizes of what the tags meant a moment ago.
+        return machine.used + needed > ask.max_usage * 1e9 * 0.85
 
     def pods(self, node: str, prefetch: str) -> list[Body]:
         return [
@@ -503,6 +506,9 @@ class Liveness:
         self._since: dict[tuple[str, str], float] = {}
         self._progress: dict[str, float] = {}
         self._refused_pods: dict[str, float] = {}
+        self._last_refused: dict[str, float] = {}
+        self._served: set[tuple[str, str]] = set()
+        """Joining machines that have had a puller pod of a prefetch."""
         self._removed_pods: dict[str, deque[float]] = {}
         self._rest_writes: Counter[str] = Counter()
         self._waiting: dict[tuple[str, str], float] = {}
@@ -530,6 +536,7 @@ class Liveness:
                 self._queue(name, request.after or {})
             elif request.status not in (409, 429):
                 self._refused_pods.setdefault(name, elapsed())
+                self._last_refused[name] = elapsed()
         if request.resource == "nodes" and request.applied and operator:
             self._label_progress(request)
         if (
@@ -702,7 +709,7 @@ class Liveness:
             pulling = pulling or (not stuck and bool(mine & set(machine.pulling.values())))
         # A pull that hangs has its slot until its deadline, and there may be only one slot.
         pulling = pulling or any(
-            not finished(pod) and age(pod["metadata"]["creationTimestamp"]) < DEADLINE + 30
+            not finished(pod) and age(pod["metadata"]["creationTimestamp"]) < LONGEST
             for pod in judge.truth.server.all("pods")
             if (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
         )
@@ -842,9 +849,11 @@ class Liveness:
         if seconds > 2 * (ask.refresh or 0) + 700:
             judge.blame("status-truth", name, f"refresh.message for {seconds:.0f} s: {message}")
         trouble = elapsed() - self._refused_pods.get(name, elapsed())
-        trouble = min(trouble, elapsed() - judge.made_at.get(name, 0.0))
+        # An edit is a new beginning, and who does not try any more has nothing to report.
+        trouble = min(trouble, elapsed() - judge.asked_at.get(name, 0.0))
+        trying = elapsed() - self._last_refused.get(name, 0.0) < 360
         degraded = conditions.get("Degraded", {}).get("status") == "True"
-        if trouble > SHOWN and not (degraded or status.get("failures")):
+        if trouble > SHOWN and trying and not (degraded or status.get("failures")):
             judge.blame("trouble-not-shown", name, f"its pods are refused for {trouble:.0f} s")
 
     def _queue(self, name: str, pod: Body) -> None:
@@ -857,12 +866,15 @@ class Liveness:
         mine = judge.machine(served)
         if mine is None or mine.ready_at is None:
             return
+        self._served.add((mine.uid, name))
         for node in server.all("nodes"):
             machine = judge.machine(node)
             if machine is None or machine is mine or not ask.matches(node) or not ready(node):
                 continue
-            if not judge.taints(node) or machine.ready_at is None or judge.pods(machine.name, name):
+            if not judge.taints(node) or machine.ready_at is None:
                 continue
+            if (machine.uid, name) in self._served:
+                continue  # it has had its turn, and failed
             if machine.ready_at < mine.ready_at - 30 and judge.truth.disturbed < machine.ready_at:
                 judge.applied["queue"] += 1
                 self._jumped[machine.name] += 1
