@@ -852,6 +852,7 @@ class Liveness:
         # An edit is a new beginning, and who does not try any more has nothing to report.
         trouble = min(trouble, elapsed() - judge.asked_at.get(name, 0.0))
         trying = elapsed() - self._last_refused.get(name, 0.0) < 360
+        trying = trying and elapsed() - self._led_since > TAKEOVER
         degraded = conditions.get("Degraded", {}).get("status") == "True"
         if trouble > SHOWN and trying and not (degraded or status.get("failures")):
             judge.blame("trouble-not-shown", name, f"its pods are refused for {trouble:.0f} s")

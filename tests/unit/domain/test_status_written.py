@@ -19,6 +19,7 @@ from imagegate.domain.facts import (
     Prefetch,
     Refreshed,
     RefreshSpec,
+    RolloutSpec,
 )
 from tests.unit.domain.cases import NOW, prefetch
 from tests.unit.memory_api import merge
@@ -97,6 +98,16 @@ def test_every_field_is_written_once(first: dict[str, Any], of: Prefetch) -> Non
     assert after.status == wanted
     again = status.prefetch_status(after, TALLY, NOW + 5, {}, None)
     assert status.changes(after.status, again) == {}
+
+
+def test_a_paused_rollout_progresses_while_joining_nodes_pull() -> None:
+    paused = prefetch(rollout=RolloutSpec(paused=True))
+    waits = {NodeState.PENDING: 3}
+    for gated, said in ((1, "True"), (0, "False")):
+        tally = status.Tally(counts=waits, gated=gated, failures=())
+        written = status.prefetch_status(paused, tally, NOW, {}, None)
+        (condition,) = [c for c in written["conditions"] if c["type"] == "Progressing"]
+        assert condition["status"] == said
 
 
 def test_a_spec_that_cannot_be_acted_on_keeps_the_digests_that_were_found() -> None:

@@ -689,6 +689,46 @@ async def test_nothing_is_kept_of_earlier_targets_and_of_deleted_prefetches(worl
         assert world.metrics._failures._metrics == {}
 
 
+async def test_a_pod_that_is_put_back_and_refused_is_tried_later_and_later(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", retry={"minSeconds": 1, "maxSeconds": 300})
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: world.labels("n1"))
+        tried = 0
+
+        def refuse(method: str, path: str) -> None:
+            nonlocal tried
+            if method == "POST" and path == PODS:
+                tried += 1
+                raise errors.Forbidden("create pod", 403, "no right")
+
+        world.api.before = refuse
+        world.api.remove(f"{PODS}/{world.pods()[0]['metadata']['name']}")
+        await until(lambda: tried)
+        await asyncio.sleep(2.0)
+        assert tried <= 3
+        assert world.labels("n1"), "the images are there"
+
+
+async def test_places_beyond_a_smaller_bound_begin_nothing(world: World) -> None:
+    images = [f"reg.test/part-{n}:1" for n in range(2)]
+    rollout = {"maxParallel": 2, "seeds": 2}
+    world.add_prefetch("llm", images[0], rollout=rollout)
+    world.add_node("n1")
+    world.add_node("n2")
+    async with world.operating():
+        await until(lambda: len(world.pods()) == 2)
+        first, second = world.pods()
+        world.add_prefetch("llm", *images, rollout={"maxParallel": 1, "seeds": 2})
+        await asyncio.sleep(0.5)
+        world.finish(first)
+        await asyncio.sleep(0.5)
+        unfinished = [p for p in world.pods() if p.get("status", {}).get("phase") != "Succeeded"]
+        assert {p["spec"]["nodeName"] for p in unfinished} == {second["spec"]["nodeName"]}
+
+
 async def test_a_slot_goes_to_the_joining_node_that_waits_longest(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 1, "seeds": 1})
     world.add_node("first", gated=True)
