@@ -38,7 +38,11 @@ NEVER = frozenset({VIRTUAL, WINDOWS, NO_IMAGE})
 VIRTUAL_LABELS = (
     ("eks.amazonaws.com/compute-type", "fargate"),
     ("type", "virtual-kubelet"),
+    ("liqo.io/type", "virtual-node"),
+    ("type", "kwok"),
 )
+VIRTUAL_TAINT = "virtual-kubelet.io/provider"
+"""The key of the taint that Virtual Kubelet and what is built on it give their nodes."""
 
 
 def matches(prefetch: Prefetch, node: Node) -> bool:
@@ -87,7 +91,7 @@ def skipped(node: Node, *, gated: bool) -> str | None:
     for taint in node.taints:
         if taint.key in LEAVING_TAINTS:
             return f"taint {taint.key}"
-    if any(node.labels.get(key) == value for key, value in VIRTUAL_LABELS):
+    if _virtual(node):
         return VIRTUAL
     if node.labels.get("kubernetes.io/os") == "windows":
         # Its API refuses the pod's security context, and neither a pause image's -v nor a
@@ -98,3 +102,8 @@ def skipped(node: Node, *, gated: bool) -> str | None:
     if node.unschedulable and not gated:
         return "cordoned"
     return None
+
+
+def _virtual(node: Node) -> bool:
+    labelled = any(node.labels.get(key) == value for key, value in VIRTUAL_LABELS)
+    return labelled or any(taint.key == VIRTUAL_TAINT for taint in node.taints)

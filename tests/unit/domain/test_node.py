@@ -455,6 +455,9 @@ def test_a_machine_does_not_inherit_the_place_of_another_of_its_name() -> None:
         {"taints": (Taint("ToBeDeletedByClusterAutoscaler", "NoSchedule"),)},
         {"taints": (Taint("karpenter.sh/disrupted", "NoSchedule"),)},
         {"labels": {"eks.amazonaws.com/compute-type": "fargate"}},
+        {"labels": {"liqo.io/type": "virtual-node"}},
+        {"labels": {"type": "kwok"}},
+        {"taints": (Taint("virtual-kubelet.io/provider", "NoSchedule", "azure"),)},
         {"labels": {"kubernetes.io/os": "windows"}},
     ],
 )
