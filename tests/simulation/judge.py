@@ -617,6 +617,8 @@ class Liveness:
         judge, machine = self._judge, self._judge.machine(node)
         name = node["metadata"]["name"]
         taints = judge.taints(node)
+        if name in self._refused():
+            return
         if machine is None or not taints or not machine.alive or not ready(node):
             for kind in ("complete", "idle", "open", "key"):
                 self._for(kind, name, true=False)

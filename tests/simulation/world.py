@@ -76,7 +76,7 @@ class World:
     def disturbed(self) -> float:
         network = [replica.network for replica in self.replicas]
         if self.nodes_failing or any(
-            n.away or n.failing or n.throttled or n.lost_answers for n in network
+            n.away or n.failing or n.throttled or n.lost_answers or n.leaseless for n in network
         ):
             self._disturbed = elapsed()
         return self._disturbed

@@ -43,8 +43,9 @@ PAGE = 500
 THROTTLE_RETRIES = 4
 LONGEST_THROTTLE = 10.0
 """Seconds of a Retry-After that are waited for; the caller's own back-off does the rest."""
-OUTAGE = 1.0
-"""Seconds without any answer after which the next one counts as the end of an outage."""
+OUTAGE = 5.0
+"""Seconds without any answer after which the next one counts as the end of an outage. The Lease is
+renewed every 2 s: where that works, a 503 is about one resource (a webhook that is not there)."""
 NOT_ANSWERED = frozenset({0, 502, 503, 504})
 """The API server itself was not reached or not ready. A 500 may be a webhook of somebody's."""
 
