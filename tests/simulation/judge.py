@@ -705,6 +705,7 @@ class Liveness:
                 text = f"its puller pods succeeded {seconds:.0f} s ago"
                 judge.blame("not-labelled", f"{machine.name} {name}", text)
             stuck = machine.stalled or machine.spelled or judge.hopeless(machine, ask)
+            stuck = stuck or (held and judge.holds(machine, ask))  # another one holds the node
             if label != ask.target and not stuck and (held or not ask.paused):
                 waiting.append(machine.name)
             mine = {pod["metadata"]["uid"] for pod in judge.pods(machine.name, name)}
