@@ -711,8 +711,11 @@ class Liveness:
             mine = {pod["metadata"]["uid"] for pod in judge.pods(machine.name, name)}
             pulling = pulling or (not stuck and bool(mine & set(machine.pulling.values())))
         # A pull that hangs has its slot until its deadline, and there may be only one slot.
+        alive = {node["metadata"]["name"] for node in matching if ready(node)}
         pulling = pulling or any(
-            not finished(pod) and age(pod["metadata"]["creationTimestamp"]) < LONGEST
+            pod["spec"]["nodeName"] in alive
+            and not finished(pod)
+            and age(pod["metadata"]["creationTimestamp"]) < LONGEST
             for pod in judge.truth.server.all("pods")
             if (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -221,11 +222,7 @@ def _count(thing: Any, path: str, found: dict[str, int], seen: set[int], depth: 
                 attributes[slot] = getattr(thing, slot)
     for name, value in attributes.items():
         where = f"{path}.{name}"
-        if isinstance(value, dict | set | list | frozenset) or type(value).__name__ in (
-            "deque",
-            "OrderedDict",
-            "Counter",
-        ):
+        if isinstance(value, dict | set | list | frozenset | deque):
             found[where] = len(value)
             if isinstance(value, dict):
                 inner = [v for v in value.values() if isinstance(v, dict | set | list)]
