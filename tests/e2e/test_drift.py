@@ -19,6 +19,8 @@ QUICK = {"nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "5m"}
 """A kubelet that says soon that it is Ready again."""
 ROLLBACK = {"rollback-a": "drift/rollback-a:1", "rollback-b": "drift/rollback-b:1"}
 """The images of two prefetches that are edited and rolled back together."""
+STEADY = {"matchLabels": {"steady": "yes"}}
+"""The nodes that are always there: other tests have nodes join while these prefetches last."""
 
 
 def test_a_label_that_somebody_edits_or_removes_is_put_right_without_a_pull(
@@ -138,7 +140,8 @@ def test_a_reboot_under_hold_and_under_ignore(
 def test_begin_what_is_rolled_back_later(cluster: LocalCluster, imagegate: Installation) -> None:
     """Early, because absence from the kubelet's list counts only some minutes after a pull."""
     for seed, (name, repository) in enumerate(ROLLBACK.items(), 84):
-        imagegate.prefetch(name, cluster.push("data", repository, seed=seed))
+        image = cluster.push("data", repository, seed=seed)
+        imagegate.prefetch(name, image, nodeSelector=STEADY)
     for name in ROLLBACK:
         imagegate.wait_ready(name, 60)
         cluster.wait(partial(ended, imagegate, name), f"the pods of {name} to end", 20)
@@ -157,13 +160,14 @@ def test_end_a_rollback_keeps_labels_and_puller_pods(
             for turn in range(2):
                 for name in ROLLBACK:
                     other = f"open.registry.test/drift/{name}:bad-{turn}"
-                    imagegate.prefetch(name, other, rollout={"paused": True})
+                    imagegate.prefetch(name, other, nodeSelector=STEADY, rollout={"paused": True})
                 time.sleep(1)  # the store wants only the new images from here on
                 # A change of the Node, as a heartbeat: it is parsed anew.
                 cluster.kubectl("annotate", "nodes", "--all", f"e2e/turn={turn}", "--overwrite")
                 time.sleep(1)
                 for name, repository in ROLLBACK.items():
-                    imagegate.prefetch(name, f"open.registry.test/{repository}")
+                    image = f"open.registry.test/{repository}"
+                    imagegate.prefetch(name, image, nodeSelector=STEADY)
                 time.sleep(5)
             lost = [
                 (seen.body["metadata"]["name"], name)

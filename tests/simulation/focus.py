@@ -102,6 +102,21 @@ async def dead_seed(world: World) -> None:
 
 
 @story
+async def hanging_pull(world: World) -> None:
+    """2: a pull that hangs on a node that is Ready, where one node may pull at a time."""
+    await _cluster(world, 4)
+    world.apply("llm", _pushed(world, "llm", 2000), rollout={"maxParallel": 1, "seeds": 1})
+    await world.until(lambda: bool(world.puller_pods(done=False)), 60)
+    (pod,) = world.puller_pods(done=False)
+    machine = world.kubelets[pod["spec"]["nodeName"]].machine
+    machine.stalled = True
+    await asyncio.sleep(2 * 3600)
+    machine.stalled = False
+    world.settle()
+    await asyncio.sleep(3600)
+
+
+@story
 async def webhook_down(world: World) -> None:
     """3: the admission webhook of one namespace fails; another prefetch is not concerned."""
     await _cluster(world, 5)

@@ -22,8 +22,6 @@ LAG = 15.0
 """Seconds for which the operator may act on what was replaced: watches and requests take time."""
 NOT_READY_FOR = 170.0
 """Seconds after which a node that is not Ready may be left out of what pulls."""
-LONGEST = 7300.0
-"""Seconds of the longest deadline of a pull: it grows with what the node has to pull."""
 DEADLINE = 890.0
 """Seconds after which a pull may be given up, and its slot be given to another."""
 RELEASE = 6.0
@@ -711,11 +709,12 @@ class Liveness:
             mine = {pod["metadata"]["uid"] for pod in judge.pods(machine.name, name)}
             pulling = pulling or (not stuck and bool(mine & set(machine.pulling.values())))
         # A pull that hangs has its slot until its deadline, and there may be only one slot.
-        alive = {node["metadata"]["name"] for node in matching if ready(node)}
+        alive = {node["metadata"]["name"]: node for node in matching if ready(node)}
         pulling = pulling or any(
             pod["spec"]["nodeName"] in alive
             and not finished(pod)
-            and age(pod["metadata"]["creationTimestamp"]) < LONGEST
+            and age(pod["metadata"]["creationTimestamp"])
+            < self._deadline(alive[pod["spec"]["nodeName"]])
             for pod in judge.truth.server.all("pods")
             if (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
         )
@@ -901,6 +900,16 @@ class Liveness:
             bound = DELETED if not self._refused() else 900.0
             if seconds > bound + self._slack():
                 judge.blame("deletion", name, f"its finalizer is there after {seconds:.0f} s")
+
+    def _deadline(self, node: Body) -> float:
+        """Seconds after which a pull is surely past its deadline: by 5 MB/s for all that the node
+        may have to pull before, and some for noticing.
+        """
+        judge, registry = self._judge, self._judge.truth.registry
+        queued = {
+            i: registry.size(i) for a in judge.asks.values() if a.matches(node) for i in a.images
+        }
+        return max(DEADLINE, 600 + sum(queued.values()) / 5e6) + 120
 
     def _refused(self) -> set[str]:
         """Nodes whose changes a policy refuses."""
