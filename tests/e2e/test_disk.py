@@ -26,10 +26,13 @@ def used_percent(cluster: LocalCluster, node: str) -> float:
 def test_begin_what_is_removed_later(cluster: LocalCluster, imagegate: Installation) -> None:
     """Early, because the kubelet's list of images is believed some minutes after a pull only."""
     image = cluster.push("app", GONE, seed=91)
-    imagegate.prefetch(
-        "gone", image, nodeSelector={"matchLabels": {"kubernetes.io/hostname": "node-2"}}
-    )
-    imagegate.wait_ready("gone", 60)
+    selector = {"matchLabels": {"kubernetes.io/hostname": "node-2"}}
+    imagegate.prefetch("gone", image, nodeSelector=selector)
+    # Another image of the same size, of which the kubelet lists five names and hides one.
+    names = [cluster.push("app", f"disk/names:{tag}", seed=93) for tag in range(5)]
+    imagegate.prefetch("names", *names, nodeSelector=selector)
+    for name in ("gone", "names"):
+        imagegate.wait_ready(name, 60)
 
 
 def test_a_full_disk_is_left_alone_with_the_figures_and_the_node_is_released(
@@ -90,3 +93,4 @@ def test_end_an_image_that_was_removed_is_noticed_and_pulled_again(
     assert "EvictedByKubelet" in logs
     print(f"\nremoved image noticed after {noticed:.0f} s: {failures}")
     imagegate.delete("gone")
+    imagegate.delete("names")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from imagegate.domain import retry
 from imagegate.domain.actions import DeletePod, Postpone
-from imagegate.domain.facts import Group, Node, NodeState, Pod
+from imagegate.domain.facts import Group, Listed, Node, NodeState, Pod
 from imagegate.domain.share import Outcome, Share, Site, ended
 
 LISTED_AFTER = 180.0
@@ -32,16 +32,15 @@ class Loss:
     message: str
 
 
-def losses(share: Share, node: Node, seen: Mapping[str, int]) -> dict[str, Loss]:
+def losses(share: Share, node: Node, seen: Mapping[str, Listed]) -> dict[str, Loss]:
     """The groups of which an image is not what it should be, each with that image.
 
-    ``seen``: the names that the node has listed since its labels are as they are, with the bytes of
-    the image.
+    ``seen``: what the node has listed since its labels are as they are, by name.
     """
     return {**stale(share, node), **_gone(share, node, seen)}
 
 
-def _gone(share: Share, node: Node, seen: Mapping[str, int]) -> dict[str, Loss]:
+def _gone(share: Share, node: Node, seen: Mapping[str, Listed]) -> dict[str, Loss]:
     """The groups of which an image has been removed behind our back.
 
     It is proved by a kubelet that listed the image under this name, and does not list it any more
@@ -57,9 +56,10 @@ def _gone(share: Share, node: Node, seen: Mapping[str, int]) -> dict[str, Loss]:
         group.key: Loss(reference, retry.EVICTED, f"{reference} was removed from the node")
         for group in share.prefetch.groups
         for reference in group.images
-        if (size := seen.get(names[reference])) is not None
-        and size > node.smallest_listed
-        and size not in node.cut_off  # else it may be there, and this name be its sixth
+        if (image := seen.get(names[reference])) is not None
+        and image.size > node.smallest_listed
+        # Else it may be there, and this name be its sixth.
+        and not any(image.may_be(other) for other in node.cut_off)
         and names[reference] in node.wanted
         and names[reference] not in node.listed
     }

@@ -38,6 +38,21 @@ class Taint:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """An image in a Node's ``status.images``."""
+
+    size: int
+    """Bytes, as the runtime says."""
+    digests: frozenset[str] = frozenset()
+
+    def may_be(self, other: Listed) -> bool:
+        """Whether both may be one image: by a digest, or by their size where one has none."""
+        if self.digests and other.digests:
+            return not self.digests.isdisjoint(other.digests)
+        return self.size == other.size
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     name: str
     uid: str
@@ -66,9 +81,8 @@ class Node:
     kubelet_port: int = 10250
     capacity: int = 0
     """Bytes of the file system that the kubelet roots in; 0: unknown."""
-    listed: Mapping[str, int] = field(default_factory=dict)
-    """Those of the wanted images that ``status.images`` lists, by their normalized names, each with
-    the bytes that the runtime says it has."""
+    listed: Mapping[str, Listed] = field(default_factory=dict)
+    """Those of the wanted images that ``status.images`` lists, by their normalized names."""
     tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Of the wanted tags among them, the digests that the node lists for the same image."""
     wanted: frozenset[str] = frozenset()
@@ -76,8 +90,8 @@ class Node:
     smallest_listed: int | None = None
     """Bytes of the smallest image in that list, which the kubelet cuts off below a number of
     images: only of a larger one does absence prove anything. None: nothing is listed."""
-    cut_off: frozenset[int] = frozenset()
-    """Bytes of each image of which the kubelet lists five names, and so maybe not all."""
+    cut_off: tuple[Listed, ...] = ()
+    """The images of which the kubelet lists five names, and so maybe not all."""
 
     @property
     def identity(self) -> str:

@@ -17,6 +17,7 @@ from imagegate.domain.facts import (
     TAINT_VALUE,
     Gate,
     GateMode,
+    Listed,
     Node,
     OnReboot,
     Pod,
@@ -51,9 +52,8 @@ class NodeView:
     labels_since: float | None = None
     """Since when the node's labels of ours have been as they are, as far as this process knows;
     None: nothing is concluded from it."""
-    seen: Mapping[str, int] = field(default_factory=dict)
-    """The names of images that the node has listed since its labels are as they are, with their
-    bytes."""
+    seen: Mapping[str, Listed] = field(default_factory=dict)
+    """What the node has listed since its labels are as they are, by name."""
     usage: Usage | None = None
     """The node's image file system; None: not read lately."""
     taints_by_watch: bool = False

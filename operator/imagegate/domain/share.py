@@ -13,6 +13,7 @@ from imagegate.domain.facts import (
     DaemonSetRef,
     ImageFacts,
     ImageSize,
+    Listed,
     Node,
     NodeState,
     OnReboot,
@@ -73,8 +74,8 @@ class Site:
     """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
     away_at: float | None = None
     """When the node gives its slot back because it is not Ready; None: it is Ready."""
-    seen: Mapping[str, int] = field(default_factory=dict)
-    """The names that the node has listed since its labels are as they are, with their bytes."""
+    seen: Mapping[str, Listed] = field(default_factory=dict)
+    """What the node has listed since its labels are as they are, by name."""
     settles_at: float | None = None
     """When our labels have been as they are for so long that images can be missed; None: never."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from imagegate.api import fields
 from imagegate.domain.actions import PatchNode
-from imagegate.domain.facts import OBSERVED, Node, Taint
+from imagegate.domain.facts import OBSERVED, Listed, Node, Taint
 from imagegate.kube.client import JSON_PATCH, Client
 
 PATH = "/api/v1/nodes"
@@ -66,7 +66,7 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         capacity=fields.quantity((status.get("capacity") or {}).get("ephemeral-storage")),
         # Interned: the same few names for thousands of nodes.
         listed={
-            sys.intern(name): i.get("sizeBytes", 0)
+            sys.intern(name): _listed(i)
             for i in images
             for name in i.get("names") or ()
             if name in wanted
@@ -74,10 +74,14 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         wanted=wanted,
         tags=_tags(images, wanted),
         smallest_listed=min((i.get("sizeBytes", 0) for i in images), default=None),
-        cut_off=frozenset(
-            i.get("sizeBytes", 0) for i in images if len(i.get("names") or ()) >= NAMES_LISTED
-        ),
+        cut_off=tuple(_listed(i) for i in images if len(i.get("names") or ()) >= NAMES_LISTED),
     )
+
+
+def _listed(image: Mapping[str, Any]) -> Listed:
+    names = image.get("names") or ()
+    digests = frozenset(sys.intern(each.partition("@")[2]) for each in names if "@" in each)
+    return Listed(image.get("sizeBytes", 0), digests)
 
 
 def _tags(images: Sequence[Mapping[str, Any]], wanted: frozenset[str]) -> dict[str, frozenset[str]]:

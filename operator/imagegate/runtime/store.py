@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from imagegate.domain.effective import effective
-from imagegate.domain.facts import LABEL_PREFIX, Gate, Node, Pod, Prefetch
+from imagegate.domain.facts import LABEL_PREFIX, Gate, Listed, Node, Pod, Prefetch
 from imagegate.domain.pulls import PULL_ERRORS
 from imagegate.domain.workloads import Found, joined
 from imagegate.puller.read import Pulled
@@ -78,7 +78,7 @@ class Store:
         self._unready_since: dict[str, tuple[str, float]] = {}
         self._finished_at: dict[str, float] = {}
         self._labels_since: dict[str, tuple[object, float]] = {}
-        self._listed: dict[str, Mapping[str, int]] = {}
+        self._listed: dict[str, Mapping[str, Listed]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._seen: dict[object, float] = {}
         self._ended: dict[tuple[str, object], Tombstone] = {}
@@ -137,10 +137,8 @@ class Store:
         known = self._labels_since.get(node.name)
         return known[1] if known is not None else None
 
-    def listed(self, node: Node) -> Mapping[str, int]:
-        """The wanted names that the node has listed since its label for them is as it is, with the
-        bytes of the image.
-        """
+    def listed(self, node: Node) -> Mapping[str, Listed]:
+        """The wanted names that the node has listed since its label for them is as it is."""
         return self._listed.get(node.name, {})
 
     @property

@@ -18,6 +18,7 @@ from imagegate.domain.facts import (
     Image,
     ImageFacts,
     ImageSize,
+    Listed,
     Node,
     NodeState,
     Prefetch,
@@ -126,7 +127,7 @@ def test_what_is_on_the_node_already_or_comes_through_another_pull_is_counted_on
     running = share(other, pods=(pod(other, linux()),))
     (second,) = creates(decide(view(linux(), share(prefetch()), running, usage=usage)))
     assert second.prefetch.name == "llm"
-    there = linux(listed={LLM: 4 * GB}, smallest_listed=1)
+    there = linux(listed={LLM: Listed(4 * GB)}, smallest_listed=1)
     assert len(creates(decide(view(there, share(prefetch()), share(other), usage=usage)))) == 2
 
 
@@ -239,14 +240,18 @@ def seen(
     of: Prefetch,
     *,
     since: float = NOW - LISTED_AFTER,
-    listed: dict[str, int] | None = None,
+    listed: dict[str, Listed] | None = None,
     **changes: Any,
 ) -> Any:
     usage = Usage(capacity=100 * GB, used=86 * GB)
     kept = pod(of, on, phase="Succeeded", finished_at=NOW - 500)
     facts = share(of, **{"pods": (kept,), **changes})
     return view(
-        on, facts, labels_since=since, usage=usage, seen={LLM: 3 * GB} if listed is None else listed
+        on,
+        facts,
+        labels_since=since,
+        usage=usage,
+        seen={LLM: Listed(3 * GB)} if listed is None else listed,
     )
 
 
@@ -264,10 +269,10 @@ def test_a_large_image_that_the_kubelet_does_not_list_is_gone() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"listed": {LLM: 3 * GB}},
+        {"listed": {LLM: Listed(3 * GB)}},
         {"smallest_listed": None},
         {"smallest_listed": 4 * GB},
-        {"cut_off": frozenset({3 * GB})},
+        {"cut_off": (Listed(3 * GB),)},
     ],
     ids=["it is listed", "nothing is listed", "all that is listed is larger", "a sixth name"],
 )
@@ -278,8 +283,16 @@ def test_absence_alone_proves_nothing(changes: dict[str, Any]) -> None:
 
 
 def test_a_larger_image_of_five_names_hides_no_other_one() -> None:
-    plan = decide(seen(cached(cut_off=frozenset({9 * GB})), prefetch()))
+    plan = decide(seen(cached(cut_off=(Listed(9 * GB),)), prefetch()))
     assert patches(plan), "it has another size, so it is another image"
+
+
+def test_an_image_of_five_names_and_the_same_size_is_told_apart_by_its_digest() -> None:
+    one, other = (Listed(3 * GB, frozenset({f"sha256:{digest}"})) for digest in "ab")
+    plan = decide(seen(cached(cut_off=(other,)), prefetch(), listed={LLM: one}))
+    assert patches(plan)
+    plan = decide(seen(cached(cut_off=(one, other)), prefetch(), listed={LLM: one}))
+    assert plan.actions == ()
 
 
 def test_absence_proves_nothing_of_what_was_never_listed_or_soon_after_the_pull() -> None:
@@ -307,7 +320,7 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     assert later.count == 1, "a day later it is another story"
 
     key = prefetch().groups[0].key
-    back = decide(seen(cached(listed={LLM: 3 * GB}), prefetch(), attempts={key: attempts}))
+    back = decide(seen(cached(listed={LLM: Listed(3 * GB)}), prefetch(), attempts={key: attempts}))
     standing = back.standings["llm"]
     assert standing.state is NodeState.CACHED
     assert standing.failure == attempts, "it is there again, but for how long"
@@ -348,7 +361,7 @@ def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
 def test_a_refusal_ends_when_the_images_are_there_and_the_runtimes_word_does_not() -> None:
     asked = prefetch(max_usage=80)
     full = Usage(capacity=100 * GB, used=79 * GB)
-    there = linux(listed={LLM: 3 * GB}, wanted=frozenset({LLM}), smallest_listed=1)
+    there = linux(listed={LLM: Listed(3 * GB)}, wanted=frozenset({LLM}), smallest_listed=1)
     ours = Attempts(2, NOW + 200, "DiskFull", "no room", "", permanent=True)
     key = asked.groups[0].key
     plan = decide(view(there, share(asked, attempts={key: ours}), usage=full))

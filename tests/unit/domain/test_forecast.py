@@ -12,6 +12,7 @@ from imagegate.domain.facts import (
     Image,
     ImageFacts,
     ImageSize,
+    Listed,
     Node,
     Operator,
     Requirement,
@@ -45,7 +46,7 @@ def test_every_matching_node_is_counted_once() -> None:
     nodes = [
         linux("other"),
         linux("pulls", labels=gpu),
-        linux("listed", labels=gpu, listed={LLM: 1}),
+        linux("listed", labels=gpu, listed={LLM: Listed(1)}),
         linux("done", labels={**gpu, asked.label: asked.target}, observed="done/boot-1"),
         linux("cordoned", labels=gpu, unschedulable=True),
         linux("full", labels=gpu),

@@ -17,6 +17,7 @@ from imagegate.domain.facts import (
     ImageFacts,
     ImageSize,
     LayerFacts,
+    Listed,
     Node,
     Pod,
     Prefetch,
@@ -194,7 +195,7 @@ def test_images_that_the_node_holds_need_no_room() -> None:
     on = node(platform=AMD64, labels={a.label: a.target}, observed="node-uid/boot-1")
     kept = tuple(finished(a, on, group) for group in a.groups)
     shares = (Share(a, pods=kept, images=sizes), Share(b, place=True, images=sizes))
-    for held in (on, dataclasses.replace(on, listed={i.listed_as: 1 for i in images})):
+    for held in (on, dataclasses.replace(on, listed={i.listed_as: Listed(1) for i in images})):
         plan = decide(view(held, *shares, usage=usage))
         assert len(creates(plan)) == 1
         assert plan.standings["b"].failure is None

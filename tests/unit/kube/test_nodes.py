@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegate.domain.actions import PatchNode, ReleaseReason
-from imagegate.domain.facts import Taint
+from imagegate.domain.facts import Listed, Taint
 from imagegate.kube import nodes
 from tests.unit import golden
 from tests.unit.domain.cases import GATE_TAINT, KEY, NOT_READY
@@ -87,9 +87,9 @@ def test_a_node_says_for_which_names_its_list_was_read() -> None:
     ]
     wanted = frozenset({"a:1", "c:1"})
     parsed = nodes.parse({**body(), "status": {"images": images}}, wanted)
-    assert parsed.listed == {"a:1": 30}
+    assert parsed.listed == {"a:1": Listed(30, frozenset({"sha256:0"}))}
     assert parsed.wanted == wanted
-    assert (parsed.smallest_listed, parsed.cut_off) == (30, frozenset({30}))
+    assert (parsed.smallest_listed, parsed.cut_off) == (30, (parsed.listed["a:1"],))
 
 
 @pytest.mark.parametrize(
