@@ -148,6 +148,7 @@ class App:
         self._heartbeat = Heartbeat(
             gates=self._gates,
             store=self.store,
+            ledger=self.ledger,
             keys=self._keys,
             clock=clock,
             fit=self._fit_to_hold,
@@ -252,8 +253,7 @@ class App:
             *(_spawn(queue.run(), queue.name) for queue in self._queues),
             _spawn(self._resync.run(), "resync"),
             _spawn(self._heartbeat.run(), "heartbeat"),
-            _spawn(self._look_for_policy(), "policy"),
-            _spawn(self._probe_again(), "probe"),
+            _spawn(self._look_again(), "look again"),
             _spawn(self._events.run(), "events"),
         ]
         tasks += [
@@ -315,16 +315,13 @@ class App:
             self._reconciler.actor.puller = dataclasses.replace(puller, mode=Mode.CONTAINER)
         return kept is not None
 
-    async def _probe_again(self) -> None:
-        """Until it is known: what a pod without its volumes has not pulled gets no label."""
-        while not self._probed:
-            await asyncio.sleep(self._settings.resync_seconds)
-            self._probed = await self._probe_image_volumes()
-        await asyncio.Event().wait()
-
-    async def _look_for_policy(self) -> None:
-        """Say so in the NodeGate when the policy is gone: nothing else would."""
+    async def _look_again(self) -> None:
+        """Look at what no watch tells: whether the API server keeps image volumes, until that is
+        known, and whether the policy is there. The NodeGate says when it is gone.
+        """
         while True:
+            if not self._probed:
+                self._probed = await self._probe_image_volumes()
             if self._settings.gate_source is GateSource.POLICY:
                 try:
                     exists = await self._gates.policy_exists(self._settings.gate_policy)

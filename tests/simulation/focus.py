@@ -15,8 +15,6 @@ from tests.simulation.world import KEY, World
 
 Story = Callable[[World], Coroutine[Any, Any, None]]
 STORIES: dict[str, Story] = {}
-OPEN: frozenset[str] = frozenset()
-"""Stories of faults that are known and not mended yet: each breaks a promise."""
 SLOW = frozenset({"forecasts", "kubelets-dropped", "short-lived"})
 """Stories that take more than 20 s of a core."""
 

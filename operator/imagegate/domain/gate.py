@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 
+from imagegate.api import fields
 from imagegate.domain.actions import ReleaseReason
 from imagegate.domain.facts import Attempts, Gate, GateMode, GatePolicy, Node, Prefetch, Taint
 
@@ -70,17 +70,10 @@ def ready_since(node: Node, first_seen: float, taints: Iterable[Taint] = ()) -> 
     operator. Only for a taint that somebody else added without a time does ``first_seen`` count.
     """
     if node.observed:
-        added = [at for taint in taints if (at := _seconds(taint.time_added)) is not None]
+        added = [at for taint in taints if (at := fields.seconds(taint.time_added)) is not None]
         return min(max(min(added), node.ready_since or 0.0), first_seen) if added else first_seen
     claimed = node.ready_since if node.ready_since is not None else first_seen
     return min(max(claimed, node.created_at), first_seen)
-
-
-def _seconds(timestamp: str | None) -> float | None:
-    try:
-        return datetime.fromisoformat(timestamp).timestamp() if timestamp else None
-    except ValueError:
-        return None
 
 
 def judge(

@@ -84,9 +84,9 @@ class Disks:
                 return before.usage
             tries = before.tries
         async with self._turn:
-            usage = self._out_of_reach() or await self._ask(node)
+            usage = self._spared() or await self._ask(node)
         tries = tries + 1 if usage.problem else 0
-        if tries == (TRIES if usage.passing else 1) and not self.out_of_reach():
+        if tries == (TRIES if usage.passing else 1) and not self._out_of_reach():
             logger.warning(
                 "disk usage not known", extra={"node": node.name, "problem": usage.problem}
             )
@@ -106,14 +106,14 @@ class Disks:
         usages = await asyncio.gather(*(one(node) for node in nodes))
         return {node.name: usage for node, usage in zip(nodes, usages, strict=True)}
 
-    def out_of_reach(self) -> bool:
+    def _out_of_reach(self) -> bool:
         """Whether kubelets in general do not answer."""
         return len(self._silent) >= SILENT
 
-    def _out_of_reach(self) -> Usage | None:
-        """The answer that is given without asking; None: ask."""
+    def _spared(self) -> Usage | None:
+        """The answer that is given without asking, while kubelets do not answer; None: ask."""
         now = self._clock.monotonic()
-        if not self.out_of_reach() or now - self._probed_at >= PROBE:
+        if not self._out_of_reach() or now - self._probed_at >= PROBE:
             self._probed_at = now
             return None
         return Usage(
@@ -126,9 +126,9 @@ class Disks:
         usage = await self._source.usage(node)
         if not usage.problem or usage.passing or self._clock.monotonic() - began < SLOW:
             self._silent.clear()
-        elif not self.out_of_reach():
+        elif not self._out_of_reach():
             self._silent.add(node.name)
-            if self.out_of_reach():
+            if self._out_of_reach():
                 logger.warning("kubelets are not reachable", extra={"problem": usage.problem})
         return usage
 

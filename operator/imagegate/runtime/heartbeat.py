@@ -19,6 +19,7 @@ from imagegate.http import Check
 from imagegate.kube.errors import NotFound
 from imagegate.kube.gates import Gates
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.store import Store
 from imagegate.runtime.taint_keys import TaintKeys
 
@@ -36,6 +37,7 @@ class Heartbeat:
         *,
         gates: Gates,
         store: Store,
+        ledger: Ledger,
         keys: TaintKeys,
         clock: Clock,
         fit: Check,
@@ -43,6 +45,7 @@ class Heartbeat:
     ) -> None:
         self._gates = gates
         self._store = store
+        self._ledger = ledger
         self._keys = keys
         self._clock = clock
         self._fit = fit
@@ -88,10 +91,9 @@ class Heartbeat:
         armed, reason, message = self._armed()
         if gate.suspend:
             armed, reason, message = False, "Suspended", "spec.suspend is true: nobody is held"
-        keys = {gate.taint_key, *self._keys.earlier}
         condition: status.Condition = ("Armed", armed, reason, message)
         return {
             "armed": armed,
-            "held": sum(bool(node.taints_of(keys)) for node in self._store.nodes.values()),
+            "held": len(self._ledger.holding),
             "conditions": status.merge_conditions(gate.status, [condition], 1, self._clock.now()),
         }

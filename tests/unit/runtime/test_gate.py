@@ -25,7 +25,7 @@ from imagegate.runtime.election import Elector
 from imagegate.runtime.taint_keys import TaintKeys
 from imagegate.settings import Settings
 from tests.unit.runtime.test_cleanup import cleanup
-from tests.unit.runtime.world import KEY, NAMESPACE, World, until
+from tests.unit.runtime.world import KEY, NAMESPACE, PODS, World, until
 
 NEW = "example.com/new"
 GATE = f"{gates.PATH}/default"
@@ -115,6 +115,29 @@ def hold(world: World, name: str, key: str = KEY) -> None:
     world.add_node(name)
     taint = {"key": key, "value": "pending", "effect": "NoSchedule"}
     world.api.change(f"/api/v1/nodes/{name}", lambda body: body["spec"]["taints"].append(taint))
+
+
+async def test_a_webhook_that_fails_ends_no_leader_and_the_probe_is_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def refuse(method: str, path: str) -> None:
+        nonlocal asked
+        if method == "POST" and path == PODS:
+            asked += 1
+            if asked < 3:
+                raise errors.Unavailable("create pod", 500, "failed calling webhook")
+
+    world.api.before = refuse
+    process = Process(world)
+    monkeypatch.setattr(
+        process.app, "_settings", replace(process.app._settings, resync_seconds=0.1)
+    )
+    async with process.leading():
+        await until(lambda: process.app._probed)
+        await until(lambda: armed(world))
+    assert asked == 3
 
 
 def free(world: World, *names: str) -> Callable[[], bool]:

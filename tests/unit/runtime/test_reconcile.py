@@ -749,6 +749,22 @@ async def test_a_slot_goes_to_the_joining_node_that_waits_longest(world: World) 
         assert nodes == {"first", "second"}
 
 
+async def test_nothing_is_deleted_in_a_namespace_that_cannot_be_read_until_it_can(
+    world: World,
+) -> None:
+    world.add_node("n1")
+    world.add_prefetch("llm", "reg.test/llm:1")
+    path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+    async with world.operating():
+        await until(world.pods)
+        world.store.see_unreadable({NAMESPACE: "pods is forbidden"})
+        await world.api.delete(path)
+        await asyncio.sleep(0.5)
+        assert not [each for each in world.api.writes() if each[0] == "DELETE" and PODS in each[1]]
+        world.store.see_unreadable({})
+        await until(lambda: not world.pods())
+
+
 async def test_a_namespace_that_cannot_be_read_is_told_and_its_pods_stay(world: World) -> None:
     world.add_node("n1")
     world.add_prefetch("llm", "reg.test/llm:1")
