@@ -57,7 +57,7 @@ def _operator(
     wrong = [] if len(pods) == 2 else [f"{len(pods)} operator pods are Ready"]
     if imagegate.leader() not in pods:
         wrong.append(f"the Lease is held by {imagegate.leader() or 'nobody'}")
-    if imagegate.heartbeat_age() > SILENCE / 2:
+    if imagegate.heartbeat_age() > SILENCE / 3:
         wrong.append("no heartbeat")
     there = {history.name(lease) for lease in cluster.api.get(LEASES)["items"]}
     if there != leases:

@@ -26,8 +26,8 @@ GATE = "/apis/imagegate.dev/v1alpha1/nodegates/default"
 POLICIES = "mutatingadmissionpolicies"
 HOOKS = "imagegate-hooks"
 """Of the Secret with the receivers of push hooks, and of the Service."""
-SILENCE = 30
-"""Seconds: as short as the API allows, so that the dead-man's switch can be waited for."""
+SILENCE = 60
+"""Seconds. Less might not outlast a takeover: up to 20 s, after the longest pause of heartbeats."""
 
 
 def push_operator(cluster: Cluster) -> str:
@@ -171,7 +171,10 @@ class Installation:
         return time.time() - datetime.fromisoformat(status["heartbeat"]).timestamp()
 
     def suspend(self, suspended: bool) -> None:
-        self.cluster.api.patch(GATE, {"spec": {"suspend": suspended}})
+        self.patch_gate(suspend=suspended)
+
+    def patch_gate(self, **spec: Any) -> None:
+        self.cluster.api.patch(GATE, {"spec": spec})
 
     def gate(self) -> dict[str, Any]:
         return self.cluster.api.get(GATE)

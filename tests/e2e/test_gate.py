@@ -271,12 +271,14 @@ def test_an_operator_that_is_silent_gates_nobody_and_one_that_is_back_does(
     ):
         imagegate.wait_ready("silent")
         imagegate.scale(0)
+        imagegate.patch_gate(silenceSeconds=30)
         try:
-            cluster.wait(lambda: imagegate.heartbeat_age() > SILENCE + 2, "silence", SILENCE + 30)
+            cluster.wait(lambda: imagegate.heartbeat_age() > 32, "silence", 62)
             began = rejoin(cluster, joined)
             first = watch.first(joined.name, lambda seen: True, since=began)
             assert not held(first), "a dead operator must not hold anybody"
         finally:
+            imagegate.patch_gate(silenceSeconds=SILENCE)
             imagegate.scale(2)
         imagegate.wait_armed()
         again = rejoin(cluster, joined)

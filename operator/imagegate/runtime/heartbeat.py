@@ -26,7 +26,7 @@ from imagegate.runtime.taint_keys import TaintKeys
 logger = logging.getLogger(__name__)
 
 PERIOD = 60.0
-"""Seconds between two heartbeats. At most a third of silenceSeconds, if that is shorter."""
+"""Seconds between two heartbeats, or a quarter of silenceSeconds, if that is shorter."""
 LOOK = 2.0
 """Seconds between looks at whether what is held has changed."""
 
@@ -84,7 +84,7 @@ class Heartbeat:
             await self._keys.record(gate.taint_key)
             self._store.see_gate(await self._gates.write_status(gate, patch))
         if due:
-            self._next = now + min(PERIOD, gate.silence / 3)
+            self._next = now + min(PERIOD, gate.silence / 4)
             await self._keys.forget_unused(self._store.nodes.values())
 
     def _status(self, gate: Gate) -> dict[str, Any]:

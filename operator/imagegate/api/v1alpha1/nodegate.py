@@ -66,7 +66,8 @@ class NodeGateSpec(meta.ApiModel):
         ge=30,
         le=86400,
         description="How long the operator may be silent, in seconds. When `status.heartbeat` is"
-        " older than this, joining nodes are no longer tainted.",
+        " older than this, joining nodes are no longer tainted. Below 60 the gate may open while"
+        " another replica takes over from a leader that is gone.",
     )
 
 
