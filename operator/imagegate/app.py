@@ -237,6 +237,7 @@ class App:
         """Do the work of the leader until cancelled, or until a part of it fails."""
         settings = self._settings
         self._leading = True
+        self._resync.begin()
         await self._provide_gate()
         self._probed = await self._probe_image_volumes()
         await self._resync.once()

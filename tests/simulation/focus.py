@@ -513,7 +513,12 @@ async def refused_node(world: World) -> None:
     await world.until(lambda: world.cached("llm"), 600)
     world.refused_nodes.add("n1")
     world.delete("llm")
+    await asyncio.sleep(600)
+    # What can be done on that node is done: its images come, even if the label cannot.
+    world.apply("other", _pushed(world, "other", 50), rollout={"maxParallel": "100%"})
     await asyncio.sleep(3600)
+    if not world.holds("n1", "registry.test/other:1"):
+        world.judge.blame("not-pulled", "n1", "the patch that is refused stops its pulls")
 
 
 @story
@@ -574,6 +579,64 @@ async def relabelled_pod(world: World) -> None:
         key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         world.server.change("person", "pods", key, lambda body: body["metadata"].update(labels={}))
     await asyncio.sleep(2 * 3600)
+
+
+# ---- not of the list: found by breaking the operator on purpose
+
+
+@story
+async def takeover(world: World) -> None:
+    """A leader freezes or dies: the gate stays armed, and a node that joins meanwhile is held."""
+    await _cluster(world, 2)
+    world.gate(silenceSeconds=60)
+    world.apply("llm", _pushed(world, "llm", 100))
+    await world.until(lambda: world.cached("llm"), 600)
+    await asyncio.sleep(120)
+    for _ in range(40):
+        if (leader := world.leader) is not None:
+            if world.rng.random() < 0.5:
+                world.freeze(leader, world.rng.uniform(5, 40))
+            else:
+                leader.kill()
+        await asyncio.sleep(world.rng.uniform(0, 25))
+        world.join("joiner")
+        if not _held(world, "joiner"):
+            world.judge.blame("not-held", "joiner", "it joined untainted during a takeover")
+        await asyncio.sleep(90)
+
+
+@story
+async def slow_patches(world: World) -> None:
+    """A webhook delays each patch of a Node: releases do not queue behind each other."""
+    await _cluster(world, 2)
+    world.apply(
+        "llm",
+        _pushed(world, "llm", 100),
+        rollout={"maxParallel": 100},
+        gate={"timeoutSeconds": 3600},
+    )
+    await world.until(lambda: world.cached("llm"), 600)
+    for replica in world.replicas:
+        replica.network.slow_patches = 10.0
+    for index in range(40):
+        world.join(f"j{index:02}")
+    await asyncio.sleep(600)
+
+
+@story
+async def same_name(world: World) -> None:
+    """Nodes are replaced under their names while patches that were meant for the old ones are
+    under way.
+    """
+    await _cluster(world, 2)
+    world.apply("llm", _pushed(world, "llm", 100), rollout={"maxParallel": 100})
+    await world.until(lambda: world.cached("llm"), 600)
+    for replica in world.replicas:
+        replica.network.slow_patches = 4.0
+    for _ in range(300):
+        world.join(f"j{world.rng.randrange(4)}")
+        await asyncio.sleep(world.rng.uniform(1, 10))
+    await asyncio.sleep(600)
 
 
 def _only(key: str, value: str) -> dict[str, Any]:

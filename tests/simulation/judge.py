@@ -394,7 +394,9 @@ class Safety:
         labels = pod["metadata"]["labels"]
         name, node, group = labels[PREFETCH], pod["spec"]["nodeName"], labels[GROUP]
         judge.applied["pod-storm"] += 1
-        if (count := self._count(self._creates, (node, name, group), 600.0)) > STORM:
+        body = judge.truth.server.get("nodes", node) or {"metadata": {"uid": ""}}
+        which = (node, body["metadata"]["uid"], name, group)
+        if (count := self._count(self._creates, which, 600.0)) > STORM:
             text = f"{count} puller pods in 10 minutes"
             judge.blame("pod-storm", f"{node} {name}", text)
         self._parallel(name)
@@ -606,6 +608,8 @@ class Liveness:
         judge = self._judge
         for at, actor, why in judge.truth.exits():
             judge.applied["process"] += 1
+            if judge.truth.frozen(actor) and "LeadershipLost" in why:
+                continue
             if at - judge.truth.disturbed > 90 or "prob" in why:
                 self._exits[actor.partition("/")[0]] += 1
                 if self._exits[actor.partition("/")[0]] >= 2:
@@ -703,6 +707,7 @@ class Liveness:
                 text = f"its puller pods succeeded {seconds:.0f} s ago"
                 judge.blame("not-labelled", f"{machine.name} {name}", text)
             stuck = machine.stalled or machine.spelled or judge.hopeless(machine, ask)
+            stuck = stuck or (machine.name in self._refused() and judge.holds(machine, ask))
             stuck = stuck or (held and judge.holds(machine, ask))  # another one holds the node
             if label != ask.target and not stuck and (held or not ask.paused):
                 waiting.append(machine.name)
@@ -821,13 +826,16 @@ class Liveness:
             )
             said = (status.get("nodes") or {}).get("cached")
             held = sum(bool(judge.taints(node)) for node in matching)
-            if said is not None and ask.images and said != cached and not held:
+            # Of a node that refuses its label, the images that it has count all the same.
+            unlabelled = len(self._refused() & {node["metadata"]["name"] for node in matching})
+            off = said is not None and not cached <= said <= cached + unlabelled
+            if off and ask.images and not held:
                 text = f"says {said} cached, labels say {cached}"
                 if self._for("status", name, true=True) > 60:
                     judge.blame("status-truth", name, text)
             else:
                 self._for("status", name, true=False)
-            missing = cached < sum(ready(node) for node in matching)
+            missing = cached + unlabelled < sum(ready(node) for node in matching)
             if conditions.get("Ready", {}).get("status") == "True" and missing and not held:
                 if self._for("ready", name, true=True) > 60:
                     judge.blame("status-truth", name, "Ready although nodes lack images")
@@ -853,6 +861,8 @@ class Liveness:
         seconds = self._for("message", name, bool(message) and up)
         if seconds > 2 * (ask.refresh or 0) + 700:
             judge.blame("status-truth", name, f"refresh.message for {seconds:.0f} s: {message}")
+        if conditions.get("Ready", {}).get("reason") == "NamespaceNotReadable":
+            self._refused_pods.pop(name, None)  # shown, and more to the point
         trouble = elapsed() - self._refused_pods.get(name, elapsed())
         # An edit is a new beginning, and who does not try any more has nothing to report.
         trouble = min(trouble, elapsed() - judge.asked_at.get(name, 0.0))

@@ -43,6 +43,8 @@ class Network:
     """Whether requests about the Lease are not answered."""
     slow_lists: float = 0.0
     """Seconds, on average, that a list is under way after it was made."""
+    slow_patches: float = 0.0
+    """Seconds that a patch of a Node waits for a webhook before it is done."""
     lag: dict[str, float] = field(default_factory=dict)
     """By resource, seconds that watches of it are behind, on average."""
     dead: set[str] = field(default_factory=set)
@@ -213,6 +215,8 @@ class Transport:
             return Response(429, b'{"message": "too many requests"}', after)
         if query.get("watch"):
             return self._watch(resource, key[0], query)
+        if method == "PATCH" and resource == "nodes" and network.slow_patches:
+            await asyncio.sleep(network.slow_patches)
         answer = self._answer(method, resource, key, subresource, content_type, body, query)
         back = network.one_way()
         if method == "GET" and not key[1] and network.slow_lists:

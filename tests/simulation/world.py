@@ -89,7 +89,8 @@ class World:
     def lag(self) -> float:
         lags = [lag for replica in self.replicas for lag in replica.network.lag.values()]
         slow = max(replica.network.slow_lists for replica in self.replicas)
-        return 8 * max(lags, default=0.0) + 10 * slow
+        patches = max(replica.network.slow_patches for replica in self.replicas)
+        return 8 * max(lags, default=0.0) + 10 * slow + 3 * patches
 
     def exits(self) -> list[tuple[float, str, str]]:
         found = []
@@ -409,6 +410,10 @@ class World:
         return f"cached.imagegate.dev/{name}" in (
             (body or {}).get("metadata", {}).get("labels") or {}
         )
+
+    def holds(self, node: str, image: str) -> bool:
+        """Whether the node's machine has an image under this name."""
+        return image in self.machines[node].images
 
     def cached(self, name: str) -> bool:
         return all(

@@ -16,7 +16,7 @@ from imagegate.domain import status
 from imagegate.domain.facts import Gate
 from imagegate.errors import ImagegateError
 from imagegate.http import Check
-from imagegate.kube.errors import NotFound
+from imagegate.kube.errors import Conflict, NotFound
 from imagegate.kube.gates import Gates
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.ledger import Ledger
@@ -56,8 +56,6 @@ class Heartbeat:
         while True:
             try:
                 await self.once()
-            except NotFound:
-                logger.info("no NodeGate: nobody is held")
             except ImagegateError as error:
                 logger.warning("heartbeat not written", extra={"error": str(error)})
             await asyncio.sleep(LOOK)
@@ -82,7 +80,13 @@ class Heartbeat:
         if patch := status.changes(gate.status, wanted):
             # Strictly before the heartbeat, because that lets the policy taint nodes.
             await self._keys.record(gate.taint_key)
-            self._store.see_gate(await self._gates.write_status(gate, patch))
+            since = self._clock.monotonic()
+            try:
+                self._store.see_gate(await self._gates.write_status(gate, patch))
+            except (NotFound, Conflict):
+                # The watch is behind, or dead: look, so that this is not asked again and again.
+                self._store.see_gate(await self._gates.get(), since=since)
+                return
         if due:
             self._next = now + min(PERIOD, gate.silence / 4)
             await self._keys.forget_unused(self._store.nodes.values())

@@ -50,7 +50,11 @@ class Resync:
         self._clock = clock
         self._period = period
         self.last = clock.monotonic()
-        """When the last complete resync ended."""
+        """When the last complete resync ended, or the process began to lead."""
+
+    def begin(self) -> None:
+        """This process leads from now on: before, nothing was to be listed, and nothing is late."""
+        self.last = self._clock.monotonic()
 
     async def once(self) -> None:
         """List everything and reconcile the store with it."""
