@@ -169,6 +169,7 @@ class Ask:
     fail_open: bool = True
     gate_timeout: float = 600.0
     max_parallel: str = "10%"
+    gate_parallel: str = "100%"
     retry_timeout: float | None = None
     deleting: bool = False
 
@@ -183,8 +184,8 @@ class Ask:
             for key, operator, values in self.selector
         )
 
-    def parallel(self, nodes: int) -> int:
-        text = self.max_parallel
+    def parallel(self, nodes: int, *, joining: bool) -> int:
+        text = self.gate_parallel if joining else self.max_parallel
         share = int(text[:-1]) * nodes // 100 if text.endswith("%") else int(text)
         return max(1, share)
 
@@ -200,6 +201,7 @@ def ask(body: Body) -> Ask:
         fail_open=gate.get("policy", "FailOpen") == "FailOpen",
         gate_timeout=float(gate.get("timeoutSeconds", 600)),
         max_parallel=str((spec.get("rollout") or {}).get("maxParallel", "10%")),
+        gate_parallel=str(gate.get("maxParallel", "100%")),
         retry_timeout=retry.get("timeoutSeconds"),
         deleting=deleting(body),
     )

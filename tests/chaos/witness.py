@@ -44,6 +44,8 @@ class Witness:
     _objects: dict[str, dict[str, Body]] = field(default_factory=dict)
     _times: dict[tuple[str, str], float] = field(default_factory=dict)
     _asked: dict[str, Asked] = field(default_factory=dict)
+    _joining: dict[str, bool] = field(default_factory=dict)
+    """By puller pod, whether its node was held when it was first seen."""
     _blind: list[tuple[float, float]] = field(default_factory=list)
     """Gaps in which nobody knows which nodes there were."""
     _gate: list[tuple[float, bool]] = field(default_factory=list)
@@ -240,20 +242,24 @@ class Witness:
         rule = self._apply("at most maxParallel nodes of a prefetch pull")
         nodes = self._objects.get("Node", {})
         uids = {history.uid(node): node for node in nodes.values()}
-        busy = {
-            history.name(uids[history.machine(pod)]): history.name(pod)
-            for pod in self._objects.get("Pod", {}).values()
-            if history.labels(pod)[history.PREFETCH] == prefetch
-            and not history.finished(pod)
-            and history.machine(pod) in uids
-            and not self._all_present(uids[history.machine(pod)], pod, at)
-        }
+        busy: dict[bool, dict[str, str]] = {True: {}, False: {}}
+        for pod in self._objects.get("Pod", {}).values():
+            node = uids.get(history.machine(pod))
+            if history.labels(pod)[history.PREFETCH] != prefetch or node is None:
+                continue
+            # Once, because the node may be released while its pod still pulls.
+            joining = self._joining.setdefault(history.uid(pod), history.held(node))
+            if not history.finished(pod) and not self._all_present(node, pod, at):
+                busy[joining][history.name(node)] = history.name(pod)
         states = [s for s in self._asked.get(prefetch, Asked()).lately(at) if s is not None]
         if not states:
             return
-        cap = max(state.parallel(sum(map(state.wants, nodes.values()))) for state in states)
-        if len(busy) > cap * self._leading(at):
-            self._object(rule, at, f"{prefetch}: {len(busy)} of {cap} pull: {busy}")
+        for joining, pulling in busy.items():
+            matching = [sum(map(state.wants, nodes.values())) for state in states]
+            cap = max(s.parallel(n, joining=joining) for s, n in zip(states, matching, strict=True))
+            if len(pulling) > cap * self._leading(at):
+                which = "joining nodes" if joining else "nodes in service"
+                self._object(rule, at, f"{prefetch}: {len(pulling)} of {cap} {which}: {pulling}")
 
     def _one_puller_each(self, at: float, pod: Body) -> None:
         rule = self._apply("one puller pod per node, prefetch and group")

@@ -24,6 +24,7 @@ class Ask:
     fail_closed: bool
     timeout: float
     parallel: str
+    gate_parallel: str
     paused: bool
     keep: bool
     max_usage: int
@@ -48,8 +49,8 @@ class Ask:
         pinned = {f"{i.rpartition(':')[0]}@{digest}" for i, digest in self.digests}
         return frozenset(self.images) | pinned
 
-    def bound(self, matching: int) -> int:
-        return bound(self.parallel, matching)
+    def bound(self, matching: int, *, joining: bool) -> int:
+        return bound(self.gate_parallel if joining else self.parallel, matching)
 
 
 def bound(text: str, matching: int) -> int:
@@ -75,6 +76,7 @@ def read(body: Body) -> Ask:
         fail_closed=gate.get("policy") == "FailClosed",
         timeout=float(gate.get("timeoutSeconds", 600)),
         parallel=str(rollout.get("maxParallel", "10%")),
+        gate_parallel=str(gate.get("maxParallel", "100%")),
         paused=bool(rollout.get("paused")),
         keep=(spec.get("retention") or {}).get("mode", "Keep") == "Keep",
         max_usage=int((spec.get("disk") or {}).get("maxUsagePercent", 75)),

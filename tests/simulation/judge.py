@@ -254,6 +254,8 @@ class Safety:
         self._writes: dict[tuple[str, str, str, Key], deque[float]] = {}
         self._refusals: dict[tuple[str, str, Key], deque[float]] = {}
         self._matching: dict[str, deque[tuple[float, int]]] = {}
+        self._for_joining: set[str] = set()
+        """The puller pods that were made for nodes that were held then."""
 
     def look(self, request: Request) -> None:
         if request.method in ("LIST", "WATCH", "GET") or request.resource in ("leases", "events"):
@@ -399,6 +401,9 @@ class Safety:
         if (count := self._count(self._creates, which, 600.0)) > STORM:
             text = f"{count} puller pods in 10 minutes"
             judge.blame("pod-storm", f"{node} {name}", text)
+        served = judge.truth.server.get("nodes", node)
+        if served is not None and judge.taints(served):
+            self._for_joining.add(pod["metadata"]["uid"])
         self._parallel(name)
 
     def _parallel(self, name: str) -> None:
@@ -425,12 +430,16 @@ class Safety:
             machine = judge.machine(node)
             if machine is None or images_of(pod) <= machine.images.keys():
                 continue
-            (joining if judge.taints(node) else busy).add(node["metadata"]["name"])
+            # A node may be released while its pods still pull.
+            mine = metadata["uid"] in self._for_joining
+            (joining if mine else busy).add(node["metadata"]["name"])
         judge.applied["max-parallel"] += 1
-        limit = ask.bound(most)
-        count = len(busy | joining)
-        if count > limit and judge.settled(name) and judge.truth.disturbed < elapsed() - 60:
-            judge.blame("max-parallel", name, f"{count} nodes pull, {limit} may: {busy | joining}")
+        for pulling, which in ((joining, True), (busy, False)):
+            limit = ask.bound(most, joining=which)
+            if len(pulling) > limit and judge.settled(name):
+                if judge.truth.disturbed < elapsed() - 60:
+                    text = f"{len(pulling)} nodes pull, {limit} may: {pulling}, joining: {which}"
+                    judge.blame("max-parallel", name, text)
 
     @staticmethod
     def _counts(node: Body) -> bool:

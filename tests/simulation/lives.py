@@ -177,6 +177,7 @@ class Lives:
                 "mode": rng.choice(("NewNodes", "NewNodes", "Never")),
                 "policy": rng.choice(("FailOpen", "FailOpen", "FailClosed")),
                 "timeoutSeconds": rng.choice((60, 300, 900)),
+                "maxParallel": rng.choice((1, 2, "100%", "100%")),
                 "onReboot": rng.choice(("Verify", "Hold", "Ignore")),
             },
             "rollout": {

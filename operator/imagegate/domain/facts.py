@@ -140,9 +140,20 @@ class OnReboot(StrEnum):
 @dataclass(frozen=True, slots=True)
 class GateSpec:
     mode: GateMode = GateMode.NEW_NODES
+    max_parallel: int = 100
+    percent: bool = True
+    """Whether ``max_parallel`` is a percentage of the matching nodes."""
     policy: GatePolicy = GatePolicy.FAIL_OPEN
     timeout: float = 600.0
     on_reboot: OnReboot = OnReboot.VERIFY
+
+    def parallel(self, nodes: int) -> int:
+        """How many joining nodes may pull at once where this number of nodes match: at least 1."""
+        return _share(self.max_parallel, nodes, percent=self.percent)
+
+
+def _share(bound: int, nodes: int, *, percent: bool) -> int:
+    return max(1, bound * nodes // 100 if percent else bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +167,8 @@ class RolloutSpec:
     paused: bool = False
 
     def parallel(self, nodes: int) -> int:
-        """How many of this number of nodes may pull at once: at least 1."""
-        return max(1, self.max_parallel * nodes // 100 if self.percent else self.max_parallel)
+        """How many nodes in service may pull at once where this number match: at least 1."""
+        return _share(self.max_parallel, nodes, percent=self.percent)
 
 
 @dataclass(frozen=True, slots=True)

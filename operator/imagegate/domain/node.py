@@ -165,7 +165,7 @@ def _verdict(
                 cached=outcome.cached,
                 failure=outcome.failure,
                 impossible=outcome.skipped in match.NEVER,
-                waits_for=outcome.waits_for,
+                waits_for=outcome.waits_for or (share.slots if outcome.wants else ""),
             )
             for share, outcome in outcomes
         ]

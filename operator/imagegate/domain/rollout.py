@@ -1,12 +1,13 @@
 """Which nodes may start pulling now: the places of a rollout (section 2, ``rollout``).
 
 ``allowed(domain) = min(share of maxParallel, max(seeds, fanout x cached(domain)))``, evaluated
-anew at every completion, without barriers between waves. Joining nodes go first and are bound by
-maxParallel alone: somebody waits for them.
+anew at every completion, without barriers between waves. Joining nodes are not part of it: somebody
+waits for them, and ``gate.maxParallel`` alone bounds them.
 
 Two things hold a rollout back. While a domain has no node that succeeded, only its seeds pull: if
 they fail, no other node of it is touched until one of them succeeds. And a registry that refuses
-gets fewer pulls at a time (`throttle`).
+gets fewer pulls at a time (`throttle`), joining nodes and nodes in service together; joining nodes
+go first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Domain:
     nodes: int = 0
     cached: int = 0
     busy: int = 0
-    """Nodes with a place: granted one, or pulling."""
+    """Nodes in service with a place: granted one, or pulling."""
     failing: frozenset[str] = frozenset()
     """Nodes whose last attempt failed for a reason that is not their own."""
     failing_for_good: int = 0
@@ -36,6 +37,10 @@ class Domain:
 class RolloutView:
     spec: RolloutSpec
     domains: Mapping[str, Domain] = field(default_factory=dict)
+    gate: int = 1
+    """How many joining nodes may pull at once."""
+    joining_busy: int = 0
+    """Joining nodes with a place."""
     joining: tuple[str, ...] = ()
     """Gated nodes that want a place, longest waiting first."""
     waiting: tuple[tuple[str, str], ...] = ()
@@ -44,7 +49,7 @@ class RolloutView:
 
     @property
     def parallel(self) -> int:
-        """How many nodes may pull at once now, over all domains."""
+        """How many nodes in service may pull at once now, over all domains."""
         return self.throttle.bound(self.spec.parallel(self.nodes))
 
     @property
@@ -73,10 +78,15 @@ def total_allowed(view: RolloutView) -> int:
 
 
 def grant(view: RolloutView) -> tuple[str, ...]:
-    """The nodes that get a place now. Never more than maxParallel have one."""
-    free = view.parallel - view.busy
-    granted = list(view.joining[: max(0, free)])
-    free -= len(granted)
+    """The nodes that get a place now: joining nodes as ``gate.maxParallel`` allows, nodes in
+    service as ``rollout.maxParallel`` does, and all of them together as the registry bears.
+    """
+    borne = view.throttle.limit
+    bearable = len(view.joining) + len(view.waiting)
+    if borne is not None:
+        bearable = max(0, borne - view.busy - view.joining_busy)
+    granted = list(view.joining[: max(0, min(view.gate - view.joining_busy, bearable))])
+    free = min(view.parallel - view.busy, bearable - len(granted))
     if view.spec.paused or free <= 0:
         return tuple(granted)
     room = {name: allowed(view, name) - figures.busy for name, figures in view.domains.items()}

@@ -39,6 +39,8 @@ class Share:
     started: Mapping[str, str] = field(default_factory=dict)
     """By group key, the uid of the puller pod that was last seen unfinished, and that the operator
     did not delete."""
+    slots: str = ""
+    """What the node waits for where it is a joining one and has no place, for people."""
     place: bool = False
     """Whether the node has a place in the rollout, that is, may start pulling now."""
     images: Mapping[str, ImageFacts] = field(default_factory=dict)

@@ -69,6 +69,10 @@ class Tally:
     """Joining nodes whose pulls have to wait for a DaemonSet of ``startAfter``."""
     waits_for: tuple[str, str] = ("", "")
     """One of them, and what it waits for."""
+    queued: int = 0
+    """Joining nodes without a slot."""
+    slots: str = ""
+    """What these wait for."""
 
     @property
     def desired(self) -> int:
@@ -387,8 +391,10 @@ def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:
     if pulling:
         text = f"{pulling} nodes pulling, {pending} to come"
         return ("Progressing", True, "Pulling", "; ".join(filter(None, (text, held_up))))
-    if held_up:
+    if tally.waiting:
         return ("Progressing", True, "WaitingForDaemonSet", held_up)
+    if tally.queued:
+        return ("Progressing", True, "WaitingForSlot", held_up)
     if pending and prefetch.rollout.paused and not tally.gated:  # joining nodes go on
         return ("Progressing", False, "Paused", f"{pending} nodes wait for spec.rollout.paused")
     if pending:
@@ -397,10 +403,14 @@ def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:
 
 
 def _held_up(tally: Tally) -> str:
-    if not tally.waiting:
-        return ""
-    node, what = tally.waits_for
-    return f"{tally.waiting} joining nodes wait for spec.startAfter; {node}: {what}"[:MAX_MESSAGE]
+    """What joining nodes wait for before they pull."""
+    said = []
+    if tally.waiting:
+        node, what = tally.waits_for
+        said.append(f"{tally.waiting} joining nodes wait for spec.startAfter; {node}: {what}")
+    if tally.queued:
+        said.append(f"{tally.queued} joining nodes wait for {tally.slots}")
+    return "; ".join(said)[:MAX_MESSAGE]
 
 
 def _degraded(prefetch: Prefetch, tally: Tally, refreshed: Refreshed | None) -> Condition:

@@ -116,6 +116,7 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
         "namespace": spec.puller_namespace,
         "start_after": tuple(DaemonSetRef(s.namespace, s.daemon_set) for s in spec.start_after),
         "gate": GateSpec(
+            **_parallel(spec.gate.max_parallel),
             mode=GateMode(spec.gate.mode),
             policy=GatePolicy(spec.gate.policy),
             timeout=float(spec.gate.timeout_seconds),
@@ -149,11 +150,14 @@ def _selector(selector: meta.LabelSelector) -> tuple[Requirement, ...]:
     )
 
 
+def _parallel(bound: int | str) -> dict[str, Any]:
+    text = str(bound)
+    return {"max_parallel": int(text.removesuffix("%")), "percent": text.endswith("%")}
+
+
 def _rollout(spec: v1alpha1.Rollout) -> RolloutSpec:
-    text = str(spec.max_parallel)
     return RolloutSpec(
-        max_parallel=int(text.removesuffix("%")),
-        percent=text.endswith("%"),
+        **_parallel(spec.max_parallel),
         seeds=spec.seeds,
         fanout=spec.fanout,
         topology_key=spec.topology_key,

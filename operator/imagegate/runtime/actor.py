@@ -223,5 +223,5 @@ class Actor:
         prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)
         if prefetch is None or entry is None:
             return
-        full = prefetch.rollout.parallel(max(entry.nodes, 1))
+        full = entry.parallel(prefetch)
         entry.throttle = entry.throttle.after_success(self._clock.now(), full)

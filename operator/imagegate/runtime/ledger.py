@@ -100,11 +100,30 @@ class Entry:
         """A joining node asks for a place at once, without waiting for a rollout pass. It gets one
         only if there is one as well for every joining node that has waited longer.
         """
-        if node not in self.places:
-            if len(self.places) + self._ahead(node) >= self.parallel(prefetch):
-                return False
-            self.places.add(node)
+        if node in self.places:
+            return True
+        self.held.add(node)
+        ahead, limit = self._ahead(node), self.throttle.limit
+        if len(self.joining) + ahead >= self.gate_parallel(prefetch):
+            return False
+        if limit is not None and len(self.places) + ahead >= limit:
+            return False
+        self.places.add(node)
         return True
+
+    @property
+    def joining(self) -> set[str]:
+        """The joining nodes that pull or have been granted a place to."""
+        return self.places & self.held
+
+    def overdrawn(self, node: str, prefetch: Prefetch) -> bool:
+        """Whether more nodes like this one (joining, or in service) have a place than may have."""
+        if self.throttle.limit is not None and len(self.places) > self.throttle.limit:
+            return True
+        if node in self.held:
+            return len(self.joining) > self.gate_parallel(prefetch)
+        in_service = len(self.places) - len(self.joining)
+        return in_service > prefetch.rollout.parallel(max(self.nodes, 1))
 
     def _ahead(self, node: str) -> int:
         """How many joining nodes without a place have waited longer than this one."""
@@ -115,11 +134,27 @@ class Entry:
             ahead += joining and other != node and other not in self.places
         return ahead
 
-    def parallel(self, prefetch: Prefetch) -> int:
-        """How many nodes may pull at once now."""
-        return self.throttle.bound(prefetch.rollout.parallel(max(self.nodes, 1)))
+    def gate_parallel(self, prefetch: Prefetch) -> int:
+        """How many joining nodes may pull at once, if the registry does not refuse."""
+        return prefetch.gate.parallel(max(self.nodes, 1))
 
-    def tally(self) -> status.Tally:
+    def parallel(self, prefetch: Prefetch) -> int:
+        """How many nodes there are at most that may pull at once, if the registry does not refuse:
+        those in service, and the joining nodes that are there now.
+        """
+        in_service = prefetch.rollout.parallel(max(self.nodes, 1))
+        return in_service + min(self.gate_parallel(prefetch), len(self.held))
+
+    def slots(self, prefetch: Prefetch) -> str:
+        """What a joining node waits for that has no place, for people."""
+        limit = self.throttle.limit
+        if limit is not None and limit <= len(self.places):
+            return f"a slot: the registry refuses, so {limit} nodes may pull at a time"
+        count = self.gate_parallel(prefetch)
+        return f"a slot: gate.maxParallel lets {count} joining nodes pull at a time"
+
+    def tally(self, prefetch: Prefetch) -> status.Tally:
+        queued = sum(joining and node not in self.places for node, joining in self.wants.items())
         newest = sorted(self.failures.items(), key=lambda item: (-item[1].at, item[0]))
         return status.Tally(
             counts={state: self.counts[state] for state in NodeState},
@@ -130,6 +165,8 @@ class Entry:
             skips=self._skips(),
             waiting=len(self.waiting),
             waits_for=min(self.waiting.items(), default=("", "")),
+            queued=queued,
+            slots=self.slots(prefetch) if queued else "",
         )
 
     def _skips(self) -> Mapping[str, int]:
@@ -156,9 +193,11 @@ class Entry:
             elif node in self.failures and self.failures[node].reason not in retry.NODES_OWN:
                 failing.setdefault(domain, set()).add(node)
                 for_good[domain] += self.failures[node].permanent
-        busy = Counter(self.domains.get(node, "") for node in self.places)
+        busy = Counter(self.domains.get(node, "") for node in self.places - self.held)
         return rollout.RolloutView(
             spec=prefetch.rollout,
+            gate=self.gate_parallel(prefetch),
+            joining_busy=len(self.joining),
             throttle=self.throttle,
             domains={
                 name: rollout.Domain(

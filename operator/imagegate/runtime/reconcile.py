@@ -273,6 +273,7 @@ class Reconciler:
                     finished_at={uid: at for uid, at in finished.items() if at is not None},
                     started=self._ledger.started.get(node.name, {}),
                     place=self._has_place(node, prefetch),
+                    slots=self._ledger.entry(name).slots(prefetch),
                     images=known or {},
                     inspected=known is not None and adopted(prefetch, known),
                     unready=self._start_after.unready(node, prefetch),
@@ -331,7 +332,7 @@ class Reconciler:
         entry = self._ledger.entry(prefetch.name)
         if not self._granting(prefetch) or node.name not in entry.places:
             return False
-        return len(entry.places) <= entry.parallel(prefetch) or any(
+        return not entry.overdrawn(node.name, prefetch) or any(
             pod.prefetch == prefetch.name and not pod.finished
             for pod in self._store.pods_on(node.name)
         )
@@ -390,7 +391,7 @@ class Reconciler:
             return
         if prefetch.invalid is None:
             self._grant(prefetch)
-        tally = self._ledger.entry(name).tally()
+        tally = self._ledger.entry(name).tally(prefetch)
         images = self._inspector.known(prefetch) or {}
         current = adopted(prefetch, images)
         if not current:

@@ -300,7 +300,7 @@ def test_more_nodes_pull_than_may() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     for name in ("n1", "n2"):
-        story.see("Node", "ADDED", node(name))
+        story.see("Node", "ADDED", node(name, taints=()))
     story.see("Pod", "ADDED", pod("a", on="n1"))
     story.see("Pod", "ADDED", pod("b", on="n2"))
     assert story.rules == [MANY]
@@ -310,11 +310,11 @@ def test_a_pod_that_ended_has_all_images_or_lost_its_node_takes_no_place() -> No
     story = Story(complete={("n2", IMAGE): 0.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     for name in ("n1", "n2", "n3", "n4"):
-        story.see("Node", "ADDED", node(name))
+        story.see("Node", "ADDED", node(name, taints=()))
     story.see("Pod", "ADDED", pod("a", on="n1", phase="Succeeded"))
     story.see("Pod", "ADDED", pod("b", on="n2"))
     story.see("Pod", "ADDED", pod("c", on="n3"))
-    story.see("Node", "DELETED", node("n3"))
+    story.see("Node", "DELETED", node("n3", taints=()))
     story.see("Pod", "ADDED", pod("d", on="n4"))
     assert story.rules == []
     assert story.witness.checked[MANY] == 4
@@ -324,11 +324,24 @@ def test_a_percentage_is_of_the_nodes_that_match() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch(rollout={"maxParallel": "50%"}))
     for name in ("n1", "n2", "n3", "n4"):
-        story.see("Node", "ADDED", node(name))
+        story.see("Node", "ADDED", node(name, taints=()))
     story.see("Pod", "ADDED", pod("a", on="n1"))
     story.see("Pod", "ADDED", pod("b", on="n2"))
     assert story.rules == []
     story.see("Pod", "ADDED", pod("c", on="n3"))
+    assert story.rules == [MANY]
+
+
+def test_joining_nodes_have_a_bound_of_their_own() -> None:
+    story = Story()
+    story.see("ImagePrefetch", "ADDED", prefetch(gate={"maxParallel": 2}))
+    for name in ("n1", "n2", "n3"):
+        story.see("Node", "ADDED", node(name))
+    story.see("Node", "ADDED", node("n4", taints=()))
+    for name in ("n1", "n2", "n4"):
+        story.see("Pod", "ADDED", pod(f"p-{name}", on=name))
+    assert story.rules == []
+    story.see("Pod", "ADDED", pod("p-n3", on="n3"))
     assert story.rules == [MANY]
 
 

@@ -116,6 +116,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "gate.timeout": (30.0, 600.0),
     "gate.on_reboot": tuple(OnReboot),
     "rollout.max_parallel": (1, 2, 50),
+    "gate.max_parallel": (1, 2, 100),
     "rollout.percent": (False, True),
     "rollout.fanout": (1, 2),
     "rollout.topology_key": ("topology.kubernetes.io/zone", "zone"),
@@ -200,9 +201,15 @@ def aside(node: Node) -> bool:
     return node.deleting or node.disk_pressure or virtual(node) or leaving or cordoned
 
 
-def limit(prefetch: Prefetch, nodes_: int) -> int:
-    spec = prefetch.rollout
+def limit(prefetch: Prefetch, nodes_: int, *, joining: bool) -> int:
+    spec = prefetch.gate if joining else prefetch.rollout
     return max(1, nodes_ * spec.max_parallel // 100 if spec.percent else spec.max_parallel)
+
+
+def joins(operator: model.Operator, node: str) -> bool:
+    """Whether the node is a joining one, as far as this operator knows."""
+    known = operator.store.nodes.get(node)
+    return known is not None and model.ours(known) is not None
 
 
 class Lives(RuleBasedStateMachine):
@@ -562,22 +569,26 @@ class Lives(RuleBasedStateMachine):
 
     def granted(self, operator: model.Operator, prefetch: str, node: str) -> None:
         spec = operator.store.prefetches[prefetch]
-        self.promised[prefetch, node] = self.limit(operator, spec)
+        self.promised[prefetch, node] = self.limit(operator, spec, node)
         pods = operator.store.pods_on(node)
         found = any(not pod.finished and pod.prefetch == prefetch for pod in pods)
         if spec.rollout.paused and not found:
             assert model.ours(operator.store.nodes[node]), "a place in a paused rollout"
 
-    def limit(self, operator: model.Operator, prefetch: Prefetch) -> int:
+    def limit(self, operator: model.Operator, prefetch: Prefetch, node: str) -> int:
         known = operator.store.nodes.values()
-        return limit(prefetch, sum(bool(asked({"": prefetch}, n)) and not aside(n) for n in known))
+        return limit(
+            prefetch,
+            sum(bool(asked({"": prefetch}, n)) and not aside(n) for n in known),
+            joining=joins(operator, node),
+        )
 
     def promises_last_as_long_as_places(self, operator: model.Operator) -> None:
         lasting = {}
         for (name, node), most in self.promised.items():
             spec, entry = operator.store.prefetches.get(name), operator.ledger.entries.get(name)
             if spec is not None and entry is not None and node in entry.places:
-                lasting[name, node] = max(most, self.limit(operator, spec))
+                lasting[name, node] = max(most, self.limit(operator, spec, node))
         self.promised = lasting
 
     def created(self, by: model.Operator, pod: Pod) -> None:
@@ -606,13 +617,15 @@ class Lives(RuleBasedStateMachine):
             and other.observed.startswith(self.machines[other.node].uid + "/")
             and other.node in by.store.nodes
             and prefetch in asked(by.store.prefetches, by.store.nodes[other.node])
+            and joins(by, other.node) is joins(by, pod.node)
             and not self.gave_its_slot_back(by, prefetch, other)
         }
         if pod.node not in busy:
             assert model.ours(node) or not prefetch.rollout.paused, "begun while paused"
-            most = max(self.promised.get((pod.prefetch, pod.node), 0), self.limit(by, prefetch))
+            now = self.limit(by, prefetch, pod.node)
+            most = max(self.promised.get((pod.prefetch, pod.node), 0), now)
             assert len(busy) < most, f"{sorted(busy)} pull already, and {most} may"
-        self.promised.setdefault((pod.prefetch, pod.node), self.limit(by, prefetch))
+        self.promised.setdefault((pod.prefetch, pod.node), self.limit(by, prefetch, pod.node))
 
     def gave_its_slot_back(self, by: model.Operator, prefetch: Prefetch, pod: Pod) -> bool:
         """Whether the pull is past its deadline, or its node has not been Ready for minutes."""

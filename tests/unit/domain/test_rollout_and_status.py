@@ -128,10 +128,19 @@ def test_the_allowance_never_falls_below_one() -> None:
         min_size=1,
     ),
     joining=st.integers(0, 10),
+    joining_busy=st.integers(0, 5),
+    gate=st.integers(1, 12),
+    borne=st.none() | st.integers(1, 20),
     seeds=st.integers(1, 3),
 )
 def test_never_more_than_max_parallel_and_never_nobody_for_ever(
-    limit: int, figures: dict[str, tuple[int, int, int]], joining: int, seeds: int
+    limit: int,
+    figures: dict[str, tuple[int, int, int]],
+    joining: int,
+    joining_busy: int,
+    gate: int,
+    borne: int | None,
+    seeds: int,
 ) -> None:
     domains = {
         name: Domain(nodes=max(nodes, cached + busy), cached=cached, busy=busy)
@@ -145,15 +154,25 @@ def test_never_more_than_max_parallel_and_never_nobody_for_ever(
     view = RolloutView(
         RolloutSpec(limit, percent=False, seeds=seeds),
         domains,
+        gate=gate,
+        joining_busy=joining_busy,
         joining=tuple(f"new{n}" for n in range(joining)),
         waiting=waiting,
+        throttle=Throttle(limit=borne),
     )
     granted = rollout.grant(view)
     assert len(set(granted)) == len(granted)
-    assert len(granted) + view.busy <= max(limit, view.busy)
-    if view.busy == 0 and (waiting or joining):
+    new = [node for node in granted if node.startswith("new")]
+    busy = view.busy + joining_busy
+    assert len(granted) - len(new) + view.busy <= max(limit, view.busy)
+    assert len(new) + joining_busy <= max(gate, joining_busy)
+    assert borne is None or len(granted) + busy <= max(borne, busy)
+    if busy == 0 and (waiting or joining):
         assert granted, "nobody pulls and nobody may: the rollout would stand still"
-    assert list(granted[:joining]) == [f"new{n}" for n in range(joining)][: len(granted)]
+    assert new == [f"new{n}" for n in range(len(new))], "first come, first served"
+    assert list(granted[: len(new)]) == new, "somebody waits for them"
+    free = min(gate - joining_busy, joining) if borne is None else 0
+    assert len(new) >= free, "nodes in service take nothing from joining nodes"
 
 
 def tally(failures: int = 0, **counts: int) -> Tally:

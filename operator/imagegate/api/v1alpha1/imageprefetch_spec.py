@@ -63,35 +63,6 @@ class DaemonSetReference(meta.ApiModel):
     daemon_set: meta.DaemonSetName = Field(description="Name of the DaemonSet.")
 
 
-class Gate(meta.ApiModel):
-    """Whether and for how long joining nodes are held by the gate taint."""
-
-    mode: Literal["NewNodes", "Never"] = Field(
-        default="NewNodes",
-        description="NewNodes: a joining node takes no pods until it holds the images."
-        " Never: nodes get the images, but are not held. Default NewNodes.",
-    )
-    policy: Literal["FailOpen", "FailClosed"] = Field(
-        default="FailOpen",
-        description="What happens when the images cannot be had. FailOpen: the node is released at"
-        " the timeout, or at once when the failure is permanent. FailClosed: it is held until the"
-        " images are there. Default FailOpen.",
-    )
-    timeout_seconds: int = Field(
-        default=600,
-        ge=1,
-        le=_DAY,
-        description="How long a node is held under FailOpen, in seconds from the time it became"
-        " Ready. Default 600; cluster-autoscaler gives a node 15 minutes.",
-    )
-    on_reboot: Literal["Ignore", "Verify", "Hold"] = Field(
-        default="Verify",
-        description="What happens when a node has rebooted. Ignore: its images are believed to be"
-        " there still. Verify: they are checked while it takes pods."
-        " Hold: it is held until they are checked. Default Verify.",
-    )
-
-
 _PARALLEL: Final = (
     "is not a number of nodes: use a whole number from 1, or a percentage from 1% to 100%"
 )
@@ -115,13 +86,49 @@ Parallel = Annotated[
 ]
 
 
+class Gate(meta.ApiModel):
+    """Whether and for how long joining nodes are held by the gate taint."""
+
+    mode: Literal["NewNodes", "Never"] = Field(
+        default="NewNodes",
+        description="NewNodes: a joining node takes no pods until it holds the images."
+        " Never: nodes get the images, but are not held. Default NewNodes.",
+    )
+    max_parallel: Parallel = Field(
+        default="100%",
+        description="How many joining nodes may pull at once: a number, or a percentage of the"
+        " matching nodes that is rounded down but never to less than 1. `rollout.maxParallel` does"
+        " not bound them. Default 100%.",
+    )
+    policy: Literal["FailOpen", "FailClosed"] = Field(
+        default="FailOpen",
+        description="What happens when the images cannot be had. FailOpen: the node is released at"
+        " the timeout, or at once when the failure is permanent. FailClosed: it is held until the"
+        " images are there. Default FailOpen.",
+    )
+    timeout_seconds: int = Field(
+        default=600,
+        ge=1,
+        le=_DAY,
+        description="How long a node is held under FailOpen, in seconds from the time it became"
+        " Ready. Default 600; cluster-autoscaler gives a node 15 minutes.",
+    )
+    on_reboot: Literal["Ignore", "Verify", "Hold"] = Field(
+        default="Verify",
+        description="What happens when a node has rebooted. Ignore: its images are believed to be"
+        " there still. Verify: they are checked while it takes pods."
+        " Hold: it is held until they are checked. Default Verify.",
+    )
+
+
 class Rollout(meta.ApiModel):
     """How nodes in service get new images. Joining nodes go before all of them."""
 
     max_parallel: Parallel = Field(
         default="10%",
-        description="How many of the matching nodes may pull at once: a number, or a percentage"
-        " that is rounded down but never to less than 1. Default 10%.",
+        description="How many of the matching nodes in service may pull at once: a number, or a"
+        " percentage that is rounded down but never to less than 1. Joining nodes are bound by"
+        " `gate.maxParallel` alone. Default 10%.",
     )
     seeds: int = Field(
         default=1,
