@@ -247,9 +247,10 @@ class Witness:
             node = uids.get(history.machine(pod))
             if history.labels(pod)[history.PREFETCH] != prefetch or node is None:
                 continue
-            # Once, because the node may be released while its pod still pulls.
+            # Once: a node that is released while its pod still pulls counts for neither bound.
             joining = self._joining.setdefault(history.uid(pod), history.held(node))
-            if not history.finished(pod) and not self._all_present(node, pod, at):
+            released = joining and not history.held(node)
+            if not (released or history.finished(pod) or self._all_present(node, pod, at)):
                 busy[joining][history.name(node)] = history.name(pod)
         states = [s for s in self._asked.get(prefetch, Asked()).lately(at) if s is not None]
         if not states:

@@ -430,9 +430,10 @@ class Safety:
             machine = judge.machine(node)
             if machine is None or images_of(pod) <= machine.images.keys():
                 continue
-            # A node may be released while its pods still pull.
-            mine = metadata["uid"] in self._for_joining
-            (joining if mine else busy).add(node["metadata"]["name"])
+            if metadata["uid"] not in self._for_joining:
+                busy.add(node["metadata"]["name"])
+            elif judge.taints(node):  # else it was released while it pulled
+                joining.add(node["metadata"]["name"])
         judge.applied["max-parallel"] += 1
         for pulling, which in ((joining, True), (busy, False)):
             limit = ask.bound(most, joining=which)

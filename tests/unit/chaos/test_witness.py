@@ -168,7 +168,7 @@ def test_two_leaders_may_do_twice_as_much_and_no_more() -> None:
     story.witness.leaders.append((0.0, float("inf"), 2))
     story.see("ImagePrefetch", "ADDED", prefetch())
     for name in ("n1", "n2", "n3"):
-        story.see("Node", "ADDED", node(name))
+        story.see("Node", "ADDED", node(name, taints=()))
     story.see("Pod", "ADDED", pod("a", on="n1"))
     story.see("Pod", "ADDED", pod("b", on="n1"))
     story.see("Pod", "ADDED", pod("c", on="n2"))
