@@ -362,7 +362,9 @@ class Safety:
 
     def _label_set(self, node: Body, name: str, target: str) -> None:
         judge, machine = self._judge, self._judge.machine(node)
-        if machine is None or elapsed() - machine.wiped_at < 300:
+        # Where images are listed under other names, nobody can know that one has gone.
+        unknown = 7200 if machine is not None and machine.spelled else 300
+        if machine is None or elapsed() - machine.wiped_at < unknown:
             return
         judge.applied["false-label"] += 1
         wanted = judge.targets.get(name, {}).get(target)

@@ -86,12 +86,17 @@ def stale(share: Share, node: Node) -> dict[str, Loss]:
 
 
 def doubted(
-    pod: Pod, group: Group, share: Share, node: Node, now: float
+    pod: Pod, group: Group, share: Share, node: Node, now: float, seen: Mapping[str, int]
 ) -> tuple[float | None, Loss | None]:
-    """Whether a pull that succeeded proves nothing: the tag was wrong before, and the same mirror
-    may have answered again. Then the node's own word is waited for, until the time given; that it
-    is wrong still is the loss.
+    """Whether a pull that succeeded proves nothing. The tag was wrong before, and the same mirror
+    may have answered again; or an image has come and gone, while the pod was busy with the others.
+    Then the node's own word is waited for, until the time given; that it is wrong still is the
+    loss.
     """
+    gone = _gone(share, node, seen).get(group.key)
+    if gone is not None:
+        due = ended(pod, share, now) + LISTED_AFTER
+        return (due, None) if now < due else (None, gone)
     if not retry.stale(share.attempts.get(group.key)):
         return None, None
     images = (image for image in share.prefetch.images if image.reference in group.pins)
@@ -115,7 +120,8 @@ def take_back(
     if removed and site.usage is None:
         # The figures say why, and the Node that is read with them whether it is true.
         outcome.wants_usage = True
-        outcome.state, outcome.cached = NodeState.CACHED, outcome.labelled
+        if outcome.labelled:
+            outcome.state, outcome.cached = NodeState.CACHED, True
         return
     outcome.evicted = outcome.labelled
     for group in share.prefetch.groups:

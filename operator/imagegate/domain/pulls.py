@@ -262,7 +262,7 @@ def _towards_cached(
             # It is on its way out: the API server shows it once more, with the time of its end.
             outcome.actions += [] if pod.deleting else [DeletePod(pod, "disproved")]
         elif _pulled(pod, group, share):
-            due, loss = drift.doubted(pod, group, share, node, now)
+            due, loss = drift.doubted(pod, group, share, node, now, site.seen)
             stale |= {group.key: loss} if loss is not None else {}
             outcome.requeue += [due] if due is not None else []
             done += due is None and loss is None

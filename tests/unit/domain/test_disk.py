@@ -370,3 +370,23 @@ def test_a_refusal_ends_when_the_images_are_there_and_the_runtimes_word_does_not
     plan = decide(view(there, share(asked, attempts={key: runtimes}), usage=full))
     assert not creates(plan)
     assert plan.requeue_at == NOW + 200
+
+
+def test_an_image_that_came_and_went_while_its_pod_pulled_others_is_not_cached() -> None:
+    asked = prefetch()
+    on = linux(smallest_listed=1, wanted=frozenset({LLM}))
+    done = pod(asked, on, phase="Succeeded", finished_at=NOW - 5)
+    full = Usage(capacity=100 * GB, used=86 * GB)
+
+    def look(ago: float) -> Any:
+        facts = share(asked, pods=(done,), finished_at={done.uid: NOW - ago})
+        return decide(view(on, facts, usage=full, seen={LLM: 3 * GB}))
+
+    soon = look(5.0)
+    assert patches(soon) == [], "the list may be late"
+    assert soon.requeue_at == pytest.approx(NOW - 5 + LISTED_AFTER)
+    late = look(LISTED_AFTER + 1)
+    assert patches(late) == []
+    (delete,) = deletes(late)
+    assert delete.remember is not None
+    assert delete.remember.reason == "EvictedByKubelet"
