@@ -59,25 +59,42 @@ def main() -> int:
         "Applying an ImagePrefetch of a 300 MiB image for nodes labelled demo/images=prefetch ..."
     )
     installation.prefetch("demo", image, nodeSelector={"matchLabels": {LABEL: "prefetch"}})
-    print(f"Two nodes join, each over a link of {LINK}/s, and on each a pod waits for its node ...")
+    print(
+        f"Two nodes join together with Imagegate, then one without, each over a link of {LINK}/s;"
+        " on each a pod waits for its node ..."
+    )
     with NodeWatch(cluster) as nodes, Watch(cluster, "/api/v1/pods") as pods:
-        gated = join(cluster, nodes, pods, image, "with-imagegate", "prefetch")
-        plain = join(cluster, nodes, pods, image, "without-imagegate", "none")
-    gated.show()
-    plain.show()
-    print(summary(gated, plain))
+        gated = join(cluster, nodes, pods, image, ("with-imagegate-1", "with-imagegate-2"), True)
+        plain = join(cluster, nodes, pods, image, ("without-imagegate",), False)
+    for timeline in (*gated, *plain):
+        timeline.show()
+    print(summary(gated, plain[0]))
     print(farewell(cluster, name))
     return 0
 
 
 def join(
-    cluster: LocalCluster, nodes: Watch, pods: Watch, image: str, name: str, label: str
-) -> Timeline:
-    """Have a node join and a pod start on it; when a watch saw what."""
-    cluster.apply(pod(name, image, label))
-    node = cluster.add_node(name, NodeOptions(labels={LABEL: label}), wait=False)
-    node.limit_bandwidth(LINK)
-    timeline = Timeline(f"a node joins {name.replace('-', ' ')}")
+    cluster: LocalCluster,
+    nodes: Watch,
+    pods: Watch,
+    image: str,
+    names: tuple[str, ...],
+    gated: bool,
+) -> list[Timeline]:
+    """Have nodes join together, and a pod start on each; when a watch saw what."""
+    for name in names:
+        cluster.apply(pod(name, image))
+        node = cluster.add_node(name, NodeOptions(labels=labels_of(name, gated)), wait=False)
+        node.limit_bandwidth(LINK)
+    return [follow(nodes, pods, name, gated) for name in names]
+
+
+def labels_of(name: str, gated: bool) -> dict[str, str]:
+    return {LABEL: "prefetch" if gated else "none", "demo/node": name}
+
+
+def follow(nodes: Watch, pods: Watch, name: str, gated: bool) -> Timeline:
+    timeline = Timeline(f"a node joins: {name}")
     first = nodes.first(name, lambda seen: True)
     timeline.zero = first.at
     timeline.add("joined" + (", tainted from its first version" if tainted(first) else ""), first)
@@ -86,7 +103,7 @@ def join(
         name, lambda seen: seen.body["status"].get("phase") == "Running", timeout=180
     )
     free = nodes.first(name, lambda seen: not tainted(seen))
-    if label == "prefetch":
+    if gated:
         timeline.add("pulling", puller_of(pods, name))
         assert CACHED in labels(free), "released before it was cached"
         timeline.add("cached and released, in one patch", free)
@@ -107,13 +124,13 @@ def puller_of(pods: Watch, node: str) -> Sighting:
     )
 
 
-def pod(name: str, image: str, label: str) -> dict[str, Any]:
+def pod(name: str, image: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": "default"},
         "spec": {
-            "nodeSelector": {LABEL: label},
+            "nodeSelector": {"demo/node": name},
             "terminationGracePeriodSeconds": 1,
             "containers": [{"name": "app", "image": image, "imagePullPolicy": "IfNotPresent"}],
         },
@@ -133,13 +150,13 @@ def labels(seen: Sighting) -> dict[str, str]:
     return dict(seen.body["metadata"].get("labels") or {})
 
 
-def summary(gated: Timeline, plain: Timeline) -> str:
+def summary(gated: list[Timeline], plain: Timeline) -> str:
     def waited(timeline: Timeline) -> float:
         return timeline.seconds("pod started") - timeline.seconds("pod lands")
 
     return f"""
-  From landing on its node to running, the pod took {waited(gated):.0f} s with Imagegate and \
-{waited(plain):.0f} s without.
+  From landing on its node to running, a pod took {max(map(waited, gated)):.0f} s with Imagegate,
+  and {waited(plain):.0f} s without.
   The pull itself is as fast as the link; with Imagegate no pod is bound to the node meanwhile."""
 
 
@@ -150,7 +167,7 @@ def farewell(cluster: LocalCluster, name: str) -> str:
     alias kubectl={cluster.program("kubectl")}
     kubectl get imageprefetches.imagegate.dev,nodegates -o wide
     kubectl get nodes -L cached.imagegate.dev/demo
-    kubectl describe node with-imagegate
+    kubectl describe node with-imagegate-1
   Take it down:
     make demo-down{"" if name == "imagegate-demo" else f" DEMO={name}"}
 """

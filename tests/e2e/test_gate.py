@@ -108,6 +108,35 @@ def test_a_pod_lands_on_a_joining_node_only_when_its_images_are_there(
             cluster.remove_node(node.name)
 
 
+def test_nodes_that_join_together_do_not_wait_for_each_other(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """One image of 300 MiB, and each node on a link of its own."""
+    image = cluster.push("big", "gate/together:1", seed=23)
+    selector = {"matchLabels": {"pool": "together"}}
+    with imagegate.prefetching("together", image, nodeSelector=selector):
+        (alone,) = join_together(cluster, ["alone"])
+        times = join_together(cluster, [f"together-{number}" for number in range(4)])
+    print(f"\nReady to released: alone {alone:.1f} s, four together", end=" ")
+    print(", ".join(f"{each:.1f}" for each in times), "s")
+    assert max(times) < 1.25 * alone + 1
+
+
+def join_together(cluster: LocalCluster, names: list[str]) -> list[float]:
+    """Seconds from Ready to the end of the taint, of nodes that join at the same moment."""
+    try:
+        with NodeWatch(cluster) as watch:
+            for name in names:
+                node = cluster.add_node(name, NodeOptions(labels={"pool": "together"}), wait=False)
+                node.limit_bandwidth("200mbit")
+            began = [watch.first(name, is_ready).at for name in names]
+            ended = [watch.first(name, released, timeout=120).at for name in names]
+        return [end - begin for begin, end in zip(began, ended, strict=True)]
+    finally:
+        for name in names:
+            cluster.remove_node(name)
+
+
 def test_a_node_is_released_when_all_that_gate_it_are_done_and_foreign_taints_stay(
     cluster: LocalCluster, imagegate: Installation, joined: Node
 ) -> None:

@@ -729,8 +729,42 @@ async def test_places_beyond_a_smaller_bound_begin_nothing(world: World) -> None
         assert {p["spec"]["nodeName"] for p in unfinished} == {second["spec"]["nodeName"]}
 
 
-async def test_a_slot_goes_to_the_joining_node_that_waits_longest(world: World) -> None:
+async def test_no_joining_node_waits_for_a_rollout_or_for_another_joining_node(
+    world: World,
+) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 1, "seeds": 1})
+    for number in range(20):
+        world.add_node(f"old-{number}")
+    async with world.operating():
+        await until(world.pods)
+        for number in range(200):
+            world.add_node(f"new-{number}", gated=True)
+        await until(lambda: len(world.pods()) == 201, 20)
+        nodes = [pod["spec"]["nodeName"] for pod in world.pods()]
+        assert len([name for name in nodes if name.startswith("old-")]) == 1
+
+
+async def test_what_a_joining_node_without_a_slot_waits_for_is_said(world: World) -> None:
+    gate = {"maxParallel": 1, "timeoutSeconds": 5}
+    world.add_prefetch("llm", "reg.test/llm:1", gate=gate)
+    world.add_node("first", gated=True)
+    async with world.operating():
+        await until(world.pods)
+        world.add_node("second", gated=True)
+        slot = "a slot: gate.maxParallel lets 1 joining nodes pull at a time"
+        await until(lambda: slot in world.ledger.holding.get("second", ""))
+        await until(lambda: f"1 joining nodes wait for {slot}" in progress(world))
+        await until(released(world, "second"), 10)
+        events = [body for path, body in world.api.objects.items() if "/events/" in path]
+        assert any(f"it waited for {slot}" in event["message"] for event in events)
+
+
+def progress(world: World) -> str:
+    return str(world.condition("llm", "Progressing")["message"])
+
+
+async def test_a_slot_goes_to_the_joining_node_that_waits_longest(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", gate={"maxParallel": 1})
     world.add_node("first", gated=True)
     async with world.operating():
         await until(world.pods)
