@@ -394,6 +394,8 @@ class Reconciler:
         tally = self._ledger.entry(name).tally(prefetch)
         images = self._inspector.known(prefetch) or {}
         current = adopted(prefetch, images)
+        if current and not tally.complete and _told(prefetch):
+            return  # after a restart: what is written there stays until it is known better
         if not current:
             # New digests are written down before anything is done about them: what comes back from
             # the API server is the new target. Nobody shall read meanwhile that it is Ready.
@@ -568,6 +570,12 @@ class Reconciler:
                     self._clock.now(),
                     warning=warning,
                 )
+
+
+def _told(prefetch: Prefetch) -> bool:
+    """Whether the status is about this very spec and target."""
+    told = prefetch.status.get("observedGeneration"), prefetch.status.get("target")
+    return told == (prefetch.generation, prefetch.target)
 
 
 def _truths(status_: Any) -> dict[str, str]:

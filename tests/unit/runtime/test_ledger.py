@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from imagegate.domain.actions import Standing
-from imagegate.domain.facts import Attempts, NodeState, Prefetch, RolloutSpec
+from imagegate.domain.facts import Attempts, GateSpec, NodeState, Prefetch, RolloutSpec
+from imagegate.domain.throttle import Throttle
 from imagegate.runtime.ledger import Entry, Ledger
 
 WANTS = Standing(NodeState.PENDING, wants=True)
 
 
 def bound(parallel: int) -> Prefetch:
-    return Prefetch("llm", "uid", 1, 1, rollout=RolloutSpec(parallel, percent=False))
+    gate = GateSpec(max_parallel=parallel, percent=False)
+    return Prefetch("llm", "uid", 1, 1, gate=gate, rollout=RolloutSpec(1, percent=False))
 
 
 def test_a_slot_goes_to_the_joining_node_that_has_waited_longest() -> None:
     entry = Entry()
     entry.places.add("pulling")
+    entry.held.add("pulling")
     for node in ("first", "second"):
         assert not entry.take_place(node, bound(1))
         entry.record(node, "", WANTS, held=True)
@@ -30,6 +33,18 @@ def test_a_joining_node_takes_a_slot_at_once_if_there_is_one_for_each_that_waits
     entry.record("first", "", WANTS, held=True)
     assert not entry.take_place("second", bound(1))
     assert entry.take_place("second", bound(2))
+
+
+def test_a_registry_that_refuses_bounds_joining_nodes_and_those_in_service_together() -> None:
+    entry = Entry(throttle=Throttle(limit=2))
+    entry.places.add("in-service")
+    assert entry.take_place("first", bound(100))
+    assert not entry.take_place("second", bound(100))
+    assert entry.slots(bound(100)) == (
+        "a slot: the registry refuses, so 2 nodes may pull at a time"
+    )
+    entry.places.discard("in-service")
+    assert entry.take_place("second", bound(100))
 
 
 def test_nodes_in_service_do_not_stand_before_a_joining_node() -> None:

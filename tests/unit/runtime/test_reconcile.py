@@ -95,9 +95,10 @@ async def test_an_edit_while_a_pod_is_being_created_frees_no_place() -> None:
     places were then counted from the pods that there were, and the one on its way was not."""
     world = World(SlowApi())
     world.add_gate()
-    world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 1, "seeds": 1})
+    rollout = {"maxParallel": 1, "seeds": 1}
+    world.add_prefetch("llm", "reg.test/llm:1", rollout=rollout, gate={"maxParallel": 1})
     for number in range(4):
-        world.add_node(f"n{number}", gated=number < 2)
+        world.add_node(f"n{number}", gated=True)
     async with world.operating():
         await until(lambda: world.ledger.entry("llm").places)
         await asyncio.sleep(0.1)
@@ -729,6 +730,23 @@ async def test_places_beyond_a_smaller_bound_begin_nothing(world: World) -> None
         assert {p["spec"]["nodeName"] for p in unfinished} == {second["spec"]["nodeName"]}
 
 
+async def test_nothing_of_a_settled_prefetch_is_written_by_five_new_leaders(world: World) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1", **WIDE)
+    for number in range(30):
+        world.add_node(f"n{number}")
+    async with world.operating():
+        await until(lambda: len(world.pods()) == 30)
+        for pod in world.pods():
+            world.finish(pod)
+        await until(lambda: world.condition("llm", "Ready")["status"] == "True")
+    world.api.requests.clear()
+    for _ in range(5):
+        world.start_operator()
+        async with world.operating():
+            await asyncio.sleep(0.6)
+    assert world.api.writes() == []
+
+
 async def test_no_joining_node_waits_for_a_rollout_or_for_another_joining_node(
     world: World,
 ) -> None:
@@ -745,7 +763,7 @@ async def test_no_joining_node_waits_for_a_rollout_or_for_another_joining_node(
 
 
 async def test_what_a_joining_node_without_a_slot_waits_for_is_said(world: World) -> None:
-    gate = {"maxParallel": 1, "timeoutSeconds": 5}
+    gate = {"maxParallel": 1, "timeoutSeconds": 8}
     world.add_prefetch("llm", "reg.test/llm:1", gate=gate)
     world.add_node("first", gated=True)
     async with world.operating():
@@ -753,8 +771,8 @@ async def test_what_a_joining_node_without_a_slot_waits_for_is_said(world: World
         world.add_node("second", gated=True)
         slot = "a slot: gate.maxParallel lets 1 joining nodes pull at a time"
         await until(lambda: slot in world.ledger.holding.get("second", ""))
-        await until(lambda: f"1 joining nodes wait for {slot}" in progress(world))
-        await until(released(world, "second"), 10)
+        await until(lambda: f"1 joining nodes wait for {slot}" in progress(world), 10)
+        await until(released(world, "second"), 20)
         events = [body for path, body in world.api.objects.items() if "/events/" in path]
         assert any(f"it waited for {slot}" in event["message"] for event in events)
 
