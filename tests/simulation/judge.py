@@ -7,6 +7,7 @@ promise was broken. It imports nothing of the operator.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -290,11 +291,12 @@ class Safety:
             what += (request.sent or {}).get("metadata", {}).get("name", "")
         key = (actor, request.method, what, request.key)
         count = self._count(self._writes, key, 60.0)
-        if count > REPEATED:
+        # A status may be written every 2 s, and at once where a condition turns.
+        if count > (1.5 * REPEATED if request.resource == "imageprefetches" else REPEATED):
             judge.blame("request-storm", what, f"{count} times in a minute by {actor}")
         if request.status >= 400 and request.status != 429:
             count = self._count(self._refusals, (request.method, what, request.key), 600.0)
-            # Every event of a Node is a reason to decide about it anew, and to try its patch.
+            # What holds a node is asked for every 3 s.
             if count > (3 * REFUSED if request.resource == "nodes" else REFUSED):
                 text = f"refused {count} times in 10 minutes, last with {request.status}"
                 judge.blame("refused-for-ever", what, text)
@@ -399,7 +401,8 @@ class Safety:
         name, node, group = labels[PREFETCH], pod["spec"]["nodeName"], labels[GROUP]
         judge.applied["pod-storm"] += 1
         body = judge.truth.server.get("nodes", node) or {"metadata": {"uid": ""}}
-        which = (node, body["metadata"]["uid"], name, group)
+        # An edit is a new beginning, and so is a new machine under the name.
+        which = (node, body["metadata"]["uid"], name, group, judge.asked_at.get(name))
         if (count := self._count(self._creates, which, 600.0)) > STORM:
             text = f"{count} puller pods in 10 minutes"
             judge.blame("pod-storm", f"{node} {name}", text)
@@ -518,6 +521,8 @@ class Liveness:
         self._since: dict[tuple[str, str], float] = {}
         self._progress: dict[str, float] = {}
         self._refused_pods: dict[str, float] = {}
+        self._refused_at = -math.inf
+        """When changes of a Node or pod were refused last."""
         self._last_refused: dict[str, float] = {}
         self._served: set[tuple[str, str]] = set()
         """Joining machines that have had a puller pod of a prefetch."""
@@ -814,9 +819,12 @@ class Liveness:
 
     def allowed(self, ask: Ask, method: str = "POST") -> bool:
         """Whether puller pods can be made for it at all; or read."""
+        return self._permitted(method, ask.namespace)
+
+    def _permitted(self, method: str, namespace: str) -> bool:
         server = self._judge.truth.server
-        request = Request(elapsed(), "operator-x/0", method, "pods", (ask.namespace, ""), 200)
-        if ("", ask.namespace) not in server.objects["namespaces"]:
+        request = Request(elapsed(), "operator-x/0", method, "pods", (namespace, ""), 200)
+        if ("", namespace) not in server.objects["namespaces"]:
             return False
         try:
             server.admit(request)
@@ -889,12 +897,12 @@ class Liveness:
         judge = self._judge
         ask, server = judge.asks.get(name), judge.truth.server
         served = server.get("nodes", pod["spec"]["nodeName"])
-        if ask is None or served is None or not judge.taints(served) or not judge.settled(name):
-            return
-        mine = judge.machine(served)
-        if mine is None or mine.ready_at is None:
+        mine = judge.machine(served) if served is not None else None
+        if ask is None or served is None or mine is None or mine.ready_at is None:
             return
         self._served.add((mine.uid, name))
+        if not judge.taints(served) or not judge.settled(name):
+            return
         for node in server.all("nodes"):
             machine = judge.machine(node)
             if machine is None or machine is mine or not ask.matches(node) or not ready(node):
@@ -910,6 +918,14 @@ class Liveness:
                     text = f"{self._jumped[machine.name]} nodes that joined later went before it"
                     judge.blame("queue-jumped", machine.name, text)
 
+    def _out_of_reach(self, name: str) -> bool:
+        """Whether pods of it are where the operator may not delete them any more."""
+        return any(
+            (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
+            and not self._permitted("DELETE", pod["metadata"]["namespace"])
+            for pod in self._judge.truth.server.all("pods")
+        )
+
     def _deletions(self) -> None:
         judge = self._judge
         for body in judge.truth.server.all("imageprefetches"):
@@ -919,7 +935,11 @@ class Liveness:
             seconds = self._for("deletion", name, going and ours)
             judge.applied["deletion"] += 1
             seconds = min(seconds, elapsed() - judge.truth.disturbed)
-            bound = DELETED if not self._refused() else 900.0
+            refused = bool(self._refused()) or self._out_of_reach(name)
+            if refused:
+                self._refused_at = elapsed()
+            # What was refused until a moment ago is tried again within a minute.
+            bound = DELETED if elapsed() - self._refused_at > DELETED else 900.0
             if seconds > bound + self._slack():
                 judge.blame("deletion", name, f"its finalizer is there after {seconds:.0f} s")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -45,6 +45,11 @@ class DeletePod:
     remember: Attempts | None = None
     """What the failure of this pod is remembered as, once the deletion was accepted."""
 
+    @property
+    def request(self) -> Hashable:
+        """The same for every decision that asks the API server for the same."""
+        return self.pod.uid
+
 
 @dataclass(frozen=True, slots=True)
 class Postpone:
@@ -81,6 +86,19 @@ class PatchNode:
             or self.forget
             or self.remove
             or self.add
+        )
+
+    @property
+    def request(self) -> Hashable:
+        """The same for every decision that asks the API server for the same."""
+        return (
+            self.node.uid,
+            tuple(sorted(self.set_labels.items())),
+            self.drop_labels,
+            self.observed,
+            self.forget,
+            self.remove,
+            self.add,
         )
 
 

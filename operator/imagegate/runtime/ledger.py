@@ -6,8 +6,9 @@ counts, status and metrics are read off without going through the nodes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from imagegate.domain import retry, rollout, status
@@ -220,6 +221,21 @@ class Entry:
         )
 
 
+FIRST_REFUSAL = 0.5
+LAST_REFUSAL = 60.0
+LAST_URGENT_REFUSAL = 3.0
+"""Seconds until what the API server refuses is asked for again; of a held node at most so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the API server has refused: by a policy, or for want of a Role. It seldom changes soon."""
+
+    count: int
+    until: float
+    """Monotonic."""
+
+
 class Ledger:
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
@@ -228,6 +244,9 @@ class Ledger:
         self.started: dict[str, dict[str, str]] = {}
         """Puller pods that were seen unfinished, and that the operator did not delete: their uids,
         by node, then by group key. One that is gone has been removed by somebody else."""
+        self.refusals: dict[str, dict[Hashable, Refusal]] = {}
+        """Requests about a node, or its pods, that were refused: by node, then by request. Without
+        this every event of the node would be a reason to ask again."""
         self.holding: dict[str, str] = {}
         """Every node that carries the gate taint, and what it waits for."""
         self._machines: dict[str, str] = {}
@@ -274,7 +293,30 @@ class Ledger:
         self.holding.pop(node, None)
         self.attempts.pop(node, None)
         self.started.pop(node, None)
+        self.refusals.pop(node, None)
         return [name for name, entry in self.entries.items() if entry.forget(node)]
+
+    def refused_until(self, node: str, request: Hashable) -> float:
+        """Until when (monotonic) this is not asked for again; in the past where it may be."""
+        refusal = self.refusals.get(node, {}).get(request)
+        return refusal.until if refusal is not None else -math.inf
+
+    def refuse(self, node: str, request: Hashable, now: float, *, urgent: bool) -> None:
+        """The API server has refused this. ``now``: monotonic."""
+        known = self.refusals.setdefault(node, {})
+        count = known[request].count + 1 if request in known else 1
+        last = LAST_URGENT_REFUSAL if urgent else LAST_REFUSAL
+        known[request] = Refusal(count, now + min(last, FIRST_REFUSAL * 2 ** min(count - 1, 16)))
+
+    def keep_refusals(self, node: str, requests: Iterable[Hashable]) -> None:
+        """Forget every other refusal: nobody asks for that any more, or it was granted."""
+        known = self.refusals.get(node)
+        if known is None:
+            return
+        for request in known.keys() - set(requests):
+            del known[request]
+        if not known:
+            del self.refusals[node]
 
     def note_pods(self, node: Node, shares: Iterable[Share]) -> None:
         """Note the pods that a decision has seen; those of other groups are forgotten."""

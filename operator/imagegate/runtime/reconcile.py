@@ -6,7 +6,7 @@ places in its rollout and writes its status, a few times a second at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from imagegate.domain.node import NodeView
 from imagegate.domain.share import Share
 from imagegate.domain.workloads import Found, condition
 from imagegate.errors import ImagegateError
-from imagegate.kube.errors import NotFound, NotLeader
+from imagegate.kube.errors import Forbidden, Invalid, NotFound, NotLeader
 from imagegate.kube.events import Events
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
@@ -221,18 +221,32 @@ class Reconciler:
         """
         # The patch first: a release is waited for, a clean-up is not.
         errors: list[Exception] = []
+        open_: set[Hashable] = set()
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
             if isinstance(action, DeletePod) and action.pod.namespace in self._store.unreadable:
                 continue  # it would be refused; the node comes back when the namespace does
+            request = action.request if isinstance(action, PatchNode | DeletePod) else None
+            wait = self._ledger.refused_until(name, request) - self._clock.monotonic()
+            if wait > 0:
+                open_.add(request)
+                self.node_queue.add(name, delay=wait, urgent=plan.held)
+                continue
             try:
                 await self.actor.act(action)
             except NotLeader:
                 raise
+            except (Forbidden, Invalid) as error:
+                errors.append(error)
+                if request is not None:
+                    open_.add(request)
+                    now = self._clock.monotonic()
+                    self._ledger.refuse(name, request, now, urgent=plan.held)
             except ImagegateError as error:
                 errors.append(error)
             else:
                 if isinstance(action, PatchNode) and action.release is not None:
                     break  # the rest was decided about a held node; the node comes back at once
+        self._ledger.keep_refusals(name, open_)
         if errors:
             raise ExceptionGroup(f"node {name}", errors) if len(errors) > 1 else errors[0]
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from time import monotonic
 from typing import Any, cast
 
 import pytest
@@ -366,3 +367,43 @@ async def test_cleanup_frees_a_node_that_joins_meanwhile(world: World) -> None:
     world.api.before = join
     await cleanup(world).run()
     assert free(world, "late")()
+
+
+async def test_a_standby_that_leads_after_hours_is_healthy_while_it_lists(world: World) -> None:
+    ahead = [0.0]
+    world.clock = Clock(now=world.clock.now, monotonic=lambda: monotonic() + ahead[0])
+    process = Process(world)
+    ahead[0] = 5 * 3600
+    said: list[str | None] = []
+
+    def look(method: str, path: str) -> None:
+        if path == "/api/v1/nodes":
+            said.append(process.app.healthy())
+
+    world.api.before = look
+    async with process.leading():
+        assert said[0] is None
+        await until(lambda: armed(world))
+        ahead[0] += 1800
+        assert process.app.healthy() is not None
+
+
+async def test_a_heartbeat_for_a_gate_that_is_gone_is_not_repeated(world: World) -> None:
+    """The watch of NodeGates is dead: only what is written tells that the object is another."""
+    process = Process(world)
+    async with process.leading():
+        await until(lambda: armed(world))
+        world.api.watchers.clear()
+        asked: list[str] = []
+        world.api.before = lambda method, path: (
+            asked.append(method) if method == "PATCH" and path.startswith(GATE) else None
+        )
+        create_gate(world, KEY, "another")
+        process.app._heartbeat._next = 0.0
+        await until(lambda: armed(world), 10)
+        assert len(asked) == 2
+        asked.clear()
+        del world.api.objects[GATE]
+        process.app._heartbeat._next = 0.0
+        await asyncio.sleep(7)
+        assert len(asked) == 1

@@ -884,3 +884,32 @@ async def test_a_spec_that_cannot_be_parsed_holds_nobody(world: World) -> None:
     async with world.operating():
         world.add_node("n1", gated=True)
         await until(released(world, "n1"))
+
+
+async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node(
+    world: World,
+) -> None:
+    world.add_prefetch("llm", "reg.test/llm:1")
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        asked = 0
+
+        def refuse(method: str, path: str) -> None:
+            nonlocal asked
+            if method == "PATCH" and path == "/api/v1/nodes/n1":
+                asked += 1
+                raise errors.Invalid("patch node", 422, "denied by a policy")
+
+        world.api.before = refuse
+        world.finish(world.pods()[0])
+        await until(lambda: asked)
+        for event in range(40):
+            world.api.change(
+                "/api/v1/nodes/n1", lambda b, e=event: b["metadata"]["labels"].update(e=str(e))
+            )
+            await asyncio.sleep(0.05)
+        assert asked <= 4
+        world.api.before = lambda *_: None
+        await until(lambda: "cached.imagegate.dev/llm" in world.labels("n1"), 10)
+        assert world.ledger.refusals == {}
