@@ -23,6 +23,8 @@ LAG = 15.0
 """Seconds for which the operator may act on what was replaced: watches and requests take time."""
 NOT_READY_FOR = 170.0
 """Seconds after which a node that is not Ready may be left out of what pulls."""
+SAYS = 300.0
+"""Seconds within which a kubelet says which images have gone."""
 DEADLINE = 890.0
 """Seconds after which a pull may be given up, and its slot be given to another."""
 RELEASE = 6.0
@@ -353,6 +355,8 @@ class Safety:
             judge.applied["released-early"] += 1
             if ask.images and judge.holds(machine, ask):
                 continue
+            if elapsed() - machine.wiped_at < SAYS:
+                continue  # nobody can know yet that images have gone
             since = elapsed() - (machine.ready_at if machine.ready_at is not None else elapsed())
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
@@ -365,7 +369,7 @@ class Safety:
     def _label_set(self, node: Body, name: str, target: str) -> None:
         judge, machine = self._judge, self._judge.machine(node)
         # Where images are listed under other names, nobody can know that one has gone.
-        unknown = 7200 if machine is not None and machine.spelled else 300
+        unknown = 7200 if machine is not None and machine.spelled else SAYS
         if machine is None or elapsed() - machine.wiped_at < unknown:
             return
         judge.applied["false-label"] += 1
@@ -390,7 +394,7 @@ class Safety:
         if observed != machine.identity or not ask.matches(node) or ask.target != target:
             return
         judge.applied["label-taken-back"] += 1
-        if judge.holds(machine, ask) and elapsed() - machine.wiped_at > 300:
+        if judge.holds(machine, ask) and elapsed() - machine.wiped_at > SAYS:
             judge.blame("label-taken-back", f"{machine.name} {name}", "it holds every image")
 
     # ---- pods
@@ -521,6 +525,8 @@ class Liveness:
         self._since: dict[tuple[str, str], float] = {}
         self._progress: dict[str, float] = {}
         self._refused_pods: dict[str, float] = {}
+        self._registry_at = -math.inf
+        """When there was no registry last."""
         self._refused_at = -math.inf
         """When changes of a Node or pod were refused last."""
         self._last_refused: dict[str, float] = {}
@@ -652,13 +658,18 @@ class Liveness:
         idle = bool(asking) and all(
             judge.holds(machine, ask)
             and ask.images
+            and not judge.truth.registry.down
             and not self._busy(ask, machine)
             and judge.settled(ask.name)
             and self.allowed(ask)
             for ask in asking
         )
         seconds = min(self._for("idle", name, idle), elapsed() - judge.truth.disturbed)
-        if seconds > IDLE + self._slack():
+        if judge.truth.registry.down or judge.truth.registry.mute:
+            self._registry_at = elapsed()
+        # A pull that has found no registry is tried again within 5 minutes.
+        late = 330.0 if elapsed() - self._registry_at < 600 else 0.0
+        if seconds > IDLE + late + self._slack():
             judge.blame("held-too-long", name, f"it has had all images for {seconds:.0f} s")
         seconds = self._for("complete", name, complete)
         judge.applied["held"] += 1

@@ -86,7 +86,7 @@ def stale(share: Share, node: Node) -> dict[str, Loss]:
 
 
 def doubted(
-    pod: Pod, group: Group, share: Share, node: Node, now: float, seen: Mapping[str, int]
+    pod: Pod, group: Group, share: Share, node: Node, now: float, seen: Mapping[str, Listed]
 ) -> tuple[float | None, Loss | None]:
     """Whether a pull that succeeded proves nothing. The tag was wrong before, and the same mirror
     may have answered again; or an image has come and gone, while the pod was busy with the others.

@@ -229,7 +229,7 @@ LAST_URGENT_REFUSAL = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the API server has refused: by a policy, or for want of a Role. It seldom changes soon."""
+    """What the API server has refused: by a policy, or for want of a Role; for long, usually."""
 
     count: int
     until: float

@@ -239,8 +239,8 @@ class Reconciler:
                 errors.append(error)
                 if request is not None:
                     open_.add(request)
-                    now = self._clock.monotonic()
-                    self._ledger.refuse(name, request, now, urgent=plan.held)
+                    urgent = plan.held and isinstance(action, PatchNode)
+                    self._ledger.refuse(name, request, self._clock.monotonic(), urgent=urgent)
             except ImagegateError as error:
                 errors.append(error)
             else:

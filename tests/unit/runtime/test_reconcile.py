@@ -905,8 +905,10 @@ async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node
         world.finish(world.pods()[0])
         await until(lambda: asked)
         for event in range(40):
+            label = {"event": str(event)}
             world.api.change(
-                "/api/v1/nodes/n1", lambda b, e=event: b["metadata"]["labels"].update(e=str(e))
+                "/api/v1/nodes/n1",
+                lambda body, label=label: body["metadata"]["labels"].update(label),  # type: ignore[misc]
             )
             await asyncio.sleep(0.05)
         assert asked <= 4
