@@ -617,8 +617,8 @@ async def slow_patches(world: World) -> None:
     )
     await world.until(lambda: world.cached("llm"), 600)
     for replica in world.replicas:
-        replica.network.slow_patches = 10.0
-    for index in range(40):
+        replica.network.slow_patches = 20.0
+    for index in range(48):
         world.join(f"j{index:02}")
     await asyncio.sleep(600)
 
@@ -633,9 +633,13 @@ async def same_name(world: World) -> None:
     await world.until(lambda: world.cached("llm"), 600)
     for replica in world.replicas:
         replica.network.slow_patches = 4.0
-    for _ in range(300):
-        world.join(f"j{world.rng.randrange(4)}")
-        await asyncio.sleep(world.rng.uniform(1, 10))
+    for turn in range(300):
+        # Nodes in service get a label for each new spec.
+        if turn % 4 == 0:
+            tag = _pushed(world, f"llm-{turn}", 20)
+            world.apply("llm", tag, rollout={"maxParallel": 100})
+        world.join(f"j{world.rng.randrange(6)}")
+        await asyncio.sleep(world.rng.uniform(1, 12))
     await asyncio.sleep(600)
 
 
