@@ -386,6 +386,11 @@ async def test_a_standby_that_leads_after_hours_is_healthy_while_it_lists(world:
         await until(lambda: armed(world))
         ahead[0] += 1800
         assert process.app.healthy() is not None
+        # Who could not let go does not have anybody held.
+        before = gate(world)["status"]["heartbeat"]
+        process.app._heartbeat._next = 0.0
+        await asyncio.sleep(4)
+        assert gate(world)["status"]["heartbeat"] == before
 
 
 async def test_a_heartbeat_for_a_gate_that_is_gone_is_not_repeated(world: World) -> None:
