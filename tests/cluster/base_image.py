@@ -65,11 +65,16 @@ def _debootstrap(root: Path, codename: str, mirror: str) -> None:
         raise ClusterError(f"no debootstrap: run {paths.HERE / 'install-debian.sh'}")
     log = paths.cache() / "log" / "debootstrap.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = ["unshare", "--mount", "--propagation=private", "debootstrap"]
+    command = [paths.system("unshare"), "--mount", "--propagation=private", "debootstrap"]
     command += ["--variant=minbase", f"--include={_PACKAGES}", "--components=main,universe"]
+    env = {**os.environ, "PATH": paths.SYSTEM}
     with log.open("wb") as output:
         done = subprocess.run(
-            [*command, codename, str(root), mirror], stdout=output, stderr=output, check=False
+            [*command, codename, str(root), mirror],
+            stdout=output,
+            stderr=output,
+            env=env,
+            check=False,
         )
     if done.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])

@@ -3,18 +3,37 @@
 Loaded by `pytest_plugins = ["tests.cluster.fixtures"]` in the root conftest.
 """
 
+import os
 import re
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from tests.cluster import Cluster, ClusterOptions, Unsupported, create_cluster, open_cluster, paths
 from tests.cluster.errors import ClusterError
+from tests.cluster.local.cluster import TOOLS
 from tests.cluster.progress import say
 
+OWN = (
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "etcd",
+    "helm",
+    "kube-apiserver",
+    "kube-proxy",
+    "kubectl",
+    "kubelet",
+    "kwok",
+    "mount",
+    "umount",
+    "unshare",
+)
 ARTIFACTS = paths.CHECKOUT / ".artifacts"
 _CLUSTER = pytest.StashKey[Cluster]()
 
@@ -43,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster for the whole session; it ends with it, also on Ctrl-C and SIGTERM."""
-    with _terminate_as_interrupt():
+    with _terminate_as_interrupt(), _wrong_programs():
         running = _start(request.config)
         request.config.stash[_CLUSTER] = running
         try:
@@ -73,6 +92,23 @@ def _start(config: pytest.Config) -> Cluster:
         extra_args={"kube-apiserver": flags} if flags else {},
     )
     return create_cluster(options, provider, config.getoption("--context"))
+
+
+@contextmanager
+def _wrong_programs() -> Iterator[None]:
+    """People's machines have other versions of the same programs (Docker's containerd, a kubectl):
+    none of them may be taken for the harness' own. So the first folder on PATH has only such."""
+    before = os.environ["PATH"]
+    with tempfile.TemporaryDirectory() as folder:
+        for program in (*TOOLS, *OWN):
+            file = Path(folder, program)
+            file.write_text('#!/bin/sh\necho "the wrong $0" >&2\nexit 97\n')
+            file.chmod(0o755)
+        os.environ["PATH"] = f"{folder}:{before}"
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = before
 
 
 @contextmanager

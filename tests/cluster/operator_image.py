@@ -89,7 +89,8 @@ def _run(log: Path, *command: str) -> None:
     # pip's settings of this machine are in the base image; those in the environment may name files
     # that only this machine has.
     env = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
-    private = ["unshare", "--mount", "--propagation=private"]
+    env["PATH"] = paths.SYSTEM
+    private = [paths.system("unshare"), "--mount", "--propagation=private"]
     with log.open("ab") as output:
         done = subprocess.run(
             [*private, *command], stdout=output, stderr=output, env=env, check=False

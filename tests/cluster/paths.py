@@ -7,12 +7,28 @@ image); it may be deleted at any time. `state(name)` holds one running cluster a
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cluster.errors import ClusterError
+
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
+
+
+SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where Debian has its programs. Whatever a person has on PATH (another containerd's shim, say) is
+not what is tested: everything that the harness runs is its own, or found here."""
+
+
+def system(program: str) -> str:
+    """The full path of a program of Debian's."""
+    found = shutil.which(program, path=SYSTEM)
+    if found is None:
+        raise ClusterError(f"no {program}: run {HERE / 'install-debian.sh'}")
+    return found
 
 
 def cache() -> Path:

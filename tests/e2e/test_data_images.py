@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.cluster import NodeOptions
+from tests.cluster import NodeOptions, paths
 from tests.cluster.errors import Unsupported
 from tests.cluster.images import MiB
 from tests.cluster.local.mirrors import BlobRequest, blob_requests
@@ -98,7 +98,8 @@ def build(context: Path, dockerfile: str, layout: Path) -> Path:
         policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
         own = [f"--root={scratch}/root", f"--runroot={scratch}/run", "--storage-driver=vfs"]
         # In a mount namespace that ends with it: no mount of buildah's is left behind.
-        buildah = ["unshare", "--mount", "--propagation=private", "buildah", *own]
+        buildah = [paths.system("unshare"), "--mount", "--propagation=private"]
+        buildah += [paths.system("buildah"), *own]
         file, tag = f"--file={EXAMPLES / dockerfile}", "localhost/data:built"
         layers, zstd = "--layers", "--compression-format=zstd"
         for command in (

@@ -36,7 +36,7 @@ def remove(name: str) -> None:
 def unmount_below(folder: Path) -> None:
     """The harness makes no mount in this namespace; an interrupted debootstrap or buildah may."""
     for mount in reversed(mounts_below(folder)):
-        subprocess.run(["umount", "--lazy", str(mount)], check=False)
+        subprocess.run([paths.system("umount"), "--lazy", str(mount)], check=False)
     if left := mounts_below(folder):
         raise ClusterError(f"cannot unmount {', '.join(map(str, left))}")
 
@@ -81,8 +81,8 @@ def _strays(name: str) -> set[int]:
 def _network_leftovers() -> list[str]:
     """Our names and addresses in this machine's own network: there never should be any."""
     checks = (
-        (["ip", "-o", "link"], ("bridge0", "cni0", "node1:")),
-        (["ip", "-o", "route"], ("10.90.", "10.91.", "10.92.")),
+        ([paths.system("ip"), "-o", "link"], ("bridge0", "cni0", "node1:")),
+        ([paths.system("ip"), "-o", "route"], ("10.90.", "10.91.", "10.92.")),
         (["iptables-save"], ("KUBE-", "CNI-")),
     )
     found = []

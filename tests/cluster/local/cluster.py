@@ -29,7 +29,7 @@ from tests.cluster.local.registries import NAMES, Registry
 from tests.cluster.progress import say, step
 from tests.cluster.provider import Capability, Cluster, ClusterOptions, NodeOptions
 
-_TOOLS = ("runc", "iptables", "conntrack", "skopeo", "docker-registry", "htpasswd", "nsenter", "ip")
+TOOLS = ("runc", "iptables", "conntrack", "skopeo", "docker-registry", "htpasswd", "nsenter", "ip")
 
 
 class LocalCluster(Cluster):
@@ -292,8 +292,7 @@ def leftovers(name: str) -> list[str]:
 def _check_machine(options: ClusterOptions) -> None:
     if os.geteuid() != 0:
         raise ClusterError("the local provider makes namespaces and cgroups: run it as root")
-    search = "/usr/local/sbin:/usr/sbin:/sbin:" + os.environ.get("PATH", "")
-    if missing := [tool for tool in _TOOLS if not shutil.which(tool, path=search)]:
+    if missing := [tool for tool in TOOLS if not shutil.which(tool, path=paths.SYSTEM)]:
         script = paths.HERE / "install-debian.sh"
         raise ClusterError(f"missing: {', '.join(missing)}; run {script}")
     hidden = ("/run", "/var/run", "/var/lib", "/var/log", "/sys", "/proc")

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from tests.cluster import paths
 from tests.cluster.local import network
 from tests.cluster.local.processes import Group, wait_until
 from tests.cluster.local.registries import Registry, copy
@@ -63,7 +64,7 @@ class Mirror:
         if not self.frozen:
             config["proxy"] = {"remoteurl": f"http://{self.registry.address}"}
         (folder / "config.yml").write_text(yaml.safe_dump(config))
-        command = ["docker-registry", "serve", str(folder / "config.yml")]
+        command = [paths.system("docker-registry"), "serve", str(folder / "config.yml")]
         process = self.group.start(self._name, command)
         wait_until(lambda: "listening on" in self.log.read_text(), self._name, 20, [process])
 

@@ -5,9 +5,11 @@ machine's own network gets no interface, route or rule. All clusters use the sam
 none can see another; from outside they are reached by loopback ports (see `forward.py`).
 """
 
+import os
 import subprocess
 from collections.abc import Sequence
 
+from tests.cluster import paths
 from tests.cluster.errors import ClusterError
 from tests.cluster.local.processes import Group
 
@@ -99,7 +101,12 @@ def limit_bandwidth(control_plane: Group, index: int, rate: str | None) -> None:
 def run(group: Group, command: Sequence[str], stdin: str | None = None) -> str:
     """Runs a short command inside the group's namespaces."""
     done = subprocess.run(
-        group.enter(command), input=stdin, capture_output=True, text=True, check=False
+        group.enter(command),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": paths.SYSTEM},
     )
     if done.returncode:
         where = group.folder.name

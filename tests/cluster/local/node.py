@@ -90,6 +90,13 @@ class Node:
         cgroups.kill(self.group.cgroup)
         network.disconnect_node(self.control_plane.group, self.record.index)
 
+    def wipe(self) -> None:
+        """Empties the disk of a node that is stopped, as an upgrade does that re-images it: its
+        Node object stays. It comes back with another boot id."""
+        for folder in ("containerd", "kubelet"):
+            shutil.rmtree(self.disk / "var" / "lib" / folder, ignore_errors=True)
+        self._new_boot_id()
+
     def reboot(self) -> None:
         """Stop and start with a new boot id; does not wait until it is Ready again."""
         self.stop()
@@ -213,8 +220,9 @@ class Node:
                 (self.etc / "certs.d" / host / "hosts.toml").write_text(toml)
         cgroup, options = self.group.cgroup, self.record.options
         authority = self.control_plane.authority
+        shim = binaries.path(self._containerd, "containerd-shim-runc-v2")
         write = {
-            "containerd.toml": nodefiles.containerd_toml(self.etc, cgroup, options),
+            "containerd.toml": nodefiles.containerd_toml(self.etc, cgroup, shim, options),
             "cni/10-pods.conflist": nodefiles.cni_conflist(self.record.index),
             "kubelet.yaml": nodefiles.kubelet_yaml(
                 self.etc, authority.folder, self.name, cgroup, options

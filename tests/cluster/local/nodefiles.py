@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tests.cluster import paths
 from tests.cluster.local import network
 from tests.cluster.provider import NodeOptions
 
@@ -17,10 +18,12 @@ SANDBOX_IMAGE = "imagegate.test/pause:1"
 SOCKET = "/run/containerd/containerd.sock"
 
 
-def containerd_toml(etc: Path, cgroup: str, options: NodeOptions) -> str:
-    """`pinned_images` keeps the sandbox image from kubelet's garbage collection."""
+def containerd_toml(etc: Path, cgroup: str, shim: Path, options: NodeOptions) -> str:
+    """`pinned_images` keeps the sandbox image from kubelet's garbage collection. `shim` is that of
+    the same containerd: by its name alone the first on PATH would be taken."""
+    runc = paths.system("runc")
     if options.containerd == "1.7":
-        return _containerd_1_7_toml(etc, cgroup, options)
+        return _containerd_1_7_toml(etc, cgroup, shim, options)
     return f"""\
 version = 3
 [plugins."io.containerd.cri.v1.images"]
@@ -38,15 +41,18 @@ version = 3
     conf_dir = "{etc}/cni"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+    runtime_path = "{shim}"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       SystemdCgroup = false
+      BinaryName = "{runc}"
       ShimCgroup = "/{cgroup}/daemons"
 {options.containerd_toml}
 """
 
 
-def _containerd_1_7_toml(etc: Path, cgroup: str, options: NodeOptions) -> str:
+def _containerd_1_7_toml(etc: Path, cgroup: str, shim: Path, options: NodeOptions) -> str:
     """The same in the older layout: one plugin for all of CRI."""
+    runc = paths.system("runc")
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     return f"""\
 version = 2
@@ -64,8 +70,10 @@ version = 2
     snapshotter = "overlayfs"
   [{cri}.containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+    runtime_path = "{shim}"
     [{cri}.containerd.runtimes.runc.options]
       SystemdCgroup = false
+      BinaryName = "{runc}"
       ShimCgroup = "/{cgroup}/daemons"
 {options.containerd_toml}
 """

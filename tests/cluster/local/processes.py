@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.cluster import paths
 from tests.cluster.errors import ClusterError
 from tests.cluster.local import cgroups
 
@@ -22,7 +23,7 @@ _ENTER = (
     'ulimit -n "$(ulimit -H -n)"; '
     'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
 )
-_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+_ENV = {"PATH": paths.SYSTEM, "HOME": "/root"}
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD}
 
 
@@ -75,7 +76,7 @@ class Group:
         """Makes the namespaces. They live as long as a process is in them and leave no mount or
         file behind: that is why they are held by a process and not by a bind mount."""
         flags = [*self.namespaces, "--propagation=private"]
-        holder = self._spawn("holder", ["unshare", *flags, "--", str(pause)])
+        holder = self._spawn("holder", [paths.system("unshare"), *flags, "--", str(pause)])
         own = Path("/proc/self/ns/net").readlink()
 
         def made() -> bool:
@@ -93,7 +94,7 @@ class Group:
         holder = self.find("holder")
         if holder is None:
             raise ClusterError(f"{self.folder.name} is not running")
-        return ["nsenter", f"--target={holder.pid}", *self.namespaces, "--", *command]
+        return [paths.system("nsenter"), f"--target={holder.pid}", *self.namespaces, "--", *command]
 
     def start(self, name: str, command: Sequence[str]) -> Process:
         return self._spawn(name, self.enter(command))

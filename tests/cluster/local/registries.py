@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from tests.cluster import paths
 from tests.cluster.errors import ClusterError
 from tests.cluster.local import network
 from tests.cluster.local.pki import Authority
@@ -108,7 +109,7 @@ class Registry:
         (self.folder / "config.yml").write_text(yaml.safe_dump(config))
 
     def start(self, *, wait: bool = True) -> None:
-        command = ["docker-registry", "serve", str(self.folder / "config.yml")]
+        command = [paths.system("docker-registry"), "serve", str(self.folder / "config.yml")]
         process = self.group.start(f"registry-{self.name}", command)
         if wait:
             wait_until(self._answers, f"{self.name} registry", 20, [process])
@@ -219,7 +220,7 @@ class Registry:
         return base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
     def _write_htpasswd(self) -> Path:
-        command = ["htpasswd", "-n", "-i", "-B", "-C", "4", self.username]
+        command = [paths.system("htpasswd"), "-n", "-i", "-B", "-C", "4", self.username]
         done = subprocess.run(
             command, input=self.password, capture_output=True, text=True, check=True
         )
@@ -234,6 +235,13 @@ def copy(group: Group, layout: Path, target: str, *login: str) -> None:
 
     skopeo runs inside the network namespace: nothing has to pass the forwarder.
     """
-    command = ["skopeo", "--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests"]
+    command = [
+        paths.system("skopeo"),
+        "--insecure-policy",
+        "copy",
+        "--quiet",
+        "--all",
+        "--preserve-digests",
+    ]
     command += login or ["--dest-tls-verify=false"]
     network.run(group, [*command, f"oci:{layout}", f"docker://{target}"])
