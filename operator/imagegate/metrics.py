@@ -154,8 +154,8 @@ class Metrics:
             return
         self._cache.labels(prefetch).observe(max(0.0, seconds))
 
-    def pulled(self, prefetch: str, seconds: float | None, size: int | None) -> None:
-        if seconds is not None and self.exists(prefetch):
+    def pulled(self, prefetch: str, seconds: float, size: int | None) -> None:
+        if self.exists(prefetch):
             self._pull.labels(prefetch).observe(seconds)
             if size is not None:
                 self._bytes.labels(prefetch).inc(size)

@@ -36,6 +36,8 @@ class CreatePod:
     attempt: int
     remember: Attempts | None = None
     """What to remember once it is created: a pod that is put back again and again waits longer."""
+    afresh: bool = False
+    """The registry is to be asked for what the node says it has: that has proved wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,10 @@ PULL_ERRORS = frozenset(
     }
 )
 
+CREATE_ERRORS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+"""The kubelet believes that the image is there, and no container can be made of it: nothing is
+being pulled, and the next attempt of this pod ends in the same way."""
+
 
 def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     """Decide about one share. Total: every combination of facts has an answer."""
@@ -384,7 +388,10 @@ def _start(
         again = None
         if outcome.labelled:
             again = retry.put_back(attempts, key=f"{node.name}/{group.key}", now=now)
-        outcome.actions.append(CreatePod(share.prefetch, node, group, count + 1, again))
+        afresh = attempts is not None and attempts.reason in retry.NOT_THERE
+        outcome.actions.append(
+            CreatePod(share.prefetch, node, group, count + 1, again, afresh=afresh)
+        )
 
 
 def _needs_no_room(attempts: Attempts, group: Group, share: Share, node: Node, site: Site) -> bool:
@@ -483,7 +490,7 @@ def _watch_pull(
 ) -> None:
     """A pod that is neither finished nor going: pulling, failing, or out of time."""
     timeout = _deadline(group.images, share, node, site)
-    if pod.waiting in PULL_ERRORS:
+    if pod.waiting in PULL_ERRORS | CREATE_ERRORS:
         failure = retry.classify(f"{pod.waiting}: {pod.waiting_message}")
         if _just_failed(pod, share, now):
             _give_up(pod, group, failure, pod.waiting_message, share, now, outcome)
@@ -507,6 +514,8 @@ def _end(pod: Pod) -> str:
 
 
 def _just_failed(pod: Pod, share: Share, now: float) -> bool:
+    if pod.waiting in CREATE_ERRORS:
+        return True
     seen = share.failed_at.get(pod.uid)
     return pod.waiting in PULL_ERRORS and seen is not None and now - seen <= FRESH
 

@@ -40,6 +40,12 @@ SELECTOR = f"{MANAGED_BY}={MANAGER},{PREFETCH_LABEL}"
 """Server-side label selector of every puller pod of ours."""
 
 
+RESOURCES: Mapping[str, Any] = {
+    "requests": {"cpu": "1m", "memory": "4Mi"},
+    "limits": {"memory": "32Mi"},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class PullerSettings:
     """What is the same for every puller pod; from the operator's flags."""
@@ -52,6 +58,8 @@ class PullerSettings:
     priority_class: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=lambda: RESOURCES)
+    """Of every container."""
     image_pull_secrets: tuple[str, ...] = ()
     """For the pause and busybox images themselves; given to every puller pod."""
 
@@ -84,14 +92,18 @@ def build(
     settings: PullerSettings,
     *,
     again: bool = False,
+    afresh: bool = False,
 ) -> dict[str, Any]:
     """The manifest, ready to be created in ``prefetch.namespace``.
 
     A tag that is followed is asked for at the registry, whatever the node has, and then the digest
     is made sure of. Not so ``again``, when a pod is put back that only pins what is there: the tag
-    may have moved since, and is not to be rolled out node by node by accident.
+    may have moved since, and is not to be rolled out node by node by accident. ``afresh``: the node
+    says that it has the images, but does not have all of them; the runtime asks the registry, and
+    fetches what it lacks.
     """
     parts = _by_volumes if choose(node, settings.mode) is Mode.IMAGE_VOLUME else _by_containers
+    own = ALWAYS if afresh else IF_NOT_PRESENT
     secrets = dict.fromkeys((*group.pull_secrets, *settings.image_pull_secrets))
     spec: dict[str, Any] = {
         # Bound directly: the scheduler would honour our own NoSchedule taint's absence only
@@ -108,7 +120,7 @@ def build(
             "runAsGroup": 65535,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        **parts(_pulls(group, again=again), settings),
+        **parts(_pulls(group, again=again, afresh=afresh), settings, own),
     }
     if secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
@@ -157,20 +169,21 @@ _Pulls = Sequence[tuple[str, str]]
 """References, each with its pull policy."""
 
 
-def _pulls(group: Group, *, again: bool) -> _Pulls:
+def _pulls(group: Group, *, again: bool, afresh: bool) -> _Pulls:
     return [
-        (each, ALWAYS if each in group.pins and not again else IF_NOT_PRESENT)
+        (each, ALWAYS if afresh or (each in group.pins and not again) else IF_NOT_PRESENT)
         for each in group.references
     ]
 
 
-def _by_volumes(pulls: _Pulls, settings: PullerSettings) -> dict[str, Any]:
+def _by_volumes(pulls: _Pulls, settings: PullerSettings, own: str) -> dict[str, Any]:
+    """``own``: the pull policy of the puller pod's own image."""
     mounts = [
         {"name": f"{IMAGE}{index}", "mountPath": f"/images/{index}", "readOnly": True}
         for index in range(len(pulls))
     ]
     return {
-        "containers": [_container(HOLD, settings.image, mounts, args=["-v"])],
+        "containers": [_container(HOLD, settings.image, mounts, settings, own, args=["-v"])],
         "volumes": [
             {"name": f"{IMAGE}{index}", "image": {"reference": image, "pullPolicy": policy}}
             for index, (image, policy) in enumerate(pulls)
@@ -178,7 +191,7 @@ def _by_volumes(pulls: _Pulls, settings: PullerSettings) -> dict[str, Any]:
     }
 
 
-def _by_containers(pulls: _Pulls, settings: PullerSettings) -> dict[str, Any]:
+def _by_containers(pulls: _Pulls, settings: PullerSettings, own: str) -> dict[str, Any]:
     here = {"name": "tools", "mountPath": TOOLS}
     copy = ["/bin/busybox", "cp", "/bin/busybox", f"{TOOLS}/busybox"]
     run: dict[str, Any] = {
@@ -187,37 +200,46 @@ def _by_containers(pulls: _Pulls, settings: PullerSettings) -> dict[str, Any]:
         "workingDir": TOOLS,
     }
     return {
-        "initContainers": [_container("busybox", settings.busybox, [here], command=copy)],
+        "initContainers": [
+            _container("busybox", settings.busybox, [here], settings, own, command=copy)
+        ],
         "containers": [
             *(
                 _container(
                     f"{IMAGE}{index}",
                     image,
                     [{**here, "readOnly": True}],
+                    settings,
+                    policy,
                     **run,
-                    imagePullPolicy=policy,
                 )
                 for index, (image, policy) in enumerate(pulls)
             ),
             # The kubelet reports a failed pull when it looks at the pod next. Without the end of
             # a container that is in 10 to 15 s (pkg/kubelet/pod_workers.go, backOffPeriod), in the
             # very moment in which it pulls again; with this one at once, and before that.
-            _container("report", settings.busybox, [], command=["/bin/busybox", "true"]),
+            _container(
+                "report", settings.busybox, [], settings, own, command=["/bin/busybox", "true"]
+            ),
         ],
         "volumes": [{"name": "tools", "emptyDir": {}}],
     }
 
 
-def _container(name: str, image: str, mounts: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
+def _container(
+    name: str,
+    image: str,
+    mounts: list[dict[str, Any]],
+    settings: PullerSettings,
+    policy: str,
+    **run: Any,
+) -> dict[str, Any]:
     return {
         "name": name,
         "image": image,
-        "imagePullPolicy": IF_NOT_PRESENT,
+        "imagePullPolicy": policy,
         **run,
-        "resources": {
-            "requests": {"cpu": "1m", "memory": "4Mi"},
-            "limits": {"memory": "32Mi"},
-        },
+        "resources": settings.resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

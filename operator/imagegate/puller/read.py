@@ -10,14 +10,19 @@ from typing import Any
 from imagegate.api import fields
 from imagegate.domain import retry
 from imagegate.domain.facts import PREFETCH_LABEL, Pod
-from imagegate.domain.pulls import PULL_ERRORS
+from imagegate.domain.pulls import CREATE_ERRORS, PULL_ERRORS
 from imagegate.puller.build import GROUP_LABEL, HOLD, IMAGE, OBSERVED_ANNOTATION
 
 Body = Mapping[str, Any]
 
-_AFTER_PULL = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-"""What a container waits for when its image is there but it cannot be made of it: the kubelet pulls
-first (pkg/kubelet/kuberuntime/kuberuntime_container.go, startContainer), and tries for ever."""
+_CREATED = "RunContainerError"
+"""What a container waits for that the runtime has made, from an image that was unpacked, but cannot
+run (pkg/kubelet/kuberuntime/kuberuntime_container.go, startContainer). One that cannot be made
+proves nothing: the kubelet believes the runtime's list of images, which has an image also when its
+content has gone. But for what is only known from the files of the image:"""
+_UNPACKED = re.compile(
+    r"no matching entries in (passwd|group) file|unable to find (user|group) ", re.IGNORECASE
+)
 
 
 def pod(body: Body) -> Pod:
@@ -107,7 +112,10 @@ def _pulled(container: Body) -> bool:
     """Whether a container is over with, and its image was there."""
     if _state(container, "terminated"):
         return bool(container.get("imageID"))
-    return _state(container, "waiting").get("reason") in _AFTER_PULL
+    waiting = _state(container, "waiting")
+    if waiting.get("reason") == "CreateContainerError":
+        return bool(_UNPACKED.search(waiting.get("message", "")))
+    return waiting.get("reason") == _CREATED
 
 
 def _waiting(
@@ -115,7 +123,7 @@ def _waiting(
 ) -> tuple[str, str, str]:
     """Reason, message and image of the container that waits: one whose pull fails before others."""
     found = [(c.get("name"), _state(c, "waiting")) for c in containers if _state(c, "waiting")]
-    found.sort(key=lambda each: each[1].get("reason") not in PULL_ERRORS)
+    found.sort(key=lambda each: each[1].get("reason") not in PULL_ERRORS | CREATE_ERRORS)
     if not found:
         return "", "", ""
     name, state = found[0]
@@ -132,13 +140,13 @@ def _waiting(
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A kubelet's word that an image is on its node."""
+    """A kubelet's word that it has pulled an image: fetched and unpacked."""
 
     pod_uid: str
     pod_name: str
     image: str
-    seconds: float | None = None
-    """How long the pull took, without waiting in the kubelet's queue; None: it was there."""
+    seconds: float
+    """How long the pull took, without waiting in the kubelet's queue."""
     size: int | None = None
     """Bytes, as the runtime counts them: containerd the compressed size."""
 
@@ -147,13 +155,14 @@ _PULLED = re.compile(
     r'Successfully pulled image "(?P<image>[^"]+)" in (?P<took>[0-9hmsµu.]+)'
     r"(?: \([^)]*\))?(?:\. Image size: (?P<size>\d+) bytes)?"
 )
-_PRESENT = re.compile(r'Container image "(?P<image>[^"]+)" already present on machine')
 _DURATION = re.compile(r"(?P<number>[0-9.]+)(?P<unit>h|ms|µs|us|ns|m|s)")
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6, "us": 1e-6, "ns": 1e-9}
 
 
 def pulled(event: Mapping[str, Any]) -> Pulled | None:
-    """What a core/v1 Event says about an image of a puller pod, or None if it says nothing.
+    """What a core/v1 Event says about an image of a puller pod, or None if it says nothing: that an
+    image is "already present on machine" is the runtime's list, which has it also when its content
+    has gone. There the end of the pod counts, which had it mounted.
 
     The texts are those of the kubelet (pkg/kubelet/images/image_manager.go).
     """
@@ -174,8 +183,6 @@ def pulled(event: Mapping[str, Any]) -> Pulled | None:
             seconds=duration(found["took"]),
             size=int(size) if size is not None else None,
         )
-    if found := _PRESENT.search(message):
-        return Pulled(uid, pod_name, found["image"])
     return None
 
 

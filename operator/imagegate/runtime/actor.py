@@ -119,6 +119,7 @@ class Actor:
             action.attempt,
             self.puller,
             again=action.remember is not None,
+            afresh=action.afresh,
         )
         try:
             created = await self._pods.create(manifest)

@@ -170,7 +170,7 @@ class Cluster:
         """One image is there, and an Event says so; the pod goes on with the others."""
         self._have(pod, (image,))
         for operator in self.operators:
-            operator.see("events", read.Pulled(pod.uid, pod.name, image))
+            operator.see("events", read.Pulled(pod.uid, pod.name, image, 1.0))
 
     def succeed(self, pod: Pod) -> None:
         self._have(pod, pod.images)

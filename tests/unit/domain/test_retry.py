@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from imagegate.domain import retry
@@ -72,7 +74,15 @@ MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize(("message", "reason"), MESSAGES)
+# From public reports: what lies between the registry and a container, each with its own words.
+REPORTED: list[tuple[str, str]] = [
+    (line.split("\t")[1], line.split("\t")[0])
+    for line in (Path(__file__).parent / "messages" / "reported.tsv").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize(("message", "reason"), MESSAGES + REPORTED)
 def test_classes(message: str, reason: str) -> None:
     assert retry.classify(message).reason == reason
 

@@ -54,11 +54,49 @@ def test_a_container_that_cannot_run_has_its_image_all_the_same(
     assert read.pod(seen).finished_at == pytest.approx(1767225610)
 
 
-@pytest.mark.parametrize("reason", ["CreateContainerError", "RunContainerError"])
-def test_one_that_the_runtime_refuses_for_ever_has_its_image_all_the_same(reason: str) -> None:
-    pod = read.pod(containers(exited(), exited(), waiting(reason, "no")))
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("RunContainerError", "exec: no such file or directory"),
+        ("CreateContainerError", "unable to find user app: no matching entries in passwd file"),
+    ],
+)
+def test_one_that_is_made_and_never_runs_has_its_image_all_the_same(
+    reason: str, message: str
+) -> None:
+    pod = read.pod(containers(exited(), exited(), waiting(reason, message)))
     assert pod.phase == "Succeeded"
     assert pod.finished_at is not None
+
+
+LOST = (
+    "failed to create containerd container: error unpacking image: failed to extract layer"
+    " sha256:aa: failed to get reader from content store: content digest sha256:bb: not found"
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "failure"),
+    [
+        ("CreateContainerError", LOST, "NodeStoreDamaged"),
+        ("CreateContainerError", "no command specified", "ContainerNotCreated"),
+        ("CreateContainerError", "context deadline exceeded", "ContainerNotCreated"),
+        ("CreateContainerConfigError", 'secret "x" not found', "ContainerNotCreated"),
+    ],
+)
+@pytest.mark.parametrize("mounted", [False, True])
+def test_one_that_cannot_be_made_proves_nothing(
+    reason: str, message: str, failure: str, mounted: bool
+) -> None:
+    """The label is the product's word: the node may not hold the image at all."""
+    if mounted:
+        hold = {"name": "hold", **waiting(reason, message)}
+        pod = read.pod(body((1, 36), phase="Pending", containerStatuses=[hold]))
+    else:
+        pod = read.pod(containers(exited(), exited(), waiting(reason, message)))
+    assert pod.phase == "Pending"
+    assert (pod.waiting, pod.waiting_message) == (reason, message)
+    assert retry.classify(f"{pod.waiting}: {pod.waiting_message}").reason == failure
 
 
 @pytest.mark.parametrize(
