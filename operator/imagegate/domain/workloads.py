@@ -21,6 +21,10 @@ MAX_REFERENCE = 512
 SHOWN = 3
 """Of a list in a message."""
 
+PLACEHOLDERS = frozenset({"auto"})
+"""What stands in a template for an image that a webhook puts in its place: Istio's ``auto``, of
+gateways and of sidecars. What pods get instead is not known from the workload."""
+
 Place = tuple[str, str]
 """Kind and namespace."""
 
@@ -125,7 +129,12 @@ def named(kind: str, namespace: str, name: str) -> str:
 
 
 def image(reference: str, source: str) -> Image:
-    """An image that a workload names. Raises InvalidReference."""
+    """An image that a workload names. Raises InvalidReference, also for a placeholder."""
+    if reference in PLACEHOLDERS:
+        raise references.InvalidReference(
+            f"{reference!r} is replaced by a webhook in each pod (Istio's proxy): name the image"
+            " that the pods get in spec.images"
+        )
     if len(reference) > MAX_REFERENCE:
         raise references.InvalidReference(f"{len(reference)} characters are too many")
     return Image(reference, listed_as=references.parse(reference).listed_as, source=source)

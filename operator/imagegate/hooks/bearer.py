@@ -23,8 +23,9 @@ async def verify(delivery: Delivery, rule: TokenRule, keys_url: str, fetch: Fetc
     """The token says all that the rule asks for, and the issuer signed it. Raises Unverified.
 
     `keys_url` is where the source's usual issuer publishes its keys, unless the rule says where.
-    What the token itself names as its keys (``jku``, ``x5u``, ``jwk``) is not looked at. Keys are
-    as old as what `fetch` keeps: a name (``kid``) that is not known makes nobody ask for more.
+    What the token itself names as its keys (``jku``, ``x5u``, ``jwk``) is not looked at. A name
+    (``kid``) that is not among the keys that `fetch` keeps may be of a new one: they are asked for
+    again, which `fetch` bounds.
     """
     scheme, _, token = delivery.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
@@ -33,6 +34,8 @@ async def verify(delivery: Delivery, rule: TokenRule, keys_url: str, fetch: Fetc
     name = _key_name(token)
     try:
         keys = _read(await fetch(rule.keys_url or keys_url))
+        if name not in keys:
+            keys = _read(await fetch(rule.keys_url or keys_url, fresh=True))
     except ImagegateError as error:
         raise Unverified(f"no keys of the issuer: {error}") from error
     if name not in keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from imagegate.errors import ImagegateError
 
@@ -96,8 +97,13 @@ class Receiver:
     """Topics (ARNs) that may send, for SNS."""
 
 
-Fetch = Callable[[str], Awaitable[bytes]]
-"""GET of an ``https`` URL, bounded in time and size, kept for a while. Raises ImagegateError."""
+class Fetch(Protocol):
+    """GET of an ``https`` URL, bounded in time and size, kept for a while."""
+
+    def __call__(self, url: str, *, fresh: bool = False) -> Awaitable[bytes]:
+        """Raises ImagegateError. ``fresh``: what was kept has proved too old, and is asked for
+        again unless that was done a moment ago.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ SECONDS = 5.0
 MAX_BYTES = 256 << 10
 KEPT = 600.0
 """Seconds that an answer is good for: keys are published days before they are used."""
+KEPT_FRESH = 30.0
+"""Seconds that one is good for where somebody asks for what is new: deliveries that are signed with
+keys that nobody knows must not become requests either."""
 KEPT_FAILURE = 10.0
 """Seconds until a URL that failed is tried again: forged deliveries must not become requests."""
 MOST = 64
@@ -49,10 +52,12 @@ class Fetcher:
         assert self._session is not None
         await self._session.close()
 
-    async def __call__(self, url: str) -> bytes:
-        """Raises FetchFailed."""
+    async def __call__(self, url: str, *, fresh: bool = False) -> bytes:
+        """Raises FetchFailed. ``fresh``: not older than `KEPT_FRESH`."""
         now = self._clock()
         end, kept = self._kept.get(url, (float("-inf"), None))
+        if fresh and kept is not None and kept.done() and kept.exception() is None:
+            end -= KEPT - KEPT_FRESH
         if kept is None or (kept.done() and now >= end):
             self._make_room(now)
             kept = asyncio.ensure_future(self._get(url))

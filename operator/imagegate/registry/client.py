@@ -38,8 +38,10 @@ MAX_CONFIG = 4 * 1024 * 1024
 """Bytes of an image's configuration."""
 
 _ACCEPT = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"}
-_REFUSE_HEAD = (403, 405, 501)
-"""What is answered where HEAD is not wanted: some proxies forbid it, and GET is fine."""
+_SAYS_ENOUGH = (401, 404, 408, 429)
+"""Refusals of a HEAD that need no words. Any other is asked for by GET once: some proxies forbid
+HEAD, and a policy of the registry (412, 403, 451) explains itself in a body, which HEAD has not."""
+_NO_HEAD = 501
 
 T = TypeVar("T")
 
@@ -215,7 +217,10 @@ class Client:
             if renewed != header:
                 header = renewed
                 answer = await self._transport.exchange(access.registry, login(header))
-        refused = request.method == "HEAD" and answer.status in _REFUSE_HEAD
+        refused = request.method == "HEAD" and (
+            answer.status == _NO_HEAD
+            or (400 <= answer.status < 500 and answer.status not in _SAYS_ENOUGH)
+        )
         if answer.status == 200 or refused:
             return answer
         raise _refusal(access, login(header), answer, what)
@@ -228,14 +233,18 @@ class Client:
 def _document(access: Access, name: str, answer: Answer) -> Document:
     """A GET's answer, by tag or by digest. Raises `InvalidAnswer` for what is no manifest."""
     digest = valid_digest(name) or valid_digest(answer.headers.get("Docker-Content-Digest", ""))
+    asked = digest is not None
     if digest is None:
         digest = f"sha256:{hashlib.sha256(answer.body).hexdigest()}"
-    else:
-        _verify(access, digest, answer.body)
     try:
         content = json.loads(answer.body)
     except (ValueError, RecursionError):
         content = None
+    # The digest of a signed manifest of schema 1 is that of what was signed, without the
+    # signatures; nothing is taken from one but that it is one.
+    signed = isinstance(content, dict) and content.get("schemaVersion") == 1
+    if asked and not signed:
+        _verify(access, digest, answer.body)
     if not isinstance(content, dict) or content.get("schemaVersion") not in (1, 2):
         kind = answer.headers.get("Content-Type", "")[:60]
         raise errors.InvalidAnswer(
@@ -285,6 +294,14 @@ def _refusal(access: Access, request: Request, answer: Answer, what: str) -> err
                 registry,
                 f"{what} is refused ({said})",
                 tokens.remedy(access.credential),
+                status=status,
+            )
+        case 412 | 451:
+            return errors.InvalidAnswer(
+                registry,
+                f"its policy refuses {what} ({said})",
+                "see there what the policy asks for: a scan without findings, a signature, or an"
+                " end of the quarantine",
                 status=status,
             )
         case _:

@@ -6,6 +6,7 @@ differ in media types only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,9 +58,12 @@ class Layer(Blob):
 
     @property
     def compression(self) -> Compression:
-        """As the media type says; Docker's has no ending and is gzip when it says `.gzip`."""
+        """As the media type says, which may have more suffixes (`…tar+zstd+encrypted`); Docker's
+        has none and is gzip when it says `.gzip`.
+        """
+        parts = re.split("[+.]", self.media_type.partition(";")[0].strip().lower())
         for compression in (Compression.GZIP, Compression.ZSTD):
-            if self.media_type.endswith((f"+{compression}", f".{compression}")):
+            if compression in parts:
                 return compression
         return Compression.NONE
 

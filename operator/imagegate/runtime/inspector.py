@@ -78,18 +78,19 @@ class Inspector:
         """When its tags were looked up, and will be; None where they are not followed."""
         return self._refreshed.get(prefetch)
 
-    def poke(self, registry: str, repository: str, tag: str) -> int:
-        """Somebody says that a tag was pushed: look it up now, wherever it is followed.
+    def poke(self, registry: str, repository: str) -> int:
+        """Somebody says that a tag was pushed: look up now what is followed of that repository.
 
-        An empty ``registry`` stands for any, an empty ``tag`` for every one. Returns how many
-        images of how many ImagePrefetches that concerns.
+        All of its tags, because a push may move several while its event names one (GitHub's with
+        two tags, Harbor's copy), or none that is followed. An empty ``registry`` stands for any.
+        Returns how many images of ImagePrefetches that concerns.
         """
         count = 0
         for prefetch in self._store.prefetches.values():
             if prefetch.refresh is None or prefetch.deleting or prefetch.invalid is not None:
                 continue
             for image in prefetch.images:
-                if _is_about(image, registry, repository, tag):
+                if _is_about(image, registry, repository):
                     self._poked.setdefault(prefetch.name, set()).add(image.reference)
                     count += 1
             if prefetch.name in self._poked:
@@ -186,12 +187,17 @@ class Inspector:
         platforms: Sequence[str],
         patience: float,
         only: Collection[str] | None = None,
+        *,
+        resolved: bool = False,
     ) -> dict[str, ImageFacts]:
         """What the registries say of each image, or of ``only`` these, within so many seconds.
-        Never raises: what is wrong stands in ``problem``.
+        Never raises: what is wrong stands in ``problem``. ``resolved``: the images' tags have just
+        been looked up, and are not again.
         """
         tasks = {
-            image.reference: asyncio.create_task(self._describe(prefetch, image, platforms))
+            image.reference: asyncio.create_task(
+                self._describe(prefetch, image, platforms, resolved=resolved)
+            )
             for image in prefetch.images
             if only is None or image.reference in only
         }
@@ -207,12 +213,14 @@ class Inspector:
         return {ref: late if t.cancelled() else t.result() for ref, t in tasks.items()}
 
     async def _describe(
-        self, prefetch: Prefetch, image: Image, platforms: Sequence[str]
+        self, prefetch: Prefetch, image: Image, platforms: Sequence[str], *, resolved: bool
     ) -> ImageFacts:
         try:
             bodies = await self._secrets.get(prefetch.namespace, image.pull_secrets)
             keyring = Keyring(PullSecret.from_object(body) for body in bodies)
             reference = references.parse(image.reference)
+            if resolved and image.digest:
+                reference = replace(reference, digest=image.digest)
         except ImagegateError as error:
             return ImageFacts(problem=str(error))
         return await describe(self._manifests, reference, platforms, keyring)
@@ -279,16 +287,14 @@ def _parsed(reference: str) -> Reference:
     return references.parse(reference)
 
 
-def _is_about(image: Image, registry: str, repository: str, tag: str) -> bool:
-    """Whether an event about a tag is about this image. Docker Hub's own images are called
+def _is_about(image: Image, registry: str, repository: str) -> bool:
+    """Whether an event about a repository is about this image. Docker Hub's own images are called
     ``library/nginx`` by some and ``nginx`` by others.
     """
     reference = _parsed(image.reference)
     if reference.digest is not None or (registry and reference.domain != registry):
         return False
-    names = {reference.path, reference.path.removeprefix("library/")}
-    wanted = reference.tag or references.DEFAULT_TAG
-    return repository in names and tag in ("", wanted)
+    return repository in {reference.path, reference.path.removeprefix("library/")}
 
 
 def _merged(before: ImageFacts | None, now: ImageFacts) -> ImageFacts:

@@ -50,10 +50,14 @@ class Web:
 
     def __init__(self, pages: Mapping[str, bytes]) -> None:
         self.pages = dict(pages)
+        self.newer: dict[str, bytes] = {}
+        """What is published by now."""
         self.asked: list[str] = []
 
-    async def __call__(self, url: str) -> bytes:
+    async def __call__(self, url: str, *, fresh: bool = False) -> bytes:
         self.asked.append(url)
+        if fresh:
+            self.pages |= self.newer
         if url not in self.pages:
             raise ImagegateError(f"{url}: 404")
         return self.pages[url]

@@ -65,7 +65,7 @@ class Replica:
         def observe(_: str, outcome: str) -> None:
             self.outcomes.update([str(outcome)])
 
-        async def fetch(_: str) -> bytes:
+        async def fetch(url: str, *, fresh: bool = False) -> bytes:
             raise AssertionError
 
         def pushed(push: Push) -> int:

@@ -83,6 +83,19 @@ async def test_kept_for_a_while(issuer: Issuer, fetch: tuple[Fetcher, Hands]) ->
     assert await get(issuer.url("/keys")) == b"keys 2"
 
 
+async def test_what_is_to_be_fresh_is_asked_for_once_in_a_while(
+    issuer: Issuer, fetch: tuple[Fetcher, Hands]
+) -> None:
+    get, hands = fetch
+    assert await get(issuer.url("/keys")) == b"keys 1"
+    assert await get(issuer.url("/keys"), fresh=True) == b"keys 1"
+    hands.now += module.KEPT_FRESH
+    for _ in range(50):
+        assert await get(issuer.url("/keys"), fresh=True) == b"keys 2"
+    assert await get(issuer.url("/keys")) == b"keys 2"
+    assert len(issuer.hits) == 2
+
+
 async def test_a_failure_is_not_tried_again_at_once(
     issuer: Issuer, fetch: tuple[Fetcher, Hands]
 ) -> None:

@@ -60,7 +60,7 @@ class World:
         self.asked.append((self.now, push))
         return self.images
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, *, fresh: bool = False) -> bytes:
         self.fetched.append(url)
         return b""
 

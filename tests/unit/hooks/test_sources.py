@@ -33,7 +33,7 @@ def receiver(source: str, *secrets: str) -> Receiver:
     return Receiver(name="r", source=source, path="p" * 16, secrets=secrets)
 
 
-async def nothing(_: str) -> bytes:
+async def nothing(url: str, *, fresh: bool = False) -> bytes:
     raise AssertionError("nothing is fetched")
 
 

@@ -130,6 +130,17 @@ def test_jobs_that_want_nothing_any_more(body: Any, wanted: bool) -> None:
     assert (workloads.parse(("Job", "serving"), body) is not None) is wanted
 
 
+def test_a_placeholder_that_a_webhook_replaces_is_no_image() -> None:
+    """Istio's gateways: ``image: auto``."""
+    containers = [{"name": "istio-proxy", "image": "auto"}, {"name": "c", "image": "app:1"}]
+    spec = {"template": {"spec": {"containers": containers}}}
+    found = workloads.parse(PLACE, {"metadata": {"name": "gateway"}, "spec": spec})
+    assert found is not None
+    assert [image.reference for image in found.images] == ["app:1"]
+    (why,) = found.unusable
+    assert "spec.images" in why
+
+
 def test_what_is_no_reference_is_left_out_and_said() -> None:
     found = workloads.parse(
         PLACE,

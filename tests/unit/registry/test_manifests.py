@@ -223,6 +223,19 @@ async def test_schema_1_has_a_clear_answer(scripted: Scripted, make_client: Make
         await Manifests(make_client()).describe(parse(f"{scripted.domain}/ml/old:v1"), AMD64)
 
 
+async def test_a_signed_image_of_schema_1_is_called_so(
+    scripted: Scripted, make_client: MakeClient
+) -> None:
+    """Its digest is that of what was signed, without the signatures."""
+    content = {"schemaVersion": 1, "name": "ml/old", "fsLayers": [{"blobSum": DIGEST}]}
+    digest = digest_of(encoded(content))
+    body = encoded({**content, "signatures": [{"signature": "x", "protected": "y"}]})
+    scripted.say("HEAD", "/v2/ml/old/manifests/v1", 200, b"", {"Docker-Content-Digest": digest})
+    scripted.say("GET", f"/v2/ml/old/manifests/{digest}", 200, body)
+    with pytest.raises(errors.UnsupportedManifest, match="ml/old is an image of schema 1"):
+        await Manifests(make_client()).describe(parse(f"{scripted.domain}/ml/old:v1"), AMD64)
+
+
 def blob(**changes: Any) -> dict[str, Any]:
     return {"mediaType": OCI_GZIP, "digest": DIGEST, "size": 5, **changes}
 
@@ -260,6 +273,9 @@ class TestParse:
         [
             ("application/vnd.docker.image.rootfs.diff.tar.gzip", Compression.GZIP),
             ("application/vnd.docker.image.rootfs.diff.tar.zstd", Compression.ZSTD),
+            ("application/vnd.oci.image.layer.v1.tar+zstd+encrypted", Compression.ZSTD),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Compression.GZIP),
+            ("application/vnd.oci.image.layer.v1.tar+GZIP; x=y", Compression.GZIP),
             ("application/vnd.docker.image.rootfs.diff.tar", Compression.NONE),
             (OCI_ZSTD, Compression.ZSTD),
             ("", Compression.NONE),

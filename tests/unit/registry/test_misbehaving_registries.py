@@ -181,8 +181,24 @@ class TestFailures:
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, status: int
     ) -> None:
         scripted.say("HEAD", PATH, status)
+        scripted.say("GET", PATH, status)
         with pytest.raises(errors.InvalidAnswer, match=f"answered {status} for ml/llm:v1"):
             await make_client().resolve(reference)
+
+    @pytest.mark.parametrize("status", [412, 451])
+    async def test_a_policy_of_the_registry_is_told_in_its_own_words(
+        self, scripted: Scripted, make_client: MakeClient, reference: Reference, status: int
+    ) -> None:
+        """Harbor answers HEAD with 412; why, it says to a GET alone."""
+        why = "current image with 3 vulnerabilities cannot be pulled due to configured policy"
+        said = {"errors": [{"code": "PROJECTPOLICYVIOLATION", "message": why}]}
+        scripted.say("HEAD", PATH, status)
+        scripted.say("GET", PATH, status, json.dumps(said).encode())
+        with pytest.raises(errors.InvalidAnswer) as caught:
+            await make_client().resolve(reference)
+        assert why in str(caught.value)
+        assert "its policy refuses" in str(caught.value)
+        assert scripted.requests() == [f"HEAD {PATH}", f"GET {PATH}"]
 
     async def test_403_has_the_registry_s_words(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
