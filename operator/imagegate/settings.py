@@ -36,6 +36,8 @@ class Settings:
     gate_silence_seconds: int = 300
     gate_suspend: bool = False
     gate_source: GateSource = GateSource.POLICY
+    gate_control_planes: bool = False
+    """Whether nodes of the control plane are tainted by the watch, too."""
     gate_policy: str = "imagegate"
     registry: RegistrySettings = field(default_factory=RegistrySettings)
     kubelet_ca_file: str = ""

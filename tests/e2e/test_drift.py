@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imagegate.domain.drift import LISTED_AFTER
 from tests.cluster import NodeOptions
-from tests.e2e.installation import NAMESPACE, RELEASE, Installation
-from tests.e2e.watching import NodeWatch
+from tests.e2e.installation import KEY, NAMESPACE, RELEASE, Installation
+from tests.e2e.watching import NodeWatch, Sighting, Watch
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -135,6 +136,89 @@ def test_a_reboot_under_hold_and_under_ignore(
             assert verified.isdisjoint(p["metadata"]["uid"] for p in imagegate.pullers("hold"))
     finally:
         cluster.remove_node("reboot-1")
+
+
+def test_no_pod_lands_on_a_node_that_comes_back_before_it_is_verified(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """One that was only away, one that has rebooted, and one whose disk was wiped; a pod waits for
+    each of them."""
+    image = cluster.push("tiny", "drift/again:1", seed=86)
+    names = ("away", "rebooted", "wiped")
+    options = NodeOptions(labels={"pool": "again"}, kubelet=QUICK)
+    gate = {"onReboot": "Hold", "policy": "FailClosed"}
+    with ExitStack() as stack:
+        nodes = [cluster.add_node(name, options, wait=False) for name in names]
+        for name in names:
+            stack.callback(cluster.remove_node, name)
+        stack.enter_context(
+            imagegate.prefetching(
+                "again", image, nodeSelector={"matchLabels": {"pool": "again"}}, gate=gate
+            )
+        )
+        cluster.wait(
+            lambda: len(ended_on(imagegate, "again")) == 3 and not any(map(imagegate.held, names)),
+            "three nodes in service",
+            90,
+        )
+        seen = stack.enter_context(NodeWatch(cluster))
+        pods = stack.enter_context(Watch(cluster, "/api/v1/namespaces/default/pods"))
+        began = time.time()
+        for node in nodes:
+            node.stop()
+        for name in names:
+            gone = seen.first(name, lambda s: not ready(s), since=began, timeout=90)
+            held = seen.first(name, lambda s: KEY in s.taints(), since=began, timeout=10)
+            print(f"{name}: tainted {held.at - gone.at:.2f} s after it was not Ready")
+            cluster.apply(pinned(name, image))
+            stack.callback(
+                cluster.kubectl, "delete", "pod", f"for-{name}", "--wait=false", "--force"
+            )
+        nodes[2].wipe()
+        nodes[0].start()
+        nodes[1].reboot()
+        nodes[2].start()
+        for name in names:
+            free = seen.first(name, lambda s: KEY not in s.taints(), since=held.at, timeout=120)
+            assert ready(free)
+            assert "cached.imagegate.dev/again" in free.body["metadata"]["labels"]
+            assert cluster.nodes[name].has_image(image)
+            bound = pods.first(f"for-{name}", lambda s: "nodeName" in s.body["spec"], timeout=30)
+            assert version(bound) > version(free), f"{name}: a pod landed before the release"
+            back = seen.first(name, ready, since=held.at)
+            print(f"{name}: released {free.at - back.at:.2f} s after it was Ready")
+
+
+def ended_on(imagegate: Installation, prefetch: str) -> list[str]:
+    """The nodes whose puller pods have succeeded."""
+    return [
+        pod["spec"]["nodeName"]
+        for pod in imagegate.pullers(prefetch)
+        if pod["status"].get("phase") == "Succeeded"
+    ]
+
+
+def ready(seen: Sighting) -> bool:
+    conditions = seen.body["status"].get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def version(seen: Sighting) -> int:
+    return int(seen.body["metadata"]["resourceVersion"])
+
+
+def pinned(node: str, image: str) -> dict[str, Any]:
+    """A pod that runs on this node, or not at all."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"for-{node}", "namespace": "default"},
+        "spec": {
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "automountServiceAccountToken": False,
+            "containers": [{"name": "app", "image": image}],
+        },
+    }
 
 
 def test_begin_what_is_rolled_back_later(cluster: LocalCluster, imagegate: Installation) -> None:

@@ -22,6 +22,8 @@ class Ask:
     namespace: str
     gates: bool
     fail_closed: bool
+    again: bool
+    """Whether it has nodes held again after a reboot."""
     timeout: float
     parallel: str
     gate_parallel: str
@@ -74,6 +76,7 @@ def read(body: Body) -> Ask:
         namespace=spec.get("pullerNamespace", "imagegate-system"),
         gates=gate.get("mode", "NewNodes") == "NewNodes",
         fail_closed=gate.get("policy") == "FailClosed",
+        again=gate.get("onReboot") == "Hold" and gate.get("mode", "NewNodes") == "NewNodes",
         timeout=float(gate.get("timeoutSeconds", 600)),
         parallel=str(rollout.get("maxParallel", "10%")),
         gate_parallel=str(gate.get("maxParallel", "100%")),

@@ -47,6 +47,15 @@ def _pulls(machine: Machine) -> bool:
     return bool(machine.pulling)
 
 
+def _taint(world: World, name: str, effect: str) -> None:
+    """Somebody gives a node a taint with the gate's key."""
+
+    def edit(body: dict[str, Any]) -> None:
+        body["spec"].setdefault("taints", []).append({"key": KEY, "effect": effect})
+
+    world.server.change("person", "nodes", ("", name), edit)
+
+
 def _relabel(world: World, name: str, **labels: str) -> None:
     """The cloud controller changes labels of a node."""
 
@@ -603,6 +612,68 @@ async def takeover(world: World) -> None:
         if not _held(world, "joiner"):
             world.judge.blame("not-held", "joiner", "it joined untainted during a takeover")
         await asyncio.sleep(90)
+
+
+@story
+async def reboots(world: World) -> None:
+    """With onReboot Hold no node is Ready untainted between its reboot and its verification, also
+    when a zone goes and comes at once, and each change of a node is one patch.
+    """
+    await _cluster(world, 12)
+    world.apply(
+        "llm",
+        _pushed(world, "llm", 100),
+        rollout={"maxParallel": "100%"},
+        gate={"onReboot": "Hold", "timeoutSeconds": 3600},
+    )
+    await world.until(lambda: world.cached("llm"), 1200)
+    await asyncio.sleep(60)
+    for turn in range(12):
+        gone = [world.kubelets[f"n{index}"] for index in range(0, 12, 1 + turn % 3)]
+        for kubelet in gone:
+            kubelet.power_off()
+        await asyncio.sleep(world.rng.uniform(90, 200))
+        for kubelet in gone:
+            if not _held(world, kubelet.machine.name):
+                world.judge.blame("not-held-while-away", kubelet.machine.name, f"turn {turn}")
+            if turn % 2:
+                kubelet.collect(set(kubelet.machine.images))
+            kubelet.power_on()
+        back = [kubelet.machine.name for kubelet in gone]
+        await world.until(lambda back=back: not any(_held(world, n) for n in back), 600)  # type: ignore[misc]
+        for kubelet in gone:
+            name, images = kubelet.machine.name, kubelet.machine.images
+            if _held(world, name) or "registry.test/llm:1" not in images:
+                world.judge.blame("released-early", name, f"turn {turn}, or never")
+        await asyncio.sleep(300)
+
+
+@story
+async def watchdog(world: World) -> None:
+    """The watchdog leaves a cluster alone for an hour while an operator lives. Once there is none,
+    whoever is held is freed, whoever has tainted it.
+    """
+    await _cluster(world, 3)
+    world.apply("llm", "registry.test/none:1", gate={"policy": "FailClosed"})
+    await asyncio.sleep(30)
+    world.join("policy")
+    await asyncio.sleep(30)
+    for _ in range(12):
+        await asyncio.sleep(300)
+        if await world.watch_over() or not _held(world, "policy"):
+            world.judge.blame("watchdog", "policy", "freed while the operator lives")
+    world.disturb(away=True)
+    await asyncio.sleep(1000)
+    world.join("registered")
+    # A node pool gives it the taint; and a person taints a node in service.
+    for name, effect in (("registered", "NoSchedule"), ("n0", "NoExecute")):
+        _taint(world, name, effect)
+    await world.watch_over()
+    for name in ("policy", "registered", "n0"):
+        if _held(world, name):
+            world.judge.blame("watchdog", name, "held although the operator is dead")
+    world.disturb(away=False)
+    await asyncio.sleep(300)
 
 
 @story

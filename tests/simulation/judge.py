@@ -199,6 +199,19 @@ class Judge:
     def holds(self, machine: Machine, ask: Ask) -> bool:
         return ask.references <= machine.images.keys()
 
+    def holding(self, node: Body) -> list[Ask]:
+        """What a node with the gate's taint is held for. One that was in service before: only for
+        what has it held again, if there is any.
+        """
+        asking = [
+            ask
+            for ask in self.asks.values()
+            if ask.gates and not ask.deleting and not ask.dry and ask.matches(node)
+        ]
+        again = [ask for ask in asking if ask.again]
+        before = OBSERVED in (node["metadata"].get("annotations") or {})
+        return again if before and again else asking
+
     def hopeless(self, machine: Machine, ask: Ask) -> bool:
         """Whether a pull fails, or has no room, whatever is done."""
         registry = self.truth.registry
@@ -347,9 +360,8 @@ class Safety:
         machine = judge.machine(node)
         if machine is None or judge.gate_open() or elapsed() - judge.gate_at < LAG:
             return
-        for name, ask in judge.asks.items():
-            if not ask.gates or ask.deleting or ask.dry or not ask.matches(node):
-                continue
+        for ask in judge.holding(node):
+            name = ask.name
             if not judge.settled(name):
                 continue
             judge.applied["released-early"] += 1
@@ -432,7 +444,7 @@ class Safety:
                 continue
             node = nodes.get(pod["spec"]["nodeName"])
             owners = {owner["uid"] for owner in metadata.get("ownerReferences", ())}
-            if node is None or node["metadata"]["uid"] not in owners:
+            if node is None or node["metadata"]["uid"] not in owners or not ask.matches(node):
                 continue
             if age(metadata["creationTimestamp"]) > DEADLINE or not self._counts(node):
                 continue
@@ -602,6 +614,7 @@ class Liveness:
         self._processes()
         for node in nodes:
             self._held(node)
+            self._away(node)
         for name, ask in list(judge.asks.items()):
             if not ask.deleting and not ask.dry:
                 self._prefetch(name, ask, nodes)
@@ -649,11 +662,7 @@ class Liveness:
                 self._for(kind, name, true=False)
             return
         gate = judge.gate()
-        asking = [
-            a
-            for a in judge.asks.values()
-            if a.gates and not a.deleting and not a.dry and a.matches(node)
-        ]
+        asking = judge.holding(node)
         complete = bool(asking) and all(self._done(machine, ask) for ask in asking)
         idle = bool(asking) and all(
             judge.holds(machine, ask)
@@ -692,6 +701,31 @@ class Liveness:
             over = min(over, quiet, elapsed() - newest)
             if over > LATE + self._slack():
                 judge.blame("timeout-late", name, f"held {over:.0f} s after its timeout")
+
+    def _away(self, node: Body) -> None:
+        """With onReboot Hold, a node in service that is not Ready gets the taint."""
+        judge, name = self._judge, node["metadata"]["name"]
+        labels = node["metadata"].get("labels") or {}
+        machine = judge.machine(node)
+        observed = (node["metadata"].get("annotations") or {}).get(OBSERVED, "")
+        wanted = (
+            not ready(node)
+            and not judge.taints(node)
+            and not judge.gate_open()
+            and machine is not None
+            and observed.endswith(f"/{node['status']['nodeInfo']['bootID']}")
+            and name not in self._refused()
+            and any(
+                ask.again and not ask.dry and labels.get(LABEL + ask.name) == ask.target
+                for ask in judge.holding(node)
+                if judge.settled(ask.name) and ask.images and self.allowed(ask, "LIST")
+            )
+        )
+        judge.applied["held-while-away"] += 1
+        seconds = min(self._for("away", name, wanted), elapsed() - judge.truth.disturbed)
+        seconds = min(seconds, elapsed() - judge.gate_at)
+        if seconds > RELEASE_AFTER_FAULT + BLIND + self._slack():
+            judge.blame("not-held-while-away", name, f"not Ready for {seconds:.0f} s, no taint")
 
     def _done(self, machine: Machine, ask: Ask) -> bool:
         """Whether everything is on the machine, and the pods of this very spec have said so."""
@@ -751,6 +785,8 @@ class Liveness:
             for pod in judge.truth.server.all("pods")
             if (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
         )
+        # What cannot be read any more has its slot until its deadline, by the sizes of then.
+        pulling = pulling or self._out_of_reach(name)
         possible = (
             bool(waiting)
             and bool(ask.images)

@@ -9,12 +9,16 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from imagegate.kube.client import Client
 from imagegate.puller import build
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.watchdog import Watchdog
 from tests.simulation.apiserver import ApiServer, Body, Key, Refused, Request, age, timestamp
 from tests.simulation.judge import Judge
-from tests.simulation.loop import elapsed
+from tests.simulation.loop import EPOCH, elapsed
 from tests.simulation.machines import GB, Kubelet, Machine, Registry
 from tests.simulation.replica import LEASE, NAMESPACE, Replica
+from tests.simulation.transport import Network, Transport
 
 TEAMS = (NAMESPACE, "team-a", "team-b")
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
@@ -267,6 +271,14 @@ class World:
             for key, stored in list(self.server.objects["events"].items()):
                 if age(stored.body["metadata"]["creationTimestamp"]) > 3600:
                     self.server.do("etcd", "DELETE", "events", key)
+
+    async def watch_over(self) -> int:
+        """One run of the chart's watchdog."""
+        api: Any = Transport(self.server, Network(self.rng), "watchdog/0")
+        clock = Clock(now=lambda: EPOCH + elapsed())
+        return await Watchdog(
+            Client(api), namespace=NAMESPACE, lease=LEASE, taint_key=KEY, after=900, clock=clock
+        ).run()
 
     # ---- what may happen: nodes
 

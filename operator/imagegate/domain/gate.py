@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from imagegate.api import fields
 from imagegate.domain.actions import ReleaseReason
-from imagegate.domain.facts import Attempts, Gate, GateMode, GatePolicy, Node, Prefetch, Taint
+from imagegate.domain.facts import (
+    Attempts,
+    Gate,
+    GateMode,
+    GatePolicy,
+    Node,
+    OnReboot,
+    Prefetch,
+    Taint,
+)
 
 MAX_PROBLEM = 400
 """Characters of a problem in a message about one node."""
@@ -29,7 +38,10 @@ class Claim:
     cached: bool
     failure: Attempts | None = None
     impossible: bool = False
-    """The node can never hold images (`match.NEVER`): nothing to wait for."""
+    """The node can never hold these images (`match.NEVER`): nothing to wait for, not even under
+    FailClosed, or a node of another platform would wait for ever."""
+    why: str = ""
+    """Why not, for people."""
     problem: Problem | None = None
     """Why it cannot be acted on: its images are not cached then, whatever their number."""
     waits_for: str = ""
@@ -45,6 +57,11 @@ class Claim:
     @property
     def gating(self) -> bool:
         return self.prefetch.gate.mode is GateMode.NEW_NODES and not self.impossible
+
+    @property
+    def holds_again(self) -> bool:
+        """Whether it holds nodes that were in service before, too."""
+        return self.gating and self.prefetch.gate.on_reboot is OnReboot.HOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +108,12 @@ def judge(
         return Verdict(ReleaseReason.DISABLED, "the NodeGate is suspended")
     if unsettled is not None:
         return Verdict(None, f"waiting for the node: {unsettled}")
+    claims = tuple(claims)
     gating = [claim for claim in claims if claim.gating]
     if not gating:
-        return Verdict(ReleaseReason.UNMATCHED, "no ImagePrefetch gates this node")
+        never = [f"{c.prefetch.name}: {c.why}" for c in claims if c.impossible and c.why]
+        text = "; ".join(never) or "no ImagePrefetch gates this node"
+        return Verdict(ReleaseReason.UNMATCHED, text)
     reasons: set[ReleaseReason] = set()
     notes: list[str] = []
     blockers: list[str] = []

@@ -26,6 +26,8 @@ from imagegate.domain.facts import (
 from imagegate.domain.gate import Problem
 from imagegate.domain.share import Outcome, Share, Site
 
+CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
+
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
@@ -58,6 +60,8 @@ class NodeView:
     """The node's image file system; None: not read lately."""
     taints_by_watch: bool = False
     """Whether the operator itself taints new nodes, for want of an admission policy."""
+    control_planes: bool = False
+    """Whether it taints those of the control plane as well."""
 
 
 def decide(view: NodeView, now: float) -> NodePlan:
@@ -156,23 +160,27 @@ def _verdict(
     if not taints or view.node.deleting:
         return None
     impossible = match.skipped(view.node, gated=True) in match.NEVER
+    claims = [
+        gate.Claim(
+            share.prefetch,
+            cached=outcome.cached,
+            failure=outcome.failure,
+            impossible=outcome.skipped in match.NEVER,
+            why=outcome.skipped,
+            waits_for=outcome.waits_for or (share.slots if outcome.wants else ""),
+        )
+        for share, outcome in outcomes
+    ] + [
+        gate.Claim(problem.prefetch, cached=False, problem=problem, impossible=impossible)
+        for problem in view.problems
+    ]
+    again = [claim for claim in claims if claim.holds_again]
     return gate.judge(
         gate=view.gate,
         unsettled=match.unsettled(view.node),
-        claims=[
-            gate.Claim(
-                share.prefetch,
-                cached=outcome.cached,
-                failure=outcome.failure,
-                impossible=outcome.skipped in match.NEVER,
-                waits_for=outcome.waits_for or (share.slots if outcome.wants else ""),
-            )
-            for share, outcome in outcomes
-        ]
-        + [
-            gate.Claim(problem.prefetch, cached=False, problem=problem, impossible=impossible)
-            for problem in view.problems
-        ],
+        # A node that was in service before is held for those alone that have it held again: the
+        # rollouts of the others reach it in their turn.
+        claims=again if view.node.observed and again else claims,
         since=gate.ready_since(view.node, view.first_ready, taints),
         now=now,
     )
@@ -228,7 +236,7 @@ def _patch(
         drop_labels=drop,
         observed=node.identity if record else None,
         remove=(*taints, *outdated),
-        add=None if taints or outdated else _late_taint(view, outcomes, now),
+        add=None if taints or outdated else _taint(view, outcomes, now),
         release=release,
         message=message,
     )
@@ -273,12 +281,34 @@ def _orphan_labels(view: NodeView) -> tuple[str, ...]:
     )
 
 
-def _late_taint(
+def _taint(view: NodeView, outcomes: list[tuple[Share, Outcome]], now: float) -> Taint | None:
+    """The gate taint for a node that has none, where it has to have one."""
+    wanted = _goes_away(view, outcomes) or _joins_untainted(view, outcomes, now)
+    return _gate_taint(view, now) if wanted and _active(view) else None
+
+
+def _goes_away(view: NodeView, outcomes: list[tuple[Share, Outcome]]) -> bool:
+    """Whether a node in service is not Ready any more, and is held when it comes back: it may
+    reboot, or be wiped, and reports that in the same moment in which it is Ready again. One that
+    has done neither is released as soon as it is Ready.
+    """
+    node = view.node
+    if node.ready or node.observed != node.identity or match.skipped(node, gated=False):
+        return False
+    return any(
+        outcome.labelled
+        and share.prefetch.gate.on_reboot is OnReboot.HOLD
+        and share.prefetch.gate.mode is GateMode.NEW_NODES
+        for share, outcome in outcomes
+    )
+
+
+def _joins_untainted(
     view: NodeView,
     outcomes: list[tuple[Share, Outcome]],
     now: float,
-) -> Taint | None:
-    """The gate taint for a node that joined untainted, where no admission policy is served.
+) -> bool:
+    """Whether a node that ought to be held joined untainted: no admission policy is served.
 
     Best effort, as every taint that a controller adds (uswitch/nidhogg#11): pods may have landed
     before. Only for a node that was never recorded, is younger than a prefetch that gates it,
@@ -286,19 +316,23 @@ def _late_taint(
     """
     node, gate_ = view.node, view.gate
     if not view.taints_by_watch or node.observed:
-        return None
-    if gate_ is None or not _active(view) or now - node.created_at > gate_.silence:
-        return None
-    if any(key.startswith("node-role.kubernetes.io/control-plane") for key in node.labels):
-        return None
-    waiting = any(
+        return False
+    if gate_ is None or now - node.created_at > gate_.silence:
+        return False
+    if not view.control_planes and _is_control_plane(node):
+        return False
+    return any(
         share.prefetch.gate.mode is GateMode.NEW_NODES
         and node.created_at > share.prefetch.created_at
         and not outcome.cached
         and not outcome.skipped
         for share, outcome in outcomes
     )
-    return _gate_taint(view, now) if waiting else None
+
+
+def _is_control_plane(node: Node) -> bool:
+    """By its taint too: kubeadm adds the label after the registration, as in the policy."""
+    return CONTROL_PLANE in node.labels or any(t.key == CONTROL_PLANE for t in node.taints)
 
 
 def _active(view: NodeView) -> bool:

@@ -94,6 +94,7 @@ class Reconciler:
         clock: Clock,
         taint_key: Callable[[], str],
         taints_by_watch: bool,
+        control_planes: bool = False,
         earlier_keys: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         """``earlier_keys``: keys that the gate had before, under which nodes may still be held."""
@@ -111,6 +112,7 @@ class Reconciler:
         self._taint_key = taint_key
         self._earlier_keys = earlier_keys
         self._taints_by_watch = taints_by_watch
+        self._control_planes = control_planes
         self._specs: dict[str, tuple[str, Prefetch]] = {}
         self._written: dict[str, float] = {}
         self._leaving: dict[str, tuple[str, float]] = {}
@@ -308,6 +310,7 @@ class Reconciler:
             seen=self._store.listed(node),
             usage=self._disks.known(node),
             taints_by_watch=self._taints_by_watch,
+            control_planes=self._control_planes,
         )
 
     def _problem(self, prefetch: Prefetch, node: Node) -> Iterator[Problem]:

@@ -732,6 +732,9 @@ class Lives(RuleBasedStateMachine):
         assert not any(closed_to(p, view) for p in by.store.prefetches.values()), (
             "opened by a fault"
         )
+        # A node that was in service before is held for those that have it held again.
+        again = [p for p in gating if p.gate.on_reboot is OnReboot.HOLD]
+        gating = again if view.observed and again else gating
         for prefetch in gating:
             had = holds(machine, view, prefetch) or prefetch.label in machine.forged
             if had and not prefetch.searching:
@@ -764,8 +767,11 @@ class Lives(RuleBasedStateMachine):
         ]
         if view.observed:
             assert alive(view.observed, view), "held as another machine"
-            assert view.observed != view.identity, "held without a reboot"
-            assert any(p.gate.on_reboot is OnReboot.HOLD for p in gating)
+            again = [p for p in gating if p.gate.on_reboot is OnReboot.HOLD]
+            assert again
+            if view.observed == view.identity:
+                assert not view.ready, "held in service"
+                assert any(view.labels.get(p.label) == p.target for p in again)
         else:
             assert self.by_watch, "tainted although a policy does that"
             assert any(p.created_at < view.created_at for p in gating)

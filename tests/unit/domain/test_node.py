@@ -423,6 +423,81 @@ def test_after_a_reboot_hold_puts_the_taint_back() -> None:
     assert patch.add is None
 
 
+def test_after_an_image_proved_incomplete_the_registry_is_asked() -> None:
+    on = gated()
+    (group,) = LLM.groups
+    for waiting, reason in (
+        ("CreateContainerError", "NodeStoreDamaged"),
+        ("CreateContainerConfigError", "ContainerNotCreated"),
+    ):
+        message = "content digest sha256:bb: not found" if "Store" in reason else "no"
+        made = pod(LLM, on, waiting=waiting, waiting_message=message)
+        plan = decide(view(on, Share(LLM, pods=(made,), place=True)))
+        (delete,) = deletes(plan)
+        assert delete.remember is not None
+        assert delete.remember.reason == reason
+        assert plan.held
+        attempts = {group.key: dataclasses.replace(delete.remember, next_at=0.0)}
+        (again,) = creates(decide(view(on, Share(LLM, place=True, attempts=attempts))))
+        assert again.afresh
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"labels": {"node-role.kubernetes.io/control-plane": ""}},
+        {"taints": (Taint("node-role.kubernetes.io/control-plane", "NoSchedule"),)},
+    ],
+)
+def test_the_watch_taints_the_control_plane_where_it_is_asked_to(mark: dict[str, Any]) -> None:
+    """As the policy: by the label, and by the taint, which kubeadm's nodes have before it."""
+    young = view(node(**mark), Share(LLM), taints_by_watch=True)
+    assert patches(decide(young)) == []
+    (patch,) = patches(decide(dataclasses.replace(young, control_planes=True)))
+    assert patch.add is not None
+
+
+HOLD = prefetch(gate=GateSpec(on_reboot=OnReboot.HOLD))
+
+
+def test_under_hold_a_node_in_service_is_held_as_soon_as_it_is_not_ready() -> None:
+    away = node(**labelled(ready=False))
+    (patch,) = patches(decide(view(away, Share(HOLD))))
+    assert patch.add == HELD_NOW
+    assert not patch.drop_labels
+    assert patches(decide(view(away, Share(LLM)))) == [], "nothing of it without Hold"
+    assert patches(decide(view(away, Share(HOLD), gate=gate(suspend=True)))) == []
+    unlabelled = node(labels={}, observed=away.observed, ready=False)
+    assert patches(decide(view(unlabelled, Share(HOLD)))) == [], "it had no images before"
+    leaving = node(**labelled(ready=False, taints=(Taint("karpenter.sh/disrupted", "NoSchedule"),)))
+    assert patches(decide(view(leaving, Share(HOLD)))) == []
+
+
+def test_a_node_that_was_only_away_is_released_once_it_is_ready() -> None:
+    """Also where another ImagePrefetch has not reached it yet: that one did not hold it."""
+    held = labelled(taints=(HELD_NOW,))
+    pods = (pod(HOLD, node(**held), phase="Succeeded"),)
+    other = prefetch("other", gate=GateSpec())
+    for ready in (False, True):
+        on = node(**held, ready=ready)
+        found = patches(decide(view(on, Share(HOLD, pods=pods), Share(other))))
+        assert [patch.release for patch in found] == ([ReleaseReason.CACHED] if ready else [])
+
+
+def test_a_node_that_was_wiped_while_it_was_away_is_held_until_it_is_verified() -> None:
+    back = node(**labelled(taints=(HELD_NOW,), boot_id="boot-2"))
+    old = pod(HOLD, back, observed="node-uid/boot-1", phase="Succeeded")
+    (patch,) = patches(decide(view(back, Share(HOLD, pods=(old,)))))
+    assert patch.drop_labels == (HOLD.label,)
+    assert patch.remove == ()
+    recorded = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2", taints=(HELD_NOW,))
+    assert decide(view(recorded, Share(HOLD, pods=(old,), place=True))).held
+    done = pod(HOLD, recorded, phase="Succeeded")
+    (patch,) = patches(decide(view(recorded, Share(HOLD, pods=(done,)))))
+    assert patch.release is ReleaseReason.CACHED
+    assert patch.set_labels == {HOLD.label: HOLD.target}
+
+
 def test_a_node_of_the_same_name_but_another_machine_has_nothing() -> None:
     ignore = prefetch(gate=GateSpec(on_reboot=OnReboot.IGNORE))
     on = node(**labelled(uid="another"))
