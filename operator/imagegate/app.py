@@ -42,6 +42,7 @@ from imagegate.puller import build
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
+from imagegate.runtime import watches
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.collector import StateCollector
 from imagegate.runtime.disks import Disks, Source
@@ -92,7 +93,7 @@ class App:
         self._policy_missing = False
         self._probed = False
         namespaces = settings.puller_namespaces
-        self._reader = Reader(frozenset(namespaces))
+        self._reader = Reader(namespaces)
         self.store = Store(clock)
         metrics.exists = lambda prefetch: prefetch in self.store.prefetches
         self.ledger = Ledger()
@@ -129,6 +130,7 @@ class App:
             clock=clock,
             taint_key=self._taint_key,
             taints_by_watch=settings.gate_source is GateSource.WATCH,
+            control_planes=settings.gate_control_planes,
             earlier_keys=self._earlier_keys,
         )
         inspector.changed = self._reconciler.images_inspected
@@ -214,7 +216,16 @@ class App:
 
     def _fit_to_hold(self) -> str | None:
         """Why nobody may be held on this process' account: it could not let them go in time."""
-        return self.healthy() or (None if self.store.watches.begun else "no watch has begun yet")
+        if problem := self.healthy():
+            return problem
+        if not self.store.watches.begun:
+            return "no watch has begun yet"
+        gate = self.store.gate
+        silence = gate.silence if gate is not None else float("inf")
+        seen = max(self._resync.last, self.store.watches.quiet_since(watches.NODES))
+        if self._clock.monotonic() - seen > max(silence, 2 * watches.QUIET):
+            return "neither a list nor the watch of Nodes has said anything for silenceSeconds"
+        return None
 
     def ready(self) -> str | None:
         """A standby is ready; a leader once its store is complete."""
@@ -231,7 +242,7 @@ class App:
 
     def pushed(self, push: Push) -> int:
         """Ask the registry about what was pushed, soon; the number of images it concerns."""
-        return self._inspector.poke(push.registry, push.repository, push.tag)
+        return self._inspector.poke(push.registry, push.repository)
 
     async def lead(self) -> None:
         """Do the work of the leader until cancelled, or until a part of it fails."""

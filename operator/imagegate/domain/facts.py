@@ -491,6 +491,7 @@ class Gate:
     silence: float = 300.0
     deleting: bool = False
     status: Mapping[str, object] = field(default_factory=dict, compare=False)
+    created: str = ""
 
 
 class NodeState(StrEnum):

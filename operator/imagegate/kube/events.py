@@ -57,13 +57,14 @@ class Events:
                 for _ in range(WRITERS):
                     group.create_task(self._work())
         finally:
-            await self._flush()
+            await self.flush()
 
     async def _work(self) -> None:
         while True:
             await self._write(await self._pending.get())
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
+        """Write what waits, within a moment: the process ends."""
         try:
             async with asyncio.timeout(LAST_WORDS):
                 while not self._pending.empty():

@@ -25,6 +25,7 @@ def parse(body: Mapping[str, Any]) -> Gate:
         silence=float(spec.get("silenceSeconds", 300)),
         deleting="deletionTimestamp" in metadata,
         status=dict(body.get("status") or {}),
+        created=metadata.get("creationTimestamp", ""),
     )
 
 

@@ -16,8 +16,10 @@ from imagegate.api import fields
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.facts import OBSERVED, Listed, Node, Taint
 from imagegate.kube.client import JSON_PATCH, Client
+from imagegate.kube.errors import Conflict, NotFound
 
 PATH = "/api/v1/nodes"
+CONFLICTS = 10
 
 NAMES_LISTED = 5
 """Names that the kubelet lists for one image at most (MaxNamesPerImageInNodeStatus)."""
@@ -206,3 +208,22 @@ class Nodes:
         """The Node as it is afterwards. Raises Conflict when it was not as ``patch`` saw it."""
         body = await self._client.patch(f"{PATH}/{patch.node.name}", operations(patch), JSON_PATCH)
         return self.parse(body)
+
+    async def insist(self, node: Node, wanted: Callable[[Node], PatchNode]) -> bool:
+        """Apply what is ``wanted`` of a node, as it is and as it then turns out to be. Whether
+        there was anything to do; nothing is wanted of one that is gone. Raises Conflict when it
+        keeps changing.
+        """
+        for _ in range(CONFLICTS):
+            patch = wanted(node)
+            if patch.empty:
+                return False
+            try:
+                await self.apply(patch)
+            except Conflict:
+                node = await self.get(node.name)
+                continue
+            except NotFound:
+                return False
+            return True
+        raise Conflict(f"patch node {node.name}", 409, "it kept changing; try again")

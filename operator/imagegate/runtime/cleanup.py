@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 60.0
 PODS_TIMEOUT = 20.0
-CONFLICTS = 10
 PARALLEL = 32
 
 
@@ -59,8 +58,9 @@ class Cleanup:
         keys = await self._taint_keys()
         await self._delete(f"{GATES}/{GATE_NAME}")
         nodes = await self._nodes.list()
-        await self._delete_pods({node.name for node in nodes})
+        # The nodes first: whatever cannot be done after it, nobody is held any more.
         await self._tidy_all(nodes, keys)
+        await self._delete_pods({node.name for node in nodes})
         for prefetch in await self._prefetches.list():
             if FINALIZER in prefetch.finalizers:
                 await self._prefetches.remove_finalizer(prefetch)
@@ -87,13 +87,24 @@ class Cleanup:
     async def _tidy_all(self, nodes: Sequence[Node], keys: Collection[str]) -> None:
         limit = asyncio.Semaphore(PARALLEL)
 
+        def wanted(node: Node) -> PatchNode:
+            return PatchNode(
+                node,
+                drop_labels=tuple(k for k in node.labels if k.startswith(LABEL_PREFIX)),
+                remove=node.taints_of(keys),
+                forget=bool(node.observed),
+            )
+
         async def tidy(node: Node) -> None:
             async with limit:
-                await self._tidy(node, keys)
+                await self._nodes.insist(node, wanted)
 
-        async with asyncio.TaskGroup() as group:
-            for node in nodes:
-                group.create_task(tidy(node))
+        # Every node is tried: one that is refused must not leave the others held.
+        results = await asyncio.gather(*map(tidy, nodes), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        if failed:
+            logger.error("nodes not tidied", extra={"count": len(failed)})
+            raise failed[0]
 
     async def _stop_operator(self) -> None:
         """Scale the operator to zero and wait, or it would put back what is taken away."""
@@ -129,26 +140,6 @@ class Cleanup:
                         await asyncio.sleep(0.5)
         except TimeoutError:
             logger.warning("puller pods are still going; their nodes do not answer")
-
-    async def _tidy(self, node: Node, keys: Collection[str]) -> None:
-        for _ in range(CONFLICTS):
-            patch = PatchNode(
-                node,
-                drop_labels=tuple(k for k in node.labels if k.startswith(LABEL_PREFIX)),
-                remove=node.taints_of(keys),
-                forget=bool(node.observed),
-            )
-            if patch.empty:
-                return
-            try:
-                await self._nodes.apply(patch)
-            except Conflict:
-                node = await self._nodes.get(node.name)
-                continue
-            except NotFound:
-                pass
-            return
-        raise Conflict(f"tidy node {node.name}", 409, "it kept changing; run the clean-up again")
 
     async def _delete(self, path: str) -> None:
         try:

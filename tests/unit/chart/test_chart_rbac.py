@@ -70,6 +70,9 @@ def test_rights_in_namespaces(release: Release) -> None:
             }
             for namespace in ("ml", "web")
         },
+        "imagegate-watchdog": {
+            ("coordination.k8s.io", "leases", frozenset({"get"}), ("imagegate",)),
+        },
         "imagegate-cleanup": {
             ("apps", "deployments", frozenset({"get"}), ("imagegate",)),
             ("apps", "deployments/scale", frozenset({"patch"}), ("imagegate",)),
@@ -141,10 +144,26 @@ def test_cluster_wide_rights_of_the_cleanup(release: Release) -> None:
     }
 
 
+def test_cluster_wide_rights_of_the_watchdog(helm: Helm, release: Release) -> None:
+    assert set(grants(release.of("ClusterRole")["imagegate-watchdog"])) == {
+        ("", "nodes", frozenset({"get", "list", "patch"}), ()),
+        ("imagegate.dev", "nodegates", frozenset({"get"}), ("default",)),
+        ("", "events", frozenset({"create"}), ()),
+    }
+    without = helm.render({"gate": {"watchdog": {"enabled": False}}})
+    assert not [
+        name
+        for kind in ("CronJob", "ClusterRole", "Role")
+        for name in without.of(kind)
+        if "watchdog" in name
+    ]
+
+
 def test_default_puller_namespace_is_the_releases_own(helm: Helm) -> None:
     assert set(helm.render().of("Role")) == {
         "imagegate",
         "imagegate-puller",
+        "imagegate-watchdog",
         "imagegate-cleanup",
         "imagegate-cleanup-puller",
     }
@@ -172,7 +191,7 @@ def test_reading_pull_secrets_can_be_forbidden(helm: Helm) -> None:
 
 def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -> None:
     accounts = set(release.of("ServiceAccount"))
-    assert accounts == {"imagegate", "imagegate-cleanup"}
+    assert accounts == {"imagegate", "imagegate-cleanup", "imagegate-watchdog"}
     for kind in ("ClusterRole", "Role"):
         bindings = release.of(f"{kind}Binding")
         people = {"imagegate-view", "imagegate-edit"} if kind == "ClusterRole" else set()
@@ -183,7 +202,8 @@ def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -
                 "kind": kind,
                 "name": name.rpartition("/")[2],
             }
-            account = "imagegate-cleanup" if "cleanup" in name else "imagegate"
+            helpers = ("cleanup", "watchdog")
+            account = next((f"imagegate-{each}" for each in helpers if each in name), "imagegate")
             assert binding["subjects"] == [
                 {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
             ]
@@ -191,7 +211,7 @@ def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -
 
 def test_service_account_can_be_given(helm: Helm) -> None:
     release = helm.render({"serviceAccount": {"create": False, "name": "mine"}})
-    assert set(release.of("ServiceAccount")) == {"imagegate-cleanup"}
+    assert set(release.of("ServiceAccount")) == {"imagegate-cleanup", "imagegate-watchdog"}
     assert release.pod()["serviceAccountName"] == "mine"
     assert release.of("ClusterRoleBinding")["imagegate"]["subjects"][0]["name"] == "mine"
 
@@ -219,4 +239,5 @@ def test_people_get_prefetches_by_the_built_in_roles(helm: Helm, release: Releas
     assert set(helm.render({"rbac": {"aggregateClusterRoles": False}}).of("ClusterRole")) == {
         "imagegate",
         "imagegate-cleanup",
+        "imagegate-watchdog",
     }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from imagegate.kube import errors
 from imagegate.kube.prefetches import Prefetches
 from imagegate.runtime.cleanup import Cleanup
 from tests.unit.runtime.world import KEY, NAMESPACE, World, until
@@ -79,3 +82,24 @@ async def test_a_node_that_keeps_changing_is_tidied_all_the_same() -> None:
     await cleanup(world).run()
     assert KEY not in world.taints("held")
     assert world.taints("held").count("x") == 3
+
+
+async def test_whatever_fails_first_nobody_stays_held() -> None:
+    """Pods that may not be deleted, or one node that a policy protects, do not keep the others."""
+    for failing, held in (
+        (f"/api/v1/namespaces/{NAMESPACE}/pods", False),
+        ("/nodes/cached", False),
+    ):
+        world = await in_use()
+
+        def refuse(method: str, path: str, failing: str = failing) -> None:
+            if method in ("DELETE", "PATCH") and failing in path:
+                raise errors.Forbidden(f"{method} {path}", 403, "no right")
+
+        world.api.before = refuse
+        with pytest.raises(errors.Forbidden):
+            await cleanup(world).run()
+        assert (KEY in world.taints("held")) is held
+        world.api.before = lambda *_: None
+        await cleanup(world).run()
+        assert world.labels("cached") == {}

@@ -82,7 +82,7 @@ class World:
     def __init__(self, api: MemoryApi | None = None) -> None:
         self.api = api or MemoryApi()
         self.clock = Clock()
-        self.reader = Reader(frozenset({NAMESPACE}))
+        self.reader = Reader([NAMESPACE])
         self.registries = Registries()
         self.disks = Full(Usage(capacity=100 * 10**9, used=10 * 10**9))
         self.start_operator()

@@ -164,6 +164,8 @@ env:
         fieldPath: status.podIP
   {{- end }}
   # Not arguments: `kubectl exec ... imagegate plan` asks the same registries and kubelets.
+  - name: IMAGEGATE_PULLER_NAMESPACES
+    value: {{ include "imagegate.pullerNamespaces" . | quote }}
   {{- with .Values.registry.plainHTTP }}
   - name: IMAGEGATE_REGISTRY_PLAIN_HTTP
     value: {{ join "," . | quote }}

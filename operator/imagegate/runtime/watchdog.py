@@ -1,0 +1,98 @@
+"""Frees held nodes when the operator is dead: run every few minutes, in a process of its own.
+
+The admission policy looks at the heartbeat itself, and taints nobody without one. But nodes that
+were held when the operator died, and those that somebody else taints (Karpenter's
+``startupTaints``, a node pool, ``--register-with-taints``), would wait for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from imagegate.api import fields
+from imagegate.domain.actions import PatchNode
+from imagegate.domain.facts import Node
+from imagegate.kube.client import Client
+from imagegate.kube.errors import NotFound
+from imagegate.kube.events import Events
+from imagegate.kube.gates import Gates
+from imagegate.kube.leases import LeaseRecord, Leases
+from imagegate.kube.nodes import Nodes
+from imagegate.runtime.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+PARALLEL = 32
+REASON = "GateReleased"
+
+
+class Watchdog:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        namespace: str,
+        lease: str,
+        taint_key: str,
+        after: float,
+        clock: Clock,
+        instance: str = "imagegate-watchdog",
+    ) -> None:
+        """``after``: seconds without a heartbeat. ``clock``: of the API server."""
+        self._nodes = Nodes(client)
+        self._gates = Gates(client)
+        self._leases = Leases(client, namespace, lease)
+        self._events = Events(client, component="imagegate-watchdog", instance=instance)
+        self._taint_key = taint_key
+        self._after = after
+        self._clock = clock
+
+    async def run(self) -> int:
+        """How many nodes were freed: none while the operator lives. Raises a KubeError; what was
+        freed before stays so.
+        """
+        try:
+            lease = await self._leases.get()
+        except NotFound:
+            lease = LeaseRecord()
+        gate = await self._gates.get()
+        if gate is not None:
+            # A leader that cannot see the cluster renews its Lease, and writes no heartbeat.
+            alive = gate.status.get("heartbeat") or gate.created
+        else:
+            alive = lease.renew_time
+        silent = self._clock.now() - (fields.seconds(alive) or 0.0)
+        if silent < self._after:
+            logger.info("the operator lives", extra={"seconds": round(silent)})
+            return 0
+        keys = frozenset({self._taint_key, *lease.taint_keys})
+        keys |= {gate.taint_key} if gate is not None else set()
+        held = [node for node in await self._nodes.list() if node.taints_of(keys)]
+        if not held:
+            return 0
+        since = f"the operator has been silent since {alive}" if alive else "there is no operator"
+        logger.error("the operator is dead", extra={"alive": alive, "held": len(held)})
+        limit = asyncio.Semaphore(PARALLEL)
+
+        def wanted(node: Node) -> PatchNode:
+            return PatchNode(node, remove=node.taints_of(keys))
+
+        async def free(node: Node) -> bool:
+            async with limit:
+                freed = await self._nodes.insist(node, wanted)
+            if freed:
+                text = f"gate taint removed (watchdog): {since}; the images may not be there"
+                self._events.node(
+                    node.name, node.uid, REASON, text, self._clock.now(), warning=True
+                )
+            return freed
+
+        # Every node is tried: one that is refused must not leave the others held.
+        results = await asyncio.gather(*map(free, held), return_exceptions=True)
+        await self._events.flush()
+        failed = [result for result in results if isinstance(result, BaseException)]
+        if failed:
+            logger.error("nodes not freed", extra={"count": len(failed)})
+            raise failed[0]
+        return sum(map(bool, results))

@@ -1,0 +1,110 @@
+"""The watchdog: a dead operator holds nobody, whoever has tainted the nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from imagegate.domain.status import timestamp
+from imagegate.kube import errors
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.watchdog import Watchdog
+from tests.unit.runtime.world import KEY, NAMESPACE, World
+
+GATE = "/apis/imagegate.dev/v1alpha1/nodegates/default"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/imagegate"
+NOW = 1_800_000_000.0
+OLD_KEY = "example.com/old"
+
+
+def watchdog(world: World) -> Watchdog:
+    client: Any = world.api
+    return Watchdog(
+        client,
+        namespace=NAMESPACE,
+        lease="imagegate",
+        taint_key=KEY,
+        after=900,
+        clock=Clock(now=lambda: NOW),
+    )
+
+
+def cluster(*, beat: float | None, lease: float | None = None) -> World:
+    """Seconds since the last heartbeat (None: no NodeGate) and since the Lease was renewed."""
+    world = World()
+    world.api.watchers.clear()
+    if beat is not None:
+        world.add_gate()
+        world.api.objects[GATE]["status"] = {"heartbeat": timestamp(NOW - beat)}
+    if lease is not None:
+        renewed = timestamp(NOW - lease).replace("Z", ".000000Z")
+        annotations = {"imagegate.dev/taint-keys": f"{KEY},{OLD_KEY}"}
+        world.api.put(
+            LEASE,
+            {
+                "metadata": {"name": "imagegate", "annotations": annotations},
+                "spec": {"holderIdentity": "op", "renewTime": renewed},
+            },
+        )
+    world.add_node("policy", gated=True)
+    for name, key, effect in (("hand", KEY, "NoExecute"), ("earlier", OLD_KEY, "NoSchedule")):
+        world.add_node(name)
+        taint = {"key": key, "effect": effect}
+        path = f"/api/v1/nodes/{name}"
+        world.api.change(path, lambda body, t=taint: body["spec"]["taints"].append(t))  # type: ignore[misc]
+    world.add_node("free")
+    return world
+
+
+def held(world: World) -> set[str]:
+    return {
+        name
+        for name in ("policy", "hand", "earlier", "free")
+        if {KEY, OLD_KEY} & set(world.taints(name))
+    }
+
+
+@pytest.mark.parametrize(("beat", "lease"), [(899, 899), (5, None), (None, 899), (0, 5000)])
+async def test_while_the_operator_lives_nothing_is_written(
+    beat: float | None, lease: float | None
+) -> None:
+    world = cluster(beat=beat, lease=lease)
+    world.api.requests.clear()
+    assert await watchdog(world).run() == 0
+    assert world.api.writes() == []
+    assert held(world) == {"policy", "hand", "earlier"}
+
+
+@pytest.mark.parametrize(("beat", "lease"), [(900, 900), (5000, 1), (None, 5000)])
+async def test_once_it_is_dead_everybody_is_freed_and_told(
+    beat: float | None, lease: float | None
+) -> None:
+    """Also by one that still renews its Lease, and has seen nothing of the cluster for long."""
+    world = cluster(beat=beat, lease=lease)
+    assert await watchdog(world).run() == 3
+    assert held(world) == set()
+    assert world.taints("policy") == ["node.kubernetes.io/not-ready"], "others' taints stay"
+    events = [body for path, body in world.api.objects.items() if "/events/" in path]
+    assert {event["involvedObject"]["name"] for event in events} == {"policy", "hand", "earlier"}
+    assert {event["type"] for event in events} == {"Warning"}
+    assert await watchdog(world).run() == 0, "nothing is left to do"
+
+
+async def test_without_any_trace_of_an_operator_nobody_is_held() -> None:
+    world = cluster(beat=None, lease=None)
+    assert await watchdog(world).run() == 2
+    assert held(world) == {"earlier"}, "nobody knows that key any more"
+
+
+async def test_one_node_that_is_refused_does_not_leave_the_others_held() -> None:
+    world = cluster(beat=5000, lease=5000)
+
+    def refuse(method: str, path: str) -> None:
+        if method == "PATCH" and path == "/api/v1/nodes/policy":
+            raise errors.Invalid("patch node", 422, "denied by a policy")
+
+    world.api.before = refuse
+    with pytest.raises(errors.Invalid):
+        await watchdog(world).run()
+    assert held(world) == {"policy"}
