@@ -1,14 +1,16 @@
-"""The command line: ``imagegate run``, ``plan``, ``lint`` and ``cleanup``."""
+"""The command line: ``imagegate run``, ``plan``, ``lint``, ``cleanup`` and ``watchdog``."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imagegate import __version__, app, lint, logs, plan
 from imagegate.api import references
@@ -25,12 +27,16 @@ from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import EMPTY, Keyring
 from imagegate.registry.platforms import Platform
 from imagegate.runtime.cleanup import Cleanup
+from imagegate.runtime.clock import Clock, ServerTime
+from imagegate.runtime.watchdog import Watchdog
 from imagegate.settings import GateSource, Settings
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = Settings(namespace="", identity="")
 _DOCKER_CONFIG = "~/.docker/config.json"
+FREED = 3
+"""Exit status of a watchdog that had something to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "run":
                 asyncio.run(app.run(_settings(arguments)))
             case "plan":
-                asyncio.run(_plan(arguments))
+                return asyncio.run(_plan(arguments))
             case "lint":
                 return asyncio.run(_lint(arguments))
+            case "watchdog":
+                return asyncio.run(_watchdog(arguments))
             case _:
                 asyncio.run(_cleanup(arguments))
     except (ImagegateError, TimeoutError, OSError) as error:
@@ -143,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         help="for puller pods without image volumes: an image with a static /bin/busybox",
     )
     run.add_argument("--puller-priority-class", default="")
+    run.add_argument(
+        "--puller-resources",
+        type=_resources,
+        default=_DEFAULTS.puller.resources,
+        metavar="JSON",
+        help="requests and limits of every container of puller pods",
+    )
     run.add_argument("--puller-label", type=_pair, action="append", default=[], metavar="K=V")
     run.add_argument("--puller-annotation", type=_pair, action="append", default=[], metavar="K=V")
     run.add_argument(
@@ -153,6 +168,13 @@ def _parser() -> argparse.ArgumentParser:
         help="for the puller pods' own images",
     )
     run.add_argument("--gate-silence-seconds", type=int, default=_DEFAULTS.gate_silence_seconds)
+    run.add_argument(
+        "--gate-exclude-control-plane",
+        type=_boolean,
+        default=not _DEFAULTS.gate_control_planes,
+        metavar="true|false",
+        help="with --gate-source=watch: leave nodes of the control plane alone",
+    )
     run.add_argument("--gate-suspend", type=_boolean, default=False, metavar="true|false")
     run.add_argument(
         "--gate-source",
@@ -165,19 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gate-policy", default=_DEFAULTS.gate_policy, help="name of the MutatingAdmissionPolicy"
     )
     run.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
-    run.add_argument(
-        "--hooks-file",
-        type=Path,
-        metavar="FILE",
-        help="receivers of push hooks (YAML); without it there are none",
-    )
-    run.add_argument("--hooks-port", type=int, default=_DEFAULTS.hooks_port)
-    run.add_argument(
-        "--hooks-address",
-        default=os.environ.get("POD_IP", ""),
-        metavar="IP",
-        help="where the other replicas reach this one; default: the pod's address",
-    )
+    _add_hooks(run)
     run.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
 
     foretell = commands.add_parser(
@@ -186,6 +196,13 @@ def _parser() -> argparse.ArgumentParser:
         help="say what an ImagePrefetch would do: nodes, bytes, room, time; changes nothing",
     )
     foretell.add_argument("-f", "--filename", required=True, help="YAML; - for standard input")
+    foretell.add_argument(
+        "--puller-namespaces",
+        type=_comma,
+        default=_comma(os.environ.get("IMAGEGATE_PULLER_NAMESPACES", "")),
+        metavar="A,B",
+        help="those that the operator is allowed, the default first; none: any is",
+    )
     foretell.add_argument("-o", "--output", default="table", choices=("table", "json"))
     rates = forecast.Rates()
     for name, value, text in (
@@ -206,7 +223,8 @@ def _parser() -> argparse.ArgumentParser:
         "lint",
         parents=[registries],
         help="say what makes images slow to pull, and what to do about it; needs no cluster",
-        epilog="Exit status: 1 where an image has an error or cannot be looked at, else 0.",
+        epilog="Exit status: 1 where an image has an error or cannot be looked at, 2 where the"
+        " command line is wrong, else 0.",
     )
     examine.add_argument("images", type=_reference, nargs="+", metavar="IMAGE")
     examine.add_argument(
@@ -233,11 +251,42 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where credentials are; default {_DOCKER_CONFIG}, if it is there; '' for none",
     )
 
+    _add_helpers(commands, common)
+    return parser
+
+
+def _add_hooks(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--hooks-file",
+        type=Path,
+        metavar="FILE",
+        help="receivers of push hooks (YAML); without it there are none",
+    )
+    run.add_argument("--hooks-port", type=int, default=_DEFAULTS.hooks_port)
+    run.add_argument(
+        "--hooks-address",
+        default=os.environ.get("POD_IP", ""),
+        metavar="IP",
+        help="where the other replicas reach this one; default: the pod's address",
+    )
+
+
+def _add_helpers(commands: Any, common: argparse.ArgumentParser) -> None:
+    """What the chart runs beside the operator."""
     cleanup = commands.add_parser(
         "cleanup", parents=[common], help="remove everything of Imagegate from the cluster's nodes"
     )
     cleanup.add_argument("--deployment", required=True, help="the operator's, to be stopped first")
-    return parser
+
+    watchdog = commands.add_parser(
+        "watchdog",
+        parents=[common],
+        help="free the nodes that are held, if the operator has been silent for long",
+        epilog="Exit status: 3 where nodes were freed, so that an alert can see it; 1 on an error.",
+    )
+    watchdog.add_argument(
+        "--after-seconds", type=float, default=900.0, help="without a heartbeat; default 900"
+    )
 
 
 def _comma(text: str) -> tuple[str, ...]:
@@ -295,6 +344,17 @@ def _keyring(text: str) -> Keyring:
         return EMPTY  # No home, or one that is somebody else's, as in a container.
 
 
+def _resources(text: str) -> dict[str, Any]:
+    """A container's ``resources``, as JSON."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() <= {"requests", "limits", "claims"}:
+        raise argparse.ArgumentTypeError(f"{text!r} has no JSON object of requests and limits")
+    return found
+
+
 def _pair(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not (key and separator):
@@ -329,12 +389,14 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             priority_class=arguments.puller_priority_class,
             labels=dict(arguments.puller_label),
             annotations=dict(arguments.puller_annotation),
+            resources=arguments.puller_resources,
             image_pull_secrets=tuple(arguments.puller_image_pull_secret),
         ),
         gate_taint_key=arguments.gate_taint_key,
         gate_silence_seconds=arguments.gate_silence_seconds,
         gate_suspend=arguments.gate_suspend,
         gate_source=arguments.gate_source,
+        gate_control_planes=not arguments.gate_exclude_control_plane,
         gate_policy=arguments.gate_policy,
         registry=_registry(arguments),
         kubelet_ca_file=arguments.kubelet_ca_file,
@@ -358,10 +420,11 @@ def _registry(arguments: argparse.Namespace) -> RegistrySettings:
     )
 
 
-async def _plan(arguments: argparse.Namespace) -> None:
+async def _plan(arguments: argparse.Namespace) -> int:
+    """1 where an ImagePrefetch has room on no node that lacks its images."""
     source = "standard input" if arguments.filename == "-" else arguments.filename
     text = sys.stdin.read() if arguments.filename == "-" else _read(arguments.filename)
-    prefetches = plan.read(text, source)
+    prefetches = plan.read(text, source, arguments.puller_namespaces)
     rates = forecast.Rates(
         arguments.node_rate, arguments.upload_rate, arguments.registry_rate, arguments.unpack_rate
     )
@@ -377,6 +440,7 @@ async def _plan(arguments: argparse.Namespace) -> None:
     finally:
         await client.close()
     sys.stdout.write((plan.as_json if arguments.output == "json" else plan.table)(plans) + "\n")
+    return 1 if any(each.hopeless for each in plans) else 0
 
 
 async def _lint(arguments: argparse.Namespace) -> int:
@@ -392,10 +456,29 @@ async def _lint(arguments: argparse.Namespace) -> int:
     return 1 if any(each.failed for each in linted) else 0
 
 
+async def _watchdog(arguments: argparse.Namespace) -> int:
+    time = ServerTime()
+    client = await Client.connect(
+        user_agent=f"imagegate-watchdog/{__version__}", time_observer=time
+    )
+    try:
+        freed = await Watchdog(
+            client,
+            namespace=arguments.namespace,
+            lease=arguments.lease_name,
+            taint_key=arguments.gate_taint_key,
+            after=arguments.after_seconds,
+            clock=Clock(now=time.now),
+        ).run()
+    finally:
+        await client.close()
+    return FREED if freed else 0
+
+
 async def _cleanup(arguments: argparse.Namespace) -> None:
     client = await Client.connect(user_agent=f"imagegate-cleanup/{__version__}")
     try:
-        reader = Reader(frozenset(arguments.puller_namespaces))
+        reader = Reader(arguments.puller_namespaces)
         await Cleanup(
             client,
             Prefetches(client, reader),

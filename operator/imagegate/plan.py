@@ -53,11 +53,17 @@ class Plan:
     found: Found | None = None
     """What workloads name, where it asks for that."""
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether every node that lacks the images lacks the room for them, too."""
+        return bool(self.forecast.no_room) and not self.forecast.to_pull
 
-def read(text: str, source: str) -> list[Prefetch]:
+
+def read(text: str, source: str, namespaces: Sequence[str] = ()) -> list[Prefetch]:
     """The ImagePrefetches of a YAML stream, each as the API server would fill it in.
 
-    Raises `InvalidPlan`.
+    ``namespaces``: those where puller pods are allowed, the default first; none: not known, and
+    any will do. Raises `InvalidPlan`.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
@@ -68,8 +74,9 @@ def read(text: str, source: str) -> list[Prefetch]:
         where = f"{source}, document {number}"
         if not isinstance(document, dict) or document.get("kind") != "ImagePrefetch":
             raise InvalidPlan(f"{where}: this is no ImagePrefetch: give only those")
-        namespace = (document.get("spec") or {}).get("pullerNamespace", "imagegate-system")
-        prefetch = Reader(frozenset({namespace})).parse(document)
+        named = (document.get("spec") or {}).get("pullerNamespace")
+        reader = Reader(namespaces or [named if isinstance(named, str) else "default"])
+        prefetch = reader.parse(document)
         if prefetch.invalid is not None:
             raise InvalidPlan(f"{where}: {prefetch.invalid[1]}")
         found.append(prefetch)
@@ -102,7 +109,7 @@ async def make(
     for prefetch, each in zip(prefetches, found, strict=True):
         matching = [node for node in nodes if matches(prefetch, node)]
         platforms = sorted({node.platform for node in matching} - {""})
-        images = await inspector.ask(prefetch, platforms, PATIENCE)
+        images = await inspector.ask(prefetch, platforms, PATIENCE, resolved=True)
         usages = await disks.survey(matching) if prefetch.max_usage < 100 else {}
         facts = forecast.forecast(prefetch, nodes, images, usages, rates)
         plans.append(Plan(prefetch, images, facts, each))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cluster import NodeOptions
+from tests.cluster.errors import ClusterError
 from tests.cluster.local import network
-from tests.e2e.installation import KEY, NAMESPACE, Installation
-from tests.e2e.watching import NodeWatch
+from tests.e2e.installation import KEY, NAMESPACE, PREFETCHES, Installation
+from tests.e2e.test_container_pullers import OLDER
+from tests.e2e.watching import NodeWatch, Watch
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -84,9 +87,11 @@ def test_a_seed_that_dies_in_its_pull_returns_its_slot(
         stack.callback(cluster.kubectl, "label", "node", "node-2", "pool-")
         report_not_ready(cluster, "dead-seed", minutes=5)
         stack.enter_context(joining(cluster, "dead-joins", "dead"))
-        # Where the bound is counted from the moment the operator sees the change, it is 3 minutes.
-        cluster.wait(lambda: not imagegate.held("dead-joins"), "the joining node released", 230)
-        cluster.wait(lambda: imagegate.counts("dead")["cached"] == 2, "the others cached", 60)
+        # A joining node waits for no slot of a rollout, but it does for one of gate.maxParallel,
+        # and node-2 for that of the rollout. Where the bound is counted from the moment the
+        # operator sees the change, it is 3 minutes.
+        cluster.wait(lambda: not imagegate.held("dead-joins"), "the joining node released", 60)
+        cluster.wait(lambda: imagegate.counts("dead")["cached"] == 2, "the others cached", 230)
         assert cluster.nodes["dead-joins"].has_image(image)
         assert cluster.nodes["node-2"].has_image(image)
 
@@ -198,6 +203,36 @@ def failing_webhook(cluster: LocalCluster, where: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("teams")
+def test_a_quota_asks_for_limits_and_the_chart_gives_them(
+    cluster: LocalCluster, imagegate: Installation, teams: None
+) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "limits", "namespace": TEAMS[0]},
+        "spec": {"hard": {"limits.cpu": "1"}},
+    }
+    image = cluster.push("tiny", "faults/quota:1", seed=112)
+    cluster.apply(quota)
+    try:
+        with imagegate.prefetching("quota", image, pullerNamespace=TEAMS[0]):
+            cluster.wait(lambda: bool(failures(imagegate, "quota")), "the refusal told", 30)
+            (first, *_) = failures(imagegate, "quota")
+            assert first["reason"] == "PodRefused"
+            assert "limits.cpu" in first["message"]
+            degraded = imagegate.condition("quota", "Degraded")
+            assert "puller.resources" in degraded["message"], degraded
+            names = {f"puller.namespaces[{i}]": n for i, n in enumerate((NAMESPACE, *TEAMS))}
+            imagegate.upgrade(
+                **names,
+                **{"puller.resources.limits.cpu": "10m"},
+                **{"extraArgs[0]": f"--resync-seconds={RESYNC}"},
+            )
+            imagegate.wait_ready("quota", 90)
+    finally:
+        cluster.kubectl("-n", TEAMS[0], "delete", "resourcequota", "limits")
+
+
 def test_a_deleted_puller_namespace_stops_only_its_own_prefetches(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
@@ -398,3 +433,146 @@ def bare_node(name: str, address: str) -> dict[str, Any]:
 def forget_bare_nodes(cluster: LocalCluster, prefetch: str) -> None:
     cluster.kubectl("delete", "nodes", "-l", "pool=others", "--wait=false")
     force_delete_pods(cluster, prefetch)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lost-volume", {}), ("lost-container", {"kubernetes": OLDER})],
+    ids=["image-volumes", "containers"],
+)
+def test_an_image_whose_content_was_lost_gets_no_label_until_it_is_whole(
+    cluster: LocalCluster, imagegate: Installation, name: str, options: dict[str, Any]
+) -> None:
+    """The node's runtime lists the image and lacks a layer of it, with its snapshots: the label is
+    the product's word, and a node that is held stays so."""
+    image = cluster.push("data", f"faults/{name}:1", seed=111)
+    asked = {"nodeSelector": pool(name), "retry": {"minSeconds": 3, "maxSeconds": 5}}
+    label = f"cached.imagegate.dev/{name}"
+    with ExitStack() as stack:
+        node = cluster.add_node(name, NodeOptions(labels={"pool": name}, **options))
+        stack.callback(cluster.remove_node, name)
+        cluster.wait(lambda: not imagegate.held(name), "the node in service", 30)
+        snapshots, content = snapshots_of(node), content_of(node)
+        with imagegate.prefetching(name, image, **asked):
+            imagegate.wait_ready(name, 60)
+            made, blobs = snapshots_of(node) - snapshots, content_of(node) - content
+        cluster.wait(lambda: not imagegate.pullers(name), "the pods gone", 30)
+        lose(node, made, blobs)
+        assert node.has_image(image), "the runtime believes that it is there"
+        watch = stack.enter_context(Watch(cluster, PREFETCHES))
+        nodes = stack.enter_context(NodeWatch(cluster))
+        # A node that joins anew with the same disk is held.
+        cluster.kubectl("delete", "node", name)
+        stack.enter_context(imagegate.prefetching(name, image, gate=CLOSED, **asked))
+        began = time.time()
+        node.restart("kubelet")
+        said = watch.first(name, lambda s: bool(s.body.get("status", {}).get("failures")))
+        failure = said.body["status"]["failures"][0]
+        print(f"{failure['reason']}: {failure['message']}")
+        assert failure["reason"] in ("NodeStoreDamaged", "ContainerNotCreated")
+        free = nodes.first(
+            name, lambda s: s.at > said.at and KEY not in s.taints(), since=began, timeout=120
+        )
+        for seen in nodes.of(name, began):
+            whole = seen.at >= free.at
+            assert whole or KEY in seen.taints()
+            assert whole or label not in seen.body["metadata"]["labels"]
+        assert label in free.body["metadata"]["labels"]
+        assert blobs <= content_of(node)
+        assert made & snapshots_of(node), "unpacked anew"
+
+
+def snapshots_of(node: Any) -> set[str]:
+    """The committed snapshots: the layers that are unpacked."""
+    lines = node.ctr("snapshots", "ls").splitlines()[1:]
+    return {line.split()[0] for line in lines if line.split()[-1] == "Committed"}
+
+
+def content_of(node: Any) -> set[str]:
+    return set(node.ctr("content", "ls", "-q").split())
+
+
+def lose(node: Any, snapshots: set[str], blobs: set[str]) -> None:
+    """Take the layers of an image away, as a crash or a collector may; its manifest and config
+    stay. A snapshot can go only after those that are made of it."""
+    left = set(snapshots)
+    while left:
+        gone = {each for each in left if try_ctr(node, "snapshots", "rm", each)}
+        assert gone, f"not removed: {left}"
+        left -= gone
+    for blob in blobs:
+        read = subprocess.run(
+            node.ctr_command("content", "get", blob), capture_output=True, check=True
+        )
+        if not read.stdout.startswith(b"{"):
+            node.ctr("content", "rm", blob)
+
+
+def try_ctr(node: Any, *args: str) -> bool:
+    try:
+        node.ctr(*args)
+    except ClusterError:
+        return False
+    return True
+
+
+def test_a_dead_operator_holds_nobody_whoever_has_tainted_the_nodes(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """Three nodes that the policy, a person and a node pool have tainted; the operator is gone."""
+    chart = {"gate.watchdog.enabled": "true", "gate.watchdog.afterSeconds": "60"}
+    names = ("dead-policy", "dead-hand", "dead-pool")
+    missing = "open.registry.test/faults/never:1"
+    with ExitStack() as stack:
+        stack.callback(imagegate.wait_armed)
+        stack.callback(imagegate.scale, 2)
+        imagegate.upgrade(**chart)
+        stack.callback(imagegate.upgrade)
+        stack.enter_context(
+            imagegate.prefetching("dead", missing, nodeSelector=pool("dead-gate"), gate=CLOSED)
+        )
+        taints = {"dead-pool": (f"{KEY}=startup:NoExecute",)}
+        for name in names:
+            joins = name != "dead-hand"
+            options = NodeOptions(
+                labels={"pool": "dead-gate" if joins else "other"},
+                register_with_taints=taints.get(name, ()),
+            )
+            cluster.add_node(name, options)
+            stack.callback(cluster.remove_node, name)
+        cluster.wait(lambda: not imagegate.held("dead-hand"), "one node in service", 30)
+        assert watched(cluster, "alive") == 0
+        assert imagegate.held("dead-policy"), "with a live operator it touches nothing"
+        imagegate.scale(0)
+        cluster.kubectl("taint", "nodes", "dead-hand", f"{KEY}=by-hand:NoSchedule")
+        assert all(map(imagegate.held, names))
+        cluster.wait(lambda: imagegate.heartbeat_age() > 62, "silence", 90)
+        assert watched(cluster, "dead") == 3, "an exit status that an alert can see"
+        assert not any(map(imagegate.held, names))
+        for name in names:
+            seen = cluster.kubectl(
+                "get", "events", "-A", f"--field-selector=involvedObject.name={name}"
+            )
+            assert "watchdog" in seen
+
+
+def watched(cluster: LocalCluster, name: str) -> int:
+    """The exit status of one run of the watchdog, as its CronJob starts it."""
+    job = f"watchdog-{name}"
+    namespaced = ("-n", NAMESPACE)
+    cluster.kubectl(*namespaced, "create", "job", job, "--from=cronjob/imagegate-watchdog")
+
+    def status() -> list[int]:
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=job-name%3D{job}"
+        return [
+            container["state"]["terminated"]["exitCode"]
+            for pod in cluster.api.get(path)["items"]
+            for container in pod["status"].get("containerStatuses", ())
+            if "terminated" in container["state"]
+        ]
+
+    try:
+        cluster.wait(lambda: bool(status()), f"{job} to end", 60)
+        return status()[0]
+    finally:
+        cluster.kubectl(*namespaced, "delete", "job", job, "--wait=false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cluster import NodeOptions
+from tests.cluster.errors import ClusterError
 from tests.e2e.installation import KEY, SILENCE, Installation
 from tests.e2e.watching import NodeWatch, Sighting
 
@@ -313,6 +315,50 @@ def test_an_operator_that_is_silent_gates_nobody_and_one_that_is_back_does(
         again = rejoin(cluster, joined)
         assert held(watch.first(joined.name, lambda seen: True, since=again))
         watch.first(joined.name, released, since=again)
+
+
+def test_every_taint_with_the_gates_key_is_the_gates(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """Given by a node pool with another effect, changed by hand, or a second one beside it."""
+    options = NodeOptions(
+        labels={"pool": "effects"},
+        register_with_taints=(f"{KEY}=startup:NoExecute", f"{KEY}=startup:PreferNoSchedule"),
+    )
+    selector = {"matchLabels": {"pool": "effects"}}
+    missing = "open.registry.test/gate/never:3"
+    try:
+        with imagegate.prefetching(
+            "effects",
+            missing,
+            nodeSelector=selector,
+            gate={"policy": "FailClosed"},
+            retry={"minSeconds": 1, "maxSeconds": 2},
+        ):
+            node = cluster.add_node("effects", options)
+            cluster.wait(lambda: imagegate.counts("effects").get("gated") == 1, "it is held", 30)
+            time.sleep(3)
+            assert imagegate.taints("effects").count(KEY) == 2
+            image = cluster.push("tiny", "gate/never:3", seed=27)
+            cluster.wait(lambda: not imagegate.held("effects"), "both taints removed", 60)
+            assert node.has_image(image)
+        # Nobody asks for the node any more.
+        for taint in (f"{KEY}=by-hand:NoExecute", f"{KEY}:PreferNoSchedule"):
+            cluster.kubectl("taint", "nodes", "effects", taint)
+            cluster.wait(lambda: not imagegate.held("effects"), f"{taint} removed", 20)
+        imagegate.scale(0)
+        try:
+            for taint in (f"{KEY}=by-hand:NoExecute", f"{KEY}:NoSchedule"):
+                cluster.kubectl("taint", "nodes", "effects", taint)
+            # docs/gate.md, break the glass; nodes without the taint are an error of kubectl's.
+            with contextlib.suppress(ClusterError):
+                cluster.kubectl("taint", "nodes", "--all", f"{KEY}-")
+            assert not imagegate.held("effects")
+        finally:
+            imagegate.scale(2)
+        imagegate.wait_armed()
+    finally:
+        cluster.remove_node("effects")
 
 
 def test_another_taint_key_releases_every_node_held_by_the_old_key(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import NodeOptions
 from tests.cluster.errors import ClusterError
-from tests.e2e.installation import GATE, NAMESPACE, POLICIES, PREFETCHES, Installation, exists
+from tests.e2e.installation import GATE, KEY, NAMESPACE, POLICIES, PREFETCHES, Installation, exists
 from tests.e2e.test_gate import held, rejoin, released
 from tests.e2e.watching import NodeWatch
 
@@ -63,6 +63,8 @@ def test_uninstall_with_everything_in_use_then_install_again(
     node = cluster.add_node("node-uninstall", NodeOptions(labels={"pool": "uninstall"}))
     try:
         cluster.wait(lambda: imagegate.counts("holds").get("gated") == 1, "a held node", 30)
+        # Changed by hand: whatever has the gate's key goes.
+        cluster.kubectl("taint", "nodes", "node-uninstall", f"{KEY}=by-hand:NoExecute")
         imagegate.uninstall()
         assert imagegate.traces() == []
         wait_for_nothing_left(cluster, imagegate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 
 from imagegate import cli, logs, plan
+from imagegate.api.references import Reference
 from imagegate.domain import forecast
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.forecast import Forecast
 from imagegate.kube import errors
 from imagegate.kube.kubelets import Kubelets
 from imagegate.registry import client as registry
+from imagegate.registry.manifests import Manifests
 from tests.unit.memory_api import MemoryApi
 
 GB = 10**9
@@ -44,6 +47,16 @@ def test_what_cannot_be_applied_is_refused_with_the_place(text: str, said: str) 
         plan.read(text, "prefetch.yaml")
     assert str(caught.value).startswith("prefetch.yaml")
     assert said in str(caught.value)
+
+
+def test_the_namespace_is_one_of_the_installation() -> None:
+    (prefetch,) = plan.read(GOOD, "f", ["ml", "web"])
+    assert prefetch.namespace == "ml"
+    named = GOOD.replace("spec:", "spec:\n  pullerNamespace: elsewhere")
+    with pytest.raises(plan.InvalidPlan, match="'elsewhere' is not one of the operator's"):
+        plan.read(named, "f", ["ml", "web"])
+    (prefetch,) = plan.read(named, "f")
+    assert prefetch.namespace == "elsewhere"
 
 
 def test_defaults_are_those_of_the_api_server() -> None:
@@ -112,6 +125,27 @@ async def test_images_of_workloads_are_counted_too() -> None:
     assert [image["from"] for image in entry["images"]] == [None, "Deployment serving/web"]
 
 
+async def test_a_followed_tag_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker Hub counts, and the tag may move between two answers."""
+    asked: list[str] = []
+
+    async def resolve(_: Manifests, reference: Reference, __: object = None) -> str:
+        if reference.digest is not None:
+            return reference.digest
+        asked.append(str(reference))
+        return f"sha256:{'a' * 64}"
+
+    monkeypatch.setattr(Manifests, "resolve", resolve)
+    text = FROM.replace(
+        "  imagesFrom: [{kind: Deployment, namespace: serving}]", "  refresh: {mode: Digest}"
+    )
+    client: Any = MemoryApi()
+    async with registry.Client() as registries, Kubelets() as kubelets:
+        prefetches = plan.read(text, "f")
+        await plan.make(prefetches, client, registries, kubelets, forecast.Rates())
+    assert asked == ["127.0.0.1:1/llm:1"]
+
+
 async def test_without_the_right_to_list_them_there_is_no_plan() -> None:
     api = MemoryApi()
 
@@ -122,6 +156,13 @@ async def test_without_the_right_to_list_them_there_is_no_plan() -> None:
     api.before = refuse
     with pytest.raises(errors.Forbidden, match="serving/deployments: 403"):
         await planned(api)
+
+
+@pytest.mark.parametrize(("to_pull", "hopeless"), [(0, True), (1, False)])
+def test_a_plan_without_room_on_any_node_fails_a_pipeline(to_pull: int, hopeless: bool) -> None:
+    given = made()
+    forecast_ = dataclasses.replace(given.forecast, to_pull=to_pull)
+    assert dataclasses.replace(given, forecast=forecast_).hopeless is hopeless
 
 
 def test_the_table() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagegate.api import decode, fields, meta, v1alpha1
@@ -42,8 +42,9 @@ class Reader:
     of the status comes back as an event, and pydantic is not for hot paths.
     """
 
-    def __init__(self, puller_namespaces: frozenset[str]) -> None:
-        self._namespaces = puller_namespaces
+    def __init__(self, puller_namespaces: Sequence[str]) -> None:
+        """The namespaces that are allowed, the default first."""
+        self._namespaces = tuple(puller_namespaces)
         self._parsed: OrderedDict[str, tuple[object, dict[str, Any]]] = OrderedDict()
         """By uid: the spec as it was on the wire, and what it says."""
 
@@ -84,14 +85,15 @@ class Reader:
         except decode.InvalidObject as error:
             return {"invalid": ("InvalidSpec", str(error))}
         invalid = None
-        if spec.puller_namespace not in self._namespaces:
+        namespace = spec.puller_namespace or self._namespaces[0]
+        if namespace not in self._namespaces:
             allowed = ", ".join(sorted(self._namespaces))
             invalid = (
                 "NamespaceNotAllowed",
-                f"spec.pullerNamespace {spec.puller_namespace!r} is not one of the operator's"
+                f"spec.pullerNamespace {namespace!r} is not one of the operator's"
                 f" ({allowed}); use one of them, or add it to the chart's puller.namespaces",
             )
-        return {"invalid": invalid, **_spec(spec)}
+        return {"invalid": invalid, "namespace": namespace, **_spec(spec)}
 
 
 def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
@@ -113,7 +115,6 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
         ),
         "pull_secrets": default,
         "selector": _selector(spec.node_selector),
-        "namespace": spec.puller_namespace,
         "start_after": tuple(DaemonSetRef(s.namespace, s.daemon_set) for s in spec.start_after),
         "gate": GateSpec(
             **_parallel(spec.gate.max_parallel),

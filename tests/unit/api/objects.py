@@ -74,7 +74,6 @@ ACCEPTED = (
             "spec": {
                 "images": [{"image": "nginx"}],
                 "nodeSelector": {},
-                "pullerNamespace": "imagegate-system",
                 "gate": {
                     "mode": "NewNodes",
                     "policy": "FailOpen",

@@ -30,7 +30,7 @@ def test_a_spec_is_parsed_once_until_it_changes(monkeypatch: pytest.MonkeyPatch)
         return original(each)
 
     monkeypatch.setattr(decode, "parse_prefetch", parse)
-    reader = Reader(frozenset({"imagegate-system"}))
+    reader = Reader(["imagegate-system"])
     first = reader.parse(body("a", "reg.test/a:1"))
     again = reader.parse(body("a", "reg.test/a:1", target="abc"))
     assert again.images is first.images
@@ -43,7 +43,7 @@ def test_a_spec_is_parsed_once_until_it_changes(monkeypatch: pytest.MonkeyPatch)
 
 def test_parsed_specs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetches, "CACHED", 2)
-    reader = Reader(frozenset({"imagegate-system"}))
+    reader = Reader(["imagegate-system"])
     for uid in ("a", "b", "a", "c"):
         reader.parse(body(uid, "reg.test/a:1"))
     assert list(reader._parsed) == ["a", "c"]

@@ -117,7 +117,8 @@ class Gate(meta.ApiModel):
         default="Verify",
         description="What happens when a node has rebooted. Ignore: its images are believed to be"
         " there still. Verify: they are checked while it takes pods."
-        " Hold: it is held until they are checked. Default Verify.",
+        " Hold: it is held from the moment it is not Ready until they are checked, so that no pod"
+        " lands in between. Default Verify.",
     )
 
 
@@ -285,10 +286,11 @@ class ImagePrefetchSpec(meta.ApiModel):
         description="Secrets for the images that name none of their own, of type"
         " kubernetes.io/dockerconfigjson, in the puller namespace.",
     )
-    puller_namespace: meta.DnsLabel = Field(
-        default="imagegate-system",
+    puller_namespace: meta.DnsLabel | None = Field(
+        default=None,
         description="Where puller pods run and where the pull secrets are. It must be one that the"
-        " operator was allowed at installation. Default imagegate-system.",
+        " operator was allowed at installation. Default: the first of those, which is the"
+        " installation's own namespace unless the chart's puller.namespaces says otherwise.",
     )
     start_after: tuple[DaemonSetReference, ...] = Field(
         default=(),

@@ -79,7 +79,7 @@ class NodeGateStatus(meta.ApiModel):
     )
     armed: bool | None = Field(default=None, description="Whether joining nodes are held.")
     held: int | None = Field(default=None, ge=0, description="Nodes that are held now.")
-    conditions: meta.Conditions = Field(default=(), description="Ready: the gate is armed.")
+    conditions: meta.Conditions = Field(default=(), description="Armed: joining nodes are held.")
 
 
 class NodeGate(meta.ApiModel):
