@@ -8,10 +8,12 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from tests.cluster.progress import step
 MiB = 1 << 20
 GiB = 1 << 30
 _CREATED = "2026-01-01T00:00:00Z"
+UNUSED = 7 * 86400.0
+"""Seconds after which a layout in the cache that nobody has asked for goes."""
 _FORMAT = "2"  # part of the cache's key: raise it when the content below changes
 _APPLETS = (
     "cat cp date df echo env grep head hostname httpd id ip ls mkdir nc nslookup ping ps rm sed sh "
@@ -88,7 +92,16 @@ def build(name: str, *, seed: int = 0) -> Path:
             except OSError:  # another run was faster
                 if not layout.exists():
                     raise
+        _forget_unused(layout.parent)
+    os.utime(layout)  # used now
     return layout
+
+
+def _forget_unused(folder: Path) -> None:
+    """Layouts that no run has asked for in a week: of earlier versions of the images, mostly."""
+    for layout in folder.iterdir():
+        if layout.stat().st_mtime < time.time() - UNUSED:
+            shutil.rmtree(layout, ignore_errors=True)
 
 
 def _program(spec: Spec) -> bytes:

@@ -214,6 +214,10 @@ def test_a_quota_asks_for_limits_and_the_chart_gives_them(
     }
     image = cluster.push("tiny", "faults/quota:1", seed=112)
     cluster.apply(quota)
+    path = f"/api/v1/namespaces/{TEAMS[0]}/resourcequotas/limits"
+    cluster.wait(
+        lambda: bool((cluster.api.get(path).get("status") or {}).get("hard")), "the quota", 30
+    )
     try:
         with imagegate.prefetching("quota", image, pullerNamespace=TEAMS[0]):
             cluster.wait(lambda: bool(failures(imagegate, "quota")), "the refusal told", 30)
