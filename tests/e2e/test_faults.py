@@ -219,13 +219,17 @@ def test_a_quota_asks_for_limits_and_the_chart_gives_them(
         lambda: bool((cluster.api.get(path).get("status") or {}).get("hard")), "the quota", 30
     )
     try:
-        with imagegate.prefetching("quota", image, pullerNamespace=TEAMS[0]):
+        quick = {"limit": 1, "minSeconds": 1, "maxSeconds": 5}
+        with imagegate.prefetching("quota", image, pullerNamespace=TEAMS[0], retry=quick):
             cluster.wait(lambda: bool(failures(imagegate, "quota")), "the refusal told", 30)
             (first, *_) = failures(imagegate, "quota")
             assert first["reason"] == "PodRefused"
             assert "limits.cpu" in first["message"]
-            degraded = imagegate.condition("quota", "Degraded")
-            assert "puller.resources" in degraded["message"], degraded
+            cluster.wait(
+                lambda: "puller.resources" in imagegate.condition("quota", "Degraded")["message"],
+                "what to do about it",
+                30,
+            )
             names = {f"puller.namespaces[{i}]": n for i, n in enumerate((NAMESPACE, *TEAMS))}
             imagegate.upgrade(
                 **names,
@@ -524,40 +528,37 @@ def test_a_dead_operator_holds_nobody_whoever_has_tainted_the_nodes(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     """Three nodes that the policy, a person and a node pool have tainted; the operator is gone."""
-    chart = {"gate.watchdog.enabled": "true", "gate.watchdog.afterSeconds": "60"}
     names = ("dead-policy", "dead-hand", "dead-pool")
+    pools = {"dead-hand": "other"}
+    taints = {"dead-pool": (f"{KEY}=startup:NoExecute",)}
     missing = "open.registry.test/faults/never:1"
+    imagegate.upgrade(**{"gate.watchdog.enabled": "true", "gate.watchdog.afterSeconds": "60"})
     with ExitStack() as stack:
-        stack.callback(imagegate.wait_armed)
-        stack.callback(imagegate.scale, 2)
-        imagegate.upgrade(**chart)
         stack.callback(imagegate.upgrade)
         stack.enter_context(
             imagegate.prefetching("dead", missing, nodeSelector=pool("dead-gate"), gate=CLOSED)
         )
-        taints = {"dead-pool": (f"{KEY}=startup:NoExecute",)}
         for name in names:
-            joins = name != "dead-hand"
-            options = NodeOptions(
-                labels={"pool": "dead-gate" if joins else "other"},
-                register_with_taints=taints.get(name, ()),
-            )
+            labels = {"pool": pools.get(name, "dead-gate")}
+            options = NodeOptions(labels=labels, register_with_taints=taints.get(name, ()))
             cluster.add_node(name, options)
             stack.callback(cluster.remove_node, name)
         cluster.wait(lambda: not imagegate.held("dead-hand"), "one node in service", 30)
         assert watched(cluster, "alive") == 0
         assert imagegate.held("dead-policy"), "with a live operator it touches nothing"
         imagegate.scale(0)
-        cluster.kubectl("taint", "nodes", "dead-hand", f"{KEY}=by-hand:NoSchedule")
-        assert all(map(imagegate.held, names))
-        cluster.wait(lambda: imagegate.heartbeat_age() > 62, "silence", 90)
-        assert watched(cluster, "dead") == 3, "an exit status that an alert can see"
-        assert not any(map(imagegate.held, names))
-        for name in names:
-            seen = cluster.kubectl(
-                "get", "events", "-A", f"--field-selector=involvedObject.name={name}"
-            )
-            assert "watchdog" in seen
+        try:
+            cluster.kubectl("taint", "nodes", "dead-hand", f"{KEY}=by-hand:NoSchedule")
+            assert all(map(imagegate.held, names))
+            cluster.wait(lambda: imagegate.heartbeat_age() > 62, "silence", 90)
+            assert watched(cluster, "dead") == 3, "an exit status that an alert can see"
+            assert not any(map(imagegate.held, names))
+            for name in names:
+                about = f"--field-selector=involvedObject.name={name}"
+                assert "watchdog" in cluster.kubectl("get", "events", "-A", about)
+        finally:
+            imagegate.scale(2)
+        imagegate.wait_armed()
 
 
 def watched(cluster: LocalCluster, name: str) -> int:
