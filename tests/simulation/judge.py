@@ -446,10 +446,10 @@ class Safety:
             owners = {owner["uid"] for owner in metadata.get("ownerReferences", ())}
             if node is None or node["metadata"]["uid"] not in owners or not ask.matches(node):
                 continue
-            if age(metadata["creationTimestamp"]) > DEADLINE or not self._counts(node):
-                continue
             machine = judge.machine(node)
             if machine is None or images_of(pod) <= machine.images.keys():
+                continue
+            if age(metadata["creationTimestamp"]) > DEADLINE or not self._counts(node):
                 continue
             if metadata["uid"] not in self._for_joining:
                 busy.add(node["metadata"]["name"])
@@ -465,10 +465,17 @@ class Safety:
 
     @staticmethod
     def _counts(node: Body) -> bool:
-        """Whether its kubelet is there, or has not been away for long."""
+        """Whether its kubelet is there, or has not been away for long. One that has just come back
+        had returned its slot, and its pull goes on.
+        """
         for condition in node["status"].get("conditions") or ():
-            if condition["type"] == "Ready" and condition["status"] != "True":
-                return age(condition["lastTransitionTime"]) < NOT_READY_FOR
+            if condition["type"] != "Ready":
+                continue
+            since = age(condition["lastTransitionTime"])
+            if condition["status"] != "True":
+                return since < NOT_READY_FOR
+            in_service = OBSERVED in (node["metadata"].get("annotations") or {})
+            return not (in_service and since < 60)
         return True
 
     def _deleted(self, pod: Body) -> None:

@@ -152,7 +152,8 @@ class Reconciler:
     def gate_changed(self) -> None:
         for name, node in self._store.nodes.items():
             held = self._held(node)
-            if held or self._taints_by_watch:
+            # One that is not Ready may have to be held as soon as the gate is open no more.
+            if held or self._taints_by_watch or not node.ready:
                 self.node_queue.add(name, urgent=held)
 
     def _held(self, node: Node) -> bool:

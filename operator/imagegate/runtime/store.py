@@ -358,7 +358,9 @@ class Store:
         else:
             self._seen["gate", ""] = self._clock.monotonic()
         self.gate = gate
-        if old != gate and self._listener is not None:
+        # The first heartbeat arms it; the others change nothing.
+        changed = old != gate or _beats(old) != _beats(gate)
+        if changed and self._listener is not None:
             self._listener.gate_changed()
 
     def lose_gate(self, uid: str, version: int) -> None:
@@ -431,6 +433,10 @@ class Store:
 def _names(prefetch: Prefetch) -> frozenset[str]:
     names = (name for image in prefetch.images for name in (image.listed_as, image.tagged_as))
     return frozenset(sys.intern(name) for name in names if name)
+
+
+def _beats(gate: Gate | None) -> bool:
+    return gate is not None and "heartbeat" in gate.status
 
 
 def _asked(declared: Prefetch) -> object:

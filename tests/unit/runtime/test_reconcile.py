@@ -915,3 +915,36 @@ async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node
         world.api.before = lambda *_: None
         await until(lambda: "cached.imagegate.dev/llm" in world.labels("n1"), 10)
         assert world.ledger.refusals == {}
+
+
+async def test_a_node_that_goes_away_is_held_also_when_the_gate_is_closed_only_then(
+    world: World,
+) -> None:
+    """Found by random lives: nothing looked at nodes that are not Ready when a suspension ended."""
+    world.add_prefetch("llm", "reg.test/llm:1", gate={"onReboot": "Hold"}, **WIDE)
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: world.labels("n1"))
+        gate = "/apis/imagegate.dev/v1alpha1/nodegates/default"
+        world.api.change(gate, lambda body: body["spec"].update(suspend=True))
+
+        def away(body: dict[str, Any]) -> None:
+            for condition in body["status"]["conditions"]:
+                condition["status"] = "Unknown"
+
+        world.api.change("/api/v1/nodes/n1", away)
+        await asyncio.sleep(0.3)
+        assert KEY not in world.taints("n1")
+        world.api.change(gate, lambda body: body["spec"].update(suspend=False))
+        await until(lambda: KEY in world.taints("n1"))
+        # A NodeGate that is created anew is armed by its first heartbeat.
+        beat = world.api.objects[gate]["status"].pop("heartbeat")
+        world.api.change(gate, lambda body: body["spec"].update(suspend=True))
+        await until(lambda: KEY not in world.taints("n1"))
+        world.api.change(gate, lambda body: body["spec"].update(suspend=False))
+        await asyncio.sleep(0.3)
+        assert KEY not in world.taints("n1")
+        world.api.change(gate, lambda body: body["status"].update(heartbeat=beat))
+        await until(lambda: KEY in world.taints("n1"))
