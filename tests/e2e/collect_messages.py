@@ -10,16 +10,18 @@ the same faults, and its words are wrapped as CRI-O's source wraps them.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import ClusterOptions, NodeOptions, start_cluster
+from tests.cluster import ClusterOptions, NodeOptions, paths, start_cluster
 from tests.cluster.local import faulty
 from tests.cluster.local.cluster import LocalCluster
 from tests.cluster.local.node import Node
@@ -41,6 +43,11 @@ BEARER = {
     "WWW-Authenticate": f'Bearer realm="http://{faulty.HOST}/token",service="test"',
 }
 FAILING = {"ErrImagePull", "RegistryUnavailable", "InvalidImageName", "ImageInspectError"}
+CONFIG = {
+    "architecture": "amd64",
+    "os": "linux",
+    "rootfs": {"type": "layers", "diff_ids": [f"sha256:{'0' * 64}"]},
+}
 PROGRESS_TIMEOUT = "10s"
 """containerd's own is 5 minutes: a pull that stalls is given up after that."""
 
@@ -174,6 +181,51 @@ def containerd(cluster: LocalCluster, images: dict[str, str], version: str) -> l
     return found
 
 
+def odd(cluster: LocalCluster) -> list[Waiting]:
+    """What no registry sends by itself, and an image verifier that refuses: containerd 2.4."""
+    registry = cluster.registries["open"]
+    config = ("application/vnd.oci.image.config.v1+json", json.dumps(CONFIG).encode())
+    layer = "application/vnd.oci.image.layer.v1.tar"
+    chart = "application/vnd.cncf.helm"
+    images = {
+        "artifact": registry.push_manifest(
+            "odd/chart:1",
+            (f"{chart}.config.v1+json", b'{"name": "chart", "version": "1"}'),
+            (f"{chart}.chart.content.v1.tar+gzip", gzip.compress(b"a chart")),
+        ),
+        "unknown-compression": registry.push_manifest(
+            "odd/lz4:1", config, (f"{layer}+lz4", b"\x04\x22\x4d\x18" + b"x" * 5000)
+        ),
+        "damaged-tar": registry.push_manifest(
+            "odd/tar:1", config, (f"{layer}+gzip", gzip.compress(b"no tar at all" * 999))
+        ),
+        "encrypted": registry.push_manifest(
+            "odd/encrypted:1", config, (f"{layer}+gzip+encrypted", b"secret" * 999)
+        ),
+    }
+    page = cluster.push("tiny", "odd/page:1", registry="faulty", seed=990)
+    cluster.faulty.fault(
+        200, repository="odd/page", operation="manifest", headers={"Content-Type": "text/html"}
+    )
+    images["web-page"] = page
+    name = "messages-odd"
+    cluster.add_node(name, NodeOptions(kubelet={"serializeImagePulls": False}))
+    found = collect(cluster, name, images, volume=True, timeout=60)
+    cluster.remove_node(name)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        refuses = Path(folder, "refuses")
+        refuses.write_text("#!/bin/sh\necho not signed by anybody\nexit 1\n")
+        refuses.chmod(0o755)
+        plugin = 'plugins."io.containerd.image-verifier.v1.bindir"'
+        toml = f'[{plugin}]\n  bin_dir = "{folder}"\n'
+        cluster.add_node(f"{name}-verifier", NodeOptions(containerd_toml=toml))
+        image = cluster.push("tiny", "odd/unsigned:1", seed=991)
+        refused = {"verifier": image}
+        found += collect(cluster, f"{name}-verifier", refused, volume=True, timeout=60)
+        cluster.remove_node(f"{name}-verifier")
+    return found
+
+
 def crio(cluster: LocalCluster, images: dict[str, str]) -> list[Waiting]:
     """skopeo's words on a node, where the names resolve, wrapped as CRI-O 1.32 and later does.
 
@@ -210,7 +262,13 @@ def crio(cluster: LocalCluster, images: dict[str, str]) -> list[Waiting]:
 def _skopeo(node: Node, image: str) -> str:
     """The error, without skopeo's own envelope; empty if there is none."""
     secure = any(host in image for host in (faulty.UNTRUSTED, faulty.MISMATCH, faulty.PLAIN))
-    command = ["skopeo", "--insecure-policy", "--command-timeout=20s", "copy", "--quiet"]
+    command = [
+        paths.system("skopeo"),
+        "--insecure-policy",
+        "--command-timeout=20s",
+        "copy",
+        "--quiet",
+    ]
     command += [f"--src-tls-verify={str(secure).lower()}", f"docker://{image}", "dir:/run/skopeo"]
     done = subprocess.run(node.group.enter(command), capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1] if done.returncode else ""
@@ -241,7 +299,7 @@ def write(file: str, about: str, found: list[Waiting]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--name", default="imagegate-messages", help="of the cluster")
-    parser.add_argument("runtimes", nargs="*", default=["2.4", "1.7", "crio"])
+    parser.add_argument("runtimes", nargs="*", default=["2.4", "1.7", "odd", "crio"])
     options = parser.parse_args()
     kubelet = "kubelet 1.36 in a pod's state.waiting"
     with start_cluster(ClusterOptions(name=options.name, nodes=1)) as cluster:
@@ -256,6 +314,11 @@ def main() -> None:
                 "containerd-1.7.json",
                 f"recorded: containerd 1.7 and {kubelet}, images of containers",
                 containerd(cluster, images, "1.7"),
+            ),
+            "odd": lambda: write(
+                "odd.json",
+                f"recorded: containerd 2.4 and {kubelet}, image volumes",
+                odd(cluster),
             ),
             "crio": lambda: write(
                 "crio.json",

@@ -155,9 +155,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, asked: Request, status: int, headers: dict[str, str], body: bytes) -> None:
         asked.status = status
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {"Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
