@@ -367,7 +367,7 @@ class Safety:
             judge.applied["released-early"] += 1
             if ask.images and judge.holds(machine, ask):
                 continue
-            if elapsed() - machine.wiped_at < SAYS:
+            if elapsed() - machine.wiped_at < SAYS or self._just_back(node, machine):
                 continue  # nobody can know yet that images have gone
             since = elapsed() - (machine.ready_at if machine.ready_at is not None else elapsed())
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
@@ -377,6 +377,19 @@ class Safety:
                 judge.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
             elif since < ask.timeout - LATE and not blocked and not judge.hopeless(machine, ask):
                 judge.blame("released-early", node["metadata"]["name"], f"FailOpen {text}")
+
+    @staticmethod
+    def _just_back(node: Body, machine: Machine) -> bool:
+        """Whether a node in service was away when images were taken from it, and has been back for
+        so short a time that what it says of them need not have been seen.
+        """
+        if OBSERVED not in (node["metadata"].get("annotations") or {}) or machine.wiped_at < 0:
+            return False
+        conditions = node["status"].get("conditions") or ()
+        return any(
+            condition["type"] == "Ready" and age(condition["lastTransitionTime"]) < SAYS
+            for condition in conditions
+        )
 
     def _label_set(self, node: Body, name: str, target: str) -> None:
         judge, machine = self._judge, self._judge.machine(node)

@@ -380,7 +380,7 @@ def test_an_image_that_came_and_went_while_its_pod_pulled_others_is_not_cached()
 
     def look(ago: float) -> Any:
         facts = share(asked, pods=(done,), finished_at={done.uid: NOW - ago})
-        return decide(view(on, facts, usage=full, seen={LLM: 3 * GB}))
+        return decide(view(on, facts, usage=full, seen={LLM: Listed(3 * GB)}))
 
     soon = look(5.0)
     assert patches(soon) == [], "the list may be late"

@@ -386,7 +386,7 @@ class Lives(RuleBasedStateMachine):
         self.fail(pod, pod.images[image % len(pod.images)], permanent=permanent)
 
     def fail(self, pod: Pod, image: str, *, permanent: bool) -> None:
-        why = "not found" if permanent else "unexpected EOF"
+        why = "manifest unknown" if permanent else "unexpected EOF"
         self.cluster.fail(pod, f'failed to pull "{image}": {why}', permanent=permanent)
 
     @precondition(lambda self: self.pulling())
