@@ -464,10 +464,10 @@ class Safety:
                 continue
             if age(metadata["creationTimestamp"]) > DEADLINE or not self._counts(node):
                 continue
-            if metadata["uid"] not in self._for_joining:
-                busy.add(node["metadata"]["name"])
-            elif judge.taints(node):  # else it was released while it pulled
+            if judge.taints(node):  # it joins, or is held again
                 joining.add(node["metadata"]["name"])
+            elif metadata["uid"] not in self._for_joining:  # else it was released while it pulled
+                busy.add(node["metadata"]["name"])
         judge.applied["max-parallel"] += 1
         for pulling, which in ((joining, True), (busy, False)):
             limit = ask.bound(most, joining=which)
