@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import yaml
 
+from tests.cluster.errors import ClusterError
 from tests.e2e.installation import NAMESPACE, Installation
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
         body["spec"]["disk"]["maxUsagePercent"] = percent  # type: ignore[index]
         command = ["exec", "-i", "-n", NAMESPACE, "deploy/imagegate", "--"]
         command += ["imagegate", "plan", "-f", "-", *arguments]
-        return cluster.kubectl(*command, stdin=yaml.safe_dump(body))
+        # Without room anywhere it fails, for pipelines.
+        return cluster.kubectl(*command, stdin=yaml.safe_dump(body), check=percent > 1)
 
     table = plan(percent=99)
     print(f"\n{table}")
@@ -75,4 +78,19 @@ def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
         return {node["node"] for node in full["noRoom"]}
 
     cluster.wait(lambda: without_room() == set(cluster.nodes), "no room anywhere", 60)
+    body["spec"]["disk"]["maxUsagePercent"] = 1  # type: ignore[index]
+    asked = [
+        "exec",
+        "-i",
+        "-n",
+        NAMESPACE,
+        "deploy/imagegate",
+        "--",
+        "imagegate",
+        "plan",
+        "-f",
+        "-",
+    ]
+    with pytest.raises(ClusterError, match="exit code 1"):
+        cluster.kubectl(*asked, stdin=yaml.safe_dump(body))
     assert imagegate.pullers("table") == []

@@ -773,8 +773,13 @@ async def test_what_a_joining_node_without_a_slot_waits_for_is_said(world: World
         await until(lambda: slot in world.ledger.holding.get("second", ""))
         await until(lambda: f"1 joining nodes wait for {slot}" in progress(world), 10)
         await until(released(world, "second"), 20)
-        events = [body for path, body in world.api.objects.items() if "/events/" in path]
-        assert any(f"it waited for {slot}" in event["message"] for event in events)
+        await until(lambda: told(world, f"it waited for {slot}"))
+
+
+def told(world: World, text: str) -> bool:
+    """Whether an Event says this; they are written a moment after what they tell of."""
+    events = [body for path, body in world.api.objects.items() if "/events/" in path]
+    return any(text in event["message"] for event in events)
 
 
 def progress(world: World) -> str:
@@ -858,8 +863,7 @@ async def test_fail_open_says_that_its_namespace_is_not_allowed(world: World) ->
     async with world.operating():
         world.add_node("n1", gated=True)
         await until(released(world, "n1"))
-        events = [body for path, body in world.api.objects.items() if "/events/" in path]
-        assert any("NamespaceNotAllowed" in event["message"] for event in events)
+        await until(lambda: told(world, "NamespaceNotAllowed"))
         assert world.labels("n1") == {}
 
 
