@@ -8,6 +8,7 @@ PYTHON := $(VENV)/bin/python
 DEMO := imagegate-demo
 E2E := imagegate-e2e
 OLDER := v1.34
+LIVES := $(or $(SEED),$(shell echo $$RANDOM))
 BETA := --feature-gates=MutatingAdmissionPolicy=true \
   --runtime-config=admissionregistration.k8s.io/v1beta1=true
 
@@ -53,7 +54,7 @@ unit: setup binaries ## tests without a cluster (the API's and the chart's start
 .PHONY: simulate
 simulate: setup ## the whole operator in virtual time: a story of each mended fault, and some lives
 	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1)
-	$(PYTHON) -m tests.simulation --seed $(or $(SEED),100) --seeds 4 --hours 4
+	$(PYTHON) -m tests.simulation --seed $(LIVES) --seeds 4 --hours 4
 
 .PHONY: simulate-long
 simulate-long: setup ## random lives for HOURS (2); SEED=7 begins with that seed
