@@ -688,6 +688,7 @@ class Liveness:
             judge.holds(machine, ask)
             and ask.images
             and not judge.truth.registry.down
+            and self._listed(node, ask)
             and not self._busy(ask, machine)
             and judge.settled(ask.name)
             and self.allowed(ask)
@@ -721,6 +722,12 @@ class Liveness:
             over = min(over, quiet, elapsed() - newest)
             if over > LATE + self._slack():
                 judge.blame("timeout-late", name, f"held {over:.0f} s after its timeout")
+
+    @staticmethod
+    def _listed(node: Body, ask: Ask) -> bool:
+        """Whether its kubelet has said that the images are there: else they may have no room."""
+        names = {name for image in node["status"].get("images") or () for name in image["names"]}
+        return ask.references <= names
 
     def _away(self, node: Body) -> None:
         """With onReboot Hold, a node in service that is not Ready gets the taint."""
