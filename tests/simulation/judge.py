@@ -370,6 +370,8 @@ class Safety:
             if elapsed() - machine.wiped_at < SAYS or self._just_back(node, machine):
                 continue  # nobody can know yet that images have gone
             since = elapsed() - (machine.ready_at if machine.ready_at is not None else elapsed())
+            if abs(machine.skew) > LAG:  # by such a clock it became Ready when it was created
+                since = age(node["metadata"]["creationTimestamp"])
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
             blocked = not judge.liveness.allowed(ask)

@@ -323,7 +323,14 @@ class Ledger:
         before = self.started.get(node.name, {})
         started: dict[str, str] = {}
         for share in shares:
-            mine = {p.group: p for p in share.pods if p.machine == node.uid and p.observed}
+            # One in a namespace that is not wanted any more is not the group's: it goes by itself.
+            mine = {
+                pod.group: pod
+                for pod in share.pods
+                if pod.machine == node.uid
+                and pod.observed
+                and pod.namespace == share.prefetch.namespace
+            }
             for group in share.prefetch.groups:
                 pod = mine.get(group.key)
                 if pod is None or pod.deleting:

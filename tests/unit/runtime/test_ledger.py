@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from imagegate.domain.actions import Standing
 from imagegate.domain.facts import Attempts, GateSpec, NodeState, Prefetch, RolloutSpec
+from imagegate.domain.share import Share
 from imagegate.domain.throttle import Throttle
 from imagegate.runtime.ledger import Entry, Ledger
+from tests.unit.domain.cases import node, pod, prefetch
 
 WANTS = Standing(NodeState.PENDING, wants=True)
 
@@ -19,9 +23,9 @@ def test_a_slot_goes_to_the_joining_node_that_has_waited_longest() -> None:
     entry = Entry()
     entry.places.add("pulling")
     entry.held.add("pulling")
-    for node in ("first", "second"):
-        assert not entry.take_place(node, bound(1))
-        entry.record(node, "", WANTS, held=True)
+    for name in ("first", "second"):
+        assert not entry.take_place(name, bound(1))
+        entry.record(name, "", WANTS, held=True)
     entry.places.clear()
     assert not entry.take_place("new", bound(1)), "the slot is the first node's"
     assert not entry.take_place("second", bound(1))
@@ -62,3 +66,17 @@ def test_attempts_of_groups_that_are_not_wanted_any_more_are_forgotten() -> None
     ledger.keep_attempts("n1", [])
     ledger.keep_attempts("unknown", [])
     assert ledger.attempts == {}
+
+
+def test_a_pod_in_a_namespace_that_is_not_wanted_any_more_is_none_that_could_be_removed() -> None:
+    """Found by random lives: each decision counted one more removal of a pod that was there."""
+    on = node()
+    before = prefetch()
+    pulling = pod(before, on)
+    ledger = Ledger()
+    ledger.note_pods(on, [Share(before, pods=(pulling,))])
+    assert ledger.started == {on.name: {pulling.group: pulling.uid}}
+    ledger.ended(on.name, pulling.group)
+    moved = dataclasses.replace(before, namespace="elsewhere")
+    ledger.note_pods(on, [Share(moved, pods=(pulling,))])
+    assert ledger.started == {}
