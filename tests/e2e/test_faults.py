@@ -384,7 +384,7 @@ def test_a_dry_run_over_silent_kubelets_stops_no_other_prefetch(
         imagegate.wait_ready("dry-no", 60)
         took = time.monotonic() - began
         print(f"\na prefetch beside four dry runs was Ready after {took:.1f} s")
-        assert took < 8
+        assert took < 12  # it was 20 where the kubelets were asked one after the other
 
 
 def drop_kubelet_port(node: Any) -> None:
