@@ -232,7 +232,7 @@ class Reconciler:
             wait = self._ledger.refused_until(name, request) - self._clock.monotonic()
             if wait > 0:
                 open_.add(request)
-                self.node_queue.add(name, delay=wait, urgent=plan.held)
+                self.node_queue.add(name, delay=max(0.01, wait), urgent=plan.held)
                 continue
             try:
                 await self.actor.act(action)
