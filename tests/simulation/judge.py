@@ -721,7 +721,8 @@ class Liveness:
         if len(open_) == len(asking) and machine.ready_at is not None and asking:
             over = elapsed() - machine.ready_at - max(a.timeout for a in asking)
             newest = max(judge.asked_at.get(a.name, 0.0) for a in asking)
-            over = min(over, quiet, elapsed() - newest)
+            # A leader that was not there then knows when it became Ready by the node's own clock.
+            over = min(over, quiet, elapsed() - newest) - max(0.0, machine.skew)
             if over > LATE + self._slack():
                 judge.blame("timeout-late", name, f"held {over:.0f} s after its timeout")
 
