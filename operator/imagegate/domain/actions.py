@@ -100,7 +100,8 @@ class PatchNode:
             self.observed,
             self.forget,
             self.remove,
-            self.add,
+            # Without its time, which is another in each decision.
+            self.add is not None and (self.add.key, self.add.effect),
         )
 
 

@@ -473,6 +473,13 @@ def test_under_hold_a_node_in_service_is_held_as_soon_as_it_is_not_ready() -> No
     assert patches(decide(view(leaving, Share(HOLD)))) == []
 
 
+def test_a_taint_that_is_refused_is_the_same_request_a_moment_later() -> None:
+    away = view(node(**labelled(ready=False)), Share(HOLD))
+    (first,), (second,) = patches(decide(away, NOW)), patches(decide(away, NOW + 1))
+    assert first.add != second.add
+    assert first.request == second.request
+
+
 def test_a_node_that_was_only_away_is_released_once_it_is_ready() -> None:
     """Also where another ImagePrefetch has not reached it yet: that one did not hold it."""
     held = labelled(taints=(HELD_NOW,))
