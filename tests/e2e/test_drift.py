@@ -166,9 +166,11 @@ def test_no_pod_lands_on_a_node_that_comes_back_before_it_is_verified(
         began = time.time()
         for node in nodes:
             node.stop()
+        since: dict[str, float] = {}
         for name in names:
             gone = seen.first(name, lambda s: not ready(s), since=began, timeout=90)
             held = seen.first(name, lambda s: KEY in s.taints(), since=began, timeout=10)
+            since[name] = held.at
             print(f"{name}: tainted {held.at - gone.at:.2f} s after it was not Ready")
             cluster.apply(pinned(name, image))
             stack.callback(
@@ -179,13 +181,13 @@ def test_no_pod_lands_on_a_node_that_comes_back_before_it_is_verified(
         nodes[1].reboot()
         nodes[2].start()
         for name in names:
-            free = seen.first(name, lambda s: KEY not in s.taints(), since=held.at, timeout=120)
+            free = seen.first(name, lambda s: KEY not in s.taints(), since[name], timeout=120)
             assert ready(free)
             assert "cached.imagegate.dev/again" in free.body["metadata"]["labels"]
             assert cluster.nodes[name].has_image(image)
             bound = pods.first(f"for-{name}", lambda s: "nodeName" in s.body["spec"], timeout=30)
             assert version(bound) > version(free), f"{name}: a pod landed before the release"
-            back = seen.first(name, ready, since=held.at)
+            back = seen.first(name, ready, since[name])
             print(f"{name}: released {free.at - back.at:.2f} s after it was Ready")
 
 
