@@ -7,9 +7,11 @@ or fails as a whole (kubernetes#131231 is what happens without).
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from imagegate.api import fields
@@ -18,8 +20,11 @@ from imagegate.domain.facts import OBSERVED, Listed, Node, Taint
 from imagegate.kube.client import JSON_PATCH, Client
 from imagegate.kube.errors import Conflict, NotFound
 
+logger = logging.getLogger(__name__)
+
 PATH = "/api/v1/nodes"
 CONFLICTS = 10
+PARALLEL = 32
 
 NAMES_LISTED = 5
 """Names that the kubelet lists for one image at most (MaxNamesPerImageInNodeStatus)."""
@@ -27,6 +32,26 @@ NAMES_LISTED = 5
 Operation = dict[str, Any]
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
+
+
+async def try_each(nodes: Iterable[Node], change: Callable[[Node], Awaitable[bool]]) -> int:
+    """Change nodes, a few at a time; how many of them ``change`` says it did.
+
+    Every node is tried: one that is refused must not leave the others held. Raises the first error,
+    after the last node.
+    """
+    limit = asyncio.Semaphore(PARALLEL)
+
+    async def one(node: Node) -> bool:
+        async with limit:
+            return await change(node)
+
+    results = await asyncio.gather(*map(one, nodes), return_exceptions=True)
+    failed = [result for result in results if isinstance(result, BaseException)]
+    if failed:
+        logger.error("nodes not changed", extra={"count": len(failed)})
+        raise failed[0]
+    return sum(map(bool, results))
 
 
 def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node:

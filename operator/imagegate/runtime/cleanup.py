@@ -18,7 +18,7 @@ from imagegate.kube.gates import NAME as GATE_NAME
 from imagegate.kube.gates import PATH as GATES
 from imagegate.kube.gates import Gates
 from imagegate.kube.leases import Leases
-from imagegate.kube.nodes import Nodes
+from imagegate.kube.nodes import Nodes, try_each
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches
 
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 60.0
 PODS_TIMEOUT = 20.0
-PARALLEL = 32
 
 
 class Cleanup:
@@ -85,8 +84,6 @@ class Cleanup:
         return frozenset(filter(None, keys))
 
     async def _tidy_all(self, nodes: Sequence[Node], keys: Collection[str]) -> None:
-        limit = asyncio.Semaphore(PARALLEL)
-
         def wanted(node: Node) -> PatchNode:
             return PatchNode(
                 node,
@@ -95,16 +92,10 @@ class Cleanup:
                 forget=bool(node.observed),
             )
 
-        async def tidy(node: Node) -> None:
-            async with limit:
-                await self._nodes.insist(node, wanted)
+        async def tidy(node: Node) -> bool:
+            return await self._nodes.insist(node, wanted)
 
-        # Every node is tried: one that is refused must not leave the others held.
-        results = await asyncio.gather(*map(tidy, nodes), return_exceptions=True)
-        failed = [result for result in results if isinstance(result, BaseException)]
-        if failed:
-            logger.error("nodes not tidied", extra={"count": len(failed)})
-            raise failed[0]
+        await try_each(nodes, tidy)
 
     async def _stop_operator(self) -> None:
         """Scale the operator to zero and wait, or it would put back what is taken away."""

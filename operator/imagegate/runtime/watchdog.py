@@ -7,7 +7,6 @@ were held when the operator died, and those that somebody else taints (Karpenter
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from imagegate.api import fields
@@ -18,12 +17,11 @@ from imagegate.kube.errors import NotFound
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
 from imagegate.kube.leases import LeaseRecord, Leases
-from imagegate.kube.nodes import Nodes
+from imagegate.kube.nodes import Nodes, try_each
 from imagegate.runtime.clock import Clock
 
 logger = logging.getLogger(__name__)
 
-PARALLEL = 32
 REASON = "GateReleased"
 
 
@@ -73,14 +71,12 @@ class Watchdog:
             return 0
         since = f"the operator has been silent since {alive}" if alive else "there is no operator"
         logger.error("the operator is dead", extra={"alive": alive, "held": len(held)})
-        limit = asyncio.Semaphore(PARALLEL)
 
         def wanted(node: Node) -> PatchNode:
             return PatchNode(node, remove=node.taints_of(keys))
 
         async def free(node: Node) -> bool:
-            async with limit:
-                freed = await self._nodes.insist(node, wanted)
+            freed = await self._nodes.insist(node, wanted)
             if freed:
                 text = f"gate taint removed (watchdog): {since}; the images may not be there"
                 self._events.node(
@@ -88,11 +84,7 @@ class Watchdog:
                 )
             return freed
 
-        # Every node is tried: one that is refused must not leave the others held.
-        results = await asyncio.gather(*map(free, held), return_exceptions=True)
-        await self._events.flush()
-        failed = [result for result in results if isinstance(result, BaseException)]
-        if failed:
-            logger.error("nodes not freed", extra={"count": len(failed)})
-            raise failed[0]
-        return sum(map(bool, results))
+        try:
+            return await try_each(held, free)
+        finally:
+            await self._events.flush()
