@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegate.domain.actions import PatchNode, ReleaseReason
-from imagegate.domain.facts import Listed, Taint
+from imagegate.domain.facts import Listed, Node, Taint
 from imagegate.kube import nodes
 from tests.unit import golden
 from tests.unit.domain.cases import GATE_TAINT, KEY, NOT_READY
@@ -141,3 +142,19 @@ def test_adding_and_removing_touches_nothing_but_our_own(
         body(spec={"taints": foreign}), nodes.operations(PatchNode(clean, add=GATE_TAINT))
     )
     assert added["spec"]["taints"] == [*foreign, nodes._wire(GATE_TAINT)]
+
+
+async def test_the_error_of_one_node_is_raised_after_the_last_node_is_changed() -> None:
+    changed: list[str] = []
+
+    async def change(node: Node) -> bool:
+        if node.name == "refused":
+            raise PermissionError(node.name)
+        await asyncio.sleep(0.05)
+        changed.append(node.name)
+        return True
+
+    each = [nodes.parse(body(metadata={"name": name})) for name in ("refused", "slow-1", "slow-2")]
+    with pytest.raises(PermissionError, match="refused"):
+        await nodes.try_each(each, change)
+    assert changed == ["slow-1", "slow-2"]
