@@ -10,19 +10,22 @@ the same faults, and its words are wrapped as CRI-O's source wraps them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import json
 import re
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import ClusterOptions, NodeOptions, paths, start_cluster
-from tests.cluster.local import faulty
+from tests.cluster import ClusterOptions, NodeOptions, binaries, paths, start_cluster
+from tests.cluster.local import faulty, network
 from tests.cluster.local.cluster import LocalCluster
 from tests.cluster.local.node import Node
 
@@ -42,7 +45,13 @@ NAMES = {
 BEARER = {
     "WWW-Authenticate": f'Bearer realm="http://{faulty.HOST}/token",service="test"',
 }
-FAILING = {"ErrImagePull", "RegistryUnavailable", "InvalidImageName", "ImageInspectError"}
+FAILING = {
+    "ErrImagePull",
+    "ImageInspectError",
+    "InvalidImageName",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+}
 CONFIG = {
     "architecture": "amd64",
     "os": "linux",
@@ -130,9 +139,11 @@ def collect(
     while time.monotonic() < end and not all(each.back_off for each in found.values()):
         _look(cluster, node, found)
         time.sleep(0.1)
+    pods = cluster.api.get("/api/v1/namespaces/default/pods")["items"]
     cluster.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
     for name in [name for name, each in found.items() if not each.message]:
-        print(f"NOT FAILED: {name}")
+        status = next(p["status"] for p in pods if p["metadata"]["name"] == f"{node}-{name}")
+        print(f"NOT FAILED: {name}: {status}")
         del found[name]
     return list(found.values())
 
@@ -182,7 +193,7 @@ def containerd(cluster: LocalCluster, images: dict[str, str], version: str) -> l
 
 
 def odd(cluster: LocalCluster) -> list[Waiting]:
-    """What no registry sends by itself, and an image verifier that refuses: containerd 2.4."""
+    """What no registry sends by itself, and what a node or its site refuses: containerd 2.4."""
     registry = cluster.registries["open"]
     config = ("application/vnd.oci.image.config.v1+json", json.dumps(CONFIG).encode())
     layer = "application/vnd.oci.image.layer.v1.tar"
@@ -203,27 +214,105 @@ def odd(cluster: LocalCluster) -> list[Waiting]:
             "odd/encrypted:1", config, (f"{layer}+gzip+encrypted", b"secret" * 999)
         ),
     }
-    page = cluster.push("tiny", "odd/page:1", registry="faulty", seed=990)
-    cluster.faulty.fault(
-        200, repository="odd/page", operation="manifest", headers={"Content-Type": "text/html"}
-    )
-    images["web-page"] = page
+    for fault, content_type in (
+        ("web-page", "text/html"),
+        ("schema-1", "application/vnd.docker.distribution.manifest.v1+prettyjws"),
+    ):
+        repository = f"odd/{fault}"
+        images[fault] = cluster.push("tiny", f"{repository}:1", registry="faulty", seed=990)
+        headers = {"Content-Type": content_type}
+        cluster.faulty.fault(200, repository=repository, operation="manifest", headers=headers)
     name = "messages-odd"
     cluster.add_node(name, NodeOptions(kubelet={"serializeImagePulls": False}))
     found = collect(cluster, name, images, volume=True, timeout=60)
+    # containerd 2.4 mounts an artifact like any image: that is no failure.
+    del images["artifact"]
+    as_container = collect(cluster, name, images, volume=False, timeout=60)
+    found += [dataclasses.replace(each, fault=f"{each.fault}-container") for each in as_container]
     cluster.remove_node(name)
+    return [*found, *_verifier(cluster), *_proxy(cluster), *_failing_disk(cluster)]
+
+
+def _verifier(cluster: LocalCluster) -> list[Waiting]:
+    """containerd's image verifier refuses; it is set after the sandbox image is imported."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        plugin = 'plugins."io.containerd.image-verifier.v1.bindir"'
+        toml = f'[{plugin}]\n  bin_dir = "{folder}"\n'
+        node = cluster.add_node("messages-verifier", NodeOptions(containerd_toml=toml))
         refuses = Path(folder, "refuses")
         refuses.write_text("#!/bin/sh\necho not signed by anybody\nexit 1\n")
         refuses.chmod(0o755)
-        plugin = 'plugins."io.containerd.image-verifier.v1.bindir"'
-        toml = f'[{plugin}]\n  bin_dir = "{folder}"\n'
-        cluster.add_node(f"{name}-verifier", NodeOptions(containerd_toml=toml))
         image = cluster.push("tiny", "odd/unsigned:1", seed=991)
-        refused = {"verifier": image}
-        found += collect(cluster, f"{name}-verifier", refused, volume=True, timeout=60)
-        cluster.remove_node(f"{name}-verifier")
+        found = collect(cluster, node.name, {"verifier": image}, volume=True, timeout=60)
+        cluster.remove_node(node.name)
     return found
+
+
+def _proxy(cluster: LocalCluster) -> list[Waiting]:
+    """An HTTPS proxy that refuses CONNECT, each time with another status."""
+    found = []
+    for number, status in enumerate((403, 407, 502)):
+        port = 3128 + number
+        program = (
+            "import http.server as h\n"
+            "class P(h.BaseHTTPRequestHandler):\n"
+            f"    def do_CONNECT(self): self.send_error({status})\n"
+            f"h.ThreadingHTTPServer(('{network.CONTROL_PLANE}', {port}), P).serve_forever()\n"
+        )
+        cluster.control_plane.group.start(f"proxy-{status}", [sys.executable, "-Ic", program])
+        node = cluster.add_node(f"messages-proxy-{status}")
+        node.group.stop("containerd")
+        containerd = binaries.path(binaries.containerd(""), "containerd")
+        proxy = f"HTTPS_PROXY=http://{network.CONTROL_PLANE}:{port}"
+        command = ["env", proxy, str(containerd), "--config", str(node.etc / "containerd.toml")]
+        node.group.start("containerd", command)
+        images = {f"proxy-connect-{status}": f"{faulty.UNTRUSTED}/odd/proxy:1"}
+        found += collect(cluster, node.name, images, volume=True, timeout=60)
+        cluster.remove_node(node.name)
+        cluster.control_plane.group.stop(f"proxy-{status}")
+    return found
+
+
+def _failing_disk(cluster: LocalCluster) -> list[Waiting]:
+    """A file system that the kernel sets read-only in the middle of a pull, as after an I/O error.
+
+    ext4 on a loop device; `remount,abort` does what ext4 does at an error of its device.
+    """
+    name = "messages-disk"
+    node = cluster.add_node(name)
+    image = cluster.push("medium", "odd/disk:1", seed=992)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        device = f"{folder}/disk"
+        node.group.stop("containerd")
+        script = (
+            f"truncate -s 1g {device}; mkfs.ext4 -q {device};"
+            f" mount -o loop,errors=remount-ro {device} /var/lib/containerd"
+        )
+        network.run(node.group, ["sh", "-euc", script])
+        node.restart("containerd")
+        node.limit_bandwidth("20mbit")
+
+        def fail() -> None:
+            end = time.monotonic() + 60
+            while time.monotonic() < end and not _pulling(cluster, name):
+                time.sleep(0.2)
+            time.sleep(2)
+            network.run(node.group, ["mount", "-o", "remount,abort", "/var/lib/containerd"])
+
+        failing = threading.Thread(target=fail)
+        failing.start()
+        found = collect(cluster, name, {"disk-read-only": image}, volume=True, timeout=120)
+        failing.join()
+        cluster.remove_node(name)
+    return found
+
+
+def _pulling(cluster: LocalCluster, node: str) -> bool:
+    events = cluster.api.get("/api/v1/namespaces/default/events")["items"]
+    return any(
+        event["reason"] == "Pulling" and event["involvedObject"]["name"].startswith(node)
+        for event in events
+    )
 
 
 def crio(cluster: LocalCluster, images: dict[str, str]) -> list[Waiting]:

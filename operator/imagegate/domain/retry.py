@@ -321,7 +321,7 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), cls) for pattern, cls in _CLASSES)
 # What names things instead of saying what is wrong: an image may be called "forbidden:404".
 _NAMES = re.compile(
-    r'"[^"]*"|(?<!\S)(?!input/output\b|text/html\b)\S*/\S*|\breading manifest \S+ in\b'
+    r'"[^"]*"|(?<!\S)(?!\W?(input/output|text/html)\b)\S*/\S*|\breading manifest \S+ in\b'
 )
 # A redirect: the paths of a registry's API begin with /v2/.
 _STORAGE = re.compile(r"\brequest to https?://[^/\s]+/(?!v2/)\S*?:?(?=\s)")
