@@ -309,9 +309,10 @@ def _overdue(pod: Pod, share: Share, node: Node, now: float, site: Site) -> bool
 
 def _removed(group: Group, share: Share, node: Node, now: float, outcome: Outcome) -> bool:
     """Whether the pod of this group has vanished before it was done, and the operator did not
-    delete it: that is a failed attempt.
+    delete it: that is a failed attempt. A pod of an earlier boot that still exists has not.
     """
-    if group.key not in share.started:
+    uid = share.started.get(group.key)
+    if uid is None or any(pod.uid == uid for pod in share.pods):
         return False
     remember = retry.removed(
         share.attempts.get(group.key),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from imagegate.domain import retry, rollout, status
 from imagegate.domain.actions import Standing
 from imagegate.domain.facts import Attempts, Node, NodeState, Prefetch
-from imagegate.domain.share import Share
+from imagegate.domain.share import Share, same_life
 from imagegate.domain.throttle import Throttle
 
 
@@ -323,12 +323,13 @@ class Ledger:
         before = self.started.get(node.name, {})
         started: dict[str, str] = {}
         for share in shares:
-            # One in a namespace that is not wanted any more is not the group's: it goes by itself.
+            # A pod of an earlier boot, or in a namespace that is not wanted any more, is not the
+            # group's: the operator deletes it.
             mine = {
                 pod.group: pod
                 for pod in share.pods
                 if pod.machine == node.uid
-                and pod.observed
+                and same_life(pod.observed, node, share.prefetch)
                 and pod.namespace == share.prefetch.namespace
             }
             for group in share.prefetch.groups:

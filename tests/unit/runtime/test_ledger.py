@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from imagegate.domain.actions import Standing
+from imagegate.domain.actions import Postpone, Standing
 from imagegate.domain.facts import Attempts, GateSpec, NodeState, Prefetch, RolloutSpec
 from imagegate.domain.share import Share
 from imagegate.domain.throttle import Throttle
 from imagegate.runtime.ledger import Entry, Ledger
-from tests.unit.domain.cases import node, pod, prefetch
+from tests.unit.domain.cases import NOW, decide, node, pod, prefetch, view
 
 WANTS = Standing(NodeState.PENDING, wants=True)
 
@@ -79,4 +79,22 @@ def test_a_pod_in_a_namespace_that_is_not_wanted_any_more_is_none_that_could_be_
     ledger.ended(on.name, pulling.group)
     moved = dataclasses.replace(before, namespace="elsewhere")
     ledger.note_pods(on, [Share(moved, pods=(pulling,))])
+    assert ledger.started == {}
+
+
+def test_an_unfinished_pod_of_an_earlier_boot_is_not_taken_for_removed() -> None:
+    """Found by random lives: each decision counted one more removal, and put the retry off."""
+    on, after = node(), node(boot_id="boot-2")
+    made = prefetch()
+    pulling = pod(made, on)
+    ledger = Ledger()
+    ledger.note_pods(on, [Share(made, pods=(pulling,))])
+    started = ledger.started[on.name]
+    assert started == {pulling.group: pulling.uid}
+    share = Share(made, pods=(pulling,), started=started)
+    plan = decide(view(after, share), NOW)
+    assert plan.standings[made.name].failure is None
+    assert not [each for each in plan.actions if isinstance(each, Postpone)]
+    ledger.ended(on.name, pulling.group)
+    ledger.note_pods(after, [Share(made, pods=(pulling,))])
     assert ledger.started == {}
