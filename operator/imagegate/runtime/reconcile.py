@@ -226,9 +226,10 @@ class Reconciler:
         errors: list[Exception] = []
         open_: set[Hashable] = set()
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
-            if isinstance(action, DeletePod) and action.pod.namespace in self._store.unreadable:
-                continue  # it would be refused; the node comes back when the namespace does
             request = action.request if isinstance(action, PatchNode | DeletePod) else None
+            if isinstance(action, DeletePod) and action.pod.namespace in self._store.unreadable:
+                open_.add(request)
+                continue  # it would be refused; the node comes back when the namespace does
             wait = self._ledger.refused_until(name, request) - self._clock.monotonic()
             if wait > 0:
                 open_.add(request)
@@ -240,12 +241,13 @@ class Reconciler:
                 raise
             except (Forbidden, Invalid) as error:
                 errors.append(error)
+                open_.add(request)
                 if request is not None:
-                    open_.add(request)
                     urgent = plan.held and isinstance(action, PatchNode)
                     self._ledger.refuse(name, request, self._clock.monotonic(), urgent=urgent)
             except ImagegateError as error:
                 errors.append(error)
+                open_.add(request)  # a refusal before this answer is not undone by it
             else:
                 if isinstance(action, PatchNode) and action.release is not None:
                     break  # the rest was decided about a held node; the node comes back at once

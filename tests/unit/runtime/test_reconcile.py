@@ -921,6 +921,31 @@ async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node
         assert world.ledger.refusals == {}
 
 
+async def test_an_error_of_the_api_server_does_not_undo_the_back_off_of_a_refusal(
+    world: World,
+) -> None:
+    """Found by random lives: 31 deletes of one pod in 13 s, refused and failed by turns."""
+    world.add_prefetch("llm", "reg.test/llm:1")
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        asked = 0
+
+        def refuse(method: str, path: str) -> None:
+            nonlocal asked
+            if method == "PATCH" and path == "/api/v1/nodes/n1":
+                asked += 1
+                if asked == 2:
+                    raise errors.Unavailable("patch node", 500, "internal error")
+                raise errors.Invalid("patch node", 422, "denied by a policy")
+
+        world.api.before = refuse
+        world.finish(world.pods()[0])
+        await until(lambda: asked >= 3)
+        (refusal,) = world.ledger.refusals["n1"].values()
+        assert refusal.count == 2
+
+
 async def test_a_node_that_goes_away_is_held_also_when_the_gate_is_closed_only_then(
     world: World,
 ) -> None:
