@@ -324,9 +324,9 @@ class ApiServer:
     def _delete(self, request: Request) -> Body:
         old = self._found(request).body
         options = request.sent or {}
-        uid = (options.get("preconditions") or {}).get("uid")
-        if uid is not None and uid != old["metadata"]["uid"]:
-            raise Refused(409, "Conflict", "Precondition failed: UID in precondition")
+        for name, expected in (options.get("preconditions") or {}).items():
+            if expected != old["metadata"][name]:
+                raise Refused(409, "Conflict", f"Precondition failed: {name} in precondition")
         forced = options.get("gracePeriodSeconds") == 0
         waits = old["metadata"].get("finalizers") or (
             request.resource == "pods" and not forced and self.confirm(old)

@@ -136,9 +136,9 @@ class MemoryApi:
         self.fence()
         self._request("DELETE", path)
         old = self._known("DELETE", path)
-        uid = (body or {}).get("preconditions", {}).get("uid")
-        if uid is not None and uid != old["metadata"]["uid"]:
-            raise self._error("DELETE", path, 409, "Conflict")
+        for name, expected in (body or {}).get("preconditions", {}).items():
+            if expected != old["metadata"][name]:
+                raise self._error("DELETE", path, 409, "Conflict")
         self.remove(path)
         return old
 

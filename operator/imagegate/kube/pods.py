@@ -34,13 +34,17 @@ class Pods:
         """Raises NotFound when there is none."""
         return read.pod(await self._client.get(_path(namespace, name)))
 
-    async def delete(self, pod: Pod, *, force: bool = False) -> Pod | None:
+    async def delete(self, pod: Pod, *, force: bool = False, unchanged: bool = False) -> Pod | None:
         """The pod as it ends, or None when it is gone at once (a finished pod is).
 
         The precondition makes sure that it is the pod that was decided about: names come back.
-        ``force`` does not wait for a kubelet: for pods whose node is no more.
+        ``force`` does not wait for a kubelet: for pods whose node is no more. ``unchanged`` deletes
+        only the version that was seen, and raises Conflict where there is a later one.
         """
-        options: dict[str, Any] = {"preconditions": {"uid": pod.uid}}
+        preconditions = {"uid": pod.uid}
+        if unchanged and pod.version:
+            preconditions["resourceVersion"] = str(pod.version)
+        options: dict[str, Any] = {"preconditions": preconditions}
         if force:
             options["gracePeriodSeconds"] = 0
         body = await self._client.delete(_path(pod.namespace, pod.name), options)

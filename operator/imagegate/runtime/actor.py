@@ -7,7 +7,7 @@ from typing import Any, Protocol, assert_never
 
 from imagegate.domain import retry, throttle
 from imagegate.domain.actions import Action, CreatePod, DeletePod, PatchNode, Postpone
-from imagegate.domain.facts import LABEL_PREFIX, PREFETCH_LABEL
+from imagegate.domain.facts import LABEL_PREFIX, PREFETCH_LABEL, Pod
 from imagegate.domain.gate import ready_since
 from imagegate.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from imagegate.kube.events import Events
@@ -185,8 +185,13 @@ class Actor:
     async def _delete_pod(self, action: DeletePod) -> None:
         pod = action.pod
         try:
-            going = await self._pods.delete(pod)
-        except (NotFound, Conflict):
+            # Where the watch is late, a pull that failed may have begun again, or be done.
+            going = await self._pods.delete(pod, unchanged=not pod.finished)
+        except NotFound:
+            going = None
+        except Conflict:
+            if await self._see_again(pod):
+                return
             going = None
         self._ledger.ended(pod.node, pod.group)
         if action.remember is not None:
@@ -207,6 +212,18 @@ class Actor:
             self._store.lose_pod(pod.namespace, pod.name, pod.uid)
         else:
             self._store.see_pod(going)
+
+    async def _see_again(self, pod: Pod) -> bool:
+        """Look at a pod that is not as it was seen, and decide again. False where it is gone."""
+        try:
+            current = await self._pods.get(pod.namespace, pod.name)
+        except NotFound:
+            return False
+        if current.uid != pod.uid:
+            return False
+        self._store.see_pod(current)
+        self._again(pod.node, 0.02)
+        return True
 
     def _refused(self, name: str, reason: str) -> None:
         prefetch, entry = self._store.prefetches.get(name), self._ledger.entries.get(name)

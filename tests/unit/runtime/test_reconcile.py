@@ -946,6 +946,32 @@ async def test_an_error_of_the_api_server_does_not_undo_the_back_off_of_a_refusa
         assert refusal.count == 2
 
 
+async def test_a_pod_that_has_succeeded_since_it_was_seen_failing_is_not_deleted(
+    world: World,
+) -> None:
+    """Found by random lives: the watch was late, and the kubelet's own next try had succeeded."""
+    world.add_prefetch("llm", "reg.test/llm:1")
+    world.add_node("n1")
+    async with world.operating():
+        await until(world.pods)
+        (pod,) = world.pods()
+        asked = 0
+
+        def succeed(method: str, path: str) -> None:
+            nonlocal asked
+            if method == "DELETE" and "/pods/" in path:
+                asked += 1
+                if asked == 1:
+                    world.finish(pod)
+
+        world.api.before = succeed
+        world.fail(pod, "connection refused")
+        await until(lambda: "cached.imagegate.dev/llm" in world.labels("n1"))
+        assert asked == 1
+        assert [each["metadata"]["uid"] for each in world.pods()] == [pod["metadata"]["uid"]]
+        assert world.status("llm")["failures"] == []
+
+
 async def test_a_node_that_goes_away_is_held_also_when_the_gate_is_closed_only_then(
     world: World,
 ) -> None:
