@@ -391,8 +391,9 @@ class Reconciler:
             if prefetch is None:
                 self._leaving.pop(name, None)
             self._metrics.forget(name)
-            if self._specs.pop(name, None) is not None or prefetch is not None:
-                self._ledger.entries.pop(name, None)
+            # A node may have been decided about before its prefetch ever was.
+            known = self._ledger.entries.pop(name, None) is not None
+            if self._specs.pop(name, None) is not None or known or prefetch is not None:
                 self._inspector.forget(name)
                 self._workloads.forget(name)
                 self._written.pop(name, None)

@@ -972,6 +972,16 @@ async def test_a_pod_that_has_succeeded_since_it_was_seen_failing_is_not_deleted
         assert world.status("llm")["failures"] == []
 
 
+async def test_a_prefetch_that_is_gone_before_it_was_decided_about_leaves_nothing(
+    world: World,
+) -> None:
+    """Found by random lives: its nodes had been decided about, and nothing forgot their counts."""
+    async with world.operating():
+        world.ledger.entry("gone")
+        await world.reconciler.reconcile_prefetch("gone")
+        assert world.ledger.entries == {}
+
+
 async def test_a_node_that_goes_away_is_held_also_when_the_gate_is_closed_only_then(
     world: World,
 ) -> None:
