@@ -42,6 +42,8 @@ PROGRESS = 780.0
 tenth), twice, and a pull."""
 CONVERGED = 180.0
 DELETED = 150.0
+STILL_LATE = 30.0
+"""Seconds after a change of the lag in which events may arrive that were sent before it."""
 STORM = 14
 """Puller pods for one group of one node in 10 minutes."""
 LATE_WATCH = 4.0
@@ -86,6 +88,10 @@ class Truth(Protocol):
     def disturbed(self) -> float:
         """When a fault that concerns every request or watch was last active (now, while it is)."""
         ...
+
+    @property
+    def relayed(self) -> float:
+        """When the lag of the watches was last changed."""
 
     @property
     def changed(self) -> float:
@@ -508,8 +514,9 @@ class Safety:
         if not finished(pod):
             judge.applied["pull-cancelled"] += 1
             young = age(metadata["creationTimestamp"]) < DEADLINE
-            # Behind a late watch the kubelet's own back-off may have ended before ours is seen.
-            known = judge.truth.lag < LATE_WATCH
+            # Behind a late watch the kubelet's own back-off may have ended before the failure is
+            # seen; what was under way when the lag ended still arrives late.
+            known = judge.truth.lag < LATE_WATCH and elapsed() - judge.truth.relayed > STILL_LATE
             if metadata["uid"] in machine.pulling.values() and young and known:
                 text = f"{metadata['name']} still pulls {sorted(wanted)}"
                 judge.blame("pull-cancelled", machine.name, text)

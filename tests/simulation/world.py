@@ -46,6 +46,7 @@ class World:
         self._calm: dict[str, float] = {}
         self._disturbed = -1e9
         self._changed = 0.0
+        self._relayed = -1e9
         self._frozen: dict[str, float] = {}
         self.replicas = [
             Replica(n, self.server, self.registry, self.kubelets, TEAMS, self.rng)
@@ -88,6 +89,10 @@ class World:
     @property
     def changed(self) -> float:
         return self._changed
+
+    @property
+    def relayed(self) -> float:
+        return self._relayed
 
     @property
     def lag(self) -> float:
@@ -392,6 +397,7 @@ class World:
         for replica in self.replicas:
             for name, value in network.items():
                 setattr(replica.network, name, copy.copy(value))
+        self._relayed = elapsed() if "lag" in network else self._relayed
         self._disturbed = elapsed() if any(network.values()) else self._disturbed
         self._changed = elapsed()
 
