@@ -39,8 +39,7 @@ def test_cluster_wide_rights_of_the_operator(release: Release) -> None:
         ("imagegate.dev", "imageprefetches", frozenset(READ | {"patch"}), ()),
         ("imagegate.dev", "imageprefetches/status", frozenset({"patch"}), ()),
         ("imagegate.dev", "nodegates", frozenset(READ | {"create"}), ()),
-        ("imagegate.dev", "nodegates/status", frozenset({"patch"}), ()),
-        ("", "events", frozenset({"create", "patch"}), ()),
+        ("imagegate.dev", "nodegates/status", frozenset({"patch"}), ("default",)),
         (
             "admissionregistration.k8s.io",
             "mutatingadmissionpolicies",
@@ -70,6 +69,8 @@ def test_rights_in_namespaces(release: Release) -> None:
             }
             for namespace in ("ml", "web")
         },
+        "default/imagegate-events": {("", "events", frozenset({"create"}), ())},
+        "default/imagegate-watchdog-events": {("", "events", frozenset({"create"}), ())},
         "imagegate-watchdog": {
             ("coordination.k8s.io", "leases", frozenset({"get"}), ("imagegate",)),
         },
@@ -148,7 +149,6 @@ def test_cluster_wide_rights_of_the_watchdog(helm: Helm, release: Release) -> No
     assert set(grants(release.of("ClusterRole")["imagegate-watchdog"])) == {
         ("", "nodes", frozenset({"get", "list", "patch"}), ()),
         ("imagegate.dev", "nodegates", frozenset({"get"}), ("default",)),
-        ("", "events", frozenset({"create"}), ()),
     }
     without = helm.render({"gate": {"watchdog": {"enabled": False}}})
     assert not [
@@ -163,6 +163,8 @@ def test_default_puller_namespace_is_the_releases_own(helm: Helm) -> None:
     assert set(helm.render().of("Role")) == {
         "imagegate",
         "imagegate-puller",
+        "default/imagegate-events",
+        "default/imagegate-watchdog-events",
         "imagegate-watchdog",
         "imagegate-cleanup",
         "imagegate-cleanup-puller",
