@@ -38,8 +38,8 @@ class Claim:
     cached: bool
     failure: Attempts | None = None
     impossible: bool = False
-    """The node can never hold these images (`match.NEVER`): nothing to wait for, not even under
-    FailClosed, or a node of another platform would wait for ever."""
+    """The node can never hold these images (`match.NEVER`), or the prefetch is forbidden: nothing
+    to wait for, not even under FailClosed, or a node of another platform would wait for ever."""
     why: str = ""
     """Why not, for people."""
     problem: Problem | None = None
@@ -118,7 +118,9 @@ def judge(
     claims = tuple(claims)
     gating = [claim for claim in claims if claim.gating]
     if not gating:
-        never = [f"{c.prefetch.name}: {c.why}" for c in claims if c.impossible and c.why]
+        never = [
+            f"{c.prefetch.name}: {c.why[:MAX_PROBLEM]}" for c in claims if c.impossible and c.why
+        ]
         text = "; ".join(never) or "no ImagePrefetch gates this node"
         return Verdict(ReleaseReason.UNMATCHED, text)
     reasons: set[ReleaseReason] = set()

@@ -13,6 +13,7 @@ from imagegate.api import references
 from imagegate.domain.effective import listed
 from imagegate.domain.facts import Image, Prefetch
 from imagegate.domain.match import selects
+from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 
 LIMIT = 64
 """Images of one ImagePrefetch, as many as ``spec.images`` may have."""
@@ -70,13 +71,22 @@ class Found:
     left_out: tuple[str, ...] = ()
     """References of images beyond the limit."""
     unusable: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    """References of images that the policy does not let be pulled."""
+    without_secrets: tuple[str, ...] = ()
+    """References of images that do not get the secrets of the spec."""
+    without_puller_secrets: tuple[str, ...] = ()
+    """References of images that are left out, because the puller pods' own secrets would be used
+    for them."""
     problems: tuple[str, ...] = ()
     """Why something is not known as of now."""
     unread: bool = False
     """Whether there is a source of which nothing is known, and nothing remembered."""
 
 
-def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
+def find(
+    declared: Prefetch, listings: Mapping[Place, Listing], policy: PrefetchPolicy = ANYTHING
+) -> Found | None:
     """What the sources of a prefetch come to; None while a first list is waited for.
 
     Of a source that cannot be read, those images stay that the status says were found there last:
@@ -98,26 +108,58 @@ def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
     remembered = list(_remembered(declared, unread))
     images += remembered
     unknown = unread - {_place(image.source) for image in remembered}
-    taken, left_out = _fitting(declared, images)
+    lent = _Lent.sort(declared, images, policy)
+    taken, left_out = _fitting(declared, lent.images)
     return Found(
         images=taken,
         workloads=len(selected),
         without=tuple(dict.fromkeys(without)),
         left_out=left_out,
+        forbidden=tuple(sorted(lent.forbidden)),
+        without_secrets=tuple(sorted(lent.without_secrets)),
+        without_puller_secrets=tuple(sorted(lent.without_puller_secrets)),
         unusable=tuple(sorted({why for w in selected.values() for why in w.unusable})),
         problems=tuple(listing.problem for listing in known.values() if listing.problem),
         unread=bool(unknown),
     )
 
 
+@dataclass(slots=True)
+class _Lent:
+    """The images of workloads by what they may be pulled with."""
+
+    images: list[Image] = field(default_factory=list)
+    forbidden: set[str] = field(default_factory=set)
+    without_secrets: set[str] = field(default_factory=set)
+    without_puller_secrets: set[str] = field(default_factory=set)
+
+    @classmethod
+    def sort(cls, declared: Prefetch, images: list[Image], policy: PrefetchPolicy) -> _Lent:
+        """An image of ``spec.images`` stays out of this: its author has asked for it."""
+        lent = cls()
+        present = {image.listed_as for image in declared.images}
+        for image in images:
+            reference = image.reference
+            if image.listed_as in present:
+                continue
+            if not policy.takes(reference):
+                lent.forbidden.add(reference)
+            elif policy.lends_secrets(reference):
+                lent.images.append(replace(image, pull_secrets=declared.pull_secrets))
+            elif policy.puller_has_secrets:
+                lent.without_puller_secrets.add(reference)
+            else:
+                lent.images.append(image)
+                if declared.pull_secrets:
+                    lent.without_secrets.add(reference)
+        return lent
+
+
 def _fitting(declared: Prefetch, images: list[Image]) -> tuple[tuple[Image, ...], tuple[str, ...]]:
     """In the order of their names, each once, and as many as there is room for."""
-    present = {image.listed_as for image in declared.images}
     new: dict[str, Image] = {}
     for image in sorted(images, key=lambda image: (image.reference, image.source)):
-        if image.listed_as not in present:
-            own = replace(image, pull_secrets=declared.pull_secrets)
-            new.setdefault(image.listed_as, own)
+        new.setdefault(image.listed_as, image)
     wanted = tuple(new.values())
     room = max(0, LIMIT - len(declared.images))
     return wanted[:room], tuple(image.reference for image in wanted[room:])
@@ -192,6 +234,19 @@ def condition(found: Found) -> tuple[bool, str, str]:
         text += f"; nothing is selected of {_some(found.without)}"
     if found.unusable:
         text += f"; left out, as no image can be pulled so: {_some(found.unusable)}"
+    if found.forbidden:
+        text += (
+            "; left out, as not from a registry in prefetchPolicy.registries of the chart:"
+            f" {_some(found.forbidden)}"
+        )
+    lend = "unless their registry is in imagesFrom.pullSecretRegistries of the chart"
+    if found.without_secrets:
+        text += f"; without spec.imagePullSecrets, {lend}: {_some(found.without_secrets)}"
+    if found.without_puller_secrets:
+        text += (
+            f"; left out, as puller.imagePullSecrets of the chart must not pull them, {lend}:"
+            f" {_some(found.without_puller_secrets)}"
+        )
     return (True, "Found", text)
 
 

@@ -138,7 +138,8 @@ def test_push_hooks(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     release = helm.render({"hooks": HOOKS, "networkPolicy": {"enabled": True}})
     container = release.container()
     for entry in container["env"]:
-        monkeypatch.setenv(entry["name"], "fd00::1" if entry["name"] == "POD_IP" else "x")
+        given = "fd00::1" if entry["name"] == "POD_IP" else entry.get("value", "x")
+        monkeypatch.setenv(entry["name"], given)
     parsed = cli._parser().parse_args(container["args"])
     settings = cli._settings(parsed)
     assert settings.hooks_file is not None

@@ -191,6 +191,12 @@ def test_reading_pull_secrets_can_be_forbidden(helm: Helm) -> None:
     assert "secrets" not in {r for role in roles(release) for _, r, *_ in grants(role)}
 
 
+def test_named_pull_secrets_are_all_that_can_be_read(helm: Helm) -> None:
+    release = helm.render({"prefetchPolicy": {"pullSecrets": ["ml-pull", "web-pull"]}})
+    read = {grant for role in roles(release) for grant in grants(role) if grant[1] == "secrets"}
+    assert read == {("", "secrets", frozenset({"get"}), ("ml-pull", "web-pull"))}
+
+
 def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -> None:
     accounts = set(release.of("ServiceAccount"))
     assert accounts == {"imagegate", "imagegate-cleanup", "imagegate-watchdog"}
@@ -237,7 +243,10 @@ def test_people_get_prefetches_by_the_built_in_roles(helm: Helm, release: Releas
         {key.removeprefix(prefix) for key in role["metadata"]["labels"] if key.startswith(prefix)}
         for role in (view, edit)
     ]
-    assert aggregated == [{"view", "edit", "admin"}, {"edit", "admin"}]
+    # Writing only where it is asked for: an ImagePrefetch can hold every joining node.
+    assert aggregated == [{"view", "edit", "admin"}, {"admin"}]
+    edit = helm.render({"rbac": {"aggregateToEdit": True}}).of("ClusterRole")["imagegate-edit"]
+    assert {f"{prefix}edit", f"{prefix}admin"} <= set(edit["metadata"]["labels"])
     assert set(helm.render({"rbac": {"aggregateClusterRoles": False}}).of("ClusterRole")) == {
         "imagegate",
         "imagegate-cleanup",
