@@ -63,7 +63,8 @@ ANYTHING: Final = PrefetchPolicy()
 
 def within(reference: str, registries: Iterable[str]) -> bool:
     """Whether an image is in one of these registries or below one of these paths."""
-    name = references.parse(reference).name
+    registries = tuple(registries)
+    name = references.parse(reference).name if registries else ""
     return any(name == each or name.startswith(f"{each}/") for each in registries)
 
 

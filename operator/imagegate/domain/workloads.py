@@ -6,7 +6,7 @@ zero is there to be scaled up again, and a ReplicaSet of an earlier template is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from imagegate.api import references
@@ -108,16 +108,16 @@ def find(
     remembered = list(_remembered(declared, unread))
     images += remembered
     unknown = unread - {_place(image.source) for image in remembered}
-    lent = _Lent.sort(declared, images, policy)
-    taken, left_out = _fitting(declared, lent.images)
+    lent = _Lent.sort(declared, _distinct(declared, images), policy)
+    room = max(0, LIMIT - len(declared.images))
     return Found(
-        images=taken,
+        images=tuple(lent.images[:room]),
         workloads=len(selected),
         without=tuple(dict.fromkeys(without)),
-        left_out=left_out,
-        forbidden=tuple(sorted(lent.forbidden)),
-        without_secrets=tuple(sorted(lent.without_secrets)),
-        without_puller_secrets=tuple(sorted(lent.without_puller_secrets)),
+        left_out=tuple(image.reference for image in lent.images[room:]),
+        forbidden=tuple(lent.forbidden),
+        without_secrets=tuple(lent.without_secrets),
+        without_puller_secrets=tuple(lent.without_puller_secrets),
         unusable=tuple(sorted({why for w in selected.values() for why in w.unusable})),
         problems=tuple(listing.problem for listing in known.values() if listing.problem),
         unread=bool(unknown),
@@ -129,40 +129,38 @@ class _Lent:
     """The images of workloads by what they may be pulled with."""
 
     images: list[Image] = field(default_factory=list)
-    forbidden: set[str] = field(default_factory=set)
-    without_secrets: set[str] = field(default_factory=set)
-    without_puller_secrets: set[str] = field(default_factory=set)
+    forbidden: list[str] = field(default_factory=list)
+    without_secrets: list[str] = field(default_factory=list)
+    without_puller_secrets: list[str] = field(default_factory=list)
 
     @classmethod
-    def sort(cls, declared: Prefetch, images: list[Image], policy: PrefetchPolicy) -> _Lent:
-        """An image of ``spec.images`` stays out of this: its author has asked for it."""
+    def sort(cls, declared: Prefetch, images: Iterable[Image], policy: PrefetchPolicy) -> _Lent:
         lent = cls()
-        present = {image.listed_as for image in declared.images}
         for image in images:
             reference = image.reference
-            if image.listed_as in present:
-                continue
             if not policy.takes(reference):
-                lent.forbidden.add(reference)
+                lent.forbidden.append(reference)
             elif policy.lends_secrets(reference):
                 lent.images.append(replace(image, pull_secrets=declared.pull_secrets))
             elif policy.puller_has_secrets:
-                lent.without_puller_secrets.add(reference)
+                lent.without_puller_secrets.append(reference)
             else:
                 lent.images.append(image)
                 if declared.pull_secrets:
-                    lent.without_secrets.add(reference)
+                    lent.without_secrets.append(reference)
         return lent
 
 
-def _fitting(declared: Prefetch, images: list[Image]) -> tuple[tuple[Image, ...], tuple[str, ...]]:
-    """In the order of their names, each once, and as many as there is room for."""
+def _distinct(declared: Prefetch, images: Iterable[Image]) -> Iterable[Image]:
+    """In the order of their names, each once, besides those of the spec: a fleet of workloads names
+    few images many times.
+    """
+    present = {image.listed_as for image in declared.images}
     new: dict[str, Image] = {}
     for image in sorted(images, key=lambda image: (image.reference, image.source)):
-        new.setdefault(image.listed_as, image)
-    wanted = tuple(new.values())
-    room = max(0, LIMIT - len(declared.images))
-    return wanted[:room], tuple(image.reference for image in wanted[room:])
+        if image.listed_as not in present:
+            new.setdefault(image.listed_as, image)
+    return new.values()
 
 
 def named(kind: str, namespace: str, name: str) -> str:
