@@ -73,7 +73,7 @@ class Verdict:
     requeue_at: float | None = None
 
 
-def beats(heartbeat: float, now: float, within: float) -> bool:
+def heartbeat_is_fresh(heartbeat: float, now: float, within: float) -> bool:
     """Whether an operator with this heartbeat lives, by the clock of the API server. One from the
     future counts as little as an old one: whoever wrote it, it would never grow old.
     """

@@ -46,11 +46,11 @@ class PrefetchPolicy:
     """Whether puller pods have secrets for their own images (``puller.imagePullSecrets``), with
     which the kubelet pulls every image of the pod."""
 
-    def takes(self, reference: str) -> bool:
+    def allows(self, reference: str) -> bool:
         """Whether an image may be pulled at all. ``reference`` is known to be valid."""
         return not self.registries or within(reference, self.registries)
 
-    def lends_secrets(self, reference: str) -> bool:
+    def allows_secrets(self, reference: str) -> bool:
         """Whether secrets may be used for an image that only a workload names. Who may create a
         workload need not be entitled to what the secrets open.
         """
@@ -58,7 +58,7 @@ class PrefetchPolicy:
 
 
 ANYTHING: Final = PrefetchPolicy()
-"""Nothing is bounded; secrets are lent to no workload."""
+"""Nothing is bounded; secrets are permitted to no workload."""
 
 
 def within(reference: str, registries: Iterable[str]) -> bool:
@@ -74,7 +74,7 @@ def violation(prefetch: Prefetch, policy: PrefetchPolicy) -> str | None:
 
 
 def _violations(prefetch: Prefetch, policy: PrefetchPolicy) -> Iterator[str]:
-    outside = [i.reference for i in prefetch.images if not policy.takes(i.reference)]
+    outside = [i.reference for i in prefetch.images if not policy.allows(i.reference)]
     if outside:
         yield (
             f'spec.images: "{outside[0]}" is not from an allowed registry'

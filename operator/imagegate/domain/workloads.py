@@ -108,16 +108,16 @@ def find(
     remembered = list(_remembered(declared, unread))
     images += remembered
     unknown = unread - {_place(image.source) for image in remembered}
-    lent = _Lent.sort(declared, _distinct(declared, images), policy)
+    permitted = _Permitted.sort(declared, _distinct(declared, images), policy)
     room = max(0, LIMIT - len(declared.images))
     return Found(
-        images=tuple(lent.images[:room]),
+        images=tuple(permitted.images[:room]),
         workloads=len(selected),
         without=tuple(dict.fromkeys(without)),
-        left_out=tuple(image.reference for image in lent.images[room:]),
-        forbidden=tuple(lent.forbidden),
-        without_secrets=tuple(lent.without_secrets),
-        without_puller_secrets=tuple(lent.without_puller_secrets),
+        left_out=tuple(image.reference for image in permitted.images[room:]),
+        forbidden=tuple(permitted.forbidden),
+        without_secrets=tuple(permitted.without_secrets),
+        without_puller_secrets=tuple(permitted.without_puller_secrets),
         unusable=tuple(sorted({why for w in selected.values() for why in w.unusable})),
         problems=tuple(listing.problem for listing in known.values() if listing.problem),
         unread=bool(unknown),
@@ -125,8 +125,8 @@ def find(
 
 
 @dataclass(slots=True)
-class _Lent:
-    """The images of workloads by what they may be pulled with."""
+class _Permitted:
+    """The images of workloads by whether they may be pulled, and with which secrets."""
 
     images: list[Image] = field(default_factory=list)
     forbidden: list[str] = field(default_factory=list)
@@ -134,21 +134,23 @@ class _Lent:
     without_puller_secrets: list[str] = field(default_factory=list)
 
     @classmethod
-    def sort(cls, declared: Prefetch, images: Iterable[Image], policy: PrefetchPolicy) -> _Lent:
-        lent = cls()
+    def sort(
+        cls, declared: Prefetch, images: Iterable[Image], policy: PrefetchPolicy
+    ) -> _Permitted:
+        permitted = cls()
         for image in images:
             reference = image.reference
-            if not policy.takes(reference):
-                lent.forbidden.append(reference)
-            elif policy.lends_secrets(reference):
-                lent.images.append(replace(image, pull_secrets=declared.pull_secrets))
+            if not policy.allows(reference):
+                permitted.forbidden.append(reference)
+            elif policy.allows_secrets(reference):
+                permitted.images.append(replace(image, pull_secrets=declared.pull_secrets))
             elif policy.puller_has_secrets:
-                lent.without_puller_secrets.append(reference)
+                permitted.without_puller_secrets.append(reference)
             else:
-                lent.images.append(image)
+                permitted.images.append(image)
                 if declared.pull_secrets:
-                    lent.without_secrets.append(reference)
-        return lent
+                    permitted.without_secrets.append(reference)
+        return permitted
 
 
 def _distinct(declared: Prefetch, images: Iterable[Image]) -> Iterable[Image]:
@@ -227,23 +229,31 @@ def condition(found: Found) -> tuple[bool, str, str]:
             f" left out ({_some(found.left_out)}): narrow spec.imagesFrom[].selector, and make"
             " another ImagePrefetch for the rest",
         )
+    if found.forbidden:
+        return (
+            False,
+            "ImagesNotAllowed",
+            f"{len(found.forbidden)} images are left out, because they are not from a registry in"
+            f" prefetchPolicy.registries of the chart ({_some(found.forbidden)}): narrow"
+            " spec.imagesFrom[].selector, or ask for their registries",
+        )
+    if found.without_puller_secrets:
+        return (
+            False,
+            "ImagesNotAllowed",
+            f"{len(found.without_puller_secrets)} images are left out, because they would be pulled"
+            f" with puller.imagePullSecrets of the chart ({_some(found.without_puller_secrets)}):"
+            " ask for their registries in imagesFrom.pullSecretRegistries of the chart",
+        )
     text = f"{len(found.images)} images of {found.workloads} workloads besides spec.images"
     if found.without:
         text += f"; nothing is selected of {_some(found.without)}"
     if found.unusable:
         text += f"; left out, as no image can be pulled so: {_some(found.unusable)}"
-    if found.forbidden:
-        text += (
-            "; left out, as not from a registry in prefetchPolicy.registries of the chart:"
-            f" {_some(found.forbidden)}"
-        )
-    lend = "unless their registry is in imagesFrom.pullSecretRegistries of the chart"
     if found.without_secrets:
-        text += f"; without spec.imagePullSecrets, {lend}: {_some(found.without_secrets)}"
-    if found.without_puller_secrets:
         text += (
-            f"; left out, as puller.imagePullSecrets of the chart must not pull them, {lend}:"
-            f" {_some(found.without_puller_secrets)}"
+            "; without spec.imagePullSecrets, as their registries are not in"
+            f" imagesFrom.pullSecretRegistries of the chart: {_some(found.without_secrets)}"
         )
     return (True, "Found", text)
 

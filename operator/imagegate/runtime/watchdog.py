@@ -12,7 +12,7 @@ import logging
 from imagegate.api import fields
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.facts import Node
-from imagegate.domain.gate import beats
+from imagegate.domain.gate import heartbeat_is_fresh
 from imagegate.kube.client import Client
 from imagegate.kube.errors import NotFound
 from imagegate.kube.events import Events
@@ -62,7 +62,7 @@ class Watchdog:
         else:
             alive = lease.renew_time
         beat, now = fields.seconds(alive) or 0.0, self._clock.now()
-        if beats(beat, now, self._after):
+        if heartbeat_is_fresh(beat, now, self._after):
             logger.info("the operator lives", extra={"seconds": round(now - beat)})
             return 0
         keys = frozenset({self._taint_key, *lease.taint_keys})

@@ -305,7 +305,7 @@ def test_cel_and_operator_agree_on_every_reference(
     bound(api)
     told = {each: api.refusal({**FINE, "images": [{"image": each}]}) for each in REFERENCES}
     assert {each: text == "" for each, text in told.items()} == REFERENCES
-    assert {each: allowed.takes(each) for each in REFERENCES} == REFERENCES
+    assert {each: allowed.allows(each) for each in REFERENCES} == REFERENCES
 
 
 @pytest.mark.parametrize("reference", INVALID)
@@ -322,7 +322,7 @@ def test_chart_normalises_as_the_api_does(helm: rendering.Helm) -> None:
     assert images.repository("i.image") in outside["expression"]
 
 
-def test_object_from_before_a_bound_can_be_kept_mended_and_deleted(
+def test_object_from_before_a_bound_can_be_kept_corrected_and_deleted(
     api: Api, earlier: Callable[[], str]
 ) -> None:
     path = f"{PATH}/{earlier()}"
@@ -333,7 +333,7 @@ def test_object_from_before_a_bound_can_be_kept_mended_and_deleted(
     assert patch({"metadata": {"finalizers": ["imagegate.dev/cleanup"]}})[0] == 200
     assert patch({"metadata": {"labels": {"team": "a"}}})[0] == 200
     assert patch({"status": {"observedGeneration": 1}}, "/status")[0] == 200
-    # Another edit does not get past the policy, nor does one that mends a part.
+    # Another edit does not get past the policy, nor does one that corrects a part.
     code, answer = patch({"spec": {"dryRun": True}})
     assert (code, POLICY in answer["message"]) == (422, True)
     assert patch({"spec": {"images": [{"image": "reg.test/a"}]}})[0] == 422

@@ -23,7 +23,7 @@ from imagegate.domain.facts import (
     NodeState,
     Prefetch,
 )
-from imagegate.domain.gate import Problem, beats
+from imagegate.domain.gate import Problem, heartbeat_is_fresh
 from imagegate.domain.policy import PrefetchPolicy, too_large
 from imagegate.domain.share import Share
 from imagegate.domain.workloads import Found, Listing, Workload, find, joined
@@ -132,11 +132,11 @@ def test_workload_of_a_tenant_gets_no_image_by_the_secret_of_the_prefetch() -> N
     }
     everything, _, text = workloads.condition(found)
     assert everything
-    assert "without spec.imagePullSecrets, unless their registry is in" in text
+    assert "without spec.imagePullSecrets, as their registries are not in" in text
     assert "reg.test/other-team/private:1" in text
 
 
-def test_secrets_are_lent_for_the_registries_that_are_named() -> None:
+def test_secrets_are_used_for_the_registries_that_are_named() -> None:
     policy = PrefetchPolicy(images_from_pull_secret_registries=("reg.test/team",))
     asked, found = attack("reg.test/team/a:1", "reg.test/team-b/a:1", policy=policy)
     assert secrets(asked) == {
@@ -159,17 +159,18 @@ def test_workload_gets_no_image_by_the_secrets_of_the_puller_either() -> None:
     )
     asked, found = attack("reg.test/private:1", "reg.test/team/a:1", policy=policy)
     assert set(secrets(asked)) == {"reg.test/own:1", "reg.test/team/a:1"}
-    assert (
-        "puller.imagePullSecrets of the chart must not pull them" in workloads.condition(found)[2]
-    )
+    everything, reason, text = workloads.condition(found)
+    assert (everything, reason) == (False, "ImagesNotAllowed")
+    assert "puller.imagePullSecrets of the chart (reg.test/private:1)" in text
 
 
 def test_image_of_a_workload_outside_the_registries_is_left_out_and_stops_nothing() -> None:
     policy = PrefetchPolicy(registries=("reg.test",))
     asked, found = attack("evil.test/a:1", "reg.test/b:1", policy=policy)
     assert set(secrets(asked)) == {"reg.test/own:1", "reg.test/b:1"}
-    everything, _, text = workloads.condition(found)
-    assert everything
+    # Whoever waits for Ready before a rollout must not be told so of half the images.
+    everything, reason, text = workloads.condition(found)
+    assert (everything, reason) == (False, "ImagesNotAllowed")
     assert "evil.test/a:1" in text
 
 
@@ -218,4 +219,4 @@ def test_condition_is_there_only_while_there_are_such_nodes() -> None:
     ("age", "alive"), [(0, True), (899, True), (900, False), (-899, True), (-900, False)]
 )
 def test_heartbeat_from_the_future_counts_as_little_as_an_old_one(age: float, alive: bool) -> None:
-    assert beats(1_000_000.0 - age, 1_000_000.0, 900.0) is alive
+    assert heartbeat_is_fresh(1_000_000.0 - age, 1_000_000.0, 900.0) is alive
