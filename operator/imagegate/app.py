@@ -93,7 +93,8 @@ class App:
         self._policy_missing = False
         self._probed = False
         namespaces = settings.puller_namespaces
-        self._reader = Reader(namespaces)
+        policy = settings.prefetch_policy
+        self._reader = Reader(namespaces, policy)
         self.store = Store(clock)
         metrics.exists = lambda prefetch: prefetch in self.store.prefetches
         self.ledger = Ledger()
@@ -113,7 +114,7 @@ class App:
         prefetches = Prefetches(client, self._reader)
         self._events = Events(client, component="imagegate", instance=settings.identity)
         self._start_after = StartAfter(DaemonSets(client))
-        self._workloads = WorkloadImages(Workloads(watching), self.store)
+        self._workloads = WorkloadImages(Workloads(watching), self.store, policy)
         self._reconciler = Reconciler(
             store=self.store,
             ledger=self.ledger,
@@ -127,6 +128,7 @@ class App:
             inspector=inspector,
             workloads=self._workloads,
             disks=Disks(kubelets, clock),
+            policy=policy,
             clock=clock,
             taint_key=self._taint_key,
             taints_by_watch=settings.gate_source is GateSource.WATCH,

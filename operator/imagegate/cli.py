@@ -9,12 +9,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic.alias_generators import to_camel
 
 from imagegate import __version__, app, lint, logs, plan
 from imagegate.api import references
 from imagegate.domain import advice, forecast
+from imagegate.domain.policy import PrefetchPolicy
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 from imagegate.kube.kubelets import Kubelets
@@ -127,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_boolean,
         default=_boolean(os.environ.get("IMAGEGATE_KUBELET_INSECURE_TLS", "false")),
         metavar="true|false",
+    )
+    outside.add_argument(
+        "--prefetch-policy",
+        type=_prefetch_policy,
+        default=os.environ.get("IMAGEGATE_PREFETCH_POLICY", "{}"),
+        metavar="JSON",
+        help="what ImagePrefetches may ask for: the chart's prefetchPolicy; default: anything",
     )
 
     run = commands.add_parser("run", parents=[common, outside], help="run the operator")
@@ -355,6 +367,19 @@ def _resources(text: str) -> dict[str, Any]:
     return found
 
 
+@with_config(ConfigDict(alias_generator=to_camel, extra="forbid", strict=True))
+@dataclass(frozen=True, slots=True)
+class _PrefetchPolicy(PrefetchPolicy):
+    """As the chart writes it. A bound that is not understood must not be dropped."""
+
+
+def _prefetch_policy(text: str) -> PrefetchPolicy:
+    try:
+        return TypeAdapter(_PrefetchPolicy).validate_json(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no prefetchPolicy: {error}") from None
+
+
 def _pair(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not (key and separator):
@@ -398,6 +423,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         gate_source=arguments.gate_source,
         gate_control_planes=not arguments.gate_exclude_control_plane,
         gate_policy=arguments.gate_policy,
+        prefetch_policy=arguments.prefetch_policy,
         registry=_registry(arguments),
         kubelet_ca_file=arguments.kubelet_ca_file,
         kubelet_insecure_tls=arguments.kubelet_insecure_tls,
@@ -424,7 +450,8 @@ async def _plan(arguments: argparse.Namespace) -> int:
     """1 where an ImagePrefetch has room on no node that lacks its images."""
     source = "standard input" if arguments.filename == "-" else arguments.filename
     text = sys.stdin.read() if arguments.filename == "-" else _read(arguments.filename)
-    prefetches = plan.read(text, source, arguments.puller_namespaces)
+    policy = arguments.prefetch_policy
+    prefetches = plan.read(text, source, arguments.puller_namespaces, policy)
     rates = forecast.Rates(
         arguments.node_rate, arguments.upload_rate, arguments.registry_rate, arguments.unpack_rate
     )
@@ -436,7 +463,7 @@ async def _plan(arguments: argparse.Namespace) -> int:
                 ca_file=arguments.kubelet_ca_file, insecure_tls=arguments.kubelet_insecure_tls
             ) as kubelets,
         ):
-            plans = await plan.make(prefetches, client, registries, kubelets, rates)
+            plans = await plan.make(prefetches, client, registries, kubelets, rates, policy)
     finally:
         await client.close()
     sys.stdout.write((plan.as_json if arguments.output == "json" else plan.table)(plans) + "\n")

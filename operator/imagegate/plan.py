@@ -20,6 +20,7 @@ from imagegate.domain.effective import resolved
 from imagegate.domain.facts import ImageFacts, Prefetch
 from imagegate.domain.forecast import Forecast, Rates
 from imagegate.domain.match import matches
+from imagegate.domain.policy import ANYTHING, PrefetchPolicy, too_large
 from imagegate.domain.workloads import Found, Listing, Place
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
@@ -59,7 +60,9 @@ class Plan:
         return bool(self.forecast.no_room) and not self.forecast.to_pull
 
 
-def read(text: str, source: str, namespaces: Sequence[str] = ()) -> list[Prefetch]:
+def read(
+    text: str, source: str, namespaces: Sequence[str] = (), policy: PrefetchPolicy = ANYTHING
+) -> list[Prefetch]:
     """The ImagePrefetches of a YAML stream, each as the API server would fill it in.
 
     ``namespaces``: those where puller pods are allowed, the default first; none: not known, and
@@ -75,7 +78,7 @@ def read(text: str, source: str, namespaces: Sequence[str] = ()) -> list[Prefetc
         if not isinstance(document, dict) or document.get("kind") != "ImagePrefetch":
             raise InvalidPlan(f"{where}: this is no ImagePrefetch: give only those")
         named = (document.get("spec") or {}).get("pullerNamespace")
-        reader = Reader(namespaces or [named if isinstance(named, str) else "default"])
+        reader = Reader(namespaces or [named if isinstance(named, str) else "default"], policy)
         prefetch = reader.parse(document)
         if prefetch.invalid is not None:
             raise InvalidPlan(f"{where}: {prefetch.invalid[1]}")
@@ -91,11 +94,13 @@ async def make(
     registries: registry.Client,
     kubelets: Kubelets,
     rates: Rates,
+    policy: PrefetchPolicy = ANYTHING,
 ) -> list[Plan]:
     """Ask the API server for nodes and workloads, the registries for sizes, and the kubelets for
-    room. Raises a KubeError, also where whoever plans may not list a workload's kind.
+    room. Raises a KubeError, also where whoever plans may not list a workload's kind, and
+    `InvalidPlan` where the images are larger than the policy allows.
     """
-    found = await _find(prefetches, client)
+    found = await _find(prefetches, client, policy)
     prefetches = [workloads.joined(p, each) for p, each in zip(prefetches, found, strict=True)]
     clock = Clock()
     inspector = Inspector(
@@ -110,6 +115,8 @@ async def make(
         matching = [node for node in nodes if matches(prefetch, node)]
         platforms = sorted({node.platform for node in matching} - {""})
         images = await inspector.ask(prefetch, platforms, PATIENCE, resolved=True)
+        if why := too_large(prefetch, images, policy):
+            raise InvalidPlan(f"{prefetch.name}: {why}")
         usages = await disks.survey(matching) if prefetch.max_usage < 100 else {}
         facts = forecast.forecast(prefetch, nodes, images, usages, rates)
         plans.append(Plan(prefetch, images, facts, each))
@@ -124,14 +131,16 @@ async def _resolved(prefetch: Prefetch, inspector: Inspector) -> Prefetch:
     return dataclasses.replace(prefetch, images=resolved(prefetch.images, known))
 
 
-async def _find(prefetches: Sequence[Prefetch], client: Client) -> list[Found | None]:
+async def _find(
+    prefetches: Sequence[Prefetch], client: Client, policy: PrefetchPolicy
+) -> list[Found | None]:
     places = {source.place for prefetch in prefetches for source in prefetch.images_from}
     listings: dict[Place, Listing] = {}
     for place in sorted(places):
         listed, _ = await Workloads(client).list(place)
         listings[place] = Listing(listed.values(), read=True)
     return [
-        workloads.find(prefetch, listings) if prefetch.images_from else None
+        workloads.find(prefetch, listings, policy) if prefetch.images_from else None
         for prefetch in prefetches
     ]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from imagegate.domain.policy import PrefetchPolicy
 from imagegate.puller.build import PullerSettings
 from imagegate.registry.endpoints import RegistrySettings
 
@@ -39,6 +40,8 @@ class Settings:
     gate_control_planes: bool = False
     """Whether nodes of the control plane are tainted by the watch, too."""
     gate_policy: str = "imagegate"
+    prefetch_policy: PrefetchPolicy = field(default_factory=PrefetchPolicy)
+    """What administrators let ImagePrefetches ask for."""
     registry: RegistrySettings = field(default_factory=RegistrySettings)
     kubelet_ca_file: str = ""
     """Who signs the kubelets' serving certificates; empty: the cluster's own CA."""

@@ -14,6 +14,7 @@ from imagegate.api.references import Reference
 from imagegate.domain import forecast
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.forecast import Forecast
+from imagegate.domain.policy import PrefetchPolicy
 from imagegate.kube import errors
 from imagegate.kube.kubelets import Kubelets
 from imagegate.registry import client as registry
@@ -57,6 +58,25 @@ def test_the_namespace_is_one_of_the_installation() -> None:
         plan.read(named, "f", ["ml", "web"])
     (prefetch,) = plan.read(named, "f")
     assert prefetch.namespace == "elsewhere"
+
+
+def test_what_the_policy_forbids_is_refused_with_the_bound() -> None:
+    policy = PrefetchPolicy(registries=("other.test",))
+    with pytest.raises(plan.InvalidPlan, match=r"prefetchPolicy\.registries"):
+        plan.read(GOOD, "f", [], policy)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["", "[]", '{"registry": ["a.test"]}', '{"maxHoldSeconds": "9"}', '{"registries": "a.test"}'],
+)
+def test_policy_that_is_not_understood_is_no_policy(
+    policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["run"], ["plan", "-f", "-"]):
+        with pytest.raises(SystemExit):
+            cli.main([*command, f"--prefetch-policy={policy}"])
+        assert "is no prefetchPolicy" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_api_server() -> None:

@@ -125,6 +125,8 @@ class Standing:
     """Whether the node could begin a pull at all: it is settled, and not left alone."""
     reads_disk: bool = False
     """Whether its disk usage has to be read before it can go on. It keeps its slot meanwhile."""
+    exposed: bool = False
+    """Whether images that are pulled with secrets can be used there without (`credentials`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ OBSERVED = f"{GROUP}/observed"
 PREFETCH_LABEL = f"{GROUP}/prefetch"
 FINALIZER = f"{GROUP}/cleanup"
 TAINT_VALUE = "pending"
+POLICY_VIOLATION = "PolicyViolation"
+"""Reason of an ImagePrefetch that asks for what administrators do not allow (`domain.policy`)."""
 IMAGES_PER_POD = 8
 """Beyond this the kubelet's event spam filter (25 per object) starts to drop Pulled events."""
 HASH_BITS = 256
@@ -372,6 +374,17 @@ class Prefetch:
     def live(self) -> bool:
         """Whether nodes should hold its images: neither going away, unusable nor a dry run."""
         return not self.deleting and self.invalid is None and not self.dry_run
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether it asks for what administrators do not allow: it holds no node then, not even
+        under FailClosed."""
+        return self.invalid is not None and self.invalid[0] == POLICY_VIOLATION
+
+    @cached_property
+    def private(self) -> bool:
+        """Whether some image is pulled with secrets."""
+        return any(image.pull_secrets for image in self.images)
 
     @property
     def parsed(self) -> bool:

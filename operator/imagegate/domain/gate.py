@@ -38,8 +38,8 @@ class Claim:
     cached: bool
     failure: Attempts | None = None
     impossible: bool = False
-    """The node can never hold these images (`match.NEVER`): nothing to wait for, not even under
-    FailClosed, or a node of another platform would wait for ever."""
+    """The node can never hold these images (`match.NEVER`), or the prefetch is forbidden: nothing
+    to wait for, not even under FailClosed, or a node of another platform would wait for ever."""
     why: str = ""
     """Why not, for people."""
     problem: Problem | None = None
@@ -71,6 +71,13 @@ class Verdict:
     release: ReleaseReason | None
     message: str
     requeue_at: float | None = None
+
+
+def heartbeat_is_fresh(heartbeat: float, now: float, within: float) -> bool:
+    """Whether an operator with this heartbeat lives, by the clock of the API server. One from the
+    future counts as little as an old one: whoever wrote it, it would never grow old.
+    """
+    return -within < now - heartbeat < within
 
 
 _RANK = (ReleaseReason.TIMEOUT, ReleaseReason.FAILED, ReleaseReason.CACHED)
@@ -111,7 +118,9 @@ def judge(
     claims = tuple(claims)
     gating = [claim for claim in claims if claim.gating]
     if not gating:
-        never = [f"{c.prefetch.name}: {c.why}" for c in claims if c.impossible and c.why]
+        never = [
+            f"{c.prefetch.name}: {c.why[:MAX_PROBLEM]}" for c in claims if c.impossible and c.why
+        ]
         text = "; ".join(never) or "no ImagePrefetch gates this node"
         return Verdict(ReleaseReason.UNMATCHED, text)
     reasons: set[ReleaseReason] = set()

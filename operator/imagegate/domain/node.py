@@ -171,7 +171,13 @@ def _verdict(
         )
         for share, outcome in outcomes
     ] + [
-        gate.Claim(problem.prefetch, cached=False, problem=problem, impossible=impossible)
+        gate.Claim(
+            problem.prefetch,
+            cached=False,
+            problem=problem,
+            impossible=impossible or problem.prefetch.forbidden,
+            why=problem.message if problem.prefetch.forbidden else "",
+        )
         for problem in view.problems
     ]
     again = [claim for claim in claims if claim.holds_again]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from imagegate.domain import disk, drift, match, retry
+from imagegate.domain import credentials, disk, drift, match, retry
 from imagegate.domain.actions import CreatePod, DeletePod, Postpone
 from imagegate.domain.facts import Attempts, Group, Node, NodeState, Pod
 from imagegate.domain.share import Outcome, Share, Site, ended, labelled, no_image, same_life
@@ -39,7 +39,9 @@ def assess(share: Share, node: Node, now: float, site: Site) -> Outcome:
     """Decide about one share. Total: every combination of facts has an answer."""
     if share.prefetch.searching:
         return _undecided(share, node, site)
-    outcome = Outcome(labelled=labelled(node, share.prefetch))
+    outcome = Outcome(
+        labelled=labelled(node, share.prefetch), exposed=credentials.exposed(share.prefetch, node)
+    )
     why = match.skipped(node, gated=site.gated) or no_image(share, node) or _away(now, site)
     if node.deleting:
         outcome.state, outcome.skipped, outcome.startable = NodeState.SKIPPED, why or "", False

@@ -101,6 +101,8 @@ class Outcome:
     """What the pulls that are started now bring to the node."""
     awaits: Mapping[DaemonSetRef, str] = field(default_factory=dict)
     """What keeps a pull that is due from starting: see `Share.unready`."""
+    exposed: bool = False
+    """Whether images that are pulled with secrets can be used there without (`credentials`)."""
     actions: list[Action] = field(default_factory=list)
     requeue: list[float] = field(default_factory=list)
 
@@ -115,6 +117,7 @@ class Outcome:
             self.waits_for,
             self.startable,
             self.wants_usage,
+            self.exposed and self.state is not NodeState.SKIPPED,
         )
 
     @property

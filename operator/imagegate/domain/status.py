@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from imagegate.domain import advice, retry, workloads
+from imagegate.domain import advice, credentials, retry, workloads
 from imagegate.domain.advice import Severity
 from imagegate.domain.effective import listed, reference_key, resolved
 from imagegate.domain.facts import (
@@ -73,6 +73,8 @@ class Tally:
     """Joining nodes without a slot."""
     slots: str = ""
     """What these wait for."""
+    exposed: int = 0
+    """Nodes on which images that are pulled with secrets can be used without."""
 
     @property
     def desired(self) -> int:
@@ -126,6 +128,7 @@ def prefetch_status(
             _progressing(prefetch, tally),
             _degraded(prefetch, tally, refreshed),
             *_found(found),
+            *([credentials.condition(tally.exposed)] if tally.exposed else []),
         ]
     )
     status: dict[str, Any] = {

@@ -6,13 +6,14 @@ zero is there to be scaled up again, and a ReplicaSet of an earlier template is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from imagegate.api import references
 from imagegate.domain.effective import listed
 from imagegate.domain.facts import Image, Prefetch
 from imagegate.domain.match import selects
+from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 
 LIMIT = 64
 """Images of one ImagePrefetch, as many as ``spec.images`` may have."""
@@ -70,13 +71,22 @@ class Found:
     left_out: tuple[str, ...] = ()
     """References of images beyond the limit."""
     unusable: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    """References of images that the policy does not let be pulled."""
+    without_secrets: tuple[str, ...] = ()
+    """References of images that do not get the secrets of the spec."""
+    without_puller_secrets: tuple[str, ...] = ()
+    """References of images that are left out, because the puller pods' own secrets would be used
+    for them."""
     problems: tuple[str, ...] = ()
     """Why something is not known as of now."""
     unread: bool = False
     """Whether there is a source of which nothing is known, and nothing remembered."""
 
 
-def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
+def find(
+    declared: Prefetch, listings: Mapping[Place, Listing], policy: PrefetchPolicy = ANYTHING
+) -> Found | None:
     """What the sources of a prefetch come to; None while a first list is waited for.
 
     Of a source that cannot be read, those images stay that the status says were found there last:
@@ -98,29 +108,61 @@ def find(declared: Prefetch, listings: Mapping[Place, Listing]) -> Found | None:
     remembered = list(_remembered(declared, unread))
     images += remembered
     unknown = unread - {_place(image.source) for image in remembered}
-    taken, left_out = _fitting(declared, images)
+    permitted = _Permitted.sort(declared, _distinct(declared, images), policy)
+    room = max(0, LIMIT - len(declared.images))
     return Found(
-        images=taken,
+        images=tuple(permitted.images[:room]),
         workloads=len(selected),
         without=tuple(dict.fromkeys(without)),
-        left_out=left_out,
+        left_out=tuple(image.reference for image in permitted.images[room:]),
+        forbidden=tuple(permitted.forbidden),
+        without_secrets=tuple(permitted.without_secrets),
+        without_puller_secrets=tuple(permitted.without_puller_secrets),
         unusable=tuple(sorted({why for w in selected.values() for why in w.unusable})),
         problems=tuple(listing.problem for listing in known.values() if listing.problem),
         unread=bool(unknown),
     )
 
 
-def _fitting(declared: Prefetch, images: list[Image]) -> tuple[tuple[Image, ...], tuple[str, ...]]:
-    """In the order of their names, each once, and as many as there is room for."""
+@dataclass(slots=True)
+class _Permitted:
+    """The images of workloads by whether they may be pulled, and with which secrets."""
+
+    images: list[Image] = field(default_factory=list)
+    forbidden: list[str] = field(default_factory=list)
+    without_secrets: list[str] = field(default_factory=list)
+    without_puller_secrets: list[str] = field(default_factory=list)
+
+    @classmethod
+    def sort(
+        cls, declared: Prefetch, images: Iterable[Image], policy: PrefetchPolicy
+    ) -> _Permitted:
+        permitted = cls()
+        for image in images:
+            reference = image.reference
+            if not policy.allows(reference):
+                permitted.forbidden.append(reference)
+            elif policy.allows_secrets(reference):
+                permitted.images.append(replace(image, pull_secrets=declared.pull_secrets))
+            elif policy.puller_has_secrets:
+                permitted.without_puller_secrets.append(reference)
+            else:
+                permitted.images.append(image)
+                if declared.pull_secrets:
+                    permitted.without_secrets.append(reference)
+        return permitted
+
+
+def _distinct(declared: Prefetch, images: Iterable[Image]) -> Iterable[Image]:
+    """In the order of their names, each once, besides those of the spec: a fleet of workloads names
+    few images many times.
+    """
     present = {image.listed_as for image in declared.images}
     new: dict[str, Image] = {}
     for image in sorted(images, key=lambda image: (image.reference, image.source)):
         if image.listed_as not in present:
-            own = replace(image, pull_secrets=declared.pull_secrets)
-            new.setdefault(image.listed_as, own)
-    wanted = tuple(new.values())
-    room = max(0, LIMIT - len(declared.images))
-    return wanted[:room], tuple(image.reference for image in wanted[room:])
+            new.setdefault(image.listed_as, image)
+    return new.values()
 
 
 def named(kind: str, namespace: str, name: str) -> str:
@@ -187,11 +229,32 @@ def condition(found: Found) -> tuple[bool, str, str]:
             f" left out ({_some(found.left_out)}): narrow spec.imagesFrom[].selector, and make"
             " another ImagePrefetch for the rest",
         )
+    if found.forbidden:
+        return (
+            False,
+            "ImagesNotAllowed",
+            f"{len(found.forbidden)} images are left out, because they are not from a registry in"
+            f" prefetchPolicy.registries of the chart ({_some(found.forbidden)}): narrow"
+            " spec.imagesFrom[].selector, or ask for their registries",
+        )
+    if found.without_puller_secrets:
+        return (
+            False,
+            "ImagesNotAllowed",
+            f"{len(found.without_puller_secrets)} images are left out, because they would be pulled"
+            f" with puller.imagePullSecrets of the chart ({_some(found.without_puller_secrets)}):"
+            " ask for their registries in imagesFrom.pullSecretRegistries of the chart",
+        )
     text = f"{len(found.images)} images of {found.workloads} workloads besides spec.images"
     if found.without:
         text += f"; nothing is selected of {_some(found.without)}"
     if found.unusable:
         text += f"; left out, as no image can be pulled so: {_some(found.unusable)}"
+    if found.without_secrets:
+        text += (
+            "; without spec.imagePullSecrets, as their registries are not in"
+            f" imagesFrom.pullSecretRegistries of the chart: {_some(found.without_secrets)}"
+        )
     return (True, "Found", text)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from imagegate.api import decode, fields, meta, v1alpha1
 from imagegate.domain.facts import (
     FINALIZER,
+    POLICY_VIOLATION,
     DaemonSetRef,
     GateMode,
     GatePolicy,
@@ -25,6 +26,7 @@ from imagegate.domain.facts import (
     RetrySpec,
     RolloutSpec,
 )
+from imagegate.domain.policy import ANYTHING, PrefetchPolicy, violation
 from imagegate.kube.client import JSON_PATCH, MERGE_PATCH, Client
 from imagegate.kube.errors import Conflict, NotFound
 
@@ -42,9 +44,10 @@ class Reader:
     of the status comes back as an event, and pydantic is not for hot paths.
     """
 
-    def __init__(self, puller_namespaces: Sequence[str]) -> None:
+    def __init__(self, puller_namespaces: Sequence[str], policy: PrefetchPolicy = ANYTHING) -> None:
         """The namespaces that are allowed, the default first."""
         self._namespaces = tuple(puller_namespaces)
+        self._policy = policy
         self._parsed: OrderedDict[str, tuple[object, dict[str, Any]]] = OrderedDict()
         """By uid: the spec as it was on the wire, and what it says."""
 
@@ -86,14 +89,18 @@ class Reader:
             return {"invalid": ("InvalidSpec", str(error))}
         invalid = None
         namespace = spec.puller_namespace or self._namespaces[0]
-        if namespace not in self._namespaces:
+        facts = _spec(spec)
+        forbidden = violation(Prefetch("", "", 0, **facts), self._policy)
+        if forbidden is not None:
+            invalid = (POLICY_VIOLATION, forbidden)
+        elif namespace not in self._namespaces:
             allowed = ", ".join(sorted(self._namespaces))
             invalid = (
                 "NamespaceNotAllowed",
                 f"spec.pullerNamespace {namespace!r} is not one of the operator's"
                 f" ({allowed}); use one of them, or add it to the chart's puller.namespaces",
             )
-        return {"invalid": invalid, "namespace": namespace, **_spec(spec)}
+        return {"invalid": invalid, "namespace": namespace, **facts}
 
 
 def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from imagegate.api import fields
 from imagegate.domain import status
 from imagegate.domain.facts import Gate
 from imagegate.errors import ImagegateError
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 60.0
 """Seconds between two heartbeats, or a quarter of silenceSeconds, if that is shorter."""
+AHEAD = 5.0
+"""Seconds by which a heartbeat may be ahead of the API server's clock, as it is known here."""
 LOOK = 2.0
 """Seconds between looks at whether what is held has changed."""
 
@@ -71,8 +74,11 @@ class Heartbeat:
             return
         now = self._clock.monotonic()
         wanted = self._status(gate)
-        # A NodeGate that was created anew is armed at once.
-        due = now >= self._next or "heartbeat" not in gate.status
+        # A NodeGate that was created anew is armed at once. A heartbeat from the future is not
+        # ours, and disarms the gate until it is replaced.
+        there = gate.status.get("heartbeat")
+        ahead = (fields.seconds(there) or 0.0) > self._clock.now() + AHEAD
+        due = now >= self._next or there is None or ahead
         if due:
             wanted["heartbeat"] = status.timestamp(self._clock.now())
         else:

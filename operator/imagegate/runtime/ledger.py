@@ -33,6 +33,8 @@ class Entry:
     failures: dict[str, Attempts] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
     """Joining nodes whose pulls have to wait for a DaemonSet, and for which."""
+    exposed: set[str] = field(default_factory=set)
+    """Nodes on which images that are pulled with secrets can be used without."""
     outdated: set[str] = field(default_factory=set)
     """Nodes that have not been decided about since the spec changed: what stands of them is of
     an earlier target."""
@@ -55,6 +57,7 @@ class Entry:
         self.standings[node] = standing
         self.domains[node] = domain
         _keep(self.held, node, held)
+        _keep(self.exposed, node, standing.exposed)
         has_place = standing.pulling or (standing.reads_disk and had_place)
         _keep(self.places, node, has_place)
         if standing.wants:
@@ -85,6 +88,7 @@ class Entry:
         self.counts[before.state] -= 1
         self.domains.pop(node, None)
         self.held.discard(node)
+        self.exposed.discard(node)
         self.wants.pop(node, None)
         self.failures.pop(node, None)
         self.waiting.pop(node, None)
@@ -160,6 +164,7 @@ class Entry:
         return status.Tally(
             counts={state: self.counts[state] for state in NodeState},
             gated=len(self.held),
+            exposed=len(self.exposed),
             failures=tuple(status.Failure(node, attempts) for node, attempts in newest[:50]),
             complete=not self.outdated,
             stopped=self.stopped,

@@ -17,6 +17,7 @@ from imagegate.domain.effective import adopted, resolved
 from imagegate.domain.facts import (
     FINALIZER,
     LABEL_PREFIX,
+    POLICY_VIOLATION,
     ImageFacts,
     Node,
     Prefetch,
@@ -25,6 +26,7 @@ from imagegate.domain.facts import (
 from imagegate.domain.gate import Problem
 from imagegate.domain.match import matches
 from imagegate.domain.node import NodeView
+from imagegate.domain.policy import ANYTHING, PrefetchPolicy, too_large
 from imagegate.domain.share import Share
 from imagegate.domain.workloads import Found, condition
 from imagegate.errors import ImagegateError
@@ -94,6 +96,7 @@ class Reconciler:
         clock: Clock,
         taint_key: Callable[[], str],
         taints_by_watch: bool,
+        policy: PrefetchPolicy = ANYTHING,
         control_planes: bool = False,
         earlier_keys: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
@@ -113,6 +116,9 @@ class Reconciler:
         self._earlier_keys = earlier_keys
         self._taints_by_watch = taints_by_watch
         self._control_planes = control_planes
+        self._policy = policy
+        self._sized: dict[str, tuple[Prefetch, Mapping[str, ImageFacts] | None, Prefetch]] = {}
+        """By name: a prefetch, the sizes by which it was judged, and what came of it."""
         self._specs: dict[str, tuple[str, Prefetch]] = {}
         self._written: dict[str, float] = {}
         self._leaving: dict[str, tuple[str, float]] = {}
@@ -265,11 +271,14 @@ class Reconciler:
         problems: list[Problem] = []
         attempts = self._ledger.attempts.get(node.name, {})
         for name in sorted(self._store.prefetches):
-            prefetch = self._store.prefetches[name]
+            prefetch = self._judged(self._store.prefetches[name])
             if (prefetch.invalid is not None or prefetch.dry_run) and not prefetch.deleting:
                 frozen.add(name)
-                by_prefetch.pop(name, None)
+                kept = by_prefetch.pop(name, [])
                 problems += self._problem(prefetch, node)
+                if prefetch.forbidden:
+                    # What still pulls would go on for as long as its registry refuses it.
+                    by_prefetch[name] = [pod for pod in kept if not pod.finished]
                 continue
             if not prefetch.live or not matches(prefetch, node):
                 continue
@@ -315,6 +324,22 @@ class Reconciler:
             taints_by_watch=self._taints_by_watch,
             control_planes=self._control_planes,
         )
+
+    def _judged(self, prefetch: Prefetch) -> Prefetch:
+        """The prefetch, forbidden if its images are known to be larger than the policy allows. The
+        inspector still sees it as it was, and so goes on asking for sizes.
+        """
+        if not self._policy.max_gigabytes_per_node or not prefetch.live:
+            return prefetch
+        known = self._inspector.known(prefetch)
+        before = self._sized.get(prefetch.name)
+        if before is not None and before[0] is prefetch and before[1] is known:
+            return before[2]
+        judged, why = prefetch, too_large(prefetch, known or {}, self._policy)
+        if why is not None:
+            judged = replace(prefetch, invalid=(POLICY_VIOLATION, why))
+        self._sized[prefetch.name] = (prefetch, known, judged)
+        return judged
 
     def _problem(self, prefetch: Prefetch, node: Node) -> Iterator[Problem]:
         """Why a prefetch that asks for the node cannot be acted on, if so. A spec that could not
@@ -390,6 +415,7 @@ class Reconciler:
         if prefetch is None or prefetch.deleting:
             if prefetch is None:
                 self._leaving.pop(name, None)
+            self._sized.pop(name, None)
             self._metrics.forget(name)
             # A node may have been decided about before its prefetch ever was.
             known = self._ledger.entries.pop(name, None) is not None
@@ -406,6 +432,7 @@ class Reconciler:
         self._workloads.follow(prefetch)
         if prefetch.searching:
             return  # what is found, or the end of patience, brings it back here
+        prefetch = self._judged(prefetch)
         self._look_again_after_edit(prefetch)
         if prefetch.invalid is None and prefetch.dry_run:
             self.forecast_queue.add(name)

@@ -12,6 +12,7 @@ import logging
 from imagegate.api import fields
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.facts import Node
+from imagegate.domain.gate import heartbeat_is_fresh
 from imagegate.kube.client import Client
 from imagegate.kube.errors import NotFound
 from imagegate.kube.events import Events
@@ -60,9 +61,9 @@ class Watchdog:
             alive = gate.status.get("heartbeat") or gate.created
         else:
             alive = lease.renew_time
-        silent = self._clock.now() - (fields.seconds(alive) or 0.0)
-        if silent < self._after:
-            logger.info("the operator lives", extra={"seconds": round(silent)})
+        beat, now = fields.seconds(alive) or 0.0, self._clock.now()
+        if heartbeat_is_fresh(beat, now, self._after):
+            logger.info("the operator lives", extra={"seconds": round(now - beat)})
             return 0
         keys = frozenset({self._taint_key, *lease.taint_keys})
         keys |= {gate.taint_key} if gate is not None else set()
@@ -70,6 +71,8 @@ class Watchdog:
         if not held:
             return 0
         since = f"the operator has been silent since {alive}" if alive else "there is no operator"
+        if beat > now:
+            since = f"the heartbeat {alive} is of the future and proves nothing"
         logger.error("the operator is dead", extra={"alive": alive, "held": len(held)})
 
         def wanted(node: Node) -> PatchNode:

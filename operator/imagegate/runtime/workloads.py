@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from imagegate.domain.facts import ImageSource, Prefetch
+from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 from imagegate.domain.workloads import Found, Listing, Place, Workload, find
 from imagegate.kube import workloads as kube
 from imagegate.kube.errors import Gone, KubeError
@@ -55,8 +56,11 @@ class _Followed:
 class WorkloadImages:
     """What the prefetches come to by their ``imagesFrom``, told to the store."""
 
-    def __init__(self, workloads: kube.Workloads, store: Store) -> None:
+    def __init__(
+        self, workloads: kube.Workloads, store: Store, policy: PrefetchPolicy = ANYTHING
+    ) -> None:
         self._workloads = workloads
+        self._policy = policy
         self._store = store
         self._sources: dict[str, tuple[ImageSource, ...]] = {}
         self._followed: dict[Place, _Followed] = {}
@@ -200,7 +204,8 @@ class WorkloadImages:
         declared = self._store.declared(name)
         if declared is None:
             return
-        found = find(declared, {p: followed.listing for p, followed in self._followed.items()})
+        listings = {place: followed.listing for place, followed in self._followed.items()}
+        found = find(declared, listings, self._policy)
         if found is None:
             return  # the first list, or the end of patience, brings it back
         before, self._found[name] = self._found.get(name), found

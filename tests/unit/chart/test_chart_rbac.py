@@ -39,8 +39,7 @@ def test_cluster_wide_rights_of_the_operator(release: Release) -> None:
         ("imagegate.dev", "imageprefetches", frozenset(READ | {"patch"}), ()),
         ("imagegate.dev", "imageprefetches/status", frozenset({"patch"}), ()),
         ("imagegate.dev", "nodegates", frozenset(READ | {"create"}), ()),
-        ("imagegate.dev", "nodegates/status", frozenset({"patch"}), ()),
-        ("", "events", frozenset({"create", "patch"}), ()),
+        ("imagegate.dev", "nodegates/status", frozenset({"patch"}), ("default",)),
         (
             "admissionregistration.k8s.io",
             "mutatingadmissionpolicies",
@@ -70,6 +69,8 @@ def test_rights_in_namespaces(release: Release) -> None:
             }
             for namespace in ("ml", "web")
         },
+        "default/imagegate-events": {("", "events", frozenset({"create"}), ())},
+        "default/imagegate-watchdog-events": {("", "events", frozenset({"create"}), ())},
         "imagegate-watchdog": {
             ("coordination.k8s.io", "leases", frozenset({"get"}), ("imagegate",)),
         },
@@ -148,7 +149,6 @@ def test_cluster_wide_rights_of_the_watchdog(helm: Helm, release: Release) -> No
     assert set(grants(release.of("ClusterRole")["imagegate-watchdog"])) == {
         ("", "nodes", frozenset({"get", "list", "patch"}), ()),
         ("imagegate.dev", "nodegates", frozenset({"get"}), ("default",)),
-        ("", "events", frozenset({"create"}), ()),
     }
     without = helm.render({"gate": {"watchdog": {"enabled": False}}})
     assert not [
@@ -163,6 +163,8 @@ def test_default_puller_namespace_is_the_releases_own(helm: Helm) -> None:
     assert set(helm.render().of("Role")) == {
         "imagegate",
         "imagegate-puller",
+        "default/imagegate-events",
+        "default/imagegate-watchdog-events",
         "imagegate-watchdog",
         "imagegate-cleanup",
         "imagegate-cleanup-puller",
@@ -187,6 +189,12 @@ def test_what_nobody_gets(release: Release) -> None:
 def test_reading_pull_secrets_can_be_forbidden(helm: Helm) -> None:
     release = helm.render({"registry": {"readPullSecrets": False}})
     assert "secrets" not in {r for role in roles(release) for _, r, *_ in grants(role)}
+
+
+def test_named_pull_secrets_are_all_that_can_be_read(helm: Helm) -> None:
+    release = helm.render({"prefetchPolicy": {"pullSecrets": ["ml-pull", "web-pull"]}})
+    read = {grant for role in roles(release) for grant in grants(role) if grant[1] == "secrets"}
+    assert read == {("", "secrets", frozenset({"get"}), ("ml-pull", "web-pull"))}
 
 
 def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -> None:
@@ -235,7 +243,10 @@ def test_people_get_prefetches_by_the_built_in_roles(helm: Helm, release: Releas
         {key.removeprefix(prefix) for key in role["metadata"]["labels"] if key.startswith(prefix)}
         for role in (view, edit)
     ]
-    assert aggregated == [{"view", "edit", "admin"}, {"edit", "admin"}]
+    # Writing only where it is asked for: an ImagePrefetch can hold every joining node.
+    assert aggregated == [{"view", "edit", "admin"}, {"admin"}]
+    edit = helm.render({"rbac": {"aggregateToEdit": True}}).of("ClusterRole")["imagegate-edit"]
+    assert {f"{prefix}edit", f"{prefix}admin"} <= set(edit["metadata"]["labels"])
     assert set(helm.render({"rbac": {"aggregateClusterRoles": False}}).of("ClusterRole")) == {
         "imagegate",
         "imagegate-cleanup",

@@ -140,6 +140,16 @@ def test_silent_operator_gates_nobody(cluster: Cluster, heartbeat: dt.timedelta 
     assert not cluster.gated()
 
 
+def test_heartbeat_from_the_future_gates_nobody(cluster: Cluster) -> None:
+    # A node's clock may be behind a little, and that is no reason.
+    cluster.set_gate(heartbeat=dt.timedelta(minutes=-4))
+    assert cluster.gated()
+    cluster.set_gate(heartbeat=dt.timedelta(minutes=-6))
+    assert not cluster.gated()
+    cluster.set_gate(heartbeat=dt.timedelta(days=-365 * 70))
+    assert not cluster.gated()
+
+
 def test_no_nodegate_gates_nobody(cluster: Cluster) -> None:
     cluster.delete_gate()
     time.sleep(0.5)
@@ -285,6 +295,7 @@ def test_cleanup_hooks_are_valid(cluster: Cluster, helm: rendering.Helm) -> None
             assert code == 201, answer
 
 
+GATE_STATUS = {"group": "imagegate.dev", "resource": "nodegates", "subresource": "status"}
 LEASES = {"namespace": NAMESPACE, "group": "coordination.k8s.io", "resource": "leases"}
 
 
@@ -308,6 +319,11 @@ LEASES = {"namespace": NAMESPACE, "group": "coordination.k8s.io", "resource": "l
             True,
         ),
         ("delete", {"group": "imagegate.dev", "resource": "nodegates"}, False),
+        ("patch", {**GATE_STATUS, "name": "default"}, True),
+        ("patch", {**GATE_STATUS, "name": "other"}, False),
+        ("create", {"resource": "events", "namespace": "default"}, True),
+        ("patch", {"resource": "events", "namespace": "default"}, False),
+        ("create", {"resource": "events", "namespace": "kube-system"}, False),
     ],
 )
 def test_rights_as_the_api_server_sees_them(

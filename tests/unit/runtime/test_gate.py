@@ -231,6 +231,17 @@ async def test_a_heartbeat_never_arms_another_gate_than_the_one_it_was_written_f
     assert not armed(world)
 
 
+async def test_a_heartbeat_from_the_future_is_replaced_at_once(world: World) -> None:
+    process = Process(world)
+    async with process.leading():
+        await until(lambda: armed(world))
+        world.api.change(GATE, lambda body: body["status"].update(heartbeat="2099-01-01T00:00:00Z"))
+        await until(lambda: not gate(world)["status"]["heartbeat"].startswith("2099"), 5)
+        world.api.requests.clear()
+        await asyncio.sleep(3)
+        assert world.api.writes() == []
+
+
 async def test_an_earlier_key_is_forgotten_when_no_node_has_it_for_long(world: World) -> None:
     time = [0.0]
     leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")

@@ -76,7 +76,10 @@ async def test_while_the_operator_lives_nothing_is_written(
     assert held(world) == {"policy", "hand", "earlier"}
 
 
-@pytest.mark.parametrize(("beat", "lease"), [(900, 900), (5000, 1), (None, 5000)])
+@pytest.mark.parametrize(
+    ("beat", "lease"),
+    [(900, 900), (5000, 1), (None, 5000), (-900, 1), (-70 * 365 * 86400, 1), (None, -5000)],
+)
 async def test_once_it_is_dead_everybody_is_freed_and_told(
     beat: float | None, lease: float | None
 ) -> None:

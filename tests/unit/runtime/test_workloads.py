@@ -96,6 +96,25 @@ def changes(world: World) -> list[tuple[str, str]]:
     return [write for write in world.api.writes() if "/events" not in write[1]]
 
 
+async def test_workload_of_a_tenant_gets_no_image_by_the_secret_of_the_prefetch(
+    world: World,
+) -> None:
+    put(world, DEPLOYMENTS, "tenant", "reg.test/other-team/private:1")
+    secret = [{"name": "ml-pull"}]
+    world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[SERVING], imagePullSecrets=secret)
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        assert {
+            read.pod(pod).images: pod["spec"].get("imagePullSecrets") for pod in world.pods()
+        } == {
+            ("reg.test/llm:1",): secret,
+            ("reg.test/other-team/private:1",): None,
+        }
+        await until(says(world, "reg.test/other-team/private:1"))
+        assert is_true(world, "ImagesFound")()
+
+
 async def test_what_workloads_name_is_pulled_and_a_change_is_a_new_target(world: World) -> None:
     put(world, DEPLOYMENTS, "web", "reg.test/web:1", app="web")
     put(world, DEPLOYMENTS, "other", "reg.test/other:1", app="other")

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, ImageFacts, Node, Prefetch, Refreshed
+from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 from imagegate.domain.status import timestamp
 from imagegate.kube import gates, nodes, prefetches
 from imagegate.kube.daemonsets import DaemonSets
@@ -79,10 +80,11 @@ class Full:
 
 
 class World:
-    def __init__(self, api: MemoryApi | None = None) -> None:
+    def __init__(self, api: MemoryApi | None = None, policy: PrefetchPolicy = ANYTHING) -> None:
         self.api = api or MemoryApi()
         self.clock = Clock()
-        self.reader = Reader([NAMESPACE])
+        self.policy = policy
+        self.reader = Reader([NAMESPACE], policy)
         self.registries = Registries()
         self.disks = Full(Usage(capacity=100 * 10**9, used=10 * 10**9))
         self.start_operator()
@@ -101,7 +103,7 @@ class World:
             "prefetches": Prefetches(client, self.reader),
         }
         self.start_after = StartAfter(DaemonSets(client))
-        self.workloads = WorkloadImages(Workloads(client), self.store)
+        self.workloads = WorkloadImages(Workloads(client), self.store, self.policy)
         self.reconciler = Reconciler(
             store=self.store,
             ledger=self.ledger,
@@ -112,6 +114,7 @@ class World:
             inspector=self.registries,
             workloads=self.workloads,
             disks=Disks(self.disks, self.clock),
+            policy=self.policy,
             clock=self.clock,
             taint_key=lambda: KEY,
             taints_by_watch=False,

@@ -166,6 +166,8 @@ env:
   # Not arguments: `kubectl exec ... imagegate plan` asks the same registries and kubelets.
   - name: IMAGEGATE_PULLER_NAMESPACES
     value: {{ include "imagegate.pullerNamespaces" . | quote }}
+  - name: IMAGEGATE_PREFETCH_POLICY
+    value: {{ include "imagegate.prefetchPolicy" . | quote }}
   {{- with .Values.registry.plainHTTP }}
   - name: IMAGEGATE_REGISTRY_PLAIN_HTTP
     value: {{ join "," . | quote }}
@@ -226,4 +228,23 @@ What reading the images of workloads takes. RBAC cannot restrict it to the pod t
 - apiGroups: [batch]
   resources: [jobs, cronjobs]
   verbs: [list, watch]
+{{- end }}
+
+{{/*
+prefetchPolicy, and what else bounds an ImagePrefetch, as the operator reads it (JSON). An upgrade with --reuse-values from a
+chart without these values finds none of them.
+*/}}
+{{- define "imagegate.prefetchPolicy" -}}
+{{- $policy := .Values.prefetchPolicy | default dict }}
+{{- dict
+  "registries" ($policy.registries | default list)
+  "pullSecrets" ($policy.pullSecrets | default list)
+  "allowFailClosed" (ne (toString $policy.allowFailClosed) "false")
+  "maxHoldSeconds" ($policy.maxHoldSeconds | default 0 | int64)
+  "maxGigabytesPerNode" ($policy.maxGigabytesPerNode | default 0 | int64)
+  "maxDiskUsagePercent" ($policy.maxDiskUsagePercent | default 100 | int64)
+  "requireNodeSelector" ($policy.requireNodeSelector | default false)
+  "imagesFromPullSecretRegistries" (.Values.imagesFrom.pullSecretRegistries | default list)
+  "pullerHasSecrets" (not (empty .Values.puller.imagePullSecrets))
+  | toJson }}
 {{- end }}

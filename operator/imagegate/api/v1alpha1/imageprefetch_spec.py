@@ -275,8 +275,10 @@ class ImagePrefetchSpec(meta.ApiModel):
     images_from: tuple[ImageSource, ...] = Field(
         default=(),
         max_length=16,
-        description="Also the images that the pod templates of these workloads name now, pulled"
-        " with `spec.imagePullSecrets`. With `images` at most 64: the first by name.",
+        description="Also the images that the pod templates of these workloads name now. They are"
+        " pulled with `spec.imagePullSecrets` where their registry is in the chart's"
+        " `imagesFrom.pullSecretRegistries`, else without. With `images` at most 64: the first by"
+        " name.",
     )
     node_selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(), description="Which nodes get the images. Default: every node."

@@ -136,5 +136,7 @@ class ImagePrefetchStatus(meta.ApiModel):
         " Progressing: the operator is at work."
         " Degraded: something needs a person; the message says what."
         " ImagesFound, where there is `spec.imagesFrom`: every source was read, and every image of"
-        " it is among the images.",
+        " it is among the images; the message says which are pulled without secrets."
+        " CredentialsVerified, only while it is False: images that are pulled with secrets can be"
+        " used without them on some nodes.",
     )

@@ -90,12 +90,23 @@ ImageReference = Annotated[
 
 def _normalized(image: str) -> str:
     """Give the CEL expression for the normalized form of the reference `image`."""
+    return f"{_full(image)} + ({image}.matches('{_TAG_OR_DIGEST}') ? '' : ':latest')"
+
+
+def _full(image: str) -> str:
+    """Give the CEL expression for the reference with its domain, and with no other tag."""
     return (
         f"({image}.matches('{_OFFICIAL}') ? 'docker.io/library/' :"
         f" {image}.matches('{_HUB}') || !{image}.matches('{_HAS_DOMAIN}') ? 'docker.io/' : '')"
         f" + {image}.substring(size({image}.find('{_HUB}')))"
-        f" + ({image}.matches('{_TAG_OR_DIGEST}') ? '' : ':latest')"
     )
+
+
+def repository(image: str) -> str:
+    """Give the CEL expression for the repository of the reference `image`, as `Reference.name`: the
+    chart's policy for ImagePrefetches compares it with the registries that are allowed.
+    """
+    return f"({_full(image)}).find('^[^/]*/[^:@]*')"
 
 
 # A list of one list stands in for a variable: with the names worked out anew in the inner loop the
