@@ -256,6 +256,13 @@ def images_of(pod: Body) -> set[str]:
     return {volume["image"]["reference"] for volume in volumes if "image" in volume}
 
 
+def _of_another_life(node: Body) -> bool:
+    """Whether its labels were true for an earlier boot, or for another machine."""
+    observed = (node["metadata"].get("annotations") or {}).get(OBSERVED)
+    identity = f"{node['metadata']['uid']}/{node['status']['nodeInfo']['bootID']}"
+    return observed is not None and observed != identity
+
+
 def ready(node: Body) -> bool:
     conditions = node["status"].get("conditions") or ()
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
@@ -924,8 +931,11 @@ class Liveness:
             said = (status.get("nodes") or {}).get("cached")
             held = sum(bool(judge.taints(node)) for node in matching)
             # Of a node that refuses its label, the images that it has count all the same.
-            unlabelled = len(self._refused() & {node["metadata"]["name"] for node in matching})
-            off = said is not None and not cached <= said <= cached + unlabelled
+            refused = [n for n in matching if n["metadata"]["name"] in self._refused()]
+            unlabelled = len(refused)
+            # Where the removal is refused, a label of an earlier boot stays and does not count.
+            outlived = sum(_of_another_life(node) for node in refused)
+            off = said is not None and not cached - outlived <= said <= cached + unlabelled
             if off and ask.images and not held:
                 text = f"says {said} cached, labels say {cached}"
                 if self._for("status", name, true=True) > 60:
