@@ -239,6 +239,11 @@ def _in_service(
             _watch_pull(pod, group, share, node, now, site, outcome)
     if startable:
         _start(missing, share, node, now, site, outcome)
+    for group in missing:
+        failed = share.attempts.get(group.key)
+        if failed is not None and not retry.outlives_success(failed):
+            # The images are there, but the kubelet may collect them until the pod is put back.
+            outcome.blame(failed)
     for group in share.prefetch.groups:
         earlier = share.attempts.get(group.key)
         if retry.removed_again(earlier) and now < earlier.at + drift.REMEMBERED:
