@@ -146,8 +146,8 @@ class PushReceiver:
         if parsed.pushes and parsed.id and self._seen.again(receiver.name, parsed.id, now):
             self._observe(receiver.source, Outcome.DUPLICATE)
             return
-        found = dict.fromkeys(filter(None, (_normal(push, receiver) for push in parsed.pushes)))
-        pushes = list(found)[:MOST_PUSHES]
+        told = parsed.pushes[:MOST_PUSHES]
+        pushes = list(dict.fromkeys(filter(None, (_normal(push, receiver) for push in told))))
         if not pushes:
             self._observe(receiver.source, Outcome.IGNORED)
         for push in pushes:

@@ -44,9 +44,13 @@ FILE = f"""
 - name: artifactory
   source: jfrog
   path: path-of-jfrog-000
-  secrets: [new-secret]
+  secrets: [the-new-secret-of-jfrog]
   registry: art.example/virtual
-- {{name: nexus, source: nexus, path: path-of-nexus-000, registry: "nexus.example:5000"}}
+- name: nexus
+  source: nexus
+  path: path-of-nexus-000
+  registry: nexus.example:5000
+  pathOnly: true
 """
 
 
@@ -141,7 +145,7 @@ async def test_the_registry_of_the_receiver_wins(world: World) -> None:
 
 async def test_a_virtual_repository(world: World) -> None:
     body = json.dumps(recorded("jfrog.json")).encode()
-    signed = hmac.new(b"new-secret", body, hashlib.sha256).hexdigest()
+    signed = hmac.new(b"the-new-secret-of-jfrog", body, hashlib.sha256).hexdigest()
     assert await world.deliver("artifactory", body, x_jfrog_event_auth=signed) == ACCEPTED
     assert "art.example/virtual/library/ubuntu:latest" in world.asked
 

@@ -27,7 +27,7 @@ from imagegate.hooks.sources import SOURCES
 from tests.unit.hooks.test_sources import payload
 
 PATH, GENERIC, SLOW, BROKEN = "d" * 16, "g" * 16, "s" * 16, "b" * 16
-SECRET = "the-secret"
+SECRET = "the-secret-of-them-all"
 
 
 let_go = asyncio.Event()
@@ -118,8 +118,8 @@ async def replicas(
             "secrets": [SECRET],
         },
         {"name": "g", "source": "generic", "path": GENERIC, "secrets": [SECRET]},
-        {"name": "s", "source": "slow", "path": SLOW},
-        {"name": "b", "source": "broken", "path": BROKEN},
+        {"name": "s", "source": "slow", "path": SLOW, "pathOnly": True},
+        {"name": "b", "source": "broken", "path": BROKEN, "pathOnly": True},
     ]
     file.write_text(yaml.safe_dump(entries))
     pair = Replica(file, session), Replica(file, session)
