@@ -41,9 +41,14 @@ Whole = TypeVar("Whole", bound=Part)
 
 def read(model: type[Whole], delivery: Delivery) -> Whole:
     """Raises Malformed; its text names fields, and quotes nothing of what was sent."""
+    return parse(model, delivery.body)
+
+
+def parse(model: type[Whole], data: bytes) -> Whole:
+    """Raises Malformed, as `read` does."""
     try:
         # Not model_validate_json, which keeps a copy of the input for each field that is missing.
-        content = from_json(delivery.body)
+        content = from_json(data)
     except ValueError:
         raise Malformed("the body: not JSON") from None
     try:

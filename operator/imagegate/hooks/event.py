@@ -44,6 +44,15 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """A verified push under the names that images have, and who told of it."""
+
+    push: Push
+    receiver: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the sender is told, where it expects more than 202."""
 

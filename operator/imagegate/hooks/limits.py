@@ -42,6 +42,10 @@ class Seen:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def forget(self, receiver: str, delivery: str) -> None:
+        """It could not be taken, and is new when it comes again."""
+        self._ends.pop(_key(receiver, delivery), None)
+
     def again(self, receiver: str, delivery: str, now: float) -> bool:
         """Whether this one was there before; from now on it was."""
         while self._ends:
@@ -49,12 +53,15 @@ class Seen:
             if end > now and len(self._ends) < self._most:
                 break
             del self._ends[oldest]
-        # The sender chooses how long its names are: only their digests are remembered.
-        text = f"{receiver}\n{delivery}".encode("utf-8", "surrogatepass")
-        key = hashlib.sha256(text).digest()
+        key = _key(receiver, delivery)
         known = key in self._ends
         self._ends.setdefault(key, now + self._seconds)
         return known
+
+
+def _key(receiver: str, delivery: str) -> bytes:
+    """The sender chooses how long its names are: only their digests are remembered."""
+    return hashlib.sha256(f"{receiver}\n{delivery}".encode("utf-8", "surrogatepass")).digest()
 
 
 @dataclass(slots=True)

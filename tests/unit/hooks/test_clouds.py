@@ -252,7 +252,7 @@ class TestEventGrid:
         web = Web({acr.KEYS_URL: jwks(jwk(rsa_key(), "one"))})
         sent = recorded("acr-eventgrid.json")
         for named in ("azp", "appid"):
-            more = {named: acr.EVENT_GRID_APPLICATION}
+            more: Any = {named: acr.EVENT_GRID_APPLICATION}
             shown = f"Bearer {token(email=None, email_verified=None, **claims, **more)}"
             await acr.EVENT_GRID.verify(delivery(sent, authorization=shown), locked, web)
         for other in (f"Bearer {token()}", "Bearer x", ""):
@@ -271,7 +271,7 @@ class TestEventGrid:
         ],
     )
     async def test_token_of_another_application(
-        self, application: str, said: dict[str, str], accepted: bool
+        self, application: str, said: dict[str, Any], accepted: bool
     ) -> None:
         """Any application of the tenant may get a token for our audience."""
         rule = TokenRule("https://sts.windows.net/t/", "api://imagegate", application=application)

@@ -11,14 +11,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from imagegate.hooks import body
 from imagegate.hooks.directory import Directory
-from imagegate.hooks.event import Delivery, Push, Receiver
+from imagegate.hooks.event import Delivery, Receiver, Told
 from imagegate.hooks.receiver import PushReceiver
 from imagegate.hooks.sources import SOURCES
 
@@ -38,14 +38,14 @@ async def deliver(source: str, bodies: list[bytes], headers: dict[str, str]) -> 
     async def fetch(url: str, *, fresh: bool = False) -> bytes:
         raise AssertionError(url)
 
-    def pushed(_: Push) -> int:
-        return 1
+    def hand_over(_: Sequence[Told]) -> bool:
+        return True
 
     def observe(_: str, __: str) -> None:
         return None
 
     directory = Directory(Path("/nonexistent"), SOURCES)
-    taken = PushReceiver(directory, SOURCES, pushed=pushed, fetch=fetch, observe=observe)
+    taken = PushReceiver(directory, SOURCES, hand_over=hand_over, fetch=fetch, observe=observe)
     secrets = (SECRET,) if "secrets" in SOURCES[source].proofs else ()
     receiver = Receiver("r", source, "p" * 16, secrets=secrets, topics=("t",))
     for each in bodies:
