@@ -226,6 +226,21 @@ def test_the_account_of_push_hooks_may_hand_over_and_nothing_else(helm: Helm) ->
     assert "data" not in configmap, "an upgrade must not take away what waits there"
 
 
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
+def test_the_pods_of_push_hooks_are_scraped_with_the_operator(helm: Helm, kind: str) -> None:
+    monitor = {kind[0].lower() + kind[1:]: {"enabled": True}}
+    release = helm.render(
+        {"metrics": monitor, "hooks": HOOKS}, served=(f"monitoring.coreos.com/v1/{kind}",)
+    )
+    selector = release.one(kind)["spec"]["selector"]
+    (expression,) = selector["matchExpressions"]
+    assert (expression["operator"], expression["values"]) == ("In", ["operator", "hooks"])
+    for deployment in release.of("Deployment").values():
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert selector["matchLabels"].items() <= labels.items()
+        assert labels[expression["key"]] in expression["values"]
+
+
 def test_push_hooks_are_off_unless_asked_for(helm: Helm) -> None:
     release = helm.render()
     assert set(release.of("Service")) == {"imagegate"}
