@@ -22,6 +22,9 @@ SECONDS = 30.0
 """For all of a request: its headers, its body (`endpoint.BODY_SECONDS`), and what is fetched to
 verify it."""
 READ_BUFFER = 16 << 10
+SHUTDOWN_SECONDS = 1.5
+"""That requests have to end; aiohttp waits for twice that. The pod has 10 s in all, and what waits
+to be handed over is written after that (`receive`)."""
 LINGER = 1.0
 """Seconds in which an answer to an unread body may arrive."""
 
@@ -142,7 +145,7 @@ async def serve(
     app: web.Application, port: int, connections: Connections | None = None
 ) -> web.AppRunner:
     """Listen on every address. Raises OSError when the port is taken."""
-    runner = web.AppRunner(app, handle_signals=False)
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     await _Site(runner, port, Connections() if connections is None else connections).start()
     return runner

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import io
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -375,6 +376,18 @@ async def test_a_complete_request_is_not_closed_for_another(
     opened = await half_sent(served.port, HEADERS, 2 * connections.MOST_PER_PEER)
     Slow.let_go.set()
     assert (await waiting)[0] == 202
+    await close(opened)
+
+
+async def test_half_sent_requests_do_not_hold_up_the_end(served: Served) -> None:
+    """The pod has 10 s, in which what waits has to be handed over, too."""
+    port = free_port()
+    site = await connections.serve(served.endpoint.app(), port)
+    opened = await half_sent(port, HEADERS, 5) + await half_sent(port, BODY, 5)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await site.cleanup()
+    assert time.monotonic() - began < 5
     await close(opened)
 
 
