@@ -1,4 +1,4 @@
-"""The command line: ``imagegate run``, ``plan``, ``lint``, ``cleanup`` and ``watchdog``."""
+"""The command line: ``imagegate run``, ``hooks``, ``plan``, ``lint``, ``cleanup``, ``watchdog``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.alias_generators import to_camel
 
-from imagegate import __version__, app, lint, logs, plan
+from imagegate import __version__, app, lint, logs, plan, receive
 from imagegate.api import references
 from imagegate.domain import advice, forecast
 from imagegate.domain.policy import PrefetchPolicy
@@ -34,11 +34,12 @@ from imagegate.registry.platforms import Platform
 from imagegate.runtime.cleanup import Cleanup
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.watchdog import Watchdog
-from imagegate.settings import GateSource, Settings
+from imagegate.settings import GateSource, HooksSettings, Settings
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = Settings(namespace="", identity="")
+_HOOKS_PORT = 8081
 _DOCKER_CONFIG = "~/.docker/config.json"
 FREED = 3
 """Exit status of a watchdog that had something to do."""
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match arguments.command:
             case "run":
                 asyncio.run(app.run(_settings(arguments)))
+            case "hooks":
+                asyncio.run(receive.run(_hooks_settings(arguments)))
             case "plan":
                 return asyncio.run(_plan(arguments))
             case "lint":
@@ -75,12 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument(
         "--namespace",
         default=os.environ.get("POD_NAMESPACE", "imagegate-system"),
-        help="namespace of the operator's Lease",
+        help="namespace of the operator and of its Lease",
     )
+    place.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    place.add_argument("--log-format", default="json", choices=("json", "text"))
+
+    common = argparse.ArgumentParser(add_help=False, parents=[place])
     common.add_argument("--lease-name", default=_DEFAULTS.lease_name)
     common.add_argument(
         "--puller-namespaces",
@@ -90,10 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         help="namespaces in which puller pods may run",
     )
     common.add_argument("--gate-taint-key", default=_DEFAULTS.gate_taint_key)
-    common.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error")
-    )
-    common.add_argument("--log-format", default="json", choices=("json", "text"))
 
     # From the environment, so that a command which is executed in the operator's pod has them too.
     registries = argparse.ArgumentParser(add_help=False)
@@ -199,7 +202,12 @@ def _parser() -> argparse.ArgumentParser:
         "--gate-policy", default=_DEFAULTS.gate_policy, help="name of the MutatingAdmissionPolicy"
     )
     run.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
-    _add_hooks(run)
+    run.add_argument(
+        "--pushes-configmap",
+        default="",
+        metavar="NAME",
+        help="where `imagegate hooks` hands over pushes; without it there are none",
+    )
     run.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
 
     foretell = commands.add_parser(
@@ -263,28 +271,33 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where credentials are; default {_DOCKER_CONFIG}, if it is there; '' for none",
     )
 
-    _add_helpers(commands, common)
+    _add_helpers(commands, common, place)
     return parser
 
 
-def _add_hooks(run: argparse.ArgumentParser) -> None:
-    run.add_argument(
+def _add_hooks(commands: Any, place: argparse.ArgumentParser) -> None:
+    hooks = commands.add_parser(
+        "hooks",
+        parents=[place],
+        help="receive push hooks and hand them over to the operator; pulls and holds nothing",
+    )
+    hooks.add_argument("--pushes-configmap", required=True, metavar="NAME")
+    hooks.add_argument(
         "--hooks-file",
         type=Path,
+        required=True,
         metavar="FILE",
-        help="receivers of push hooks (YAML); without it there are none",
+        help="receivers of push hooks (YAML)",
     )
-    run.add_argument("--hooks-port", type=int, default=_DEFAULTS.hooks_port)
-    run.add_argument(
-        "--hooks-address",
-        default=os.environ.get("POD_IP", ""),
-        metavar="IP",
-        help="where the other replicas reach this one; default: the pod's address",
-    )
+    hooks.add_argument("--hooks-port", type=int, default=_HOOKS_PORT)
+    hooks.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
 
 
-def _add_helpers(commands: Any, common: argparse.ArgumentParser) -> None:
+def _add_helpers(
+    commands: Any, common: argparse.ArgumentParser, place: argparse.ArgumentParser
+) -> None:
     """What the chart runs beside the operator."""
+    _add_hooks(commands, place)
     cleanup = commands.add_parser(
         "cleanup", parents=[common], help="remove everything of Imagegate from the cluster's nodes"
     )
@@ -428,10 +441,18 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         kubelet_ca_file=arguments.kubelet_ca_file,
         kubelet_insecure_tls=arguments.kubelet_insecure_tls,
         http_port=arguments.http_port,
-        hooks_file=arguments.hooks_file,
-        hooks_port=arguments.hooks_port,
-        hooks_address=arguments.hooks_address,
+        pushes_configmap=arguments.pushes_configmap,
         resync_seconds=arguments.resync_seconds,
+    )
+
+
+def _hooks_settings(arguments: argparse.Namespace) -> HooksSettings:
+    return HooksSettings(
+        namespace=arguments.namespace,
+        pushes_configmap=arguments.pushes_configmap,
+        file=arguments.hooks_file,
+        port=arguments.hooks_port,
+        http_port=arguments.http_port,
     )
 
 

@@ -91,6 +91,7 @@ class Installation:
             # Small machines: what is tested must not wait for room.
             "resources.requests.cpu": "10m",
             "resources.requests.memory": "64Mi",
+            "hooks.resources.requests.memory": "64Mi",
             "registry.plainHTTP[0]": "open.registry.test",
             # For test_push, which makes the Secret: until then nobody may tell of anything.
             "hooks.enabled": "true",
@@ -130,14 +131,19 @@ class Installation:
     # ---- the operator
 
     def operator_pods(self) -> list[dict[str, Any]]:
-        selector = "app.kubernetes.io%2Fname%3Dimagegate"
+        return self._pods("operator")
+
+    def hooks_pods(self) -> list[dict[str, Any]]:
+        """Those that receive push hooks."""
+        return self._pods("hooks")
+
+    def _pods(self, component: str) -> list[dict[str, Any]]:
+        selector = (
+            f"app.kubernetes.io%2Fname%3Dimagegate,app.kubernetes.io%2Fcomponent%3D{component}"
+        )
         path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"
-        return [
-            pod
-            for pod in self.cluster.api.get(path)["items"]
-            if (pod["metadata"].get("labels") or {}).get("imagegate.dev/prefetch") is None
-            and pod["status"].get("phase") == "Running"
-        ]
+        pods = self.cluster.api.get(path)["items"]
+        return [pod for pod in pods if pod["status"].get("phase") == "Running"]
 
     def leader(self) -> str:
         """The name of the pod that leads."""

@@ -157,12 +157,6 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: metadata.namespace
-  {{- if .Values.hooks.enabled }}
-  - name: POD_IP
-    valueFrom:
-      fieldRef:
-        fieldPath: status.podIP
-  {{- end }}
   # Not arguments: `kubectl exec ... imagegate plan` asks the same registries and kubelets.
   - name: IMAGEGATE_PULLER_NAMESPACES
     value: {{ include "imagegate.pullerNamespaces" . | quote }}
