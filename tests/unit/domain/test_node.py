@@ -321,6 +321,20 @@ def test_a_pod_that_somebody_keeps_deleting_is_put_back_later_and_later() -> Non
     assert second.remember.next_at - (NOW + 70) > 100
 
 
+def test_the_refusal_of_a_pod_that_pins_is_shown_although_the_node_is_cached() -> None:
+    on, key = node(**labelled()), LLM.groups[0].key
+    refused = Attempts(
+        2, NOW + 20, "PodNotCreated", "failed calling webhook", "", permanent=False, at=NOW
+    )
+    plan = decide(view(on, Share(LLM, place=True, attempts={key: refused})))
+    assert creates(plan) == []
+    assert plan.standings["llm"].state is NodeState.CACHED
+    assert plan.standings["llm"].failure == refused
+    there = pod(LLM, on, phase="Succeeded", finished_at=NOW)
+    plan = decide(view(on, Share(LLM, pods=(there,), attempts={key: refused})))
+    assert plan.standings["llm"].failure is None
+
+
 def test_retention_release_deletes_the_pod_after_six_minutes() -> None:
     loose = prefetch(keep=False)
     on = node(labels={loose.label: loose.target}, observed="node-uid/boot-1")
