@@ -119,7 +119,9 @@ class Store:
         return self._failed_at.get(pod_uid)
 
     def first_ready(self, node: Node) -> float:
-        """When this process first saw the node Ready since its last boot; now, if it is not."""
+        """When this process first saw the node Ready since its last boot, or, where the node is in
+        service, since it was not Ready the last time; now, if that is not known.
+        """
         known = self._first_ready.get(node.name)
         return known[1] if known and known[0] == node.identity else self._clock.now()
 
@@ -195,8 +197,12 @@ class Store:
             self._first_ready[node.name] = (node.identity, self._clock.now())
         if node.ready:
             self._unready_since.pop(node.name, None)
-        elif self._unready_since.get(node.name, ("",))[0] != node.uid:
-            self._unready_since[node.name] = (node.uid, self._clock.now())
+        else:
+            if self._unready_since.get(node.name, ("",))[0] != node.uid:
+                self._unready_since[node.name] = (node.uid, self._clock.now())
+            if node.observed:
+                # In service, and so held again when it comes back: the gate's timeout begins then.
+                self._first_ready.pop(node.name, None)
         self._note_labels(node)
         self._note_listed(node, old)
         self._nodes[node.name] = node

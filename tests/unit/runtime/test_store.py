@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from imagegate.domain.facts import Gate, Node, Pod
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.store import Store
@@ -103,3 +107,20 @@ def test_late_deletion_of_an_earlier_gate_does_not_remove_the_new_gate() -> None
     store.see_gate(Gate(uid="new", version=8))
     store.lose_gate("old", 5)
     assert store.gate is not None
+
+
+@pytest.mark.parametrize(("observed", "since"), [("a/boot-1", 300.0), ("", 100.0)])
+def test_ready_counts_anew_only_for_a_node_in_service_that_was_not_ready(
+    observed: str, since: float
+) -> None:
+    now = 100.0
+    store = Store(Clock(now=lambda: now))
+    there = replace(node("a", 5), observed=observed, boot_id="boot-1", ready=True)
+    store.see_node(there)
+    now = 200.0
+    store.see_node(replace(there, version=6, ready=False))
+    now = 300.0
+    back = replace(there, version=7)
+    store.see_node(back)
+    now = 400.0
+    assert store.first_ready(back) == since
