@@ -123,6 +123,8 @@ class Judge:
     targets: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)
     """By prefetch, everything that was ever a target, with what a node must hold for it."""
     keys: set[str] = field(default_factory=set)
+    returned_at: dict[str, float] = field(default_factory=dict)
+    """By uid, when a node was last seen to become Ready."""
     gate_at: float = 0.0
     recent: deque[Request] = field(default_factory=lambda: deque(maxlen=40_000))
     _told: set[tuple[str, str]] = field(default_factory=set)
@@ -140,6 +142,8 @@ class Judge:
                 self._note_ask(request)
             if request.resource == "nodegates":
                 self._note_gate(request)
+            if request.resource == "nodes":
+                self._note_ready(request)
         if request.actor.startswith("operator"):
             self.safety.look(request)
         self.liveness.see(request)
@@ -175,6 +179,13 @@ class Judge:
             self.gate_at = elapsed()
         if after:
             self.keys.add(after["taintKey"])
+
+    def _note_ready(self, request: Request) -> None:
+        uid = ((request.after or request.before or {}).get("metadata") or {}).get("uid", "")
+        if request.after is None:
+            self.returned_at.pop(uid, None)
+        elif ready(request.after) and not (request.before and ready(request.before)):
+            self.returned_at[uid] = elapsed()
 
     # ---- what is so
 
@@ -377,6 +388,9 @@ class Safety:
             if elapsed() - machine.wiped_at < SAYS or self._just_back(node, machine):
                 continue  # nobody can know yet that images have gone
             since = elapsed() - (machine.ready_at if machine.ready_at is not None else elapsed())
+            if OBSERVED in (node["metadata"].get("annotations") or {}):
+                # Held again while it was away: the timeout counts from its return.
+                since = min(since, elapsed() - judge.returned_at.get(machine.uid, -math.inf))
             if abs(machine.skew) > LAG:  # by such a clock it became Ready when it was created
                 since = age(node["metadata"]["creationTimestamp"])
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
@@ -726,7 +740,9 @@ class Liveness:
             judge.blame("old-key", name, f"{taints} for {seconds:.0f} s")
         open_ = [a for a in asking if not a.fail_closed and judge.settled(a.name)]
         if len(open_) == len(asking) and machine.ready_at is not None and asking:
-            over = elapsed() - machine.ready_at - max(a.timeout for a in asking)
+            # A node that was away is back since then only, whether or not it has booted.
+            began = max(machine.ready_at, judge.returned_at.get(machine.uid, 0.0))
+            over = elapsed() - began - max(a.timeout for a in asking)
             newest = max(judge.asked_at.get(a.name, 0.0) for a in asking)
             # A leader that was not there then knows when it became Ready by the node's own clock.
             over = min(over, quiet, elapsed() - newest) - max(0.0, machine.skew)
