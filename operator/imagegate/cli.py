@@ -239,6 +239,12 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{text}; default {value / 1e6:g}",
         )
 
+    _add_lint(commands, registries)
+    _add_helpers(commands, common, place)
+    return parser
+
+
+def _add_lint(commands: Any, registries: argparse.ArgumentParser) -> None:
     examine = commands.add_parser(
         "lint",
         parents=[registries],
@@ -270,9 +276,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"where credentials are; default {_DOCKER_CONFIG}, if it is there; '' for none",
     )
-
-    _add_helpers(commands, common, place)
-    return parser
 
 
 def _add_hooks(commands: Any, place: argparse.ArgumentParser) -> None:

@@ -119,8 +119,8 @@ class Store:
         return self._failed_at.get(pod_uid)
 
     def first_ready(self, node: Node) -> float:
-        """When this process first saw the node Ready since its last boot, or since a node in service
-        was not Ready the last time; now, if it is not known.
+        """When this process first saw the node Ready since its last boot, or, where the node is in
+        service, since it was not Ready the last time; now, if that is not known.
         """
         known = self._first_ready.get(node.name)
         return known[1] if known and known[0] == node.identity else self._clock.now()
