@@ -1,0 +1,219 @@
+"""`make test`: runs targets of the Makefile beside each other and reports the result of each.
+
+A test on a cluster mostly waits. So several clusters run at the same time, each with a pytest
+process of its own (`LANES` in `tests/e2e/conftest.py`). Each line of output begins with the job's
+name, and `.artifacts/JOB.log` has the output of one job. `tests/cluster/README.md` says which jobs
+run at the same time, and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from tests.cluster.local import cluster as local
+from tests.cluster.paths import CHECKOUT
+
+ARTIFACTS = CHECKOUT / ".artifacts"
+CLUSTERS_AT_A_TIME = 3
+"""On two cores: a cluster needs about half of a core on average while its tests run."""
+GRACE = 60.0
+"""Seconds for an interrupted job to take its cluster down, before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A target of the Makefile."""
+
+    name: str
+    target: tuple[str, ...]
+    cluster: str = ""
+    """The name of its cluster: removed at the end, also when pytest could not."""
+    idle: bool = False
+    """Only what the others leave of the cores (SCHED_IDLE)."""
+
+    @property
+    def log(self) -> Path:
+        return ARTIFACTS / f"{self.name}.log"
+
+    @property
+    def command(self) -> list[str]:
+        return [*(("chrt", "--idle", "0") if self.idle else ()), "make", *self.target]
+
+
+def lane(name: str) -> Job:
+    return Job(f"e2e-{name}", ("e2e", f"LANE={name}"), f"imagegate-e2e-{name}")
+
+
+CHECKS = (Job("lint", ("lint",)), Job("unit", ("unit",)))
+"""First, and alone: these only compute, one core each."""
+CLUSTERS = (
+    lane("timed"),
+    lane("listed"),
+    lane("upgrades"),
+    Job("chaos", ("chaos",), "imagegate-e2e-chaos"),
+    Job("e2e-older", ("e2e-older",), "imagegate-e2e-older"),
+)
+"""The longest first. Each of them that ends makes room for the next."""
+SIMULATION = Job("simulate", ("simulate",), idle=True)
+
+
+@dataclass(slots=True)
+class Result:
+    job: Job
+    status: int
+    seconds: float
+    failed: list[str] = field(default_factory=list)
+    """The lines of pytest's summary about failed tests."""
+
+    def __str__(self) -> str:
+        how = "passed" if self.status == 0 else f"FAILED ({self.status})"
+        return f"{self.job.name:14} {how:12} {self.seconds / 60:5.1f} min  {self.job.log}"
+
+
+class Runner:
+    """Starts jobs in process groups of their own, so that an interrupt reaches each of them once:
+    a second one would stop pytest while it takes its cluster down."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, job: Job) -> Result:
+        began = time.monotonic()
+        failed: list[str] = []
+        with job.log.open("w") as log:
+            process = self._start(job)
+            if process is None:
+                return Result(job, -signal.SIGTERM, 0)
+            assert process.stdout is not None
+            with process.stdout as output:
+                for line in output:
+                    log.write(line)
+                    log.flush()
+                    self._print(f"{job.name:14} {line}")
+                    if line.startswith(("FAILED ", "ERROR tests")):
+                        failed.append(line.strip())
+        with self._lock:  # from here on the number of the process group may be another's
+            status = process.wait()
+            self._running.discard(process)
+        result = Result(job, status, time.monotonic() - began, failed)
+        self._print(f"---- {result}\n")
+        return result
+
+    def _start(self, job: Job) -> subprocess.Popen[str] | None:
+        with self._lock:
+            if self._stopped:
+                return None
+            process = subprocess.Popen(
+                job.command,
+                cwd=CHECKOUT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
+            self._running.add(process)
+            return process
+
+    def _print(self, text: str) -> None:
+        with self._lock:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def stop(self, number: signal.Signals) -> None:
+        """Signals every process of every job, and starts nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+
+
+def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job]) -> list[Result]:
+    """The checks, and if they have passed, the clusters; ``beside`` runs as long as those do."""
+    runner = Runner()
+    results: list[Result] = []
+    with (
+        ThreadPoolExecutor(len(checks) + len(beside)) as others,
+        ThreadPoolExecutor(CLUSTERS_AT_A_TIME) as slots,
+    ):
+        started: list[Future[Result]] = [others.submit(runner.run, job) for job in checks]
+        try:
+            results += [future.result() for future in started]
+            if any(result.status for result in results):
+                return results
+            started = [slots.submit(runner.run, job) for job in clusters]
+            started += [others.submit(runner.run, job) for job in beside]
+            results += [future.result() for future in started]
+        except BaseException:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            for future in started:
+                future.cancel()
+            runner.stop(signal.SIGTERM)
+            # A job has ended when nobody has its output open: make itself ends before pytest does.
+            wait(started, GRACE)
+            runner.stop(signal.SIGKILL)
+            raise
+    return results
+
+
+def summary(results: Sequence[Result]) -> str:
+    """One line for each job, and then what failed and where to look."""
+    lines = ["", *map(str, results)]
+    for result in results:
+        if result.status:
+            tail = result.failed or result.job.log.read_text().splitlines()[-15:]
+            lines += ["", f"{result.job.name} failed, log {result.job.log}:"]
+            lines += [f"  {line}" for line in tail]
+    dumps = sorted(folder for folder in ARTIFACTS.iterdir() if folder.is_dir())
+    if any(result.failed for result in results) and dumps:
+        lines += ["", "objects, events and logs of the clusters of failed tests:"]
+        lines += [f"  {folder}" for folder in dumps]
+    return "\n".join(lines)
+
+
+def take_down() -> None:
+    """Removes what an interrupted pytest may have left; where there is nothing, it does nothing."""
+    for job in CLUSTERS:
+        local.remove(job.cluster)
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, _terminate)
+    if sys.argv[1:] == ["down"]:
+        take_down()
+        return 0
+    ARTIFACTS.mkdir(exist_ok=True)
+    try:
+        results = run_all(CHECKS, CLUSTERS, [SIMULATION])
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        take_down()
+        return 130 if isinstance(interrupt, KeyboardInterrupt) else 143
+    print(summary(results))
+    return int(any(result.status for result in results))
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())
