@@ -28,6 +28,7 @@ from tests.cluster.paths import CHECKOUT
 ARTIFACTS = CHECKOUT / ".artifacts"
 CLUSTERS_AT_A_TIME = 3
 """On two cores: a cluster needs about half of a core on average while its tests run."""
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0
 """Seconds for an interrupted job to take its cluster down, before it is killed."""
 
@@ -41,7 +42,7 @@ class Job:
     cluster: str = ""
     """The name of its cluster: removed at the end, also when pytest could not."""
     idle: bool = False
-    """Only what the others leave of the cores (SCHED_IDLE)."""
+    """Gets only the time of the cores that the others leave."""
 
     @property
     def log(self) -> Path:
@@ -129,7 +130,9 @@ class Runner:
                 start_new_session=True,
             )
             self._running.add(process)
-            return process
+        if job.idle:
+            _yield_cores(process.pid)
+        return process
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -143,6 +146,13 @@ class Runner:
             for process in self._running:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
+
+
+def _yield_cores(session: int) -> None:
+    """SCHED_IDLE counts only within a session where the kernel groups tasks by session (sched(7),
+    autogroup): the group itself has the weight of any other until its own nice value says less."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{session}/autogroup").write_text("19")
 
 
 def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job]) -> list[Result]:
@@ -162,8 +172,6 @@ def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job
             started += [others.submit(runner.run, job) for job in beside]
             results += [future.result() for future in started]
         except BaseException:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
             for future in started:
                 future.cancel()
             runner.stop(signal.SIGTERM)
@@ -174,15 +182,17 @@ def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job
     return results
 
 
-def summary(results: Sequence[Result]) -> str:
-    """One line for each job, and then what failed and where to look."""
+def summary(results: Sequence[Result], since: float) -> str:
+    """One line for each job, and then what failed and where to look; older dumps are not named."""
     lines = ["", *map(str, results)]
     for result in results:
         if result.status:
             tail = result.failed or result.job.log.read_text().splitlines()[-15:]
             lines += ["", f"{result.job.name} failed, log {result.job.log}:"]
             lines += [f"  {line}" for line in tail]
-    dumps = sorted(folder for folder in ARTIFACTS.iterdir() if folder.is_dir())
+    dumps = sorted(
+        path for path in ARTIFACTS.iterdir() if path.is_dir() and path.stat().st_mtime >= since
+    )
     if any(result.failed for result in results) and dumps:
         lines += ["", "objects, events and logs of the clusters of failed tests:"]
         lines += [f"  {folder}" for folder in dumps]
@@ -196,22 +206,27 @@ def take_down() -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in INTERRUPTS:
+        signal.signal(number, _interrupt)
     if sys.argv[1:] == ["down"]:
         take_down()
         return 0
     ARTIFACTS.mkdir(exist_ok=True)
+    began = time.time()
     try:
         results = run_all(CHECKS, CLUSTERS, [SIMULATION])
-    except (KeyboardInterrupt, SystemExit) as interrupt:
+    except SystemExit:
         take_down()
-        return 130 if isinstance(interrupt, KeyboardInterrupt) else 143
-    print(summary(results))
+        raise
+    print(summary(results, began))
     return int(any(result.status for result in results))
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    """The first one counts: a process group and its make may both pass on the same."""
+    for each in INTERRUPTS:
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def _wrong_programs() -> Iterator[None]:
 def _terminate_as_interrupt() -> Iterator[None]:
     """A CI system ends a job with SIGTERM: pytest tears down only on an interrupt."""
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would stop the teardown
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ passes:
 	@sleep 1; echo fine
 fails:
 	@sleep 1; echo "FAILED tests/e2e/test_x.py::test_that - assert 1 < 0"; exit 1
+shown:
+	@sleep 1; cat /proc/self/autogroup; chrt --pid $$$$
 breaks:
 	@echo "mypy: something is wrong"; exit 2
 interrupted:
@@ -90,12 +93,15 @@ def test_jobs_run_beside_each_other_and_the_failed_test_is_named_at_the_end(
     results = jobs.run_all([job(folder, "lint", "passes")], clusters, [job(folder, "s", "passes")])
     assert time.monotonic() - began < 3.5, "four jobs of one second, three of them at a time"
     assert [result.status for result in results] == [0, 0, 2, 0]
-    (folder / "tests_e2e_test_x.py_test_that").mkdir()
-    text = jobs.summary(results)
+    for dump, modified in (("tests_e2e_test_x.py_test_that", 2000), ("of_another_run", 1000)):
+        (folder / dump).mkdir()
+        os.utime(folder / dump, (modified, modified))
+    text = jobs.summary(results, since=1500)
     assert "c1             FAILED (2)" in text
     assert "test_x.py::test_that - assert 1 < 0" in text
     assert str(folder / "c1.log") in text
     assert str(folder / "tests_e2e_test_x.py_test_that") in text
+    assert "of_another_run" not in text
     assert "c0             fine\n" in capsys.readouterr().out
 
 
@@ -104,7 +110,7 @@ def test_no_cluster_starts_when_a_check_fails(folder: Path) -> None:
     results = jobs.run_all(checks, [job(folder, "c", "interrupted")], [])
     assert [result.status for result in results] == [2, 0]
     assert not (folder / "started").exists()
-    assert "mypy: something is wrong" in jobs.summary(results)
+    assert "mypy: something is wrong" in jobs.summary(results, since=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -122,7 +128,9 @@ def test_an_interrupt_waits_until_every_job_has_taken_its_cluster_down(
         while not (folder / "up").exists():
             assert time.monotonic() < end
             time.sleep(0.05)
-        runner.send_signal(number)
+        for _ in range(3):
+            runner.send_signal(number)
+            time.sleep(0.1)
         assert runner.wait(20) == 128 + number
     finally:
         runner.kill()
@@ -141,3 +149,16 @@ def test_two_clusters_that_start_together_get_different_ports(
     assert len(set(ports)) == len(ports)
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert max(ports) < max(low, 30000)
+
+
+def test_an_idle_job_yields_the_cores_to_other_sessions(folder: Path) -> None:
+    """SCHED_IDLE alone does not, where the kernel groups tasks by session."""
+    autogroup = Path("/proc/self/autogroup")
+    if not autogroup.exists():
+        pytest.skip("no autogroups in this kernel")
+    (idle,) = jobs.run_all(
+        [jobs.Job("shown", ("-f", f"{folder}/Makefile", "shown"), idle=True)], [], []
+    )
+    assert idle.status == 0
+    assert "nice 19" in (folder / "shown.log").read_text()
+    assert "SCHED_IDLE" in (folder / "shown.log").read_text()
