@@ -43,6 +43,8 @@ class Job:
     """The name of its cluster: removed at the end, also when pytest could not."""
     idle: bool = False
     """Gets only the time of the cores that the others leave."""
+    nice: int = 0
+    """Of its session, as the kernel's autogroup counts it."""
 
     @property
     def log(self) -> Path:
@@ -53,21 +55,21 @@ class Job:
         return [*(("chrt", "--idle", "0") if self.idle else ()), "make", *self.target]
 
 
-def lane(name: str) -> Job:
-    return Job(f"e2e-{name}", ("e2e", f"LANE={name}"), f"imagegate-e2e-{name}")
+def lane(name: str, nice: int = 0) -> Job:
+    return Job(f"e2e-{name}", ("e2e", f"LANE={name}"), f"imagegate-e2e-{name}", nice=nice)
 
 
 CHECKS = (Job("lint", ("lint",)), Job("unit", ("unit",)))
 """First, and alone: these only compute, one core each."""
 CLUSTERS = (
-    lane("timed"),
+    lane("timed", nice=-10),
     lane("listed"),
     lane("upgrades"),
     Job("chaos", ("chaos",), "imagegate-e2e-chaos"),
     Job("e2e-older", ("e2e-older",), "imagegate-e2e-older"),
 )
 """The longest first. Each of them that ends makes room for the next."""
-SIMULATION = Job("simulate", ("simulate",), idle=True)
+SIMULATION = Job("simulate", ("simulate",), idle=True, nice=19)
 
 
 @dataclass(slots=True)
@@ -130,8 +132,8 @@ class Runner:
                 start_new_session=True,
             )
             self._running.add(process)
-        if job.idle:
-            _yield_cores(process.pid)
+        if job.nice:
+            _set_nice(process.pid, job.nice)
         return process
 
     def _print(self, text: str) -> None:
@@ -148,11 +150,11 @@ class Runner:
                     os.killpg(process.pid, number)
 
 
-def _yield_cores(session: int) -> None:
-    """SCHED_IDLE counts only within a session where the kernel groups tasks by session (sched(7),
-    autogroup): the group itself has the weight of any other until its own nice value says less."""
+def _set_nice(session: int, nice: int) -> None:
+    """Where the kernel groups tasks by session (sched(7), autogroup), nice values and SCHED_IDLE
+    count only within a session. Against others a session has the weight of its own nice value."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{session}/autogroup").write_text("19")
+        Path(f"/proc/{session}/autogroup").write_text(str(nice))
 
 
 def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job]) -> list[Result]:

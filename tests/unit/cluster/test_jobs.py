@@ -75,8 +75,12 @@ def job(folder: Path, name: str, target: str) -> jobs.Job:
 
 def test_every_e2e_test_has_a_lane_and_every_lane_a_job() -> None:
     modules = {path.stem for path in (CHECKOUT / "tests" / "e2e").glob("test_*.py")}
-    named = {key.removesuffix("_begin").removesuffix("_end") for key in LANES}
+    named = {key.partition("::")[0].removesuffix("_begin").removesuffix("_end") for key in LANES}
     assert named == modules
+    for key in LANES:
+        module, _, test = key.partition("::")
+        if test:
+            assert f"def {test}(" in (CHECKOUT / "tests" / "e2e" / f"{module}.py").read_text()
     run = {each.name.removeprefix("e2e-") for each in jobs.CLUSTERS if "LANE=" in each.target[-1]}
     assert run == set(LANES.values())
     clusters = [each.cluster for each in jobs.CLUSTERS]
@@ -157,7 +161,7 @@ def test_an_idle_job_yields_the_cores_to_other_sessions(folder: Path) -> None:
     if not autogroup.exists():
         pytest.skip("no autogroups in this kernel")
     (idle,) = jobs.run_all(
-        [jobs.Job("shown", ("-f", f"{folder}/Makefile", "shown"), idle=True)], [], []
+        [jobs.Job("shown", ("-f", f"{folder}/Makefile", "shown"), idle=True, nice=19)], [], []
     )
     assert idle.status == 0
     assert "nice 19" in (folder / "shown.log").read_text()
