@@ -59,7 +59,7 @@ def _served(node: dict[str, Any]) -> bool:
 
 
 def _gates(world: World) -> bool:
-    """Whether the admission policy is in effect: a dry run is admitted and not stored. An API server
+    """Whether the admission policy is in effect: a dry run is admitted, not stored. An API server
     that has just started may apply no policy for 30 s: when it looks for the kind of the policy's
     parameter before it serves CRDs, it remembers for 30 s that there is none (docs/gate.md).
     """
