@@ -36,17 +36,18 @@ LANES = {
     "test_drift_end": "listed",
     "test_gate": "timed",
     "test_drift": "listed",
+    "test_faults::test_a_seed_that_dies_in_its_pull_returns_its_slot": "large",
     "test_faults": "upgrades",
     "test_faults::test_kubelets_whose_port_is_dropped_delay_no_release": "timed",
     "test_faults::test_a_dry_run_over_silent_kubelets_stops_no_other_prefetch": "timed",
-    "test_data_images": "listed",
+    "test_data_images": "large",
     "test_start_after": "timed",
     "test_images_from": "upgrades",
     "test_mirror": "upgrades",
     "test_refresh_end": "listed",
     "test_watch_source": "upgrades",
     "test_takeover": "timed",
-    "test_scale": "listed",
+    "test_scale": "large",
     "test_disk_end": "listed",
     "test_retention_end": "listed",
     "test_uninstall": "upgrades",
@@ -58,6 +59,7 @@ of a cluster's life: what breaks the installation comes last.
 - listed: tests that wait for the slow clocks. No test of this lane changes the leader, so these
   clocks run from the beginning of the lane to its end.
 - upgrades: tests that change the installation.
+- large: many nodes, data sets, and a slot that is waited for.
 """
 
 

@@ -306,7 +306,7 @@ def _check_machine(options: ClusterOptions) -> None:
 
 def allow_watchers() -> None:
     """Raise the kernel's limit of inotify instances. The default for a user is 128. A node needs 8
-    and a control plane 9, so three clusters with six nodes each need more. The kubelet changes
+    and a control plane 9, so a few clusters with six nodes each need more. The kubelet changes
     other settings of the kernel in the same way. Where /proc/sys is read-only, the limit stays."""
     limit = Path("/proc/sys/fs/inotify/max_user_instances")
     with contextlib.suppress(OSError):

@@ -95,7 +95,9 @@ def test_jobs_run_beside_each_other_and_the_failed_test_is_named_at_the_end(
         job(folder, f"c{number}", "fails" if number == 1 else "passes") for number in (0, 1)
     ]
     results = jobs.run_all([job(folder, "lint", "passes")], clusters, [job(folder, "s", "passes")])
-    assert time.monotonic() - began < 3.5, "four jobs of one second, three of them at a time"
+    assert time.monotonic() - began < 3.5, (
+        "four jobs of one second, all but the first beside each other"
+    )
     assert [result.status for result in results] == [0, 0, 2, 0]
     for dump, modified in (("tests_e2e_test_x.py_test_that", 2000), ("of_another_run", 1000)):
         (folder / dump).mkdir()
