@@ -44,8 +44,8 @@ unit: setup binaries ## tests without a cluster (the API's and the chart's start
 
 .PHONY: simulate
 simulate: setup ## the whole operator in virtual time: a story of each mended fault, and some lives
-	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1)
-	$(PYTHON) -m tests.simulation --seed $(LIVES) --seeds 4 --hours 4
+	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1) --parallel 2
+	$(PYTHON) -m tests.simulation --seed $(LIVES) --seeds 4 --hours 4 --parallel 2
 
 .PHONY: simulate-long
 simulate-long: setup ## random lives for HOURS (2); SEED=7 begins with that seed

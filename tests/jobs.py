@@ -159,7 +159,7 @@ def _set_nice(session: int, nice: int) -> None:
 
 
 def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job]) -> list[Result]:
-    """The checks, and if they have passed, the clusters; ``beside`` runs as long as those do."""
+    """The checks, and if they have passed, the clusters; ``beside`` runs from the beginning on."""
     runner = Runner()
     results: list[Result] = []
     with (
@@ -167,14 +167,16 @@ def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job
         ThreadPoolExecutor(CLUSTERS_AT_A_TIME) as slots,
     ):
         started: list[Future[Result]] = [others.submit(runner.run, job) for job in checks]
+        beginning = [others.submit(runner.run, job) for job in beside]
         try:
             results += [future.result() for future in started]
             if any(result.status for result in results):
+                runner.stop(signal.SIGTERM)
                 return results
-            started = [slots.submit(runner.run, job) for job in clusters]
-            started += [others.submit(runner.run, job) for job in beside]
+            started = [slots.submit(runner.run, job) for job in clusters] + beginning
             results += [future.result() for future in started]
         except BaseException:
+            started += beginning
             for future in started:
                 future.cancel()
             runner.stop(signal.SIGTERM)

@@ -22,6 +22,8 @@ passes:
 	@sleep 1; echo fine
 fails:
 	@sleep 1; echo "FAILED tests/e2e/test_x.py::test_that - assert 1 < 0"; exit 1
+sleeps:
+	@sleep 60
 shown:
 	@sleep 1; cat /proc/self/autogroup; chrt --pid $$$$
 breaks:
@@ -113,7 +115,10 @@ def test_jobs_run_beside_each_other_and_the_failed_test_is_named_at_the_end(
 
 def test_no_cluster_starts_when_a_check_fails(folder: Path) -> None:
     checks = [job(folder, "lint", "breaks"), job(folder, "unit", "passes")]
-    results = jobs.run_all(checks, [job(folder, "c", "interrupted")], [])
+    beside = [job(folder, "s", "sleeps")]
+    began = time.monotonic()
+    results = jobs.run_all(checks, [job(folder, "c", "interrupted")], beside)
+    assert time.monotonic() - began < 10, "nobody waits for the simulation then"
     assert [result.status for result in results] == [2, 0]
     assert not (folder / "started").exists()
     assert "mypy: something is wrong" in jobs.summary(results, since=0)
