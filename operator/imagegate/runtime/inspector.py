@@ -9,9 +9,10 @@ nothing then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from imagegate.api import references
@@ -161,15 +162,9 @@ class Inspector:
         if busy or patience <= 0:
             answers = _unanswered(prefetch, busy)
         else:
-            for each in slow:
-                self._slow[each] += 1
-            try:
-                sought = sorted(filter(None, platforms))
+            sought = sorted(filter(None, platforms))
+            with self._asking(slow):
                 answers = await self.ask(prefetch, sought, patience, pushed)
-            finally:
-                for each in slow:
-                    if each in self._slow:
-                        self._slow[each] -= 1
         now = self._store.prefetches.get(name)
         if now is None or now.deleting or now.uid != prefetch.uid:
             # It was deleted while the registry was asked, and forgotten; a new one of this name is
@@ -177,11 +172,7 @@ class Inspector:
             if now is None or now.deleting:
                 self.forget(name)
             return
-        if before is not None:
-            # What was known is better than a registry that is away just now.
-            answers = {ref: _merged(before.get(ref), facts) for ref, facts in answers.items()}
-            answers = {**before, **answers}
-        answers = _within_budget(answers)
+        answers = _within_budget(_completed(before or {}, answers))
         self._known[name] = (asked, platforms, answers)
         if self._since.get(name, (None,))[0] == asked:
             del self._since[name]
@@ -210,6 +201,18 @@ class Inspector:
         if not self._slow:
             return set()
         return {_domain(image.reference) for image in prefetch.images} & self._slow.keys()
+
+    @contextlib.contextmanager
+    def _asking(self, slow: Collection[str]) -> Iterator[None]:
+        for each in slow:
+            self._slow[each] += 1
+        try:
+            yield
+        finally:
+            for each in slow:
+                # One that has answered meanwhile is not slow any more.
+                if self._slow.get(each):
+                    self._slow[each] -= 1
 
     def _judge(self, answered: Collection[str], late: Collection[str]) -> None:
         """Remember which registries did not answer in time; one answer is enough to forget it."""
@@ -396,6 +399,11 @@ def _is_about(image: Image, registry: str, repository: str) -> bool:
     if reference.digest is not None or (registry and reference.domain != registry):
         return False
     return repository in {reference.path, reference.path.removeprefix("library/")}
+
+
+def _completed(before: Known, now: Known) -> Known:
+    """What was known is better than a registry that is away just now."""
+    return {**before, **{ref: _merged(before.get(ref), facts) for ref, facts in now.items()}}
 
 
 def _merged(before: ImageFacts | None, now: ImageFacts) -> ImageFacts:
