@@ -24,6 +24,7 @@ import json
 from collections.abc import Iterable
 from typing import ClassVar
 
+from imagegate.domain.redact import redact
 from imagegate.errors import ImagegateError
 
 LONGEST_QUOTE = 200
@@ -39,6 +40,7 @@ class RegistryError(ImagegateError):
     """Whether asking again is pointless until a person has changed something."""
 
     def __init__(self, where: str, problem: str, remedy: str, *, status: int = 0) -> None:
+        problem = redact(problem)
         if len(problem) > LONGEST_PROBLEM:
             problem = f"{problem[:LONGEST_PROBLEM]}…"
         super().__init__(f"{where}: {problem}; {remedy}")

@@ -6,11 +6,16 @@ import ipaddress
 import json
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.helpers import netrc_from_env
+from prometheus_client import CollectorRegistry
 
+from imagegate import cli
 from imagegate.api.references import parse
+from imagegate.metrics import MOST_REGISTRIES, OTHERS, Metrics
 from imagegate.registry import addresses, errors
 from imagegate.registry.addresses import AddressRefused, Guard
 from imagegate.registry.client import Client
@@ -219,3 +224,26 @@ async def test_a_token_s_lifetime_is_capped(
     elsewhere.say("GET", "/token", 200, f'{{"token": "t", "expires_in": {expires}}}'.encode())
     with pytest.raises(errors.Unauthorized):
         await make_client().resolve(parse(f"{scripted.domain}/ml/llm:v1"))
+
+
+def test_the_series_of_registries_are_bounded_by_number() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, version="1")
+    for number in range(MOST_REGISTRIES + 50):
+        metrics.observe_registry_request(f"r{number}.test", "200")
+    metrics.observe_registry_request("r0.test", "200")
+    name = "imagegate_registry_requests_total"
+    assert registry.get_sample_value(name, {"registry": "r0.test", "code": "200"}) == 2
+    assert registry.get_sample_value(name, {"registry": OTHERS, "code": "200"}) == 50
+
+
+def test_no_password_of_a_netrc_is_found_by_any_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine issuer.test login me password secret")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert netrc_from_env() is not None
+    assert cli.main(["lint", "not a reference"]) != 0
+    found = netrc_from_env()
+    assert found is None or not found.hosts
