@@ -244,6 +244,6 @@ def test_no_password_of_a_netrc_is_found_by_any_session(
     netrc.write_text("machine issuer.test login me password secret")
     monkeypatch.setenv("NETRC", str(netrc))
     assert netrc_from_env() is not None
-    assert cli.main(["lint", "not a reference"]) != 0
+    assert cli.main(["lint", "127.0.0.1:1/a:1"]) != 0
     found = netrc_from_env()
     assert found is None or not found.hosts
