@@ -48,6 +48,9 @@ FREED = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     arguments = _parser().parse_args(argv)
+    # aiohttp reads a .netrc wherever a library lets it use the environment's proxies, and sends
+    # its passwords to any host that it names.
+    os.environ["NETRC"] = os.devnull
     logs.configure(
         getattr(arguments, "log_level", "warning"), getattr(arguments, "log_format", "text")
     )
@@ -106,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         default=_comma(os.environ.get("IMAGEGATE_REGISTRY_PLAIN_HTTP", "")),
         metavar="HOST[:PORT],...",
         help="registries without TLS, exactly as in image references",
+    )
+    registries.add_argument(
+        "--registry-private-hosts",
+        type=_comma,
+        default=_comma(os.environ.get("IMAGEGATE_REGISTRY_PRIVATE_HOSTS", "")),
+        metavar="HOST,...",
+        help="hosts at private addresses that registries may name as realm or redirect to",
     )
     registries.add_argument(
         "--registry-ca-file",
@@ -462,6 +472,7 @@ def _hooks_settings(arguments: argparse.Namespace) -> HooksSettings:
 def _registry(arguments: argparse.Namespace) -> RegistrySettings:
     return RegistrySettings(
         plain_http=frozenset(arguments.registry_plain_http),
+        private_hosts=frozenset(arguments.registry_private_hosts),
         ca_bundle=_read(arguments.registry_ca_file),
         user_agent=f"imagegate/{__version__}",
         credential_providers=provider_config.read(

@@ -11,6 +11,7 @@ from imagegate.api import fields
 from imagegate.domain import retry
 from imagegate.domain.facts import PREFETCH_LABEL, Pod
 from imagegate.domain.pulls import CREATE_ERRORS, PULL_ERRORS
+from imagegate.domain.redact import redact
 from imagegate.puller.build import GROUP_LABEL, HOLD, IMAGE, OBSERVED_ANNOTATION
 
 Body = Mapping[str, Any]
@@ -50,9 +51,10 @@ def pod(body: Body) -> Pod:
         observed=annotations.get(OBSERVED_ANNOTATION, ""),
         phase=phase,
         reason=reason,
-        message=message,
+        # Here, where messages come in: whatever becomes of them, they hold no signature.
+        message=redact(message),
         waiting=waiting,
-        waiting_message=waiting_message,
+        waiting_message=redact(waiting_message),
         waiting_image=waiting_image,
         created_at=fields.seconds(metadata.get("creationTimestamp")) or 0.0,
         began=any(each.get("containerID") for each in (*inits, *containers)),

@@ -166,6 +166,10 @@ env:
   - name: IMAGEGATE_REGISTRY_PLAIN_HTTP
     value: {{ join "," . | quote }}
   {{- end }}
+  {{- with .Values.registry.privateHosts }}
+  - name: IMAGEGATE_REGISTRY_PRIVATE_HOSTS
+    value: {{ join "," . | quote }}
+  {{- end }}
   {{- with .Values.registry.caFile }}
   - name: IMAGEGATE_REGISTRY_CA_FILE
     value: {{ . | quote }}
