@@ -40,6 +40,8 @@ class Settings:
     """Whether nodes of the control plane are tainted by the watch, too."""
     gate_policy: str = "imagegate"
     registry: RegistrySettings = field(default_factory=RegistrySettings)
+    kubelet_account: str = ""
+    """Service account in `namespace` whose tokens kubelets are shown; empty: none is asked."""
     kubelet_ca_file: str = ""
     """Who signs the kubelets' serving certificates; empty: the cluster's own CA."""
     kubelet_insecure_tls: bool = False
