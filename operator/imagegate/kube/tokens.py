@@ -45,7 +45,6 @@ class Tokens:
             if self._failed is not None and now - self._failed[0] < ASK_AGAIN:
                 raise self._failed[1].with_traceback(None)
             if not self._token or now >= self._good_until:
-                # What the chart's ValidatingAdmissionPolicy `<fullname>-fence-tokens` allows.
                 body = {
                     "apiVersion": "authentication.k8s.io/v1",
                     "kind": "TokenRequest",
