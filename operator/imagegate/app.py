@@ -33,6 +33,7 @@ from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.kube.secrets import Secrets
+from imagegate.kube.tokens import Tokens
 from imagegate.kube.workloads import Workloads
 from imagegate.metrics import Metrics
 from imagegate.puller import build
@@ -374,7 +375,11 @@ async def run(settings: Settings) -> None:
         _client(metrics, fence, server_time, connections=0) as watching,
         registry.Client(settings.registry, observer=metrics) as registries,
         Kubelets(
-            ca_file=settings.kubelet_ca_file, insecure_tls=settings.kubelet_insecure_tls
+            Tokens(client, settings.namespace, settings.kubelet_account)
+            if settings.kubelet_account
+            else None,
+            ca_file=settings.kubelet_ca_file,
+            insecure_tls=settings.kubelet_insecure_tls,
         ) as kubelets,
     ):
         elector = Elector(

@@ -24,6 +24,7 @@ from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 from imagegate.kube.kubelets import Kubelets
 from imagegate.kube.prefetches import Prefetches, Reader
+from imagegate.kube.tokens import Tokens
 from imagegate.puller.build import PullerSettings
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument(
         "--namespace",
-        default=os.environ.get("POD_NAMESPACE", "imagegate-system"),
+        default=_namespace(),
         help="namespace of the operator and of its Lease",
     )
     place.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -135,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         help="where the plugins' executables are",
     )
     outside = argparse.ArgumentParser(add_help=False, parents=[registries])
+    outside.add_argument(
+        "--kubelet-service-account",
+        default=os.environ.get("IMAGEGATE_KUBELET_SERVICE_ACCOUNT", ""),
+        metavar="NAME",
+        help="in the operator's namespace: kubelets get tokens of this account, which may read"
+        " nodes/stats and nothing else; default: no kubelet is asked how full its disk is",
+    )
     outside.add_argument(
         "--kubelet-ca-file",
         default=os.environ.get("IMAGEGATE_KUBELET_CA_FILE", ""),
@@ -327,6 +335,11 @@ def _add_helpers(
     )
 
 
+def _namespace() -> str:
+    """The operator's own."""
+    return os.environ.get("POD_NAMESPACE", "imagegate-system")
+
+
 def _comma(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -451,6 +464,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         gate_policy=arguments.gate_policy,
         prefetch_policy=arguments.prefetch_policy,
         registry=_registry(arguments),
+        kubelet_account=arguments.kubelet_service_account,
         kubelet_ca_file=arguments.kubelet_ca_file,
         kubelet_insecure_tls=arguments.kubelet_insecure_tls,
         http_port=arguments.http_port,
@@ -490,12 +504,16 @@ async def _plan(arguments: argparse.Namespace) -> int:
     rates = forecast.Rates(
         arguments.node_rate, arguments.upload_rate, arguments.registry_rate, arguments.unpack_rate
     )
+    account = arguments.kubelet_service_account
     client = await Client.connect(user_agent=f"imagegate-plan/{__version__}")
     try:
         async with (
             registry.Client(_registry(arguments)) as registries,
             Kubelets(
-                ca_file=arguments.kubelet_ca_file, insecure_tls=arguments.kubelet_insecure_tls
+                # Whose token it is that this process has is not known: a kubelet never sees it.
+                Tokens(client, _namespace(), account) if account else None,
+                ca_file=arguments.kubelet_ca_file,
+                insecure_tls=arguments.kubelet_insecure_tls,
             ) as kubelets,
         ):
             plans = await plan.make(prefetches, client, registries, kubelets, rates, policy)

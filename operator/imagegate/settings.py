@@ -43,6 +43,8 @@ class Settings:
     prefetch_policy: PrefetchPolicy = field(default_factory=PrefetchPolicy)
     """What administrators let ImagePrefetches ask for."""
     registry: RegistrySettings = field(default_factory=RegistrySettings)
+    kubelet_account: str = ""
+    """Service account in `namespace` whose tokens kubelets are shown; empty: none is asked."""
     kubelet_ca_file: str = ""
     """Who signs the kubelets' serving certificates; empty: the cluster's own CA."""
     kubelet_insecure_tls: bool = False

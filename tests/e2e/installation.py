@@ -19,6 +19,8 @@ from tests.cluster.provider import Cluster
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "imagegate"
 NAMESPACE = "imagegate-system"
+PULLERS = "imagegate-pullers"
+"""Where puller pods and pull secrets are: the chart's default."""
 RELEASE = "imagegate"
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 PREFETCHES = "/apis/imagegate.dev/v1alpha1/imageprefetches"
@@ -267,7 +269,7 @@ class Installation:
         finally:
             self.delete(name)
 
-    def pullers(self, prefetch: str, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
+    def pullers(self, prefetch: str, namespace: str = PULLERS) -> list[dict[str, Any]]:
         selector = f"imagegate.dev%2Fprefetch%3D{prefetch}"
         path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
         pods: list[dict[str, Any]] = self.cluster.api.get(path)["items"]

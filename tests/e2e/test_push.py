@@ -13,7 +13,7 @@ import yaml
 
 from tests.cluster import images
 from tests.cluster.local.registries import Registry
-from tests.e2e.installation import HOOKS, NAMESPACE, Installation
+from tests.e2e.installation import HOOKS, NAMESPACE, PULLERS, Installation
 from tests.e2e.watching import Watch
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Pulls(Watch):
     """When kubelets began to pull what."""
 
     def __init__(self, cluster: LocalCluster) -> None:
-        super().__init__(cluster, f"/api/v1/namespaces/{NAMESPACE}/events")
+        super().__init__(cluster, f"/api/v1/namespaces/{PULLERS}/events")
 
     def pods(self, imagegate: Installation, *prefetches: str) -> set[str]:
         """The names of all that there are, and that anything was heard of."""

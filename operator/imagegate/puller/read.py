@@ -60,6 +60,16 @@ def pod(body: Body) -> Pod:
         began=any(each.get("containerID") for each in (*inits, *containers)),
         finished_at=max(filter(None, map(fields.seconds, finished)), default=None),
         deleting="deletionTimestamp" in metadata,
+        owned=_owned(metadata, spec.get("nodeName", "")),
+    )
+
+
+def _owned(metadata: Body, node: str) -> bool:
+    """Whether this Node owns the object, as the controller."""
+    return any(
+        (owner.get("apiVersion"), owner.get("kind"), owner.get("name")) == ("v1", "Node", node)
+        and owner.get("controller") is True
+        for owner in metadata.get("ownerReferences") or ()
     )
 
 

@@ -257,6 +257,10 @@ class Store:
         """``live``: a change that was watched happening, rather than found in a list."""
         key = (pod.namespace, pod.name)
         old = self._pods.get(key)
+        if not pod.owned:
+            if old is not None and old.uid == pod.uid:
+                self.lose_pod(pod.namespace, pod.name, pod.uid, pod.version)
+            return
         if self._stale("pod", key, old, pod):
             return
         self._seen["pod", key] = self._clock.monotonic()

@@ -11,7 +11,7 @@ import yaml
 from imagegate import cli
 from imagegate.puller.mode import Mode
 
-from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, Helm, Object, RenderError
+from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, PULLERS, Helm, Object, RenderError
 
 CLUSTER_SCOPED = {
     "ClusterRole",
@@ -19,7 +19,10 @@ CLUSTER_SCOPED = {
     "CustomResourceDefinition",
     "MutatingAdmissionPolicy",
     "MutatingAdmissionPolicyBinding",
+    "Namespace",
     "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 }
 
 
@@ -33,9 +36,10 @@ def test_every_object_has_its_labels_and_namespace(helm: Helm) -> None:
         assert metadata["labels"]["app.kubernetes.io/name"] == "imagegate", metadata["name"]
         assert metadata["labels"]["app.kubernetes.io/instance"] == "imagegate", metadata["name"]
         assert metadata["labels"]["team"] == "platform", metadata["name"]
-        # Where Kubernetes puts the events of objects that have no namespace.
-        expected = "default" if metadata["name"].endswith("-events") else NAMESPACE
-        assert metadata.get("namespace") == (None if obj["kind"] in CLUSTER_SCOPED else expected), (
+        # Events of objects without a namespace are in `default`.
+        places = {"events": "default", "puller": PULLERS}
+        own = places.get(metadata["name"].rpartition("-")[2], NAMESPACE)
+        assert metadata.get("namespace") == (None if obj["kind"] in CLUSTER_SCOPED else own), (
             metadata["name"]
         )
 
@@ -55,7 +59,7 @@ def test_fullname(helm: Helm, release: str, values: Object, name: str) -> None:
     names = {
         obj["metadata"]["name"]
         for obj in rendered.objects
-        if obj["kind"] != "CustomResourceDefinition"
+        if obj["kind"] not in ("CustomResourceDefinition", "Namespace")
     }
     assert rendered.one("Deployment")["metadata"]["name"] == name
     assert {found for found in names if not found.startswith(name)} == set()
@@ -495,7 +499,7 @@ def test_cleanup_is_a_hook_and_nothing_else(helm: Helm) -> None:
         "--namespace=$(POD_NAMESPACE)",
         "--deployment=imagegate",
         "--lease-name=imagegate",
-        f"--puller-namespaces={NAMESPACE}",
+        f"--puller-namespaces={PULLERS}",
         "--gate-taint-key=startup-taint.cluster-autoscaler.kubernetes.io/imagegate",
         "--log-level=info",
         "--log-format=json",
