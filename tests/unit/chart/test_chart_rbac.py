@@ -189,7 +189,7 @@ def test_puller_pods_have_a_namespace_of_their_own(helm: Helm) -> None:
 def test_namespace_is_created_only_where_it_is_asked_for(helm: Helm, puller: Object) -> None:
     release = helm.render({"puller": puller})
     assert not release.of("Namespace")
-    assert len(release.of("Role")) == 6
+    assert len(release.of("Role")) == 8
 
 
 def test_kubelets_get_the_token_of_an_account_of_their_own(helm: Helm, release: Release) -> None:
