@@ -77,6 +77,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
             if request.config.getoption("--cluster-keep"):
                 say(f"cluster {running.name} is left running")
             else:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway
                 running.down()
 
 

@@ -255,9 +255,10 @@ class Installation:
 
         self.cluster.wait(current, f"ImagePrefetch {name} Ready", timeout)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, timeout: float = 60) -> None:
         self.cluster.kubectl(
-            "delete", "imageprefetches.imagegate.dev", name, "--ignore-not-found", "--timeout=60s"
+            *("delete", "imageprefetches.imagegate.dev", name, "--ignore-not-found"),
+            f"--timeout={timeout:.0f}s",
         )
 
     @contextmanager
