@@ -384,6 +384,9 @@ class Safety:
         machine = judge.machine(node)
         if machine is None or judge.gate_open() or elapsed() - judge.gate_at < LAG:
             return
+        gate = judge.gate()
+        if gate is not None and gate["spec"]["taintKey"] not in judge.taints(node):
+            return  # an earlier key of the gate, which holds nobody
         for ask in judge.holding(node):
             name = ask.name
             if not judge.settled(name):
