@@ -25,17 +25,8 @@ demo-down: setup ## take the demo's cluster down
 	$(PYTHON) -m tests.cluster --name $(DEMO) down
 
 .PHONY: test
-test: lint unit ## everything that CI runs; the simulation, which only computes, beside the clusters
-	mkdir -p .artifacts
-	setsid chrt --idle 0 $(MAKE) simulate >.artifacts/simulate.log 2>&1 &
-	simulation=$$!
-	trap 'kill -- -$$simulation 2>/dev/null || true' EXIT
-	trap 'exit 130' INT
-	trap 'exit 143' TERM
-	$(MAKE) e2e e2e-older chaos
-	echo "waiting for the simulation"
-	wait $$simulation || { tail -60 .artifacts/simulate.log; echo "failed: make simulate, see .artifacts/simulate.log"; exit 1; }
-	tail -3 .artifacts/simulate.log
+test: setup ## everything that CI runs, beside each other (tests/jobs.py); logs in .artifacts
+	$(PYTHON) -m tests.jobs
 
 .PHONY: lint
 lint: setup ## static checks, and whether what is generated is current
@@ -53,8 +44,8 @@ unit: setup binaries ## tests without a cluster (the API's and the chart's start
 
 .PHONY: simulate
 simulate: setup ## the whole operator in virtual time: a story of each mended fault, and some lives
-	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1)
-	$(PYTHON) -m tests.simulation --seed $(LIVES) --seeds 4 --hours 4
+	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1) --parallel 2
+	$(PYTHON) -m tests.simulation --seed $(LIVES) --seeds 4 --hours 4 --parallel 2
 
 .PHONY: simulate-long
 simulate-long: setup ## random lives for HOURS (2); SEED=7 begins with that seed
@@ -62,14 +53,16 @@ simulate-long: setup ## random lives for HOURS (2); SEED=7 begins with that seed
 
 .PHONY: e2e
 e2e: binaries-older ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for a part of them
-	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --durations=25 --cluster-name=$(E2E) $(PYTEST_ARGS)
-	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
+	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --durations=25 $(LANE:%=--lane=%) \
+	  --cluster-name=$(E2E)$(LANE:%=-%) $(if $(filter timed,$(LANE)),--cluster-cpu-weight=1000) \
+	  $(PYTEST_ARGS)
+	$(PYTHON) -m tests.cluster --name $(E2E)$(LANE:%=-%) check-clean
 
 .PHONY: e2e-older
 e2e-older: binaries-older ## on Kubernetes 1.34: no image volumes, no admission policy; a few minutes
-	$(PYTHON) -m pytest tests/e2e -m older --timeout=900 -v -s --cluster-name=$(E2E) \
+	$(PYTHON) -m pytest tests/e2e -m older --timeout=900 -v -s --cluster-name=$(E2E)-older \
 	  --cluster-kubernetes=$(OLDER) $(PYTEST_ARGS)
-	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
+	$(PYTHON) -m tests.cluster --name $(E2E)-older check-clean
 
 .PHONY: e2e-1.34
 e2e-1.34: e2e-older ## all e2e tests on Kubernetes 1.34, with the admission policy's v1beta1 switched on
@@ -79,9 +72,9 @@ e2e-1.34: e2e-older ## all e2e tests on Kubernetes 1.34, with the admission poli
 
 .PHONY: chaos
 chaos: setup binaries ## each fault once; SEED=7 repeats a run, ROUNDS=20: random faults that overlap
-	$(PYTHON) -m pytest tests/chaos --timeout=300 -v -s --cluster-name=$(E2E) \
+	$(PYTHON) -m pytest tests/chaos --timeout=300 -v -s --cluster-name=$(E2E)-chaos \
 	  $(if $(SEED),--seed=$(SEED)) $(if $(ROUNDS),--rounds=$(ROUNDS)) $(PYTEST_ARGS)
-	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
+	$(PYTHON) -m tests.cluster --name $(E2E)-chaos check-clean
 
 .PHONY: scale
 scale: setup binaries ## the e2e test of 1,000 simulated nodes with 5,000; some minutes

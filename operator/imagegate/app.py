@@ -11,21 +11,18 @@ import contextlib
 import dataclasses
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-import aiohttp
 from prometheus_client import CollectorRegistry
 
 from imagegate import __version__, handlers, http
 from imagegate.errors import ImagegateError
 from imagegate.handlers import Sightings
-from imagegate.hooks.directory import Directory
-from imagegate.hooks.endpoint import Endpoint
+from imagegate.hooks.asking import Asker
 from imagegate.hooks.event import Push
-from imagegate.hooks.fetch import Fetcher
-from imagegate.hooks.receiver import PushReceiver
 from imagegate.hooks.sources import SOURCES
+from imagegate.kube import pushes
 from imagegate.kube.client import CONNECTIONS, Client
 from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
@@ -36,6 +33,7 @@ from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.kube.secrets import Secrets
+from imagegate.kube.tokens import Tokens
 from imagegate.kube.workloads import Workloads
 from imagegate.metrics import Metrics
 from imagegate.puller import build
@@ -237,11 +235,6 @@ class App:
             else None
         )
 
-    @property
-    def working(self) -> bool:
-        """Whether this process leads and knows every prefetch."""
-        return self._leading and self.store.complete
-
     def pushed(self, push: Push) -> int:
         """Ask the registry about what was pushed, soon; the number of images it concerns."""
         return self._inspector.poke(push.registry, push.repository)
@@ -270,6 +263,7 @@ class App:
             _spawn(self._look_again(), "look again"),
             _spawn(self._events.run(), "events"),
         ]
+        tasks += [_spawn(part, name) for name, part in self._asking().items()]
         tasks += [
             _spawn(reflector.run(), f"watch {path}")
             for namespace in settings.puller_namespaces
@@ -281,6 +275,22 @@ class App:
             await first_of(tasks)
         finally:
             self._workloads.stop()
+
+    def _asking(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What reads the pushes that another process has received (`receive`), if there is one."""
+        name = self._settings.pushes_configmap
+        if not name:
+            return {}
+        asker = Asker(SOURCES, pushed=self.pushed, observe=self._metrics.push_event)
+
+        def tell(event: str | None, body: Mapping[str, Any]) -> None:
+            if event != "DELETED":
+                asker.read(pushes.text(body))
+
+        path = pushes.collection(self._settings.namespace)
+        query = pushes.selector(name)
+        reflector = Reflector(self._watching, path, query, tell, listing=True)
+        return {"watch pushes": reflector.run(), "ask about pushes": asker.run()}
 
     def _reflectors(self, sightings: Sightings, namespace: str) -> list[tuple[str, Reflector]]:
         """The watches of one puller namespace: its pods, and what kubelets say of their pulls."""
@@ -365,14 +375,17 @@ async def run(settings: Settings) -> None:
         _client(metrics, fence, server_time, connections=0) as watching,
         registry.Client(settings.registry, observer=metrics) as registries,
         Kubelets(
-            ca_file=settings.kubelet_ca_file, insecure_tls=settings.kubelet_insecure_tls
+            Tokens(client, settings.namespace, settings.kubelet_account)
+            if settings.kubelet_account
+            else None,
+            ca_file=settings.kubelet_ca_file,
+            insecure_tls=settings.kubelet_insecure_tls,
         ) as kubelets,
     ):
         elector = Elector(
             Leases(client, settings.namespace, settings.lease_name),
             settings.identity,
             clock,
-            address=_hooks_address(settings),
         )
         electing.append(elector)
         app = App(
@@ -389,8 +402,7 @@ async def run(settings: Settings) -> None:
             settings.http_port,
         )
         try:
-            async with _hooks(settings, app, elector, metrics):
-                await campaign(app, elector, stop)
+            await campaign(app, elector, stop)
         finally:
             await elector.release()
             await site.cleanup()
@@ -423,49 +435,6 @@ async def _client(
         yield client
     finally:
         await client.close()
-
-
-def _hooks_address(settings: Settings) -> str:
-    if settings.hooks_file is None or not settings.hooks_address:
-        return ""
-    host = settings.hooks_address
-    return f"[{host}]:{settings.hooks_port}" if ":" in host else f"{host}:{settings.hooks_port}"
-
-
-@contextlib.asynccontextmanager
-async def _hooks(
-    settings: Settings, app: App, elector: Elector, metrics: Metrics
-) -> AsyncIterator[None]:
-    """For as long as this lasts push hooks are received, if there is a file that says from whom.
-    Raises OSError when the port is taken.
-    """
-    if settings.hooks_file is None:
-        yield
-        return
-    async with (
-        Fetcher(user_agent=f"imagegate/{__version__}") as fetch,
-        aiohttp.ClientSession(auto_decompress=False) as session,
-    ):
-        directory = Directory(settings.hooks_file, SOURCES)
-        receiver = PushReceiver(
-            directory, SOURCES, pushed=app.pushed, fetch=fetch, observe=metrics.push_event
-        )
-        endpoint = Endpoint(
-            directory,
-            receiver,
-            leading=lambda: app.working,
-            leader=lambda: elector.address,
-            session=session,
-            observe=metrics.push_event,
-        )
-        task = _spawn(receiver.run(), "hooks")
-        site = await http.serve(endpoint.app(), settings.hooks_port)
-        try:
-            yield
-        finally:
-            await site.cleanup()
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 def _spawn(coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:

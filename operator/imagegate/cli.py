@@ -1,4 +1,4 @@
-"""The command line: ``imagegate run``, ``plan``, ``lint``, ``cleanup`` and ``watchdog``."""
+"""The command line: ``imagegate run``, ``hooks``, ``plan``, ``lint``, ``cleanup``, ``watchdog``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.alias_generators import to_camel
 
-from imagegate import __version__, app, lint, logs, plan
+from imagegate import __version__, app, lint, logs, plan, receive
 from imagegate.api import references
 from imagegate.domain import advice, forecast
 from imagegate.domain.policy import PrefetchPolicy
@@ -24,6 +24,7 @@ from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 from imagegate.kube.kubelets import Kubelets
 from imagegate.kube.prefetches import Prefetches, Reader
+from imagegate.kube.tokens import Tokens
 from imagegate.puller.build import PullerSettings
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
@@ -34,11 +35,12 @@ from imagegate.registry.platforms import Platform
 from imagegate.runtime.cleanup import Cleanup
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.watchdog import Watchdog
-from imagegate.settings import GateSource, Settings
+from imagegate.settings import GateSource, HooksSettings, Settings
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = Settings(namespace="", identity="")
+_HOOKS_PORT = 8081
 _DOCKER_CONFIG = "~/.docker/config.json"
 FREED = 3
 """Exit status of a watchdog that had something to do."""
@@ -47,6 +49,9 @@ FREED = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     arguments = _parser().parse_args(argv)
+    # aiohttp reads a .netrc wherever a library lets it use the environment's proxies, and sends
+    # its passwords to any host that it names.
+    os.environ["NETRC"] = os.devnull
     logs.configure(
         getattr(arguments, "log_level", "warning"), getattr(arguments, "log_format", "text")
     )
@@ -54,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match arguments.command:
             case "run":
                 asyncio.run(app.run(_settings(arguments)))
+            case "hooks":
+                asyncio.run(receive.run(_hooks_settings(arguments)))
             case "plan":
                 return asyncio.run(_plan(arguments))
             case "lint":
@@ -75,12 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument(
         "--namespace",
-        default=os.environ.get("POD_NAMESPACE", "imagegate-system"),
-        help="namespace of the operator's Lease",
+        default=_namespace(),
+        help="namespace of the operator and of its Lease",
     )
+    place.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    place.add_argument("--log-format", default="json", choices=("json", "text"))
+
+    common = argparse.ArgumentParser(add_help=False, parents=[place])
     common.add_argument("--lease-name", default=_DEFAULTS.lease_name)
     common.add_argument(
         "--puller-namespaces",
@@ -90,10 +101,6 @@ def _parser() -> argparse.ArgumentParser:
         help="namespaces in which puller pods may run",
     )
     common.add_argument("--gate-taint-key", default=_DEFAULTS.gate_taint_key)
-    common.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error")
-    )
-    common.add_argument("--log-format", default="json", choices=("json", "text"))
 
     # From the environment, so that a command which is executed in the operator's pod has them too.
     registries = argparse.ArgumentParser(add_help=False)
@@ -103,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         default=_comma(os.environ.get("IMAGEGATE_REGISTRY_PLAIN_HTTP", "")),
         metavar="HOST[:PORT],...",
         help="registries without TLS, exactly as in image references",
+    )
+    registries.add_argument(
+        "--registry-private-hosts",
+        type=_comma,
+        default=_comma(os.environ.get("IMAGEGATE_REGISTRY_PRIVATE_HOSTS", "")),
+        metavar="HOST,...",
+        help="hosts at private addresses that registries may name as realm or redirect to",
     )
     registries.add_argument(
         "--registry-ca-file",
@@ -122,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         help="where the plugins' executables are",
     )
     outside = argparse.ArgumentParser(add_help=False, parents=[registries])
+    outside.add_argument(
+        "--kubelet-service-account",
+        default=os.environ.get("IMAGEGATE_KUBELET_SERVICE_ACCOUNT", ""),
+        metavar="NAME",
+        help="in the operator's namespace: kubelets get tokens of this account, which may read"
+        " nodes/stats and nothing else; default: no kubelet is asked how full its disk is",
+    )
     outside.add_argument(
         "--kubelet-ca-file",
         default=os.environ.get("IMAGEGATE_KUBELET_CA_FILE", ""),
@@ -199,7 +220,12 @@ def _parser() -> argparse.ArgumentParser:
         "--gate-policy", default=_DEFAULTS.gate_policy, help="name of the MutatingAdmissionPolicy"
     )
     run.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
-    _add_hooks(run)
+    run.add_argument(
+        "--pushes-configmap",
+        default="",
+        metavar="NAME",
+        help="where `imagegate hooks` hands over pushes; without it there are none",
+    )
     run.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
 
     foretell = commands.add_parser(
@@ -231,6 +257,12 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{text}; default {value / 1e6:g}",
         )
 
+    _add_lint(commands, registries)
+    _add_helpers(commands, common, place)
+    return parser
+
+
+def _add_lint(commands: Any, registries: argparse.ArgumentParser) -> None:
     examine = commands.add_parser(
         "lint",
         parents=[registries],
@@ -263,28 +295,30 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where credentials are; default {_DOCKER_CONFIG}, if it is there; '' for none",
     )
 
-    _add_helpers(commands, common)
-    return parser
 
-
-def _add_hooks(run: argparse.ArgumentParser) -> None:
-    run.add_argument(
+def _add_hooks(commands: Any, place: argparse.ArgumentParser) -> None:
+    hooks = commands.add_parser(
+        "hooks",
+        parents=[place],
+        help="receive push hooks and hand them over to the operator; pulls and holds nothing",
+    )
+    hooks.add_argument("--pushes-configmap", required=True, metavar="NAME")
+    hooks.add_argument(
         "--hooks-file",
         type=Path,
+        required=True,
         metavar="FILE",
-        help="receivers of push hooks (YAML); without it there are none",
+        help="receivers of push hooks (YAML)",
     )
-    run.add_argument("--hooks-port", type=int, default=_DEFAULTS.hooks_port)
-    run.add_argument(
-        "--hooks-address",
-        default=os.environ.get("POD_IP", ""),
-        metavar="IP",
-        help="where the other replicas reach this one; default: the pod's address",
-    )
+    hooks.add_argument("--hooks-port", type=int, default=_HOOKS_PORT)
+    hooks.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
 
 
-def _add_helpers(commands: Any, common: argparse.ArgumentParser) -> None:
+def _add_helpers(
+    commands: Any, common: argparse.ArgumentParser, place: argparse.ArgumentParser
+) -> None:
     """What the chart runs beside the operator."""
+    _add_hooks(commands, place)
     cleanup = commands.add_parser(
         "cleanup", parents=[common], help="remove everything of Imagegate from the cluster's nodes"
     )
@@ -299,6 +333,11 @@ def _add_helpers(commands: Any, common: argparse.ArgumentParser) -> None:
     watchdog.add_argument(
         "--after-seconds", type=float, default=900.0, help="without a heartbeat; default 900"
     )
+
+
+def _namespace() -> str:
+    """The operator's own."""
+    return os.environ.get("POD_NAMESPACE", "imagegate-system")
 
 
 def _comma(text: str) -> tuple[str, ...]:
@@ -425,19 +464,29 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         gate_policy=arguments.gate_policy,
         prefetch_policy=arguments.prefetch_policy,
         registry=_registry(arguments),
+        kubelet_account=arguments.kubelet_service_account,
         kubelet_ca_file=arguments.kubelet_ca_file,
         kubelet_insecure_tls=arguments.kubelet_insecure_tls,
         http_port=arguments.http_port,
-        hooks_file=arguments.hooks_file,
-        hooks_port=arguments.hooks_port,
-        hooks_address=arguments.hooks_address,
+        pushes_configmap=arguments.pushes_configmap,
         resync_seconds=arguments.resync_seconds,
+    )
+
+
+def _hooks_settings(arguments: argparse.Namespace) -> HooksSettings:
+    return HooksSettings(
+        namespace=arguments.namespace,
+        pushes_configmap=arguments.pushes_configmap,
+        file=arguments.hooks_file,
+        port=arguments.hooks_port,
+        http_port=arguments.http_port,
     )
 
 
 def _registry(arguments: argparse.Namespace) -> RegistrySettings:
     return RegistrySettings(
         plain_http=frozenset(arguments.registry_plain_http),
+        private_hosts=frozenset(arguments.registry_private_hosts),
         ca_bundle=_read(arguments.registry_ca_file),
         user_agent=f"imagegate/{__version__}",
         credential_providers=provider_config.read(
@@ -455,12 +504,16 @@ async def _plan(arguments: argparse.Namespace) -> int:
     rates = forecast.Rates(
         arguments.node_rate, arguments.upload_rate, arguments.registry_rate, arguments.unpack_rate
     )
+    account = arguments.kubelet_service_account
     client = await Client.connect(user_agent=f"imagegate-plan/{__version__}")
     try:
         async with (
             registry.Client(_registry(arguments)) as registries,
             Kubelets(
-                ca_file=arguments.kubelet_ca_file, insecure_tls=arguments.kubelet_insecure_tls
+                # Whose token it is that this process has is not known: a kubelet never sees it.
+                Tokens(client, _namespace(), account) if account else None,
+                ca_file=arguments.kubelet_ca_file,
+                insecure_tls=arguments.kubelet_insecure_tls,
             ) as kubelets,
         ):
             plans = await plan.make(prefetches, client, registries, kubelets, rates, policy)

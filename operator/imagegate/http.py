@@ -43,8 +43,7 @@ def _answer(problem: str | None) -> web.Response:
 
 async def serve(app: web.Application, port: int) -> web.AppRunner:
     """Listen on every address. Raises OSError when the port is taken."""
-    # Bodies as they come: what is signed is what was sent, and a small one must not become large.
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, auto_decompress=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     await web.TCPSite(runner, host=None, port=port).start()
     return runner

@@ -27,6 +27,9 @@ Observe = Callable[[float], None]
 LONG = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600)
 """Seconds: from an image that is there to one of 20 GB through a slow link."""
 SHORT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+MOST_REGISTRIES = 100
+"""Registries with series of their own; whoever writes an ImagePrefetch names registries."""
+OTHERS = "<other>"
 
 
 class Metrics:
@@ -132,6 +135,7 @@ class Metrics:
             buckets=SHORT,
             registry=registry,
         )
+        self._registries: set[str] = set()
         self._allowed: dict[str, int] = {}
         self.version = version
         self.exists: Callable[[str], bool] = _always
@@ -171,6 +175,10 @@ class Metrics:
         self._pruned.labels(kind).inc(count)
 
     def observe_registry_request(self, registry: str, code: str) -> None:
+        if registry not in self._registries:
+            if len(self._registries) >= MOST_REGISTRIES:
+                registry = OTHERS
+            self._registries.add(registry)
         self._registry_requests.labels(registry, code).inc()
 
     def push_event(self, source: str, outcome: str) -> None:

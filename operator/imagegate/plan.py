@@ -1,7 +1,8 @@
 """``imagegate plan``: what an ImagePrefetch would do, as a table; nothing is changed.
 
 Run in the operator's pod it knows how full the nodes' disks are (``nodes/stats``, from the kubelets
-themselves); run from elsewhere it says that it does not.
+themselves, with tokens of the account that is made for it); run from elsewhere it says that it does
+not: a person's token must not go to a kubelet.
 """
 
 from __future__ import annotations

@@ -43,15 +43,26 @@ class Settings:
     prefetch_policy: PrefetchPolicy = field(default_factory=PrefetchPolicy)
     """What administrators let ImagePrefetches ask for."""
     registry: RegistrySettings = field(default_factory=RegistrySettings)
+    kubelet_account: str = ""
+    """Service account in `namespace` whose tokens kubelets are shown; empty: none is asked."""
     kubelet_ca_file: str = ""
     """Who signs the kubelets' serving certificates; empty: the cluster's own CA."""
     kubelet_insecure_tls: bool = False
     http_port: int = 8080
-    hooks_file: Path | None = None
-    """Who may tell of pushes; None: nobody, and no port is opened for it."""
-    hooks_port: int = 8081
-    hooks_address: str = ""
-    """The pod's own IP address, where a standby reaches this process when it leads."""
+    pushes_configmap: str = ""
+    """Where `imagegate hooks` hands over pushes; empty: there is no such process."""
     resync_seconds: float = 300.0
     log_level: str = "info"
     log_format: str = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class HooksSettings:
+    """Of the process that receives push hooks."""
+
+    namespace: str
+    pushes_configmap: str
+    file: Path
+    """Who may tell of pushes."""
+    port: int
+    http_port: int

@@ -11,7 +11,7 @@ from tests.chaos import history
 from tests.chaos.history import Body
 from tests.cluster.api import ApiError
 from tests.cluster.errors import ClusterError
-from tests.e2e.installation import GATE, NAMESPACE, PREFETCHES, SILENCE, Installation
+from tests.e2e.installation import GATE, NAMESPACE, PREFETCHES, PULLERS, SILENCE, Installation
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -34,7 +34,7 @@ def look(
     try:
         nodes: list[Body] = cluster.api.get("/api/v1/nodes")["items"]
         pods: list[Body] = cluster.api.get(
-            f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=imagegate.dev%2Fprefetch"
+            f"/api/v1/namespaces/{PULLERS}/pods?labelSelector=imagegate.dev%2Fprefetch"
         )["items"]
         prefetches: list[Body] = cluster.api.get(PREFETCHES)["items"]
         names = map(history.name, nodes)

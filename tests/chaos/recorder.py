@@ -20,7 +20,7 @@ from tests.chaos.evidence import Write
 from tests.chaos.history import Body, Entry, Seen, Snapshot, name, seconds
 from tests.cluster.errors import ClusterError
 from tests.cluster.local.events import ImageEvents
-from tests.e2e.installation import NAMESPACE, PREFETCHES
+from tests.e2e.installation import PREFETCHES, PULLERS
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 _PULLERS = "labelSelector=imagegate.dev%2Fprefetch"
 COLLECTIONS = {
     "Node": ("/api/v1/nodes", ""),
-    "Pod": (f"/api/v1/namespaces/{NAMESPACE}/pods", _PULLERS),
+    "Pod": (f"/api/v1/namespaces/{PULLERS}/pods", _PULLERS),
     "ImagePrefetch": (PREFETCHES, ""),
     "NodeGate": ("/apis/imagegate.dev/v1alpha1/nodegates", ""),
 }

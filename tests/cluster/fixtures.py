@@ -53,6 +53,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="for the API server, such as --cluster-apiserver-flag=--feature-gates=X=true",
     )
     group.addoption(
+        "--cluster-cpu-weight",
+        type=int,
+        default=ClusterOptions().cpu_weight,
+        help="against other clusters on this machine, where the cores are busy (100)",
+    )
+    group.addoption(
         "--cluster-keep",
         action="store_true",
         help="leave the cluster running, and use the one that an earlier run left",
@@ -71,6 +77,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
             if request.config.getoption("--cluster-keep"):
                 say(f"cluster {running.name} is left running")
             else:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway
                 running.down()
 
 
@@ -90,6 +97,7 @@ def _start(config: pytest.Config) -> Cluster:
         nodes=config.getoption("--cluster-nodes"),
         kubernetes=config.getoption("--cluster-kubernetes"),
         extra_args={"kube-apiserver": flags} if flags else {},
+        cpu_weight=config.getoption("--cluster-cpu-weight"),
     )
     return create_cluster(options, provider, config.getoption("--context"))
 
@@ -115,7 +123,8 @@ def _wrong_programs() -> Iterator[None]:
 def _terminate_as_interrupt() -> Iterator[None]:
     """A CI system ends a job with SIGTERM: pytest tears down only on an interrupt."""
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would stop the teardown
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -76,7 +76,7 @@ def build(name: str, *, seed: int = 0) -> Path:
     program = _program(spec)
     key = paths.digest([_FORMAT, repr(spec), program, str(seed)])
     layout = paths.cache() / "images" / f"{name}-{seed}-{key}"
-    if not layout.exists():
+    if not _use(layout):
         layout.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=layout.parent) as scratch:
             made = Path(scratch, "layout")
@@ -90,18 +90,31 @@ def build(name: str, *, seed: int = 0) -> Path:
             try:
                 made.rename(layout)
             except OSError:  # another run was faster
-                if not layout.exists():
+                if not _use(layout):
                     raise
         _forget_unused(layout.parent)
-    os.utime(layout)  # used now
     return layout
+
+
+def _use(layout: Path) -> bool:
+    """Whether it is there; if so, it is used now, and no other run takes it for an unused one."""
+    with paths.locked("images"):
+        if not layout.exists():
+            return False
+        os.utime(layout)
+        return True
 
 
 def _forget_unused(folder: Path) -> None:
     """Layouts that no run has asked for in a week: of earlier versions of the images, mostly."""
-    for layout in folder.iterdir():
-        if layout.stat().st_mtime < time.time() - UNUSED:
-            shutil.rmtree(layout, ignore_errors=True)
+    with paths.locked("images"):
+        for layout in folder.iterdir():
+            try:
+                unused = time.time() - layout.stat().st_mtime
+            except FileNotFoundError:  # another run has finished making it
+                continue
+            if unused > UNUSED:
+                shutil.rmtree(layout, ignore_errors=True)
 
 
 def _program(spec: Spec) -> bytes:

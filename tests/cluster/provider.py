@@ -56,6 +56,7 @@ class ClusterOptions:
     node: NodeOptions = field(default_factory=NodeOptions)  # of the first nodes
     kubernetes: str = "v1.36"  # a folder of build/kubernetes/
     extra_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by component
+    cpu_weight: int = 100  # 1 to 10000, against whatever else runs on this machine (cgroups)
 
 
 class Cluster(ABC):

@@ -19,6 +19,8 @@ from tests.cluster.provider import Cluster
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "imagegate"
 NAMESPACE = "imagegate-system"
+PULLERS = "imagegate-pullers"
+"""Where puller pods and pull secrets are: the chart's default."""
 RELEASE = "imagegate"
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 PREFETCHES = "/apis/imagegate.dev/v1alpha1/imageprefetches"
@@ -91,6 +93,7 @@ class Installation:
             # Small machines: what is tested must not wait for room.
             "resources.requests.cpu": "10m",
             "resources.requests.memory": "64Mi",
+            "hooks.resources.requests.memory": "64Mi",
             "registry.plainHTTP[0]": "open.registry.test",
             # For test_push, which makes the Secret: until then nobody may tell of anything.
             "hooks.enabled": "true",
@@ -130,14 +133,19 @@ class Installation:
     # ---- the operator
 
     def operator_pods(self) -> list[dict[str, Any]]:
-        selector = "app.kubernetes.io%2Fname%3Dimagegate"
+        return self._pods("operator")
+
+    def hooks_pods(self) -> list[dict[str, Any]]:
+        """Those that receive push hooks."""
+        return self._pods("hooks")
+
+    def _pods(self, component: str) -> list[dict[str, Any]]:
+        selector = (
+            f"app.kubernetes.io%2Fname%3Dimagegate,app.kubernetes.io%2Fcomponent%3D{component}"
+        )
         path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"
-        return [
-            pod
-            for pod in self.cluster.api.get(path)["items"]
-            if (pod["metadata"].get("labels") or {}).get("imagegate.dev/prefetch") is None
-            and pod["status"].get("phase") == "Running"
-        ]
+        pods = self.cluster.api.get(path)["items"]
+        return [pod for pod in pods if pod["status"].get("phase") == "Running"]
 
     def leader(self) -> str:
         """The name of the pod that leads."""
@@ -247,9 +255,10 @@ class Installation:
 
         self.cluster.wait(current, f"ImagePrefetch {name} Ready", timeout)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, timeout: float = 60) -> None:
         self.cluster.kubectl(
-            "delete", "imageprefetches.imagegate.dev", name, "--ignore-not-found", "--timeout=60s"
+            *("delete", "imageprefetches.imagegate.dev", name, "--ignore-not-found"),
+            f"--timeout={timeout:.0f}s",
         )
 
     @contextmanager
@@ -261,7 +270,7 @@ class Installation:
         finally:
             self.delete(name)
 
-    def pullers(self, prefetch: str, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
+    def pullers(self, prefetch: str, namespace: str = PULLERS) -> list[dict[str, Any]]:
         selector = f"imagegate.dev%2Fprefetch%3D{prefetch}"
         path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
         pods: list[dict[str, Any]] = self.cluster.api.get(path)["items"]

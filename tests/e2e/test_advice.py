@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tests.cluster import images
-from tests.e2e.installation import NAMESPACE, Installation
+from tests.e2e.installation import NAMESPACE, PULLERS, Installation
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -87,7 +87,7 @@ def pull(
 
 
 def pull_seconds(cluster: Cluster, pod: dict[str, Any], image: str) -> list[float]:
-    path = f"/api/v1/namespaces/{NAMESPACE}/events?fieldSelector=reason%3DPulled"
+    path = f"/api/v1/namespaces/{PULLERS}/events?fieldSelector=reason%3DPulled"
     found = [
         TOOK.match(event["message"])
         for event in cluster.api.get(path)["items"]

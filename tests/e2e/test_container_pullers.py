@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cluster import NodeOptions, images
-from tests.e2e.installation import NAMESPACE, Installation
+from tests.e2e.installation import PULLERS, Installation
 from tests.e2e.test_gate import released
 from tests.e2e.test_prefetch import pull_secret
 from tests.e2e.watching import NodeWatch
@@ -134,7 +134,7 @@ def test_a_joining_node_that_cannot_pull_the_busybox_says_so_until_it_can(
             cluster.push("busybox", "test/busybox:1.37.0-musl")
         free = watch.first(node.name, released, since=pushed)
         assert "cached.imagegate.dev/no-tool" in free.body["metadata"]["labels"]
-        events = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/events")["items"]
+        events = cluster.api.get(f"/api/v1/namespaces/{PULLERS}/events")["items"]
         (pulled,) = [
             event
             for event in events

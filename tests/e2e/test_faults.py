@@ -15,7 +15,7 @@ import pytest
 from tests.cluster import NodeOptions
 from tests.cluster.errors import ClusterError
 from tests.cluster.local import network
-from tests.e2e.installation import KEY, NAMESPACE, PREFETCHES, Installation
+from tests.e2e.installation import KEY, NAMESPACE, PREFETCHES, PULLERS, Installation
 from tests.e2e.test_container_pullers import OLDER
 from tests.e2e.watching import NodeWatch, Watch
 
@@ -34,7 +34,7 @@ def teams(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
     """Two more puller namespaces, and a short time between resyncs."""
     for team in TEAMS:
         cluster.apply(namespace(team))
-    names = {f"puller.namespaces[{i}]": name for i, name in enumerate((NAMESPACE, *TEAMS))}
+    names = {f"puller.namespaces[{i}]": name for i, name in enumerate((PULLERS, *TEAMS))}
     imagegate.upgrade(**names, **{"extraArgs[0]": f"--resync-seconds={RESYNC}"})
     yield
     # A namespace that a failed test left deleted is needed by Helm for its Role.
@@ -125,7 +125,7 @@ def report_not_ready(cluster: LocalCluster, node: str, *, minutes: float) -> Non
 def force_delete_pods(cluster: LocalCluster, prefetch: str) -> None:
     """No kubelet says that they have ended."""
     cluster.kubectl(
-        *("delete", "pods", "-n", NAMESPACE, "-l", f"imagegate.dev/prefetch={prefetch}"),
+        *("delete", "pods", "-n", PULLERS, "-l", f"imagegate.dev/prefetch={prefetch}"),
         *("--force", "--grace-period=0", "--wait=false"),
     )
 
@@ -230,7 +230,7 @@ def test_a_quota_asks_for_limits_and_the_chart_gives_them(
                 "what to do about it",
                 30,
             )
-            names = {f"puller.namespaces[{i}]": n for i, n in enumerate((NAMESPACE, *TEAMS))}
+            names = {f"puller.namespaces[{i}]": n for i, n in enumerate((PULLERS, *TEAMS))}
             imagegate.upgrade(
                 **names,
                 **{"puller.resources.limits.cpu": "10m"},

@@ -6,7 +6,7 @@ import base64
 import re
 from typing import TYPE_CHECKING, Any
 
-from tests.e2e.installation import NAMESPACE, Installation
+from tests.e2e.installation import NAMESPACE, PULLERS, Installation
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -19,7 +19,7 @@ def pull_secret(cluster: LocalCluster, name: str) -> dict[str, object]:
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/dockerconfigjson",
-        "metadata": {"name": name, "namespace": NAMESPACE},
+        "metadata": {"name": name, "namespace": PULLERS},
         "data": {".dockerconfigjson": base64.b64encode(text.encode()).decode()},
     }
 
@@ -122,7 +122,7 @@ def test_a_kept_pod_that_somebody_deletes_is_put_back(
     with imagegate.prefetching("kept", image):
         imagegate.wait_ready("kept")
         lost = imagegate.pullers("kept")[0]
-        cluster.kubectl("-n", NAMESPACE, "delete", "pod", lost["metadata"]["name"], "--wait=true")
+        cluster.kubectl("-n", PULLERS, "delete", "pod", lost["metadata"]["name"], "--wait=true")
 
         def back() -> bool:
             pods = imagegate.pullers("kept")

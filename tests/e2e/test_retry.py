@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.cluster.provider import Capability, NodeOptions
-from tests.e2e.installation import NAMESPACE, Installation
+from tests.e2e.installation import NAMESPACE, PULLERS, Installation
 from tests.e2e.watching import Watch
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
     from tests.cluster.local.faulty import FaultyRegistry
 
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+PODS = f"/api/v1/namespaces/{PULLERS}/pods"
 RETRY = {"limit": 4, "minSeconds": 2, "maxSeconds": 16}
 DELAYS = (2.0, 4.0, 8.0, 16.0)
 """What RETRY means: after the fourth attempt nothing is left but the heartbeat."""

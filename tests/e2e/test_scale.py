@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
 NODES = int(os.environ.get("IMAGEGATE_SCALE_NODES", "1000"))
+CACHED_WITHIN = 120 + NODES / 5
+"""Seconds on a slow machine; as long may the clean-up take, which writes as often."""
 BUDGET = 3
 """Writes per node and rollout (pod create, node patch, pod delete)."""
 
@@ -54,7 +56,7 @@ def test_a_thousand_nodes_within_the_budget_and_then_silence(
         cluster.wait(
             lambda: imagegate.counts("thousand").get("cached") == NODES,
             f"{NODES} nodes cached",
-            120 + NODES / 5,
+            CACHED_WITHIN,
         )
         took = time.time() - began
         imagegate.wait_ready("thousand", 30)
@@ -81,7 +83,7 @@ def test_a_thousand_nodes_within_the_budget_and_then_silence(
         print(f"work in a minute of quiet: {idle}")
         assert idle == {}
     finally:
-        imagegate.delete("thousand")
+        imagegate.delete("thousand", CACHED_WITHIN)
         cluster.kwok_delete(
             [
                 node["metadata"]["name"]

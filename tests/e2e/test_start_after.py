@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 from tests.cluster import NodeOptions
 from tests.e2e import daemons
 from tests.e2e.installation import Installation
-from tests.e2e.test_gate import is_ready, rejoin, released
+from tests.e2e.test_gate import is_ready, released
 from tests.e2e.watching import NodeWatch, Sighting, Watch
 
 if TYPE_CHECKING:
@@ -54,8 +55,11 @@ def test_no_pull_starts_before_the_pod_of_the_daemonset_is_ready(
         imagegate.delete("after")
         joining.remove_image(image)
         before = len(pods.sightings)
-        began = rejoin(cluster, joining)
+        # Applied while the node is away: a node that is Ready before that is released at once.
+        cluster.kubectl("delete", "node", joining.name)
         imagegate.prefetch("after", image, nodeSelector=POOL, startAfter=[after("agent")])
+        began = time.time()
+        joining.restart("kubelet")
         ready = nodes.first(joining.name, is_ready, since=began)
 
         def waiting(what: str) -> None:
@@ -99,10 +103,12 @@ def test_what_never_becomes_ready_is_named_and_the_timeout_goes_on(
         daemons.allowed(cluster, imagegate),
         NodeWatch(cluster) as nodes,
     ):
-        began = rejoin(cluster, joining)
+        cluster.kubectl("delete", "node", joining.name)
         with imagegate.prefetching(
             "absent", image, nodeSelector=POOL, startAfter=missing, gate={"timeoutSeconds": 12}
         ):
+            began = time.time()
+            joining.restart("kubelet")
             ready = nodes.first(joining.name, is_ready, since=began)
 
             def explained() -> bool:

@@ -47,7 +47,7 @@ def test_killed_while_a_large_image_is_pulled(
             assert same["metadata"]["uid"] == puller["metadata"]["uid"]
             pulls = [
                 event
-                for event in cluster.api.get("/api/v1/namespaces/imagegate-system/events")["items"]
+                for event in cluster.api.get("/api/v1/namespaces/imagegate-pullers/events")["items"]
                 if event["reason"] == "Pulling"
                 and event["involvedObject"]["name"] == puller["metadata"]["name"]
                 and big in event["message"]

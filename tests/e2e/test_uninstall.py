@@ -9,7 +9,16 @@ import pytest
 
 from tests.cluster import NodeOptions
 from tests.cluster.errors import ClusterError
-from tests.e2e.installation import GATE, KEY, NAMESPACE, POLICIES, PREFETCHES, Installation, exists
+from tests.e2e.installation import (
+    GATE,
+    KEY,
+    NAMESPACE,
+    POLICIES,
+    PREFETCHES,
+    PULLERS,
+    Installation,
+    exists,
+)
 from tests.e2e.test_gate import held, rejoin, released
 from tests.e2e.watching import NodeWatch
 
@@ -25,9 +34,11 @@ KEPT_ON_PURPOSE = {
 def leftovers(cluster: LocalCluster, imagegate: Installation) -> set[str]:
     """Every object in the cluster whose name speaks of us, outside of the namespace itself."""
     kinds = "clusterroles,clusterrolebindings,priorityclasses,customresourcedefinitions"
+    kinds += ",validatingadmissionpolicies,validatingadmissionpolicybindings"
     if imagegate.policies is not None:
         kinds += f",{POLICIES},mutatingadmissionpolicybindings"
     names = cluster.kubectl("get", kinds, "-o", "name").split()
+    pullers = cluster.kubectl("-n", PULLERS, "get", "pods,roles,rolebindings", "-o", "name").split()
     inside = cluster.kubectl(
         "-n",
         NAMESPACE,
@@ -37,7 +48,7 @@ def leftovers(cluster: LocalCluster, imagegate: Installation) -> set[str]:
         "-o",
         "name",
     ).split()
-    ours = {name for name in [*names, *inside] if "imagegate" in name or "ipf-" in name}
+    ours = {name for name in [*names, *inside, *pullers] if "imagegate" in name or "ipf-" in name}
     return ours - KEPT_ON_PURPOSE
 
 

@@ -8,7 +8,9 @@ import os
 import random
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from tests.simulation import focus, loop
 from tests.simulation.judge import Broken, between
@@ -64,6 +66,12 @@ def run(seed: int, story: str = "", hours: float = HOURS, nodes: int = 20) -> Re
     )
 
 
+def timed(seed: int, story: str, hours: float, nodes: int) -> tuple[Result, float]:
+    """A run, and how many seconds of real time it took."""
+    began = time.monotonic()
+    return run(seed, story, hours, nodes), time.monotonic() - began
+
+
 def main() -> int:
     if os.environ.get("PYTHONHASHSEED") != "0":
         # The operator iterates over sets of strings, whose order is random by default.
@@ -76,6 +84,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=0.0, help="real time: seed after seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, where no --minutes")
+    parser.add_argument("--parallel", type=int, default=1, help="processes, where no --minutes")
     parser.add_argument("--log", default="CRITICAL", help="the operator's own log, to stderr")
     arguments = parser.parse_args()
     logging.basicConfig(level=arguments.log.upper(), stream=sys.stderr)
@@ -85,19 +94,21 @@ def main() -> int:
     stories = every if arguments.story == "all" else [arguments.story]
     began, number, failed = time.monotonic(), 0, 0
     days = requests = writes = 0.0
-    while True:
-        for story in stories:
-            started = time.monotonic()
-            result = run(seed + number, story, arguments.hours, arguments.nodes)
-            days += result.seconds / 86400
-            requests += result.requests
-            writes += result.writes
-            failed += bool(result.broken)
-            _report(result, time.monotonic() - started)
-        number += 1
-        over = time.monotonic() - began > arguments.minutes * 60
-        if (over and arguments.minutes) or (not arguments.minutes and number >= arguments.seeds):
-            break
+    lives_of = partial(timed, hours=arguments.hours, nodes=arguments.nodes)
+    with ProcessPoolExecutor(arguments.parallel) as pool:
+        while True:
+            # Without --minutes one round is everything. The output is in the order of the seeds.
+            round_ = 1 if arguments.minutes else arguments.seeds
+            seeds = [seed + number + each for each in range(round_) for _ in stories]
+            for result, seconds in pool.map(lives_of, seeds, stories * round_):
+                days += result.seconds / 86400
+                requests += result.requests
+                writes += result.writes
+                failed += bool(result.broken)
+                _report(result, seconds)
+            number += round_
+            if time.monotonic() - began > arguments.minutes * 60:
+                break
     print(
         f"{days:.2f} simulated days, {requests:.0f} requests, {writes:.0f} changes"
         f" in {time.monotonic() - began:.0f} s, seeds {seed} to {seed + number - 1}:"

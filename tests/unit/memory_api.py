@@ -21,7 +21,7 @@ from imagegate.kube import errors
 from imagegate.kube.client import JSON_PATCH
 
 COLLECTIONS = frozenset(
-    {"pods", "nodes", "imageprefetches", "leases", "events"}
+    {"pods", "nodes", "imageprefetches", "leases", "events", "configmaps"}
     | {"deployments", "statefulsets", "daemonsets", "jobs", "cronjobs"}
 )
 
@@ -127,6 +127,9 @@ class MemoryApi:
             uid = body.get("metadata", {}).get("uid")
             if uid is not None and uid != old["metadata"]["uid"]:
                 raise self._error("PATCH", path, 409, "Conflict")
+            version = body.get("metadata", {}).get("resourceVersion")
+            if version not in (None, old["metadata"]["resourceVersion"]):
+                raise self._error("PATCH", path, 409, "Conflict")
             new = merge(old, body)
         if new != old:
             self._store(key, new, "MODIFIED")
@@ -202,7 +205,7 @@ class MemoryApi:
 
     def _items(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
         wanted = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]
-        node = query.get("fieldSelector", "").removeprefix("spec.nodeName=")
+        field, _, wanted_value = query.get("fieldSelector", "").partition("=")
 
         def matches(body: dict[str, Any]) -> bool:
             labels = body["metadata"].get("labels") or {}
@@ -215,7 +218,7 @@ class MemoryApi:
             for key, body in self.objects.items()
             if key.rpartition("/")[0] == path
             and matches(body)
-            and (not node or body["spec"].get("nodeName") == node)
+            and (not field or _value(body, field) == wanted_value)
         ]
 
     def _error(
@@ -223,6 +226,12 @@ class MemoryApi:
     ) -> errors.KubeError:
         body = json.dumps({"reason": reason, "message": text or reason}).encode()
         return errors.from_response(f"{method} {path}", method, status, body, None)
+
+
+def _value(body: Any, field: str) -> Any:
+    for part in field.split("."):
+        body = body.get(part) or {}
+    return body
 
 
 def merge(old: Any, change: Any) -> Any:

@@ -39,6 +39,11 @@ class Usage:
         )
 
 
+NOT_READ = Usage(
+    problem="it is read by the operator alone, unless the chart's kubelet.readDiskUsage is off"
+)
+"""No kubelet is asked."""
+
 Key = int | str
 """A layer by its digest (`LayerFacts.key`), or what is not known by layer by its image's name."""
 

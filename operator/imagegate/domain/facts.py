@@ -482,6 +482,9 @@ class Pod:
     """Whether a container of it has been created."""
     finished_at: float | None = None
     deleting: bool = False
+    owned: bool = True
+    """Whether its Node owns it, as every puller pod's does. Labels are set by anybody, also by
+    accident: what only bears them is not ours, proves nothing and is left alone."""
 
     @property
     def finished(self) -> bool:

@@ -239,16 +239,19 @@ def _in_service(
             _watch_pull(pod, group, share, node, now, site, outcome)
     if startable:
         _start(missing, share, node, now, site, outcome)
-    for group in missing:
-        failed = share.attempts.get(group.key)
-        if failed is not None and not retry.outlives_success(failed):
-            # The images are there, but the kubelet may collect them until the pod is put back.
-            outcome.blame(failed)
+    _troubles(missing, share, now, outcome)
+
+
+def _troubles(missing: list[Group], share: Share, now: float, outcome: Outcome) -> None:
+    """What a person should know of although the node is cached."""
     for group in share.prefetch.groups:
         earlier = share.attempts.get(group.key)
         if retry.removed_again(earlier) and now < earlier.at + drift.REMEMBERED:
             outcome.blame(earlier)
             outcome.requeue.append(earlier.at + drift.REMEMBERED)
+        elif group in missing and earlier is not None and not retry.outlives_success(earlier):
+            # The kubelet may collect the images until the pod that pins them is put back.
+            outcome.blame(earlier)
 
 
 def _towards_cached(

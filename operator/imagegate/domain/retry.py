@@ -76,7 +76,10 @@ STALE = FailureClass(
 
 NOT_FOUND = FailureClass("ImageNotFound", True, "push the image or correct the reference")
 UNAUTHORIZED = FailureClass(
-    "Unauthorized", True, "check that the image pull secret exists and may read the image"
+    "Unauthorized",
+    True,
+    "check that the image pull secret exists in the puller namespace (spec.pullerNamespace) and may"
+    " read the image",
 )
 BROKEN = FailureClass("TransferBroken", False, "the transfer broke off or was damaged; tried again")
 UNREACHABLE = FailureClass("RegistryUnreachable", False, "check that the registry is up")

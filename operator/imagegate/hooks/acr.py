@@ -8,54 +8,71 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 from pydantic import AliasChoices, Field, model_validator
 
 from imagegate.hooks import bearer, body, pushes, verify
-from imagegate.hooks.event import Answer, Delivery, Fetch, Malformed, Parsed, Push, Receiver, Source
+from imagegate.hooks.event import (
+    Answer,
+    Delivery,
+    Fetch,
+    Malformed,
+    Parsed,
+    Push,
+    Receiver,
+    Source,
+    Unverified,
+)
 
 KEYS_URL = "https://login.microsoftonline.com/common/discovery/keys"
+
+EVENT_GRID_APPLICATION = "4962773b-9cdb-44cf-a8bf-237846a00ab7"
+"""Event Grid's own application in Azure's public cloud. Other applications of the tenant may get a
+token for the same audience."""
 
 _VALIDATION = "Microsoft.EventGrid.SubscriptionValidationEvent"
 _PUSHED = "Microsoft.ContainerRegistry.ImagePushed"
 _ORIGIN = re.compile(r"[0-9A-Za-z.-]{1,253}")
+_HANDSHAKE_BYTES = 8 << 10
+"""The event that validates a subscription has less than 1 KiB."""
 _CODE = re.compile(r"[0-9A-Za-z-]{1,128}")
 
 
 class _Target(body.Part):
-    repository: str | None = None
-    tag: str | None = None
+    repository: body.Text | None = None
+    tag: body.Text | None = None
 
 
 class _Request(body.Part):
-    host: str | None = None
+    host: body.Text | None = None
 
 
 class _Change(body.Part):
     """What was done. The webhook's whole body; ``data`` of an event of Event Grid."""
 
-    action: str | None = None
-    id: str | None = None
+    action: body.Text | None = None
+    id: body.Text | None = None
     target: _Target | None = None
     request: _Request | None = None
-    code: str | None = Field(default=None, alias="validationCode")
+    code: body.Text | None = Field(default=None, alias="validationCode")
     """Only of the event that validates a subscription."""
 
 
 class _Webhook(_Change):
-    action: str
+    action: body.Text
 
 
 class _Event(body.Part):
-    type: str = Field(validation_alias=AliasChoices("eventType", "type"))
-    id: str | None = None
+    type: body.Text = Field(validation_alias=AliasChoices("eventType", "type"))
+    id: body.Text | None = None
     data: _Change | None = None
 
 
 class _Events(body.Part):
     """An array (Event Grid's own schema, or a batch), or one event (CloudEvents)."""
 
-    events: list[_Event]
+    events: body.Items[_Event]
 
     @model_validator(mode="before")
     @classmethod
@@ -118,17 +135,24 @@ def _echo(event: _Event) -> Answer:
 async def by_token_or_header(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None:
     # A handshake proves something to the sender, not to us, and it says nothing of any image. It
     # may come without what the subscription is configured to send with its events.
-    if _is_handshake(delivery):
+    if delivery.method == "OPTIONS":
         return
-    if receiver.token is not None:
-        await bearer.verify(delivery, receiver.token, KEYS_URL, fetch)
-    else:
-        verify.by_header(delivery, receiver, "authorization")
+    try:
+        if receiver.token is not None:
+            rule = receiver.token
+            rule = replace(rule, application=rule.application or EVENT_GRID_APPLICATION)
+            await bearer.verify(delivery, rule, KEYS_URL, fetch)
+        else:
+            verify.by_header(delivery, receiver, "authorization")
+    except Unverified:
+        if not _is_handshake(delivery):
+            raise
 
 
 def _is_handshake(delivery: Delivery) -> bool:
-    if delivery.method == "OPTIONS":
-        return True
+    """Whether an unverified delivery asks for the answer of `_echo`. Larger ones are not parsed."""
+    if len(delivery.body) > _HANDSHAKE_BYTES:
+        return False
     try:
         return _is_validation(body.read(_Events, delivery).events)
     except Malformed:
@@ -137,5 +161,9 @@ def _is_handshake(delivery: Delivery) -> bool:
 
 SOURCE = Source("acr", parse, verify.authorization)
 EVENT_GRID = Source(
-    "acr-eventgrid", parse_events, by_token_or_header, proofs=frozenset({"secrets", "token"})
+    "acr-eventgrid",
+    parse_events,
+    by_token_or_header,
+    proofs=frozenset({"secrets", "token"}),
+    max_body=1 << 20,  # Batches.
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jwt
 
 from imagegate.errors import ImagegateError
@@ -15,6 +18,9 @@ _OPTIONS: jwt.types.Options = {
     "strict_aud": True,
     "enforce_minimum_key_length": True,
 }
+LIFETIME = 24 * 3600.0
+"""Seconds from a token's ``iat`` to its ``exp``, at most. Google's live for an hour, Microsoft
+Entra's for up to 24."""
 # PyJWT's own errors, and what its parsing of hostile JSON lets through.
 _ERRORS = (jwt.PyJWTError, ValueError, AttributeError, RecursionError)
 
@@ -52,11 +58,25 @@ async def verify(delivery: Delivery, rule: TokenRule, keys_url: str, fetch: Fetc
         )
     except _ERRORS as error:
         raise Unverified(f"the token is not accepted: {error}") from None
+    _check_lifetime(claims)
+    if rule.application and _application(claims) != rule.application:
+        raise Unverified("the token is not that of the configured application")
     if not rule.email:
         return
     # Who signs is told by e-mail; one that the issuer has not verified is anybody's.
     if claims.get("email_verified") is not True or claims.get("email") != rule.email:
         raise Unverified("the token is not that of the configured e-mail")
+
+
+def _check_lifetime(claims: Mapping[str, Any]) -> None:
+    """A token that is good for years is a password that nobody can change. Raises Unverified."""
+    if float(claims["exp"]) - float(claims["iat"]) > LIFETIME + _LEEWAY:
+        raise Unverified("the token is good for more than 24 hours")
+
+
+def _application(claims: Mapping[str, Any]) -> object:
+    """The client to which Microsoft Entra issued the token: ``azp`` (v2), or ``appid`` (v1)."""
+    return claims.get("azp", claims.get("appid"))
 
 
 def _key_name(token: str) -> str:

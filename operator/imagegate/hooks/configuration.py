@@ -22,6 +22,9 @@ MAX_BYTES = 1 << 20
 """A Secret is no larger."""
 MIN_PATH = 16
 MIN_SECRET = 8
+MIN_KEY = 16
+"""Of the key of an HMAC."""
+MOST_RECEIVERS = 1000
 
 _PATH = re.compile(r"[A-Za-z0-9._~-]+")
 _FORM = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
@@ -37,6 +40,7 @@ class _Token(BaseModel):
     issuer: str = Field(min_length=1)
     audience: str = Field(min_length=1)
     email: str = ""
+    application: str = ""
     keys_url: str = Field(default="", alias="keysURL")
 
 
@@ -50,6 +54,7 @@ class _Receiver(BaseModel):
     secrets: list[str] = []
     token: _Token | None = None
     topics: list[str] = []
+    path_only: bool = Field(default=False, alias="pathOnly")
 
 
 _FILE = TypeAdapter(list[_Receiver])
@@ -79,6 +84,8 @@ def parse(text: bytes, sources: Mapping[str, Source]) -> tuple[Receiver, ...]:
         entries = _FILE.validate_python([] if document is None else document)
     except ValidationError as error:
         raise InvalidConfiguration("; ".join(_texts(error, document))) from None
+    if len(entries) > MOST_RECEIVERS:
+        raise InvalidConfiguration(f"there are more than {MOST_RECEIVERS} receivers")
     problems = [
         f"receiver {entry.name}: {problem}"
         for entry in entries
@@ -133,6 +140,12 @@ def _problems(entry: _Receiver, sources: Mapping[str, Source]) -> list[str]:
         return problems
     if not (entry.registry or source.says_registry):
         problems.append(f"registry: is needed, because events of {source.name} do not say it")
+    if source.signs and any(MIN_SECRET <= len(secret) < MIN_KEY for secret in entry.secrets):
+        problems.append(
+            f"secrets: each needs at least {MIN_KEY} characters, because {source.name} signs with"
+            " them (openssl rand -hex 16)"
+        )
+    problems += _unproven(entry, source)
     problems += [
         f"{need}: is needed, because {source.name} proves itself by it"
         for need in source.needs
@@ -144,6 +157,19 @@ def _problems(entry: _Receiver, sources: Mapping[str, Source]) -> list[str]:
         if getattr(entry, proof) and proof not in source.proofs
     ]
     return problems
+
+
+def _unproven(entry: _Receiver, source: Source) -> list[str]:
+    """Whether to believe whoever knows the path has to be said where there is a choice."""
+    proven = any(getattr(entry, proof) for proof in source.proofs)
+    if entry.path_only and proven:
+        return ["pathOnly: remove it, the sender has to prove more"]
+    if entry.path_only or proven or source.needs or not source.proofs:
+        return []
+    return [
+        f"{' or '.join(sorted(source.proofs))}: is needed; or pathOnly: true, if whoever knows the"
+        " path is to be believed"
+    ]
 
 
 def _given(entry: _Receiver, field: str) -> bool:
@@ -165,7 +191,9 @@ def _receiver(entry: _Receiver) -> Receiver:
     token = None
     if entry.token is not None:
         given = entry.token
-        token = TokenRule(given.issuer, given.audience, given.email, given.keys_url)
+        token = TokenRule(
+            given.issuer, given.audience, given.email, given.keys_url, given.application
+        )
     return Receiver(
         name=entry.name,
         source=entry.source,
@@ -174,4 +202,5 @@ def _receiver(entry: _Receiver) -> Receiver:
         secrets=tuple(entry.secrets),
         token=token,
         topics=tuple(entry.topics),
+        path_only=entry.path_only,
     )

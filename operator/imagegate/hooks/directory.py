@@ -39,6 +39,10 @@ class Directory:
             logger.info("push receivers read", extra={"receivers": names})
         self._entries, self._problem, self._read = entries, None, True
 
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(receiver.name for _, receiver in self._entries)
+
     def find(self, path: str) -> Receiver | None:
         """The receiver of ``/hooks/<path>``.
 

@@ -12,23 +12,23 @@ from imagegate.hooks.event import Delivery, Parsed, Push, Receiver, Source
 
 
 class _Target(body.Part):
-    repository: str | None = None
-    tag: str | None = None
+    repository: body.Text | None = None
+    tag: body.Text | None = None
 
 
 class _Request(body.Part):
-    host: str | None = None
+    host: body.Text | None = None
 
 
 class _Event(body.Part):
-    id: str | None = None
-    action: str | None = None
+    id: body.Text | None = None
+    action: body.Text | None = None
     target: _Target | None = None
     request: _Request | None = None
 
 
 class _Envelope(body.Part):
-    events: list[_Event]
+    events: body.Items[_Event]
 
 
 def parse(delivery: Delivery, _: Receiver) -> Parsed:
@@ -48,4 +48,4 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
     return Parsed(pushes, id=" ".join(event.id or "" for event in events).strip())
 
 
-SOURCE = Source("distribution", parse, verify.authorization)
+SOURCE = Source("distribution", parse, verify.authorization, max_body=256 << 10)

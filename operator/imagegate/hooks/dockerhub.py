@@ -11,11 +11,11 @@ from imagegate.hooks.event import Delivery, Parsed, Push, Receiver, Source
 
 
 class _Pushed(body.Part):
-    tag: str | None = None
+    tag: body.Text | None = None
 
 
 class _Repository(body.Part):
-    repo_name: str
+    repo_name: body.Text
 
 
 class _Notification(body.Part):
@@ -29,4 +29,4 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
     return Parsed((push,))
 
 
-SOURCE = Source("dockerhub", parse, verify.by_path, proofs=frozenset())
+SOURCE = Source("dockerhub", parse, verify.by_path, proofs=frozenset(), max_body=256 << 10)

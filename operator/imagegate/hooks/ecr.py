@@ -19,19 +19,19 @@ _REGION = re.compile(r"[a-z]{2,8}(?:-[a-z]{1,16}){1,3}-[0-9]{1,2}")
 
 
 class _Detail(body.Part):
-    result: str | None = None
-    action: str | None = Field(default=None, alias="action-type")
-    repository: str | None = Field(default=None, alias="repository-name")
-    tag: str | None = Field(default=None, alias="image-tag")
+    result: body.Text | None = None
+    action: body.Text | None = Field(default=None, alias="action-type")
+    repository: body.Text | None = Field(default=None, alias="repository-name")
+    tag: body.Text | None = Field(default=None, alias="image-tag")
 
 
 class _Event(body.Part):
-    source: str
-    type: str = Field(alias="detail-type")
+    source: body.Text
+    type: body.Text = Field(alias="detail-type")
     detail: _Detail
-    id: str | None = None
-    account: str | None = None
-    region: str | None = None
+    id: body.Text | None = None
+    account: body.Text | None = None
+    region: body.Text | None = None
 
 
 def parse(delivery: Delivery, _: Receiver) -> Parsed:
@@ -63,8 +63,6 @@ def parse_sns(delivery: Delivery, receiver: Receiver) -> Parsed:
             return Parsed(id=message.id, visit=sns.confirmation(message))
         case "UnsubscribeConfirmation":
             return Parsed(id=message.id)
-        case _:
-            raise Malformed("Type: none of those that SNS sends")
 
 
 async def by_sns(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None:
@@ -72,4 +70,11 @@ async def by_sns(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None:
 
 
 SOURCE = Source("ecr", parse, verify.authorization)
-SNS = Source("ecr-sns", parse_sns, by_sns, proofs=frozenset({"topics"}), needs=("topics",))
+SNS = Source(
+    "ecr-sns",
+    parse_sns,
+    by_sns,
+    proofs=frozenset({"topics"}),
+    needs=("topics",),
+    max_body=512 << 10,
+)

@@ -1,98 +1,134 @@
 """``POST /hooks/<path>``: where registries deliver. On a port of its own, made for the internet.
 
-Every replica listens, but only the leader may ask registries: a standby hands on what it gets, as
-it is, and the leader verifies it. Whatever is not found or not verified gets one and the same 404.
+Whatever is not found or not verified gets one and the same 404. Whatever a sender does with one
+path leaves room for the others: bodies, and deliveries that are being verified, are counted by
+receiver.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import aiohttp
 from aiohttp import web
 
+from imagegate.errors import ImagegateError
+from imagegate.hooks.connections import Connection
 from imagegate.hooks.directory import Directory
-from imagegate.hooks.event import Answer, Delivery, Receiver
-from imagegate.hooks.receiver import NOT_FOUND, Observe, Outcome, PushReceiver
+from imagegate.hooks.event import Answer, Delivery, Receiver, Source
+from imagegate.hooks.receiver import NOT_FOUND, UNAVAILABLE, Observe, Outcome, PushReceiver
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "/hooks/"
-MAX_BODY = 1 << 20
 BODY_SECONDS = 10.0
-FORWARD_SECONDS = 5.0
+MOST_BYTES = 16 << 20
+"""Of bodies in memory."""
+MOST_BYTES_OF_RECEIVER = 4 << 20
 AT_ONCE = 32
-"""Requests; each may hold a body in memory."""
-FORWARDED = "X-Imagegate-Forwarded"
+"""Deliveries that are being verified."""
+AT_ONCE_OF_RECEIVER = 8
 _METHODS = ("POST", "OPTIONS")
-_HOP_BY_HOP = frozenset(
-    (
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te"),
-        *("trailer", "transfer-encoding", "upgrade", "expect", "host", "content-length"),
-        *("date", "server"),
-    )
-)
 
 TOO_LARGE = Answer(413)
-UNAVAILABLE = Answer(503, headers={"Retry-After": "5"})
+
+
+class NoRoom(ImagegateError):
+    """Too much at once."""
+
+
+class Room:
+    """So much in all, and so much of one receiver. What is taken is given back at the end."""
+
+    def __init__(self, most: int, most_of_receiver: int) -> None:
+        self._most = most
+        self._most_of_receiver = most_of_receiver
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def taken(self) -> int:
+        return self._taken.total()
+
+    def take(self, receiver: str, amount: int) -> None:
+        """Raises NoRoom."""
+        if (
+            self.taken + amount > self._most
+            or self._taken[receiver] + amount > self._most_of_receiver
+        ):
+            raise NoRoom(f"no room for another delivery to {receiver}")
+        self._taken[receiver] += amount
+
+    def give_back(self, receiver: str, amount: int) -> None:
+        self._taken[receiver] -= amount
+        if self._taken[receiver] <= 0:
+            del self._taken[receiver]
+
+    @contextmanager
+    def place(self, receiver: str) -> Iterator[None]:
+        """Raises NoRoom."""
+        self.take(receiver, 1)
+        try:
+            yield
+        finally:
+            self.give_back(receiver, 1)
 
 
 class Endpoint:
-    """``leading``: whether this process may ask. ``leader``: ``host:port`` of the one that may, or
-    empty where nobody knows.
-    """
-
     def __init__(
         self,
         directory: Directory,
         receiver: PushReceiver,
-        *,
-        leading: Callable[[], bool],
-        leader: Callable[[], str],
-        session: aiohttp.ClientSession,
+        sources: Mapping[str, Source],
         observe: Observe,
     ) -> None:
         self._directory = directory
         self._receiver = receiver
-        self._leading = leading
-        self._leader = leader
-        self._session = session
+        self._sources = sources
         self._observe = observe
-        self._busy = 0
+        self._memory = Room(MOST_BYTES, MOST_BYTES_OF_RECEIVER)
+        self._places = Room(AT_ONCE, AT_ONCE_OF_RECEIVER)
 
     def app(self) -> web.Application:
         async def handle(request: web.Request) -> web.Response:
             answer = await self._answer(request)
-            return web.Response(
+            response = web.Response(
                 status=answer.status, body=answer.body, headers=dict(answer.headers)
             )
+            response.force_close()
+            return response
 
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", handle)
         return app
 
     async def _answer(self, request: web.Request) -> Answer:
+        connection = request.protocol
+        if isinstance(connection, Connection):
+            connection.has_headers()
         path = request.path
         receiver = self._directory.find(path.removeprefix(PREFIX))
         if receiver is None or not path.startswith(PREFIX) or request.method not in _METHODS:
             return NOT_FOUND
-        if self._busy >= AT_ONCE:
-            self._observe(receiver.source, Outcome.UNAVAILABLE)
-            return UNAVAILABLE
-        self._busy += 1
+        body = bytearray()
         try:
-            body = await _body(request)
-            if body is None:
+            if not await self._read(request, receiver, body):
                 self._observe(receiver.source, Outcome.MALFORMED)
                 return TOO_LARGE
-            if self._leading():
-                headers = {name.lower(): value for name, value in request.headers.items()}
+            if isinstance(connection, Connection):
+                connection.complete()
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            # Not before the body is there: slow senders must not keep the places.
+            with self._places.place(receiver.name):
                 return await self._receiver.receive(
-                    receiver, Delivery(headers, body, request.method)
+                    receiver, Delivery(headers, bytes(body), request.method)
                 )
-            return await self._forward(receiver, request, body)
+        except NoRoom:
+            self._observe(receiver.source, Outcome.UNAVAILABLE)
+            return UNAVAILABLE
         except (TimeoutError, ConnectionError, aiohttp.ClientError, web.HTTPException):
             return NOT_FOUND  # The body did not come. Most likely nobody reads this.
         except Exception:
@@ -100,51 +136,20 @@ class Endpoint:
             logger.exception("delivery failed", extra={"receiver": receiver.name})
             return NOT_FOUND
         finally:
-            self._busy -= 1
+            self._memory.give_back(receiver.name, len(body))
 
-    async def _forward(self, receiver: Receiver, request: web.Request, body: bytes) -> Answer:
-        """To the leader, but never on from there: after a change both may take the other for it."""
-        address = "" if FORWARDED in request.headers else self._leader()
-        if not address:
-            self._observe(receiver.source, Outcome.UNAVAILABLE)
-            return UNAVAILABLE
-        headers = [*_passed(request.headers), (FORWARDED, "1")]
-        try:
-            async with self._session.request(
-                request.method,
-                f"http://{address}{request.path}",
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=FORWARD_SECONDS),
-            ) as response:
-                said = await response.content.read(MAX_BODY)
-                answer = Answer(response.status, said, dict(_passed(response.headers)))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            logger.warning("delivery not forwarded", extra={"error": type(error).__name__})
-            self._observe(receiver.source, Outcome.UNAVAILABLE)
-            return UNAVAILABLE
-        self._observe(receiver.source, Outcome.FORWARDED)
-        return answer
+    async def _read(self, request: web.Request, receiver: Receiver, body: bytearray) -> bool:
+        """Read the body; False when it is too large. What is in ``body`` is taken of the memory.
 
-
-def _passed(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What goes from hand to hand, and can be written as it was read."""
-    return [
-        (name, value)
-        for name, value in headers.items()
-        if name.lower() not in _HOP_BY_HOP and value.isprintable()
-    ]
-
-
-async def _body(request: web.Request) -> bytes | None:
-    """None when it is too large. Raises TimeoutError when it is too slow."""
-    if (request.content_length or 0) > MAX_BODY:
-        return None
-    body = bytearray()
-    async with asyncio.timeout(BODY_SECONDS):
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > MAX_BODY:
-                return None
-    return bytes(body)
+        Raises TimeoutError when it is too slow, NoRoom when there are too many.
+        """
+        most = self._sources[receiver.source].max_body
+        if (request.content_length or 0) > most:
+            return False
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.content.iter_any():
+                if len(body) + len(chunk) > most:
+                    return False
+                self._memory.take(receiver.name, len(chunk))
+                body += chunk
+        return True

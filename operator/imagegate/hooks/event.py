@@ -44,6 +44,15 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """A verified push under the names that images have, and who told of it."""
+
+    push: Push
+    receiver: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the sender is told, where it expects more than 202."""
 
@@ -74,6 +83,9 @@ class TokenRule:
     """The service account that signs; empty: the claim is not looked at."""
     keys_url: str = ""
     """Where the issuer publishes its keys (JWKS); empty: the source's own default."""
+    application: str = ""
+    """The client (``azp``, ``appid``) to which the token was issued; empty: the source's own
+    default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,8 @@ class Receiver:
     token: TokenRule | None = None
     topics: tuple[str, ...] = ()
     """Topics (ARNs) that may send, for SNS."""
+    path_only: bool = False
+    """Whoever knows the path is believed, although the source could prove more."""
 
 
 class Fetch(Protocol):
@@ -121,6 +135,11 @@ class Source:
     """What of a receiver its ``verify`` looks at: ``secrets``, ``token``, ``topics``. Anything else
     is refused in the configuration: it would only look as if it protected something.
     """
+    signs: bool = False
+    """It uses a secret as the key of an HMAC. Whoever sees one delivery can then try keys without
+    asking us, so that a key has to be longer than a password."""
+    max_body: int = 64 << 10
+    """Bytes. Deliveries have some KiB."""
     needs: tuple[str, ...] = ()
     """What of a receiver its ``verify`` accepts nothing without, as it stands in the file:
     ``topics``, ``token.email``.

@@ -27,8 +27,8 @@ KEYS_URL = "https://www.googleapis.com/oauth2/v3/certs"
 
 
 class _Message(body.Part):
-    data: str
-    id: str | None = Field(default=None, alias="messageId")
+    data: body.LongText
+    id: body.Text | None = Field(default=None, alias="messageId")
 
 
 class _Envelope(body.Part):
@@ -36,8 +36,8 @@ class _Envelope(body.Part):
 
 
 class _Notification(body.Part):
-    action: str
-    tag: str | None = None
+    action: body.Text
+    tag: body.Text | None = None
     """In full: ``us-west1-docker.pkg.dev/project/repository/app:1.1``."""
 
 

@@ -13,13 +13,13 @@ _SIGNATURE = "x-signature"
 
 
 class _Data(body.Part):
-    image: str
+    image: body.Text
 
 
 class _Event(body.Part):
-    id: str | None = None
+    id: body.Text | None = None
     data: _Data | None = None
-    image: str | None = None
+    image: body.Text | None = None
 
 
 async def by_signature_or_secret(delivery: Delivery, receiver: Receiver, _: Fetch) -> None:
@@ -39,4 +39,4 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
     return Parsed((body.named(image),), id=event.id or delivery.headers.get("ce-id", ""))
 
 
-SOURCE = Source("generic", parse, by_signature_or_secret)
+SOURCE = Source("generic", parse, by_signature_or_secret, signs=True)

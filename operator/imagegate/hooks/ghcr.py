@@ -14,7 +14,7 @@ _CONTAINERS = {"container", "docker"}
 
 
 class _Tag(body.Part):
-    name: str | None = None
+    name: body.Text | None = None
 
 
 class _Container(body.Part):
@@ -22,21 +22,21 @@ class _Container(body.Part):
 
 
 class _Version(body.Part):
-    package_url: str | None = None
+    package_url: body.Text | None = None
     """``ghcr.io/owner/name:tag``; of an untagged one with the colon all the same."""
     container_metadata: _Container | None = None
 
 
 class _Package(body.Part):
-    name: str
-    namespace: str | None = None
-    package_type: str | None = None
-    ecosystem: str | None = None
+    name: body.Text
+    namespace: body.Text | None = None
+    package_type: body.Text | None = None
+    ecosystem: body.Text | None = None
     package_version: _Version | None = None
 
 
 class _Event(body.Part):
-    action: str | None = None
+    action: body.Text | None = None
     package: _Package | None = None
     registry_package: _Package | None = None
 
@@ -69,4 +69,4 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
     return Parsed((body.named(image, tag),), id=delivery.headers.get("x-github-delivery", ""))
 
 
-SOURCE = Source("ghcr", parse, by_signature)
+SOURCE = Source("ghcr", parse, by_signature, signs=True, max_body=256 << 10)

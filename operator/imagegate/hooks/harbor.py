@@ -9,22 +9,22 @@ _PUSHED = {"PUSH_ARTIFACT", "harbor.artifact.pushed"}
 
 
 class _Resource(body.Part):
-    tag: str | None = None
-    resource_url: str | None = None
+    tag: body.Text | None = None
+    resource_url: body.Text | None = None
 
 
 class _Repository(body.Part):
-    repo_full_name: str
+    repo_full_name: body.Text
 
 
 class _Data(body.Part):
-    resources: list[_Resource] | None = None
+    resources: body.Items[_Resource] | None = None
     repository: _Repository | None = None
 
 
 class _Notification(body.Part):
-    type: str
-    id: str | None = None
+    type: body.Text
+    id: body.Text | None = None
     event_data: _Data | None = None
     """Of the Default format."""
     data: _Data | None = None

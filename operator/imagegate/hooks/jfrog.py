@@ -14,17 +14,17 @@ _HEADER = "x-jfrog-event-auth"
 
 
 class _Data(body.Part):
-    repo_key: str | None = None
-    path: str | None = None
-    image_name: str | None = None
-    tag: str | None = None
+    repo_key: body.Text | None = None
+    path: body.Text | None = None
+    image_name: body.Text | None = None
+    tag: body.Text | None = None
 
 
 class _Event(body.Part):
-    domain: str
-    event_type: str
+    domain: body.Text
+    event_type: body.Text
     data: _Data
-    jpd_origin: str | None = None
+    jpd_origin: body.Text | None = None
 
 
 def parse(delivery: Delivery, receiver: Receiver) -> Parsed:
@@ -64,4 +64,4 @@ async def by_secret(delivery: Delivery, receiver: Receiver, _: Fetch) -> None:
         verify.by_header(delivery, receiver, _HEADER)
 
 
-SOURCE = Source("jfrog", parse, by_secret)
+SOURCE = Source("jfrog", parse, by_secret, signs=True)

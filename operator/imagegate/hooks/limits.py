@@ -5,6 +5,7 @@ Pure: times are monotonic seconds that the caller brings. Everything is bounded.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -36,22 +37,31 @@ class Seen:
     def __init__(self, seconds: float, most: int) -> None:
         self._seconds = seconds
         self._most = most
-        self._ends: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._ends: OrderedDict[bytes, float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._ends)
 
+    def forget(self, receiver: str, delivery: str) -> None:
+        """It could not be taken, and is new when it comes again."""
+        self._ends.pop(_key(receiver, delivery), None)
+
     def again(self, receiver: str, delivery: str, now: float) -> bool:
         """Whether this one was there before; from now on it was."""
         while self._ends:
-            key, end = next(iter(self._ends.items()))
+            oldest, end = next(iter(self._ends.items()))
             if end > now and len(self._ends) < self._most:
                 break
-            del self._ends[key]
-        key = (receiver, delivery)
+            del self._ends[oldest]
+        key = _key(receiver, delivery)
         known = key in self._ends
         self._ends.setdefault(key, now + self._seconds)
         return known
+
+
+def _key(receiver: str, delivery: str) -> bytes:
+    """The sender chooses how long its names are: only their digests are remembered."""
+    return hashlib.sha256(f"{receiver}\n{delivery}".encode("utf-8", "surrogatepass")).digest()
 
 
 @dataclass(slots=True)

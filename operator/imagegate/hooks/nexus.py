@@ -12,15 +12,15 @@ from imagegate.hooks.event import Delivery, Fetch, Parsed, Receiver, Source
 
 
 class _Component(body.Part):
-    format: str | None = None
-    name: str | None = None
-    version: str | None = None
+    format: body.Text | None = None
+    name: body.Text | None = None
+    version: body.Text | None = None
     """The tag."""
 
 
 class _Event(body.Part):
-    repository: str = Field(alias="repositoryName")
-    action: str
+    repository: body.Text = Field(alias="repositoryName")
+    action: body.Text
     component: _Component | None = None
     """Events of assets have none, and say nothing that those of components do not."""
 
@@ -40,4 +40,4 @@ async def by_signature(delivery: Delivery, receiver: Receiver, _: Fetch) -> None
     verify.by_hmac(delivery, receiver, "x-nexus-webhook-signature", "sha1")
 
 
-SOURCE = Source("nexus", parse, by_signature, says_registry=False)
+SOURCE = Source("nexus", parse, by_signature, says_registry=False, signs=True)

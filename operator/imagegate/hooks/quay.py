@@ -5,15 +5,19 @@ Notifications of other things than pushes name no updated tags.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from imagegate.hooks import body, verify
 from imagegate.hooks.event import Delivery, Parsed, Receiver, Source
 
+_Mapping = Annotated[dict[body.Text, Any], Field(max_length=body.MOST)]
+
 
 class _Notification(body.Part):
-    docker_url: str | None = None
-    updated_tags: list[str] | dict[str, Any] | None = None
+    docker_url: body.Text | None = None
+    updated_tags: body.Items[body.Text] | _Mapping | None = None
     """Once a mapping from tags to image IDs."""
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a delivery: verified, read, told from others, and at most a question.
+"""What becomes of a delivery: verified, read, told from others, and handed over to the leader.
 
 Nothing that is delivered decides what is pulled. It only makes the operator ask the registry, which
 it would do some time anyway; so whatever is wrong with a delivery is answered harmlessly.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
@@ -25,18 +25,17 @@ from imagegate.hooks.event import (
     Push,
     Receiver,
     Source,
+    Told,
 )
-from imagegate.hooks.limits import Bucket, Debounce, Seen
+from imagegate.hooks.limits import Bucket, Seen
 
 logger = logging.getLogger(__name__)
 
-SOON, QUIET = 1.0, 5.0
 RATE, BURST = 20.0, 200.0
 """Deliveries a second, of one receiver. A registry may tell of every blob."""
 REMEMBERED = 600.0
 """Seconds in which a delivery that comes again is known; senders try again within minutes."""
 MOST_REMEMBERED = 4096
-MOST_ASKED = 1024
 MOST_PUSHES = 100
 """Of one delivery."""
 RELOAD = 5.0
@@ -64,8 +63,10 @@ ACCEPTED = Answer(202)
 NOT_FOUND = Answer(404, b"not found\n")
 TOO_MANY = Answer(429, headers={"Retry-After": "1"})
 
-Pushed = Callable[[Push], int]
-"""Asks the registry, soon; the number of images that the push concerns."""
+UNAVAILABLE = Answer(503, headers={"Retry-After": "5"})
+
+HandOver = Callable[[Sequence[Told]], bool]
+"""Tells the leader, soon; False where too many wait for that already."""
 Observe = Callable[[str, str], None]
 """Counts an outcome, of a source."""
 
@@ -76,45 +77,30 @@ class PushReceiver:
         directory: Directory,
         sources: Mapping[str, Source],
         *,
-        pushed: Pushed,
+        hand_over: HandOver,
         fetch: Fetch,
         observe: Observe,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
         self._sources = sources
-        self._pushed = pushed
+        self._hand_over = hand_over
         self._fetch = fetch
         self._observe = observe
         self._clock = clock
-        self._buckets: dict[str, Bucket] = {}
         self._seen = Seen(REMEMBERED, MOST_REMEMBERED)
-        self._debounce = Debounce(SOON, QUIET, MOST_ASKED)
+        self._buckets: dict[str, Bucket] = {}
         self._logged: dict[str, float] = {}
         self._visits: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Ask again where that is due, and look at the file of receivers now and then."""
-        reload_at = float("-inf")
+        """Look at the file of receivers now and then."""
         while True:
-            now = self._clock()
-            if now >= reload_at:
-                await asyncio.to_thread(self._directory.reload)
-                reload_at = now + RELOAD
-            for push in self._debounce.due(now):
-                try:
-                    self._pushed(push)
-                except Exception:
-                    # A defect of ours must not end this loop: secrets could not be changed then.
-                    logger.exception("push not asked about")
-            then = min(reload_at, self._debounce.next() or reload_at)
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(max(0.0, then - self._clock())):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await asyncio.to_thread(self._directory.reload)
+            for of_receivers in (self._buckets, self._logged):
+                for gone in of_receivers.keys() - self._directory.names:
+                    del of_receivers[gone]
+            await asyncio.sleep(RELOAD)
 
     async def receive(self, receiver: Receiver, delivery: Delivery) -> Answer:
         """Takes as long as the verification does, which may have to fetch keys; no longer."""
@@ -139,39 +125,25 @@ class PushReceiver:
             return NOT_FOUND
         if parsed.visit:
             self._visit(receiver, parsed.visit)
-        self._heed(receiver, parsed, now)
-        return parsed.answer or ACCEPTED
+        answer = self._heed(receiver, parsed, now)
+        return parsed.answer or answer
 
-    def _heed(self, receiver: Receiver, parsed: Parsed, now: float) -> None:
+    def _heed(self, receiver: Receiver, parsed: Parsed, now: float) -> Answer:
         if parsed.pushes and parsed.id and self._seen.again(receiver.name, parsed.id, now):
             self._observe(receiver.source, Outcome.DUPLICATE)
-            return
-        found = dict.fromkeys(filter(None, (_normal(push, receiver) for push in parsed.pushes)))
-        pushes = list(found)[:MOST_PUSHES]
+            return ACCEPTED
+        told = parsed.pushes[:MOST_PUSHES]
+        pushes = list(dict.fromkeys(filter(None, (_normal(push, receiver) for push in told))))
         if not pushes:
             self._observe(receiver.source, Outcome.IGNORED)
-        for push in pushes:
-            self._observe(receiver.source, self._ask(receiver, push, now))
-
-    def _ask(self, receiver: Receiver, push: Push, now: float) -> Outcome:
-        if self._debounce.holds(push, now):
-            self._wake.set()
-            return Outcome.DEBOUNCED
-        images = self._pushed(push)
-        if not images:
-            return Outcome.UNMATCHED
-        self._debounce.asked(push, now)
-        self._wake.set()
-        logger.info(
-            "push",
-            extra={
-                "receiver": receiver.name,
-                "repository": f"{push.registry}/{push.repository}",
-                "tag": push.tag,
-                "images": images,
-            },
-        )
-        return Outcome.ASKED
+            return ACCEPTED
+        if not self._hand_over([Told(push, receiver.name, receiver.source) for push in pushes]):
+            self._seen.forget(receiver.name, parsed.id)
+            self._observe(receiver.source, Outcome.UNAVAILABLE)
+            return UNAVAILABLE
+        for _ in pushes:
+            self._observe(receiver.source, Outcome.FORWARDED)
+        return ACCEPTED
 
     def _refused(
         self, receiver: Receiver, outcome: Outcome, error: ImagegateError, now: float

@@ -12,13 +12,14 @@ import binascii
 import re
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from imagegate.errors import ImagegateError
 from imagegate.hooks import body
@@ -36,21 +37,28 @@ _HASHES = {
     "2": hashes.SHA256(),
 }
 
+_Line = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\r\n]*$")]
+"""What is signed is lines. With a line break in another field than the message, whoever publishes
+to a topic of their own could have a text signed that also reads as a message of our topic.
+"""
+
 
 class Message(body.Part):
     """What SNS posts, unless it is told to deliver raw: then nothing is signed."""
 
-    type: str = Field(alias="Type")
-    id: str = Field(alias="MessageId")
-    topic: str = Field(alias="TopicArn")
-    message: str = Field(alias="Message")
-    timestamp: str = Field(alias="Timestamp")
-    subject: str | None = Field(default=None, alias="Subject")
-    token: str | None = Field(default=None, alias="Token")
-    subscribe_url: str | None = Field(default=None, alias="SubscribeURL")
-    version: str = Field(alias="SignatureVersion")
-    signature: str = Field(alias="Signature")
-    certificate_url: str = Field(alias="SigningCertURL")
+    type: Literal["Notification", "SubscriptionConfirmation", "UnsubscribeConfirmation"] = Field(
+        alias="Type"
+    )
+    id: _Line = Field(alias="MessageId")
+    topic: _Line = Field(alias="TopicArn")
+    message: body.LongText = Field(alias="Message")
+    timestamp: _Line = Field(alias="Timestamp")
+    subject: _Line | None = Field(default=None, alias="Subject")
+    token: _Line | None = Field(default=None, alias="Token")
+    subscribe_url: _Line | None = Field(default=None, alias="SubscribeURL")
+    version: _Line = Field(alias="SignatureVersion")
+    signature: _Line = Field(alias="Signature")
+    certificate_url: _Line = Field(alias="SigningCertURL")
 
 
 async def verify(delivery: Delivery, topics: tuple[str, ...], fetch: Fetch, now: datetime) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 from imagegate.kube.client import Client
 from imagegate.kube.errors import Conflict, NotFound
 
-ADDRESS = "imagegate.dev/hooks-address"
-"""Annotation: where the holder receives push hooks, for those who do not lead."""
 TAINT_KEYS = "imagegate.dev/taint-keys"
 """Annotation: every key under which nodes may be held, separated by commas."""
 GATE_KEY = "imagegate.dev/gate-created-with"
@@ -28,7 +26,6 @@ class LeaseRecord:
     acquire_time: str = ""
     transitions: int = 0
     version: str = ""
-    address: str = ""
     taint_keys: tuple[str, ...] = ()
     gate_key: str = ""
 
@@ -83,7 +80,6 @@ class Leases:
     def _body(self, record: LeaseRecord) -> dict[str, Any]:
         metadata: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
         annotations = {
-            ADDRESS: record.address,
             TAINT_KEYS: ",".join(record.taint_keys),
             GATE_KEY: record.gate_key,
         }
@@ -118,7 +114,6 @@ class Leases:
             acquire_time=spec.get("acquireTime") or "",
             transitions=int(spec.get("leaseTransitions") or 0),
             version=metadata.get("resourceVersion", ""),
-            address=annotations.get(ADDRESS, ""),
             taint_keys=tuple(filter(None, annotations.get(TAINT_KEYS, "").split(","))),
             gate_key=annotations.get(GATE_KEY, ""),
         )

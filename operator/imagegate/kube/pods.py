@@ -22,8 +22,9 @@ class Pods:
         self._client = client
 
     async def list(self, namespace: str) -> list[Pod]:
+        """The puller pods, without those that only bear the labels of one."""
         pages = self._client.list_all(_path(namespace), labelSelector=build.SELECTOR)
-        return [read.pod(body) async for body in pages]
+        return [pod for pod in [read.pod(body) async for body in pages] if pod.owned]
 
     async def create(self, manifest: dict[str, Any]) -> Pod:
         """Raises AlreadyExists when it is there, which for a deterministic name is success."""

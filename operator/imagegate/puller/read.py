@@ -11,6 +11,7 @@ from imagegate.api import fields
 from imagegate.domain import retry
 from imagegate.domain.facts import PREFETCH_LABEL, Pod
 from imagegate.domain.pulls import CREATE_ERRORS, PULL_ERRORS
+from imagegate.domain.redact import redact
 from imagegate.puller.build import GROUP_LABEL, HOLD, IMAGE, OBSERVED_ANNOTATION
 
 Body = Mapping[str, Any]
@@ -50,14 +51,25 @@ def pod(body: Body) -> Pod:
         observed=annotations.get(OBSERVED_ANNOTATION, ""),
         phase=phase,
         reason=reason,
-        message=message,
+        # Here, where messages come in: whatever becomes of them, they hold no signature.
+        message=redact(message),
         waiting=waiting,
-        waiting_message=waiting_message,
+        waiting_message=redact(waiting_message),
         waiting_image=waiting_image,
         created_at=fields.seconds(metadata.get("creationTimestamp")) or 0.0,
         began=any(each.get("containerID") for each in (*inits, *containers)),
         finished_at=max(filter(None, map(fields.seconds, finished)), default=None),
         deleting="deletionTimestamp" in metadata,
+        owned=_owned(metadata, spec.get("nodeName", "")),
+    )
+
+
+def _owned(metadata: Body, node: str) -> bool:
+    """Whether this Node owns the object, as the controller."""
+    return any(
+        (owner.get("apiVersion"), owner.get("kind"), owner.get("name")) == ("v1", "Node", node)
+        and owner.get("controller") is True
+        for owner in metadata.get("ownerReferences") or ()
     )
 
 

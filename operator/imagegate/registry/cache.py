@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -14,10 +14,15 @@ V = TypeVar("V")
 
 
 class Cache(Generic[K, V]):
-    """Holds the `limit` values that were used last."""
+    """Holds the `limit` values that were used last, of at most `most_bytes` together."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, limit: int, *, most_bytes: int = 2**63, weigh: Callable[[K, V], int] | None = None
+    ) -> None:
         self._limit = limit
+        self._most_bytes = most_bytes
+        self._weigh = weigh or _weightless
+        self._bytes = 0
         self._values: OrderedDict[K, V] = OrderedDict()
         self._turns: WeakValueDictionary[K, asyncio.Lock] = WeakValueDictionary()
 
@@ -31,10 +36,14 @@ class Cache(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> None:
+        before = self._values.pop(key, None)
+        if before is not None:
+            self._bytes -= self._weigh(key, before)
         self._values[key] = value
-        self._values.move_to_end(key)
-        while len(self._values) > self._limit:
-            self._values.popitem(last=False)
+        self._bytes += self._weigh(key, value)
+        while len(self._values) > self._limit or self._bytes > self._most_bytes:
+            oldest, dropped = self._values.popitem(last=False)
+            self._bytes -= self._weigh(oldest, dropped)
 
     @asynccontextmanager
     async def turn(self, key: K) -> AsyncIterator[None]:
@@ -47,3 +56,8 @@ class Cache(Generic[K, V]):
             lock = self._turns[key] = asyncio.Lock()
         async with lock:
             yield
+
+
+def _weightless(_: object, __: object) -> int:
+    """For values that are all of about the same size: their number is bound enough."""
+    return 0

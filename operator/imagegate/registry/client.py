@@ -18,9 +18,10 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from imagegate.api.references import DEFAULT_TAG, Reference, valid_digest
-from imagegate.registry import challenges, endpoints, errors, failures, tokens
+from imagegate.registry import challenges, endpoints, errors, failures, large, tokens
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import EMPTY, Keyring
+from imagegate.registry.large import Room, Rooms
 from imagegate.registry.limits import Timing
 from imagegate.registry.providers import Providers
 from imagegate.registry.pull_secrets import ANONYMOUS, Credential
@@ -83,6 +84,7 @@ class Client:
         self._transport = Transport(
             self._settings, observer=observer, resolver=resolver, timing=timing
         )
+        self._rooms = Rooms()
         self._tokens = Tokens(self._transport, timing)
         self._providers = Providers(self._settings.credential_providers, timing)
 
@@ -112,13 +114,14 @@ class Client:
             return reference.digest
         tag = reference.tag or DEFAULT_TAG
 
-        async def ask(access: Access) -> str:
-            answer = await self._manifest(access, "HEAD", tag)
+        async def ask(access: Access, room: Room) -> str:
+            answer = await self._manifest(access, room, "HEAD", tag)
             digest = valid_digest(answer.headers.get("Docker-Content-Digest", ""))
             # A web page for every path, as a captive portal has, is found out by reading it.
             web_page = answer.headers.get("Content-Type", "").startswith("text/")
             if answer.status != 200 or digest is None or web_page:
-                return _document(access, tag, await self._manifest(access, "GET", tag)).digest
+                answer = await self._manifest(access, room, "GET", tag)
+                return (await _document(access, tag, answer)).digest
             return digest
 
         return await self._each(reference, keyring, ask)
@@ -128,31 +131,31 @@ class Client:
     ) -> Document:
         """The manifest or index of that digest in the reference's repository, verified."""
 
-        async def ask(access: Access) -> Document:
-            return _document(access, digest, await self._manifest(access, "GET", digest))
+        async def ask(access: Access, room: Room) -> Document:
+            answer = await self._manifest(access, room, "GET", digest)
+            return await _document(access, digest, answer)
 
         return await self._each(reference, keyring, ask)
 
-    async def blob(
-        self,
-        reference: Reference,
-        digest: str,
-        keyring: Keyring = EMPTY,
-        *,
-        limit: int = MAX_CONFIG,
-    ) -> bytes:
-        """A blob of at most `limit` bytes, verified. Many registries redirect to a store for it."""
+    async def configuration(
+        self, reference: Reference, digest: str, keyring: Keyring = EMPTY
+    ) -> object:
+        """An image's configuration, verified; None for what is no JSON.
 
-        async def ask(access: Access) -> bytes:
+        Many registries redirect to a store for it.
+        """
+
+        async def ask(access: Access, room: Room) -> object:
             url = self._url(access, f"blobs/{digest}")
-            answer = await self._ask(access, Request("GET", url, {}, limit), f"blob {digest}")
+            request = Request("GET", url, {}, MAX_CONFIG, room=room)
+            answer = await self._ask(access, request, f"blob {digest}")
             _verify(access, digest, answer.body)
-            return answer.body
+            return await large.parse(answer.body)
 
         return await self._each(reference, keyring, ask)
 
     async def _each(
-        self, reference: Reference, keyring: Keyring, ask: Callable[[Access], Awaitable[T]]
+        self, reference: Reference, keyring: Keyring, ask: Callable[[Access, Room], Awaitable[T]]
     ) -> T:
         """Ask with each credential until one will do."""
         plain = endpoints.base(reference.domain, self._settings).scheme == "http"
@@ -162,7 +165,9 @@ class Client:
             async for credential in credentials:
                 known = ANONYMOUS if credential.anonymous else credential
                 try:
-                    return await ask(Access(reference.domain, reference.path, known, plain))
+                    access = Access(reference.domain, reference.path, known, plain)
+                    async with self._rooms.open() as room:
+                        return await ask(access, room)
                 except errors.NotFound as error:
                     # A credential that was let in knows better than one that was not.
                     failure = error if not isinstance(failure, errors.NotFound) else failure
@@ -197,9 +202,10 @@ class Client:
         if not secrets and not plugins.credentials:
             yield ANONYMOUS
 
-    async def _manifest(self, access: Access, method: str, name: str) -> Answer:
+    async def _manifest(self, access: Access, room: Room, method: str, name: str) -> Answer:
         url = self._url(access, f"manifests/{name}")
-        request = Request(method, url, _ACCEPT, MAX_MANIFEST, counted=method == "GET")
+        counted = method == "GET"
+        request = Request(method, url, _ACCEPT, MAX_MANIFEST, counted=counted, room=room)
         separator = "@" if ":" in name else ":"
         return await self._ask(access, request, f"{access.path}{separator}{name}")
 
@@ -230,21 +236,26 @@ class Client:
         return base.with_path(f"/v2/{access.path}/{rest}", encoded=True)
 
 
-def _document(access: Access, name: str, answer: Answer) -> Document:
+async def _document(access: Access, name: str, answer: Answer) -> Document:
     """A GET's answer, by tag or by digest. Raises `InvalidAnswer` for what is no manifest."""
     digest = valid_digest(name) or valid_digest(answer.headers.get("Docker-Content-Digest", ""))
     asked = digest is not None
     if digest is None:
         digest = f"sha256:{hashlib.sha256(answer.body).hexdigest()}"
-    try:
-        content = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        content = None
+    content = await large.parse(answer.body)
     # The digest of a signed manifest of schema 1 is that of what was signed, without the
     # signatures; nothing is taken from one but that it is one.
     signed = isinstance(content, dict) and content.get("schemaVersion") == 1
     if asked and not signed:
         _verify(access, digest, answer.body)
+    if answer.body.startswith(b"{") and large.has_too_many_parts(answer.body):
+        raise errors.InvalidAnswer(
+            access.registry,
+            f"its manifest for {access.path} has more than {large.MOST_PARTS} parts in"
+            f" {len(answer.body)} bytes",
+            "push the image again with fewer layers and annotations",
+            status=answer.status,
+        )
     if not isinstance(content, dict) or content.get("schemaVersion") not in (1, 2):
         kind = answer.headers.get("Content-Type", "")[:60]
         raise errors.InvalidAnswer(

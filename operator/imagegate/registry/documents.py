@@ -7,6 +7,7 @@ differ in media types only.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +36,14 @@ CONFIGS = frozenset(
 
 _ATTESTATION = "vnd.docker.reference.type"
 _MAX_SIZE = 2**63 - 1
+
+MOST_DESCRIPTORS = 2000
+"""Layers of a manifest, or entries of an index. overlayfs cannot mount more than 500 layers, and
+the largest indexes have some dozens of entries; 4 MiB of JSON have room for 40,000."""
+LONGEST_MEDIA_TYPE = 255
+"""Characters (RFC 6838, 4.2: 127 for each half)."""
+LONGEST_PLATFORM = 64
+"""Characters of an operating system, an architecture or a variant."""
 
 
 class Compression(StrEnum):
@@ -139,6 +148,10 @@ class _Where:
             found = []
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             raise self.wrong(f"has {name} which are no list of objects")
+        if len(found) > MOST_DESCRIPTORS:
+            raise self.wrong(
+                f"has {len(found)} {name}, and no more than {MOST_DESCRIPTORS} are read"
+            )
         return found
 
 
@@ -166,7 +179,7 @@ def platform_of(content: object) -> Platform | None:
     variant = content.get("variant") or ""
     if not all(isinstance(part, str) for part in (os, architecture, variant)):
         return None
-    if not os or not architecture:
+    if not os or not architecture or max(map(len, (os, architecture, variant))) > LONGEST_PLATFORM:
         return None
     return Platform.of(os, architecture, variant)
 
@@ -185,6 +198,7 @@ def _descriptor(where: _Where, content: Mapping[str, Any]) -> tuple[str, int, st
         raise where.wrong("has a descriptor without a digest")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MAX_SIZE:
         raise where.wrong(f"has no size for {digest}")
-    if not isinstance(media_type, str):
+    if not isinstance(media_type, str) or len(media_type) > LONGEST_MEDIA_TYPE:
         raise where.wrong(f"has no media type for {digest}")
-    return digest, size, media_type
+    # Interned: thousands of layers that are kept have the same few media types.
+    return digest, size, sys.intern(media_type)

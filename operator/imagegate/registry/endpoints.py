@@ -11,6 +11,7 @@ from functools import lru_cache
 from yarl import URL
 
 from imagegate.api.references import DEFAULT_DOMAIN
+from imagegate.registry import addresses
 from imagegate.registry.errors import Invalid, InvalidSettings
 from imagegate.registry.provider_config import Provider
 
@@ -22,6 +23,9 @@ DOCKER_HUB = "registry-1.docker.io"
 class RegistrySettings:
     plain_http: frozenset[str] = frozenset()
     """Registries without TLS, each exactly as in references: `host` or `host:port`, no globs."""
+    private_hosts: frozenset[str] = frozenset()
+    """Hosts at private addresses, without ports, to which any registry may send the operator: for
+    tokens (a realm) or by a redirect."""
     ca_bundle: str = ""
     """Certificates in PEM, trusted beside the system's."""
     user_agent: str = "imagegate"
@@ -61,10 +65,8 @@ def base(domain: str, settings: RegistrySettings) -> URL:
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = addresses.literal(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
 
 
 @lru_cache(maxsize=4)

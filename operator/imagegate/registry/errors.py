@@ -24,10 +24,13 @@ import json
 from collections.abc import Iterable
 from typing import ClassVar
 
+from imagegate.domain.redact import redact
 from imagegate.errors import ImagegateError
 
 LONGEST_QUOTE = 200
 """Characters of a registry's own words in a message."""
+LONGEST_PROBLEM = 1000
+"""Characters of a problem: a registry chooses the names and addresses that are part of it."""
 
 
 class RegistryError(ImagegateError):
@@ -37,6 +40,9 @@ class RegistryError(ImagegateError):
     """Whether asking again is pointless until a person has changed something."""
 
     def __init__(self, where: str, problem: str, remedy: str, *, status: int = 0) -> None:
+        problem = redact(problem)
+        if len(problem) > LONGEST_PROBLEM:
+            problem = f"{problem[:LONGEST_PROBLEM]}…"
         super().__init__(f"{where}: {problem}; {remedy}")
         self.where = where
         self.problem = problem

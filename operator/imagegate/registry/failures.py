@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from imagegate.registry import endpoints
+from imagegate.registry.addresses import AddressRefused
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.errors import InvalidAnswer, RegistryError, TLSFailed, Unavailable
 
@@ -29,6 +30,12 @@ def who(registry: str, url: URL) -> str:
 def of(registry: str, url: URL, error: Exception, settings: RegistrySettings) -> RegistryError:
     """The error for an exception of aiohttp or of the operating system."""
     host = who(registry, url)
+    refused = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(refused, AddressRefused):
+        remedy = "correct the image reference"
+        if url.host != endpoints.base(registry, settings).host:
+            remedy = "if it is right, list the host in registry.privateHosts"
+        return InvalidAnswer(registry, f"nothing is asked there: {refused}", remedy)
     match error:
         case aiohttp.ServerTimeoutError():
             return Unavailable(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
 from imagegate.api.references import Reference
@@ -16,6 +15,10 @@ from imagegate.registry.platforms import Platform, acceptable, choose
 
 KEPT = 512
 """Documents in memory: an index and a manifest for each of some 250 images, about 10 KB a piece."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""Of those documents in memory, estimated: whoever pushes an image decides how large they are."""
+MOST_PLATFORMS = 100
+"""Platforms that the facts about an image name: enough for any honest index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class Manifests:
 
     def __init__(self, client: Client, *, kept: int = KEPT) -> None:
         self._client = client
-        self._documents: Cache[str, Index | Manifest] = Cache(kept)
+        self._documents: Cache[str, Index | Manifest] = Cache(
+            kept, most_bytes=KEPT_BYTES, weigh=_weight
+        )
         self._configs: Cache[str, tuple[Platform | None]] = Cache(kept)
 
     async def resolve(self, reference: Reference, keyring: Keyring = EMPTY) -> str:
@@ -126,7 +131,14 @@ class Manifests:
     ) -> ImageFacts:
         if own is not None and own not in acceptable(wanted):
             raise _missing(reference, wanted, offered or (own,))
-        return ImageFacts(reference, own, offered, digest, manifest.layers, manifest.config.size)
+        return ImageFacts(
+            reference,
+            own,
+            offered[:MOST_PLATFORMS],
+            digest,
+            manifest.layers,
+            manifest.config.size,
+        )
 
     async def _document(
         self, reference: Reference, digest: str, keyring: Keyring
@@ -149,11 +161,8 @@ class Manifests:
         async with self._configs.turn(config.digest):
             known = self._configs.get(config.digest)
             if known is None:
-                body = await self._client.blob(reference, config.digest, keyring)
-                try:
-                    known = (documents.platform_of(json.loads(body)),)
-                except (ValueError, RecursionError):
-                    known = (None,)
+                found = await self._client.configuration(reference, config.digest, keyring)
+                known = (documents.platform_of(found),)
                 self._configs.put(config.digest, known)
         if known[0] is None:
             raise InvalidAnswer(
@@ -162,6 +171,12 @@ class Manifests:
                 "push the image again, or ask who built it",
             )
         return known[0]
+
+
+def _weight(_: str, document: Index | Manifest) -> int:
+    """Bytes that a document takes in memory, roughly: measured with tracemalloc."""
+    descriptors = document.entries if isinstance(document, Index) else document.layers
+    return 500 + 320 * len(descriptors)
 
 
 def _name(reference: Reference) -> str:
@@ -176,5 +191,5 @@ def _missing(
         reference.domain,
         f"{_name(reference)} is there for {shown}, not for {wanted}",
         f"build it for {wanted}, or keep these nodes out of the nodeSelector",
-        offered=tuple(str(platform) for platform in offered),
+        offered=tuple(str(platform) for platform in offered[:MOST_PLATFORMS]),
     )

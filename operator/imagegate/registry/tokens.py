@@ -24,13 +24,16 @@ from imagegate.registry.transport import Answer, Request, Transport
 
 DEFAULT_LIFETIME = 60.0
 """Seconds that a token lives whose answer does not say so (spec/auth/token.md)."""
-LONGEST_LIFETIME = 24 * 3600.0
+LONGEST_LIFETIME = 3600.0
+"""Seconds that a token is used at most, whatever its service says: rights are taken away, too."""
 MARGIN = 10.0
 """Seconds before its end from which a token is not used any more; less for a short-lived one."""
 MAX_TOKEN = 64 * 1024
 """Bytes of a token service's answer."""
 KEPT = 2048
 """Tokens in memory."""
+KEPT_BYTES = 8 * 1024 * 1024
+"""Of those: a token may have 64 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,15 @@ class _Granted:
     until: float
 
 
+def _weight(access: Access, granted: _Granted) -> int:
+    return 500 + len(granted.header) + sum(map(len, access.credential.secrets))
+
+
 class Tokens:
     def __init__(self, transport: Transport, timing: Timing) -> None:
         self._transport = transport
         self._timing = timing
-        self._granted: Cache[Access, _Granted] = Cache(KEPT)
+        self._granted: Cache[Access, _Granted] = Cache(KEPT, most_bytes=KEPT_BYTES, weigh=_weight)
 
     def known(self, access: Access) -> str | None:
         """The header that worked last, unless its time is over."""
@@ -123,11 +130,21 @@ class Tokens:
                 "refresh_token": credential.identity_token,
                 "client_id": "imagegate",
             }
-            request = Request("POST", realm, {}, MAX_TOKEN, form=form, secrets=secrets)
+            request = Request(
+                "POST", realm, {}, MAX_TOKEN, form=form, secrets=secrets, redirects=False
+            )
         else:
             basic = _basic(credential) if credential.username else None
             url = realm.extend_query(query)
-            request = Request("GET", url, {}, MAX_TOKEN, authorization=basic, secrets=secrets)
+            request = Request(
+                "GET",
+                url,
+                {},
+                MAX_TOKEN,
+                authorization=basic,
+                secrets=secrets,
+                redirects=False,
+            )
         answer = await self._transport.exchange(access.registry, request)
         if answer.status != 200:
             raise self._refused(access, answer)
@@ -135,7 +152,13 @@ class Tokens:
 
     def _refused(self, access: Access, answer: Answer) -> errors.RegistryError:
         service = failures.who(access.registry, answer.url)
-        said = errors.quoted(answer.status, answer.body, secrets_of(access.credential))
+        said = self._transport.quoted(
+            access.registry,
+            answer.url,
+            answer.status,
+            answer.body,
+            secrets_of(access.credential),
+        )
         problem = f"its token service {service} answered {said} for {access.path}"
         # 400 is what OAuth2 answers to a refresh token that is over (RFC 6749, 5.2).
         if answer.status not in (400, 401, 403):
@@ -205,5 +228,5 @@ def _token(access: Access, answer: Answer) -> tuple[str, float]:
         )
     lifetime = DEFAULT_LIFETIME
     if isinstance(expires, int | float) and expires > 0:
-        lifetime = min(float(expires), LONGEST_LIFETIME)
+        lifetime = float(min(expires, LONGEST_LIFETIME))
     return f"Bearer {token}", lifetime

@@ -6,6 +6,7 @@ and errors without secrets. What an answer means is for `client` and `tokens`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,12 +16,16 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from imagegate.registry import endpoints, errors, failures
+from imagegate.registry.addresses import Guard
 from imagegate.registry.endpoints import RegistrySettings
+from imagegate.registry.large import SMALL, Room
 from imagegate.registry.limits import Lane, Timing
 
 MAX_REDIRECTS = 5
 MAX_FAILURE = 64 * 1024
 """Bytes that are read of an answer which is no success; the rest is cut."""
+MOST_REGISTRIES = 256
+"""Registries whose connections and pauses are remembered."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -46,8 +51,12 @@ class Request:
     form: Mapping[str, str] | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What an answer must not be quoted with, should it repeat them."""
+    redirects: bool = True
+    """Whether redirects are followed. A token service has no reason to redirect."""
     counted: bool = False
     """Whether the registry counts it against an allowance of pulls."""
+    room: Room | None = field(default=None, repr=False)
+    """Where a large body gets its place in memory; needed for a limit above `large.SMALL`."""
 
     def with_login(self, authorization: str | None, secrets: tuple[str, ...]) -> Request:
         return replace(self, authorization=authorization, secrets=secrets)
@@ -79,21 +88,17 @@ class Transport:
         self._settings = settings
         self._observer = observer
         self._timing = timing or Timing()
-        self._lanes: dict[str, Lane] = {}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=endpoints.tls_context(settings.ca_bundle), limit=0, resolver=resolver
-            ),
-            # Cookies would carry one credential's session into another's request.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=settings.total_timeout, connect=settings.connect_timeout
-            ),
-            headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
-        )
+        self._ways: OrderedDict[str, _Way] = OrderedDict()
+        self._tls = endpoints.tls_context(settings.ca_bundle)
+        self._owned = resolver is None
+        self._resolver = resolver or aiohttp.DefaultResolver()
 
     async def close(self) -> None:
-        await self._session.close()
+        for way in self._ways.values():
+            await way.session.close()
+        self._ways.clear()
+        if self._owned:
+            await self._resolver.close()
 
     async def exchange(self, registry: str, request: Request) -> Answer:
         """Send, and follow redirects; `registry` is who it is for, as references name it.
@@ -107,10 +112,12 @@ class Transport:
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or location is None:
                 return answer
-            if request.form is not None:
+            if not request.redirects:
                 raise errors.InvalidAnswer(
                     registry,
-                    "its token service redirects a request that holds a token",
+                    "its token service redirects a request that holds a token"
+                    if request.form is not None
+                    else "its token service redirects",
                     "it is not sent on: ask the registry's operator for the right realm",
                 )
             target = _redirect(registry, url, location)
@@ -128,11 +135,13 @@ class Transport:
         headers = dict(request.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        lane = self._lane(registry)
-        async with lane.turn(counted=request.counted):
+        way = await self._way(registry)
+        lane = way.lane
+        async with way, lane.turn(counted=request.counted):
             code, failure = "<error>", None
             try:
-                async with self._session.request(
+                await way.guard.check(url.host or "")
+                async with way.session.request(
                     request.method,
                     url,
                     headers=headers,
@@ -140,7 +149,7 @@ class Transport:
                     allow_redirects=False,
                     proxy=endpoints.proxy(url),
                 ) as response:
-                    body = await _body(registry, response, request.limit)
+                    body = await _body(registry, response, request)
                     code = str(response.status)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 failure = failures.of(registry, url, error, self._settings)
@@ -154,7 +163,7 @@ class Transport:
         pause = lane.heed(status, response.headers)
         # 501 is for good: that method is not implemented (RFC 9110, 15.6.2).
         if pause is not None or (status >= 500 and status != 501):
-            said = errors.quoted(status, body, request.secrets)
+            said = self.quoted(registry, url, status, body, request.secrets)
             problem = f"{failures.who(registry, url)} answered {said}"
             if pause is not None:
                 raise errors.Throttled(registry, problem, pause, status=status)
@@ -162,16 +171,71 @@ class Transport:
         offered = tuple(response.headers.getall("WWW-Authenticate", ()))
         return Answer(status, response.headers, body, url, offered)
 
-    def _lane(self, registry: str) -> Lane:
-        lane = self._lanes.get(registry)
-        if lane is None:
-            lane = self._lanes[registry] = Lane(
-                registry,
-                slots=self._settings.concurrency,
-                longest_wait=self._settings.longest_wait,
-                timing=self._timing,
-            )
-        return lane
+    def quoted(
+        self, registry: str, url: URL, status: int, body: bytes, secrets: tuple[str, ...]
+    ) -> str:
+        """Status and words of an answer from `url`; the status alone where the registry only named
+        that host: a text of another service is none of the registry's users' business.
+        """
+        own = endpoints.base(registry, self._settings).origin()
+        return errors.quoted(status, body if url.origin() == own else b"", secrets)
+
+    async def _way(self, registry: str) -> _Way:
+        way = self._ways.get(registry)
+        if way is not None:
+            self._ways.move_to_end(registry)
+            return way
+        way = self._ways[registry] = self._new_way(registry)
+        if len(self._ways) > MOST_REGISTRIES:
+            idle = next((name for name, each in self._ways.items() if each.idle), None)
+            if idle is not None and idle != registry:
+                await self._ways.pop(idle).session.close()
+        return way
+
+    def _new_way(self, registry: str) -> _Way:
+        """Connections of its own: a connection that one registry may use, because it is to that
+        registry itself, must not be used where another registry sends the operator.
+        """
+        settings = self._settings
+        own = endpoints.base(registry, settings).host or ""
+        guard = Guard(self._resolver, own, settings.private_hosts)
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0, resolver=guard),
+            # Cookies would carry one credential's session into another's request.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=settings.total_timeout, connect=settings.connect_timeout
+            ),
+            headers={"User-Agent": settings.user_agent, "Accept-Encoding": "identity"},
+        )
+        lane = Lane(
+            registry,
+            slots=settings.concurrency,
+            longest_wait=settings.longest_wait,
+            timing=self._timing,
+        )
+        return _Way(lane, guard, session)
+
+
+@dataclass(slots=True)
+class _Way:
+    """The way to one registry, and to where it sends the operator."""
+
+    lane: Lane
+    guard: Guard
+    session: aiohttp.ClientSession
+    users: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost when it is forgotten. A pause of the registry would be."""
+        return self.users == 0 and self.lane.pause(counted=True) <= 0
+
+    async def __aenter__(self) -> None:
+        self.users += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self.users -= 1
 
 
 def _redirect(registry: str, url: URL, location: str) -> URL:
@@ -192,12 +256,15 @@ def _redirect(registry: str, url: URL, location: str) -> URL:
     )
 
 
-async def _body(registry: str, response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _body(registry: str, response: aiohttp.ClientResponse, request: Request) -> bytes:
     """The body, whole; of a failure only the beginning. Raises `InvalidAnswer` beyond the limit."""
-    succeeded = response.status < 300
+    succeeded, limit = response.status < 300, request.limit
+    assert request.room is not None or limit <= SMALL
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
+        if request.room is not None:
+            await request.room.want(len(body))
         if not succeeded and len(body) >= MAX_FAILURE:
             break
         if succeeded and len(body) > limit:

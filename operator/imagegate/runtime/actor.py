@@ -130,32 +130,45 @@ class Actor:
         except AlreadyExists:
             # Ours, from before a restart or by another leader: the watch or a resync shows it. If
             # it is going away, its end brings this node back here.
-            await self._look_at_existing(manifest, node.name)
+            await self._look_at_existing(action, manifest)
         except KubeError as error:
             # The namespace is missing, a quota, Pod Security or a policy refuses the pod, or a
             # webhook fails. Whether a pod was made nevertheless, the watch tells.
             failure = retry.UNAVAILABLE if isinstance(error, Unavailable) else retry.REFUSED
-            attempts = retry.after(
-                self._ledger.attempts.get(node.name, {}).get(action.group.key),
-                failure,
-                spec=prefetch.retry,
-                key=f"{node.name}/{action.group.key}",
-                now=self._clock.now(),
-                image="",
-                message=str(error),
-            )
-            self._ledger.remember(node.name, action.group.key, attempts)
-            self._metrics.pull_failed(prefetch.name, attempts.reason)
-            # Decided about again at once: the slot returns, and the failure is shown.
-            self._again(node.name, 0.0)
+            self._not_created(action, failure, str(error))
 
-    async def _look_at_existing(self, manifest: dict[str, Any], node: str) -> None:
+    def _not_created(self, action: CreatePod, failure: retry.FailureClass, message: str) -> None:
+        prefetch, node, group = action.prefetch, action.node.name, action.group.key
+        attempts = retry.after(
+            self._ledger.attempts.get(node, {}).get(group),
+            failure,
+            spec=prefetch.retry,
+            key=f"{node}/{group}",
+            now=self._clock.now(),
+            image="",
+            message=message,
+        )
+        self._ledger.remember(node, group, attempts)
+        self._metrics.pull_failed(prefetch.name, attempts.reason)
+        # Decided about again at once: the slot returns, and the failure is shown.
+        self._again(node, 0.0)
+
+    async def _look_at_existing(self, action: CreatePod, manifest: dict[str, Any]) -> None:
         """A pod has the name that was to be created. One whose labels somebody has removed is
-        shown by no watch of ours, and must go; its pull goes on in the kubelet.
+        shown by no watch of ours, and must go; its pull goes on in the kubelet. One that no Node
+        owns is somebody's, and stays.
         """
         metadata = manifest["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
         try:
-            pod = await self._pods.get(metadata["namespace"], metadata["name"])
+            pod = await self._pods.get(namespace, name)
+            if not pod.owned:
+                text = (
+                    f"pod {namespace}/{name} is there and is not Imagegate's, because"
+                    f" {action.node.name} does not own it: delete it"
+                )
+                self._not_created(action, retry.REFUSED, text)
+                return
             if pod.prefetch != metadata["labels"][PREFETCH_LABEL] or not pod.group:
                 logger.warning("puller pod without its labels deleted", extra={"pod": pod.name})
                 await self._pods.delete(pod)
@@ -163,7 +176,7 @@ class Actor:
                 self._store.see_pod(pod)
         except (NotFound, Conflict):
             pass
-        self._again(node, LATE_409)
+        self._again(action.node.name, LATE_409)
 
     def _postpone(self, action: Postpone) -> None:
         node, prefetch, attempts = action.node.name, action.prefetch.name, action.remember

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from imagegate.domain.disk import Usage
+from imagegate.domain.disk import NOT_READ, Usage
 from imagegate.domain.facts import Node
 from imagegate.runtime.clock import Clock
 
@@ -86,7 +86,8 @@ class Disks:
         async with self._turn:
             usage = self._spared() or await self._ask(node)
         tries = tries + 1 if usage.problem else 0
-        if tries == (TRIES if usage.passing else 1) and not self._out_of_reach():
+        told = usage == NOT_READ or self._out_of_reach()
+        if tries == (TRIES if usage.passing else 1) and not told:
             logger.warning(
                 "disk usage not known", extra={"node": node.name, "problem": usage.problem}
             )

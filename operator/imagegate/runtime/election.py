@@ -64,12 +64,10 @@ def decide(seen: Observation, identity: str, now: float) -> Step:
 
 
 class Elector:
-    def __init__(self, leases: Leases, identity: str, clock: Clock, *, address: str = "") -> None:
-        """``address`` is written into the Lease for as long as this process holds it."""
+    def __init__(self, leases: Leases, identity: str, clock: Clock) -> None:
         self._leases = leases
         self._identity = identity
         self._clock = clock
-        self._address = address
         self._seen: Observation | None = None
         self._last = LeaseRecord()
         """The Lease as it was last seen: what is annotated there outlives its deletion."""
@@ -83,13 +81,6 @@ class Elector:
     def holder(self) -> str:
         """Who leads, as far as this process knows."""
         return self._seen.record.holder if self._seen and self._seen.record else ""
-
-    @property
-    def address(self) -> str:
-        """Where another process that leads is reached, as far as this one knows; else empty."""
-        if self._seen is None or self._seen.record is None or self.holder == self._identity:
-            return ""
-        return self._seen.record.address if self.holder else ""
 
     def fence(self) -> None:
         """Raise NotLeader unless this process certainly still leads."""
@@ -118,7 +109,7 @@ class Elector:
         if record is None or record.holder != self._identity:
             return
         try:
-            await self._leases.replace(replace(record, holder="", duration=1, address=""))
+            await self._leases.replace(replace(record, holder="", duration=1))
         except KubeError as error:
             logger.warning("lease not released", extra={"error": str(error)})
 
@@ -186,5 +177,4 @@ class Elector:
             renew_time=now,
             acquire_time=now if taking else record.acquire_time,
             transitions=record.transitions + (1 if taking and record.version else 0),
-            address=self._address,
         )

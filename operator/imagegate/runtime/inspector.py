@@ -9,9 +9,10 @@ nothing then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from imagegate.api import references
@@ -39,6 +40,17 @@ LATER = 60.0
 """Seconds until a registry that did not answer, or said no, is asked again; doubled each time."""
 NOW_AND_THEN = 3600.0
 """Seconds until an answer is asked for again: a tag may have moved."""
+SLOW_WORKERS = 2
+"""ImagePrefetches at the same time whose registry did not answer the last time."""
+SLOW_RETRY = 5.0
+"""Seconds until an ImagePrefetch tries again to get one of those."""
+MOST_SLOW = 1000
+"""Registries that are remembered as slow."""
+MOST_LAYERS = 128
+"""Layers of an image that are kept one by one: Docker builds no more than 127. Of an image with
+more, only the sums are kept."""
+LAYERS_BUDGET = 8192
+"""Layers that are kept one by one of all images of an ImagePrefetch, for all platforms."""
 
 Known = Mapping[str, ImageFacts]
 _Asked = tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str]
@@ -67,7 +79,13 @@ class Inspector:
         self._failures: dict[str, int] = {}
         self._refreshed: dict[str, Refreshed] = {}
         self._poked: dict[str, set[str]] = {}
-        self.queue = KeyedQueue("image", self._inspect, workers=4)
+        self._since: dict[str, tuple[_Asked, float]] = {}
+        """When a spec was seen whose images are not known yet."""
+        self._slow: dict[str, int] = {}
+        """Registries that did not answer the last time, with how many rounds ask them now."""
+        # First looks and pushes: a node or a rollout waits for them. The workers only wait for
+        # registries; how much they hold in memory is bounded by the registry client.
+        self.queue = KeyedQueue("image", self._inspect, workers=4, urgent_workers=16)
 
     def known(self, prefetch: Prefetch) -> Known | None:
         """What is known of the images of this very spec; None before the first round."""
@@ -94,7 +112,7 @@ class Inspector:
                     self._poked.setdefault(prefetch.name, set()).add(image.reference)
                     count += 1
             if prefetch.name in self._poked:
-                self.queue.add(prefetch.name)
+                self.queue.add(prefetch.name, urgent=True)
         return count
 
     def look(self, prefetch: Prefetch) -> None:
@@ -103,7 +121,10 @@ class Inspector:
         """
         if self.known(prefetch) is None:
             self._failures.pop(prefetch.name, None)
-            self.queue.add(prefetch.name)
+            asked, before = _asked(prefetch), self._since.get(prefetch.name)
+            if before is None or before[0] != asked:
+                self._since[prefetch.name] = asked, self._clock.monotonic()
+            self.queue.add(prefetch.name, urgent=True)
         elif prefetch.refresh is not None:
             last, now = self._refreshed.get(prefetch.name), self._clock.now()
             due = now if last is None else last.at + prefetch.refresh.interval
@@ -120,6 +141,7 @@ class Inspector:
         self._failures.pop(prefetch, None)
         self._refreshed.pop(prefetch, None)
         self._poked.pop(prefetch, None)
+        self._since.pop(prefetch, None)
 
     async def _inspect(self, name: str) -> None:
         prefetch = self._store.prefetches.get(name)
@@ -129,10 +151,20 @@ class Inspector:
         platforms = frozenset(node.platform for node in self._store.nodes.values())
         before = self.known(prefetch)
         asked = _asked(prefetch)
+        slow = self._slow_ones(prefetch)
+        busy = [each for each in slow if self._slow[each] >= SLOW_WORKERS]
+        if busy and before is not None:
+            self.queue.add(name, delay=SLOW_RETRY)
+            return
         poked = self._poked.pop(name, set())
         pushed = poked if poked and before is not None and not self._due(name) else None
-        patience = PATIENCE if before is None else UNHURRIED
-        answers = await self.ask(prefetch, sorted(filter(None, platforms)), patience, pushed)
+        patience = UNHURRIED if before is not None else self._patience(name, asked)
+        if busy or patience <= 0:
+            answers = _unanswered(prefetch, busy)
+        else:
+            sought = sorted(filter(None, platforms))
+            with self._asking(slow):
+                answers = await self.ask(prefetch, sought, patience, pushed)
         now = self._store.prefetches.get(name)
         if now is None or now.deleting or now.uid != prefetch.uid:
             # It was deleted while the registry was asked, and forgotten; a new one of this name is
@@ -140,11 +172,10 @@ class Inspector:
             if now is None or now.deleting:
                 self.forget(name)
             return
-        if before is not None:
-            # What was known is better than a registry that is away just now.
-            answers = {ref: _merged(before.get(ref), facts) for ref, facts in answers.items()}
-            answers = {**before, **answers}
+        answers = _within_budget(_completed(before or {}, answers))
         self._known[name] = (asked, platforms, answers)
+        if self._since.get(name, (None,))[0] == asked:
+            del self._since[name]
         problems = [facts.problem for facts in answers.values() if facts.problem]
         last = self._refreshed.get(name)
         if pushed is None or last is None:
@@ -156,6 +187,40 @@ class Inspector:
             self.changed(name)
         elif prefetch.refresh is not None:
             self.looked(name)
+
+    def _patience(self, name: str, asked: _Asked) -> float:
+        """Seconds that the first pull of a spec may still wait: they count from when the spec was
+        seen, not from when a worker was free.
+        """
+        since = self._since.get(name)
+        waited = self._clock.monotonic() - since[1] if since and since[0] == asked else 0.0
+        return PATIENCE - waited
+
+    def _slow_ones(self, prefetch: Prefetch) -> set[str]:
+        """The registries of a prefetch that did not answer the last time."""
+        if not self._slow:
+            return set()
+        return {_domain(image.reference) for image in prefetch.images} & self._slow.keys()
+
+    @contextlib.contextmanager
+    def _asking(self, slow: Collection[str]) -> Iterator[None]:
+        for each in slow:
+            self._slow[each] += 1
+        try:
+            yield
+        finally:
+            for each in slow:
+                # One that has answered meanwhile is not slow any more.
+                if self._slow.get(each):
+                    self._slow[each] -= 1
+
+    def _judge(self, answered: Collection[str], late: Collection[str]) -> None:
+        """Remember which registries did not answer in time; one answer is enough to forget it."""
+        for domain in {_domain(reference) for reference in answered}:
+            self._slow.pop(domain, None)
+        for domain in {_domain(reference) for reference in late}:
+            if domain not in self._slow and len(self._slow) < MOST_SLOW:
+                self._slow[domain] = 0
 
     def _due(self, name: str) -> bool:
         """Whether it is time for all images of a prefetch, rather than for a pushed one."""
@@ -209,7 +274,11 @@ class Inspector:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-        late = ImageFacts(problem=f"the registry did not answer within {patience:g} s")
+        self._judge(
+            [ref for ref, task in tasks.items() if not task.cancelled() and task.result().digest],
+            [ref for ref, task in tasks.items() if task.cancelled()],
+        )
+        late = ImageFacts(problem=f"the registry did not answer within {patience:.3g} s")
         return {ref: late if t.cancelled() else t.result() for ref, t in tasks.items()}
 
     async def _describe(
@@ -223,7 +292,7 @@ class Inspector:
                 reference = replace(reference, digest=image.digest)
         except ImagegateError as error:
             return ImageFacts(problem=str(error))
-        return await describe(self._manifests, reference, platforms, keyring)
+        return _lean(await describe(self._manifests, reference, platforms, keyring), MOST_LAYERS)
 
 
 async def describe(
@@ -252,6 +321,34 @@ async def describe(
     except ImagegateError as error:
         return replace(facts, problem=str(error))
     return facts
+
+
+def _lean(facts: ImageFacts, most: int) -> ImageFacts:
+    """The facts, with only the sums of sizes that have more layers than ``most``."""
+    if all(len(size.layers) <= most for size in facts.sizes.values()):
+        return facts
+    sizes = {
+        platform: size if len(size.layers) <= most else replace(size, layers=())
+        for platform, size in facts.sizes.items()
+    }
+    return replace(facts, sizes=sizes)
+
+
+def _within_budget(answers: Mapping[str, ImageFacts]) -> dict[str, ImageFacts]:
+    """The answers, with the layers of the first images as far as the budget goes."""
+    left, kept = LAYERS_BUDGET, {}
+    for reference, facts in answers.items():
+        count = sum(len(size.layers) for size in facts.sizes.values())
+        kept[reference] = facts if count <= left else _lean(facts, 0)
+        left -= count if count <= left else 0
+    return kept
+
+
+def _unanswered(prefetch: Prefetch, busy: Collection[str]) -> dict[str, ImageFacts]:
+    """What a spec begins with for which no registry could be asked in time."""
+    which = f"{', '.join(sorted(busy)[:3])} has" if busy else "the registries have"
+    facts = ImageFacts(problem=f"{which} too many questions open; it is asked again later")
+    return {image.reference: facts for image in prefetch.images}
 
 
 def _size(found: registry.ImageFacts) -> ImageSize:
@@ -287,6 +384,13 @@ def _parsed(reference: str) -> Reference:
     return references.parse(reference)
 
 
+def _domain(reference: str) -> str:
+    try:
+        return _parsed(reference).domain
+    except ImagegateError:
+        return ""
+
+
 def _is_about(image: Image, registry: str, repository: str) -> bool:
     """Whether an event about a repository is about this image. Docker Hub's own images are called
     ``library/nginx`` by some and ``nginx`` by others.
@@ -295,6 +399,11 @@ def _is_about(image: Image, registry: str, repository: str) -> bool:
     if reference.digest is not None or (registry and reference.domain != registry):
         return False
     return repository in {reference.path, reference.path.removeprefix("library/")}
+
+
+def _completed(before: Known, now: Known) -> Known:
+    """What was known is better than a registry that is away just now."""
+    return {**before, **{ref: _merged(before.get(ref), facts) for ref, facts in now.items()}}
 
 
 def _merged(before: ImageFacts | None, now: ImageFacts) -> ImageFacts:

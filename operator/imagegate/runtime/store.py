@@ -119,8 +119,8 @@ class Store:
         return self._failed_at.get(pod_uid)
 
     def first_ready(self, node: Node) -> float:
-        """When this process first saw the node Ready since its last boot, or since a node in service
-        was not Ready the last time; now, if it is not known.
+        """When this process first saw the node Ready since its last boot, or, where the node is in
+        service, since it was not Ready the last time; now, if that is not known.
         """
         known = self._first_ready.get(node.name)
         return known[1] if known and known[0] == node.identity else self._clock.now()
@@ -257,6 +257,10 @@ class Store:
         """``live``: a change that was watched happening, rather than found in a list."""
         key = (pod.namespace, pod.name)
         old = self._pods.get(key)
+        if not pod.owned:
+            if old is not None and old.uid == pod.uid:
+                self.lose_pod(pod.namespace, pod.name, pod.uid, pod.version)
+            return
         if self._stale("pod", key, old, pod):
             return
         self._seen["pod", key] = self._clock.monotonic()

@@ -72,6 +72,15 @@ def _inherit_cpuset(path: Path) -> None:
             (path / name).write_text((path.parent / name).read_text())
 
 
+def set_cpu_weight(group: str, weight: int) -> None:
+    """Its share of busy cores, against other groups of the same level; all have 100 otherwise."""
+    for hierarchy in hierarchies():
+        if hierarchy.unified:
+            (hierarchy.mount / group / "cpu.weight").write_text(str(weight))
+        elif "cpu" in hierarchy.controllers:
+            (hierarchy.mount / group / "cpu.shares").write_text(str(weight * 1024 // 100))
+
+
 def processes(group: str) -> set[int]:
     """Every pid in the group and below it."""
     pids: set[int] = set()

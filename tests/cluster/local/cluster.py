@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from tests.cluster.local.registries import NAMES, Registry
 from tests.cluster.progress import say, step
 from tests.cluster.provider import Capability, Cluster, ClusterOptions, NodeOptions
 
+INOTIFY_INSTANCES = 1024
 TOOLS = ("runc", "iptables", "conntrack", "skopeo", "docker-registry", "htpasswd", "nsenter", "ip")
 
 
@@ -92,6 +92,10 @@ class LocalCluster(Cluster):
         remove(self.name)
 
     def _start(self) -> None:
+        allow_watchers()
+        cgroups.create(cleanup.cgroup(self.name))
+        if (weight := self._state.options.cpu_weight) != ClusterOptions().cpu_weight:
+            cgroups.set_cpu_weight(cleanup.cgroup(self.name), weight)
         self.control_plane.prepare()
         for registry in self.registries.values():
             registry.prepare()
@@ -247,9 +251,7 @@ class LocalCluster(Cluster):
 
     def forward(self, address: str, port: int) -> int:
         """A loopback port that leads to an address in the cluster, until the cluster ends."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            chosen = int(free.getsockname()[1])
+        (chosen,) = state.free_ports(1)
         self.control_plane.start_forward(f"forward-{chosen}", {chosen: f"{address}:{port}"})
         self.wait(lambda: _listening(chosen), f"port {chosen}", 10)
         return chosen
@@ -300,6 +302,16 @@ def _check_machine(options: ClusterOptions) -> None:
         raise ClusterError(f"IMAGEGATE_STATE may not be below {', '.join(hidden)}")
     if options.nodes >= network.MAX_NODES:
         raise ClusterError(f"at most {network.MAX_NODES - 1} nodes; use kwok for more")
+
+
+def allow_watchers() -> None:
+    """Raise the kernel's limit of inotify instances. The default for a user is 128. A node needs 8
+    and a control plane 9, so a few clusters with six nodes each need more. The kubelet changes
+    other settings of the kernel in the same way. Where /proc/sys is read-only, the limit stays."""
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    with contextlib.suppress(OSError):
+        if int(limit.read_text()) < INOTIFY_INSTANCES:
+            limit.write_text(str(INOTIFY_INSTANCES))
 
 
 def _listening(port: int) -> bool:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.cluster import paths
 from tests.cluster.errors import ClusterError
 from tests.cluster.provider import ClusterOptions, NodeOptions
 
+PORTS = range(20000, 30000)
 _PORTS = ("api", "open", "secure", "faulty", "prometheus")
 
 
@@ -48,8 +50,10 @@ def folder(name: str) -> Path:
 
 
 def create(options: ClusterOptions) -> State:
-    state = State(options, _free_ports())
-    state.save()
+    with paths.locked("ports"):
+        ports = free_ports(len(_PORTS), set(_recorded_ports()))
+        state = State(options, dict(zip(_PORTS, ports, strict=True)))
+        state.save()
     return state
 
 
@@ -91,13 +95,26 @@ def _node_options(content: dict[str, Any]) -> NodeOptions:
     return NodeOptions(**(content | {"register_with_taints": taints}))
 
 
-def _free_ports() -> dict[str, int]:
-    """Loopback ports that are free now; all are held at once, so no two are the same."""
-    sockets = [socket.socket() for _ in _PORTS]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(_PORTS, sockets, strict=True)}
-    finally:
-        for each in sockets:
-            each.close()
+def free_ports(count: int, taken: Iterable[int] = ()) -> list[int]:
+    """Loopback ports on which nobody listens. They are not of the kernel's ephemeral range: those
+    may go to a connection of another cluster's tests before this cluster listens on them."""
+    free = [port for port in random.sample(PORTS, 200) if port not in taken and _is_free(port)]
+    return free[:count]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _recorded_ports() -> Iterator[int]:
+    """Those of all clusters: one that starts does not listen on its own yet."""
+    for path in paths.state_root().glob("*/cluster.json"):
+        try:
+            yield from json.loads(path.read_text())["ports"].values()
+        except (OSError, ValueError, KeyError):
+            continue  # removed meanwhile, or damaged

@@ -47,13 +47,14 @@ class ApiServer:
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path, tokens: dict[str, str]) -> Iterator[ApiServer]:
+def running(folder: pathlib.Path, tokens: dict[str, str], version: str = "") -> Iterator[ApiServer]:
     """Start both, with RBAC and NodeRestriction; stop them at the end.
 
-    `tokens` are further ones besides the administrator's: `user,uid,"groups"` by token.
+    `tokens` are further ones besides the administrator's: `user,uid,"groups"` by token. `version`:
+    of Kubernetes, as in "v1.34"; default: what there is (`programs.find`).
     """
-    etcd = programs.find("etcd", "IMAGEGATE_ETCD")
-    apiserver = programs.find("kube-apiserver", "IMAGEGATE_KUBE_APISERVER")
+    etcd = programs.find("etcd", "IMAGEGATE_ETCD", version)
+    apiserver = programs.find("kube-apiserver", "IMAGEGATE_KUBE_APISERVER", version)
     client, peer, port = free_ports(3)
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -91,6 +92,7 @@ def running(folder: pathlib.Path, tokens: dict[str, str]) -> Iterator[ApiServer]
             f"--cert-dir={folder}/certificates",
             f"--token-auth-file={folder}/tokens.csv",
             "--authorization-mode=Node,RBAC",
+            "--allow-privileged=true",
             "--enable-admission-plugins=NodeRestriction",
             "--service-cluster-ip-range=10.0.0.0/24",
             "--service-account-issuer=https://kubernetes.default.svc",

@@ -8,18 +8,19 @@ import shutil
 import pytest
 
 
-def find(name: str, variable: str) -> pathlib.Path:
+def find(name: str, variable: str, version: str = "") -> pathlib.Path:
     """The program that `variable` names, else one on PATH, else the newest of tests/cluster.
 
-    Where there is none the test is skipped; in CI (`CI` is set) it fails instead.
+    `version`, as in "v1.34": only one of tests/cluster, of that Kubernetes. Where there is none the
+    test is skipped; in CI (`CI` is set) it fails instead.
     """
-    if given := os.environ.get(variable):
+    if not version and (given := os.environ.get(variable)):
         return pathlib.Path(given)
-    if found := shutil.which(name):
+    if not version and (found := shutil.which(name)):
         return pathlib.Path(found)
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     cache = pathlib.Path(os.environ.get("IMAGEGATE_CACHE") or pathlib.Path(base, "imagegate"))
-    if built := list(cache.glob(f"bin/*/{name}")):
+    if built := list(cache.glob(f"bin/*{version and f'-{version}-'}*/{name}")):
         return max(built, key=newest)
     message = f"no {name}: set {variable}, put it on PATH, or let tests/cluster build it in {cache}"
     if os.environ.get("CI"):

@@ -11,6 +11,7 @@ import yaml
 CHECKOUT = pathlib.Path(__file__).resolve().parents[3]
 CHART = CHECKOUT / "deploy" / "helm" / "imagegate"
 NAMESPACE = "imagegate-system"
+PULLERS = "imagegate-pullers"
 POLICY_V1 = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
 POLICY_BETA = "admissionregistration.k8s.io/v1beta1/MutatingAdmissionPolicy"
 

@@ -11,7 +11,7 @@ import yaml
 from imagegate import cli
 from imagegate.puller.mode import Mode
 
-from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, Helm, Object, RenderError
+from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, PULLERS, Helm, Object, RenderError
 
 CLUSTER_SCOPED = {
     "ClusterRole",
@@ -19,7 +19,10 @@ CLUSTER_SCOPED = {
     "CustomResourceDefinition",
     "MutatingAdmissionPolicy",
     "MutatingAdmissionPolicyBinding",
+    "Namespace",
     "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 }
 
 
@@ -33,9 +36,10 @@ def test_every_object_has_its_labels_and_namespace(helm: Helm) -> None:
         assert metadata["labels"]["app.kubernetes.io/name"] == "imagegate", metadata["name"]
         assert metadata["labels"]["app.kubernetes.io/instance"] == "imagegate", metadata["name"]
         assert metadata["labels"]["team"] == "platform", metadata["name"]
-        # Where Kubernetes puts the events of objects that have no namespace.
-        expected = "default" if metadata["name"].endswith("-events") else NAMESPACE
-        assert metadata.get("namespace") == (None if obj["kind"] in CLUSTER_SCOPED else expected), (
+        # Events of objects without a namespace are in `default`.
+        places = {"events": "default", "puller": PULLERS}
+        own = places.get(metadata["name"].rpartition("-")[2], NAMESPACE)
+        assert metadata.get("namespace") == (None if obj["kind"] in CLUSTER_SCOPED else own), (
             metadata["name"]
         )
 
@@ -55,7 +59,7 @@ def test_fullname(helm: Helm, release: str, values: Object, name: str) -> None:
     names = {
         obj["metadata"]["name"]
         for obj in rendered.objects
-        if obj["kind"] != "CustomResourceDefinition"
+        if obj["kind"] not in ("CustomResourceDefinition", "Namespace")
     }
     assert rendered.one("Deployment")["metadata"]["name"] == name
     assert {found for found in names if not found.startswith(name)} == set()
@@ -115,6 +119,7 @@ def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
     values = {
         "registry": {
             "plainHTTP": ["a.example", "b.example:5000"],
+            "privateHosts": ["gitlab.corp", "minio.corp"],
             "caFile": "/ca/registry.pem",
             "credentialProviders": {"configFile": "/cloud/config.yaml", "binDir": "/cloud/bin"},
         },
@@ -124,6 +129,7 @@ def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
         monkeypatch.setenv(entry["name"], str(entry.get("value", "")))
     parsed = cli._parser().parse_args(["plan", "-f", "-"])
     assert parsed.registry_plain_http == ("a.example", "b.example:5000")
+    assert parsed.registry_private_hosts == ("gitlab.corp", "minio.corp")
     assert parsed.registry_ca_file == "/ca/registry.pem"
     assert parsed.credential_provider_config == "/cloud/config.yaml"
     assert parsed.credential_provider_bin_dir == "/cloud/bin"
@@ -134,62 +140,121 @@ def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
 HOOKS = {"enabled": True, "secretName": "receivers", "port": 9443}
 
 
-def test_push_hooks(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_hooks_meet_pods_of_their_own(helm: Helm) -> None:
     release = helm.render({"hooks": HOOKS, "networkPolicy": {"enabled": True}})
-    container = release.container()
-    for entry in container["env"]:
-        given = "fd00::1" if entry["name"] == "POD_IP" else entry.get("value", "x")
-        monkeypatch.setenv(entry["name"], given)
+    deployment = release.of("Deployment")["imagegate-hooks"]
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
     parsed = cli._parser().parse_args(container["args"])
-    settings = cli._settings(parsed)
-    assert settings.hooks_file is not None
+    settings = cli._hooks_settings(parsed)
+    assert (settings.namespace, settings.pushes_configmap) == (NAMESPACE, "imagegate-pushes")
     (mount,) = container["volumeMounts"]
-    assert str(settings.hooks_file.parent) == mount["mountPath"]
+    assert str(settings.file.parent) == mount["mountPath"]
     assert "subPath" not in mount, "the kubelet would never renew it"
-    assert (settings.hooks_port, settings.hooks_address) == (9443, "fd00::1")
-    (volume,) = release.pod()["volumes"]
+    (volume,) = pod["volumes"]
     assert volume["secret"] == {"secretName": "receivers", "optional": True}
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": 8080, "hooks": 9443}
+    assert (
+        ports
+        == {"http": settings.http_port, "hooks": settings.port}
+        == {"http": 8080, "hooks": 9443}
+    )
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "env" not in container, "no credentials of registries"
 
     services = release.of("Service")
     (port,) = services["imagegate-hooks"]["spec"]["ports"]
     assert (port["port"], port["targetPort"]) == (9443, "hooks")
-    (other,) = services["imagegate"]["spec"]["ports"]
-    assert other["targetPort"] == "http", "metrics are not where the hooks are"
-    labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert services["imagegate-hooks"]["spec"]["selector"].items() <= labels.items()
+    for other in ("imagegate", "imagegate-hooks-metrics"):
+        (port,) = services[other]["spec"]["ports"]
+        assert port["targetPort"] == "http", "metrics are not where the hooks are"
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for name in ("imagegate-hooks", "imagegate-hooks-metrics"):
+        assert services[name]["spec"]["selector"].items() <= labels.items()
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
-    rules = release.one("NetworkPolicy")["spec"]["ingress"]
+    policies = release.of("NetworkPolicy")
+    rules = policies["imagegate-hooks"]["spec"]["ingress"]
     assert rules[1] == {"ports": [{"port": "hooks", "protocol": "TCP"}]}
+    assert (
+        policies["imagegate-hooks"]["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    )
 
 
-def test_push_hooks_let_the_replicas_reach_each_other(helm: Helm) -> None:
+def test_the_operator_opens_nothing_for_push_hooks(helm: Helm) -> None:
+    """Strangers reach no pod that may lead, and no Secret of receivers is mounted there."""
+    values: Object = {"networkPolicy": {"enabled": True}}
+    without, release = helm.render(values), helm.render({**values, "hooks": HOOKS})
+    before, pod = (each.of("Deployment")["imagegate"]["spec"] for each in (without, release))
+    args = pod["template"]["spec"]["containers"][0]["args"]
+    assert cli._settings(cli._parser().parse_args(args)).pushes_configmap == "imagegate-pushes"
+    args.remove("--pushes-configmap=imagegate-pushes")
+    assert pod == before
+    labels = pod["template"]["metadata"]["labels"]
+    selecting = [
+        name
+        for name, service in release.of("Service").items()
+        if service["spec"]["selector"].items() <= labels.items()
+    ]
+    assert selecting == ["imagegate"]
+    policies = release.of("NetworkPolicy")
+    assert policies["imagegate"] == without.one("NetworkPolicy")
+
+
+def test_who_may_send_push_hooks(helm: Helm) -> None:
     gateway = {"namespaceSelector": {"matchLabels": {"name": "gateway"}}}
     policy = {"enabled": True, "hooksFrom": [gateway]}
     release = helm.render({"hooks": HOOKS, "networkPolicy": policy})
-    first, second = release.one("NetworkPolicy")["spec"]["ingress"][1]["from"]
-    assert first == gateway
-    labels = release.one("Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert second["podSelector"]["matchLabels"].items() <= labels.items()
+    rules = release.of("NetworkPolicy")["imagegate-hooks"]["spec"]["ingress"]
+    assert rules[1]["from"] == [gateway]
 
 
-def test_push_hooks_beside_volumes_of_ones_own(helm: Helm) -> None:
-    values = {
-        "hooks": HOOKS,
-        "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
-        "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
-    }
-    release = helm.render(values)
-    assert [each["name"] for each in release.pod()["volumes"]] == ["hooks", "ca"]
-    assert [each["name"] for each in release.container()["volumeMounts"]] == ["hooks", "ca"]
+def test_the_account_of_push_hooks_may_hand_over_and_nothing_else(helm: Helm) -> None:
+    release = helm.render({"hooks": HOOKS})
+    deployment = release.of("Deployment")["imagegate-hooks"]
+    account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
+    assert account == "imagegate-hooks"
+
+    def granted(account: str) -> list[Object]:
+        """All rules that are bound to an account."""
+        roles = release.of("Role") | release.of("ClusterRole")
+        bindings = release.of("RoleBinding") | release.of("ClusterRoleBinding")
+        return [
+            rule
+            for name, binding in bindings.items()
+            if account in {subject["name"] for subject in binding["subjects"]}
+            for rule in roles[name]["rules"]
+        ]
+
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["imagegate-pushes"]}
+    assert granted("imagegate-hooks") == [{**rule, "verbs": ["get", "patch"]}]
+    of_maps = [each for each in granted("imagegate") if "configmaps" in each["resources"]]
+    assert of_maps == [{**rule, "verbs": ["get", "list", "watch"]}], "the leader only reads"
+    (configmap,) = release.of("ConfigMap").values()
+    assert "data" not in configmap, "an upgrade must not take away what waits there"
+
+
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
+def test_the_pods_of_push_hooks_are_scraped_with_the_operator(helm: Helm, kind: str) -> None:
+    monitor = {kind[0].lower() + kind[1:]: {"enabled": True}}
+    release = helm.render(
+        {"metrics": monitor, "hooks": HOOKS}, served=(f"monitoring.coreos.com/v1/{kind}",)
+    )
+    selector = release.one(kind)["spec"]["selector"]
+    (expression,) = selector["matchExpressions"]
+    assert (expression["operator"], expression["values"]) == ("In", ["operator", "hooks"])
+    for deployment in release.of("Deployment").values():
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert selector["matchLabels"].items() <= labels.items()
+        assert labels[expression["key"]] in expression["values"]
 
 
 def test_push_hooks_are_off_unless_asked_for(helm: Helm) -> None:
     release = helm.render()
     assert set(release.of("Service")) == {"imagegate"}
     assert "volumes" not in release.pod()
-    assert not [each for each in release.container()["args"] if "hooks" in each]
+    assert not [each for each in release.container()["args"] if "pushes" in each]
+    assert not [each for each in release.objects if "hooks" in each["metadata"]["name"]]
 
 
 @pytest.mark.parametrize(
@@ -434,7 +499,7 @@ def test_cleanup_is_a_hook_and_nothing_else(helm: Helm) -> None:
         "--namespace=$(POD_NAMESPACE)",
         "--deployment=imagegate",
         "--lease-name=imagegate",
-        f"--puller-namespaces={NAMESPACE}",
+        f"--puller-namespaces={PULLERS}",
         "--gate-taint-key=startup-taint.cluster-autoscaler.kubernetes.io/imagegate",
         "--log-level=info",
         "--log-format=json",

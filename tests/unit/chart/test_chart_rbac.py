@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .rendering import NAMESPACE, POLICY_V1, Helm, Object, Release
+from .rendering import NAMESPACE, POLICY_V1, PULLERS, Helm, Object, Release, RenderError
 
 READ = {"get", "list", "watch"}
 
@@ -35,7 +35,6 @@ def roles(release: Release) -> list[Object]:
 def test_cluster_wide_rights_of_the_operator(release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate"])) == {
         ("", "nodes", frozenset(READ | {"patch"}), ()),
-        ("", "nodes/stats", frozenset({"get"}), ()),
         ("imagegate.dev", "imageprefetches", frozenset(READ | {"patch"}), ()),
         ("imagegate.dev", "imageprefetches/status", frozenset({"patch"}), ()),
         ("imagegate.dev", "nodegates", frozenset(READ | {"create"}), ()),
@@ -60,6 +59,9 @@ def test_rights_in_namespaces(release: Release) -> None:
         "imagegate": {
             ("coordination.k8s.io", "leases", frozenset({"create"}), ()),
             ("coordination.k8s.io", "leases", frozenset({"get", "update"}), ("imagegate",)),
+        },
+        "imagegate-kubelets": {
+            ("", "serviceaccounts/token", frozenset({"create"}), ("imagegate-kubelets",)),
         },
         **{
             f"{namespace}/imagegate-puller": {
@@ -159,16 +161,108 @@ def test_cluster_wide_rights_of_the_watchdog(helm: Helm, release: Release) -> No
     ]
 
 
-def test_default_puller_namespace_is_the_releases_own(helm: Helm) -> None:
-    assert set(helm.render().of("Role")) == {
+def test_puller_pods_have_a_namespace_of_their_own(helm: Helm) -> None:
+    release = helm.render()
+    assert set(release.of("Role")) == {
         "imagegate",
-        "imagegate-puller",
+        "imagegate-kubelets",
         "default/imagegate-events",
         "default/imagegate-watchdog-events",
+        f"{PULLERS}/imagegate-puller",
         "imagegate-watchdog",
         "imagegate-cleanup",
-        "imagegate-cleanup-puller",
+        f"{PULLERS}/imagegate-cleanup-puller",
     }
+    namespace = release.one("Namespace")["metadata"]
+    assert namespace["name"] == PULLERS
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    # People put their pull secrets there.
+    assert namespace["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert f"--puller-namespaces={PULLERS}" in release.container()["args"]
+
+
+@pytest.mark.parametrize(
+    "puller",
+    [{"namespaces": ["ml"]}, {"namespaces": [NAMESPACE]}, {"createNamespace": False}],
+    ids=["others", "the operator's own", "made by somebody else"],
+)
+def test_namespace_is_created_only_where_it_is_asked_for(helm: Helm, puller: Object) -> None:
+    release = helm.render({"puller": puller})
+    assert not release.of("Namespace")
+    assert len(release.of("Role")) == 8
+
+
+def test_kubelets_get_the_token_of_an_account_of_their_own(helm: Helm, release: Release) -> None:
+    assert set(grants(release.of("ClusterRole")["imagegate-kubelets"])) == {
+        ("", "nodes/stats", frozenset({"get"}), ())
+    }
+    assert (
+        release.of("ServiceAccount")["imagegate-kubelets"]["automountServiceAccountToken"] is False
+    )
+    env = {each["name"]: each.get("value") for each in release.container()["env"]}
+    assert env["IMAGEGATE_KUBELET_SERVICE_ACCOUNT"] == "imagegate-kubelets"
+    without = helm.render({"kubelet": {"readDiskUsage": False}})
+    rendered = str(without.objects)
+    assert "nodes/stats" not in rendered
+    assert "imagegate-kubelets" not in rendered
+    assert "serviceaccounts/token" not in rendered
+
+
+FENCE = {f"imagegate-fence-{name}" for name in ("nodes", "prefetches", "gates", "pods")}
+
+
+def test_fence_is_on_by_default_and_may_be_left_out(helm: Helm) -> None:
+    release = helm.render()
+    assert set(release.of("ValidatingAdmissionPolicy")) == FENCE
+    assert set(release.of("ValidatingAdmissionPolicyBinding")) == FENCE
+    for policy in release.of("ValidatingAdmissionPolicy").values():
+        assert policy["spec"]["failurePolicy"] == "Fail"
+        # A parameter that cannot be read would refuse everybody's requests.
+        assert "paramKind" not in policy["spec"]
+        (condition,) = policy["spec"]["matchConditions"]
+        assert condition["expression"].startswith("request.userInfo.username in ['system:service")
+    assert not helm.render({"fence": {"enabled": False}}).of("ValidatingAdmissionPolicy")
+
+
+def test_chart_installs_where_validating_policies_are_switched_off(helm: Helm) -> None:
+    policy = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
+    assert not helm.render(served=("v1/Pod",)).of("ValidatingAdmissionPolicy")
+    assert helm.render(served=("v1/Pod", policy)).of("ValidatingAdmissionPolicy")
+
+
+def test_fence_is_of_the_release_and_its_accounts(helm: Helm) -> None:
+    values = {
+        "serviceAccount": {"create": False, "name": "mine"},
+        "gate": {"taintKey": "example.com/hold", "otherTaintKeys": ["example.com/old"]},
+        "puller": {
+            "namespaces": ["ml", "web"],
+            "priorityClass": {"create": False, "name": "low"},
+        },
+    }
+    policies = helm.render(values, release="prod").of("ValidatingAdmissionPolicy")
+    assert set(policies) == {name.replace("imagegate", "prod-imagegate") for name in FENCE}
+    accounts = [
+        f"system:serviceaccount:{NAMESPACE}:{name}"
+        for name in (
+            "mine",
+            "prod-imagegate-cleanup",
+            "prod-imagegate-watchdog",
+        )
+    ]
+    for policy in policies.values():
+        (condition,) = policy["spec"]["matchConditions"]
+        assert all(f"'{account}'" in condition["expression"] for account in accounts)
+    nodes = policies["prod-imagegate-fence-nodes"]
+    assert "['example.com/hold','example.com/old']" in str(nodes["spec"]["variables"])
+    pods = str(policies["prod-imagegate-fence-pods"]["spec"])
+    assert "['ml','web']" in pods
+    assert "== 'low'" in pods
+
+
+@pytest.mark.parametrize("key", ["node.kubernetes.io/not-ready", "karpenter.sh/x", "a'b", "a/b/c"])
+def test_key_that_is_somebody_elses_is_refused(helm: Helm, key: str) -> None:
+    with pytest.raises(RenderError, match="otherTaintKeys"):
+        helm.render({"gate": {"otherTaintKeys": [key]}})
 
 
 def test_what_nobody_gets(release: Release) -> None:
@@ -199,7 +293,12 @@ def test_named_pull_secrets_are_all_that_can_be_read(helm: Helm) -> None:
 
 def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -> None:
     accounts = set(release.of("ServiceAccount"))
-    assert accounts == {"imagegate", "imagegate-cleanup", "imagegate-watchdog"}
+    assert accounts == {
+        "imagegate",
+        "imagegate-cleanup",
+        "imagegate-kubelets",
+        "imagegate-watchdog",
+    }
     for kind in ("ClusterRole", "Role"):
         bindings = release.of(f"{kind}Binding")
         people = {"imagegate-view", "imagegate-edit"} if kind == "ClusterRole" else set()
@@ -210,7 +309,9 @@ def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -
                 "kind": kind,
                 "name": name.rpartition("/")[2],
             }
-            helpers = ("cleanup", "watchdog")
+            helpers = ["cleanup", "watchdog"]
+            if kind == "ClusterRole":  # the Role is the operator's: to ask for the token
+                helpers.append("kubelets")
             account = next((f"imagegate-{each}" for each in helpers if each in name), "imagegate")
             assert binding["subjects"] == [
                 {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
@@ -219,7 +320,7 @@ def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -
 
 def test_service_account_can_be_given(helm: Helm) -> None:
     release = helm.render({"serviceAccount": {"create": False, "name": "mine"}})
-    assert set(release.of("ServiceAccount")) == {"imagegate-cleanup", "imagegate-watchdog"}
+    assert "imagegate" not in release.of("ServiceAccount")
     assert release.pod()["serviceAccountName"] == "mine"
     assert release.of("ClusterRoleBinding")["imagegate"]["subjects"][0]["name"] == "mine"
 
@@ -250,5 +351,6 @@ def test_people_get_prefetches_by_the_built_in_roles(helm: Helm, release: Releas
     assert set(helm.render({"rbac": {"aggregateClusterRoles": False}}).of("ClusterRole")) == {
         "imagegate",
         "imagegate-cleanup",
+        "imagegate-kubelets",
         "imagegate-watchdog",
     }

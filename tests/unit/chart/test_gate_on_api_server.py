@@ -14,7 +14,7 @@ from imagegate.puller.mode import Mode
 from tests.unit.domain.cases import node, prefetch
 
 from . import apiserver, rendering
-from .rendering import NAMESPACE, Object
+from .rendering import NAMESPACE, PULLERS, Object
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -287,7 +287,11 @@ def test_cleanup_hooks_are_valid(cluster: Cluster, helm: rendering.Helm) -> None
     paths = {"Job": f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs", "Role": f"{rbac}/roles"}
     paths |= {"RoleBinding": f"{rbac}/rolebindings"}
     for kind, path in paths.items():
-        hooks = [hook for name, hook in release.of(kind).items() if "-cleanup" in name]
+        hooks = [
+            hook
+            for name, hook in release.of(kind).items()
+            if "-cleanup" in name and hook["metadata"]["namespace"] == NAMESPACE
+        ]
         assert hooks
         for hook in hooks:
             query = "?dryRun=All&fieldValidation=Strict"
@@ -305,11 +309,13 @@ LEASES = {"namespace": NAMESPACE, "group": "coordination.k8s.io", "resource": "l
         ("patch", {"resource": "nodes"}, True),
         ("patch", {"resource": "nodes", "subresource": "status"}, False),
         ("get", {"resource": "nodes", "subresource": "proxy"}, False),
-        ("create", {"resource": "pods", "namespace": NAMESPACE}, True),
+        ("create", {"resource": "pods", "namespace": PULLERS}, True),
+        ("create", {"resource": "pods", "namespace": NAMESPACE}, False),
         ("create", {"resource": "pods", "namespace": "default"}, False),
-        ("get", {"resource": "nodes", "subresource": "stats"}, True),
-        ("get", {"resource": "secrets", "namespace": NAMESPACE}, True),
-        ("list", {"resource": "secrets", "namespace": NAMESPACE}, False),
+        ("get", {"resource": "nodes", "subresource": "stats"}, False),
+        ("get", {"resource": "secrets", "namespace": PULLERS}, True),
+        ("list", {"resource": "secrets", "namespace": PULLERS}, False),
+        ("get", {"resource": "secrets", "namespace": NAMESPACE}, False),
         ("get", {"resource": "secrets", "namespace": "default"}, False),
         ("update", {**LEASES, "name": "imagegate"}, True),
         ("update", {**LEASES, "name": "other"}, False),
@@ -343,6 +349,62 @@ def test_rights_as_the_api_server_sees_them(
     assert (code, answer["status"]["allowed"]) == (201, allowed)
 
 
+def keys_of_the_fence(cluster: Cluster) -> set[str]:
+    path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/imagegate-fence-nodes"
+    code, policy = cluster.api.request("GET", path)
+    assert code == 200, policy
+    return set(policy["metadata"]["annotations"]["imagegate.dev/taint-keys"].split(","))
+
+
+def test_fence_knows_the_keys_of_the_nodegate_and_of_the_release_before(
+    cluster: Cluster, install: Callable[..., str]
+) -> None:
+    cluster.delete_gate()
+    install("gate.taintKey=example.com/first")
+    assert keys_of_the_fence(cluster) >= {"example.com/first"}
+    cluster.set_gate({"taintKey": "example.com/by-hand"})
+    install("gate.taintKey=example.com/second")
+    wanted = {f"example.com/{name}" for name in ("first", "second", "by-hand")}
+    assert keys_of_the_fence(cluster) >= wanted
+    cluster.delete_gate()
+    install()
+    assert keys_of_the_fence(cluster) >= {KEY, *wanted}
+
+
+def puller_namespaces(cluster: Cluster) -> str:
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/imagegate"
+    code, deployment = cluster.api.request("GET", path)
+    assert code == 200, deployment
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    flag = "--puller-namespaces="
+    (found,) = (arg.removeprefix(flag) for arg in container["args"] if arg.startswith(flag))
+    result: str = found
+    return result
+
+
+def test_upgrade_leaves_puller_pods_where_they_are(
+    cluster: Cluster, install: Callable[..., str]
+) -> None:
+    """The release's own namespace was the default: the pods that pin images and the pull secrets
+    are there. To move is decided by a value.
+    """
+    assert puller_namespaces(cluster) == PULLERS
+    role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles/imagegate-puller"
+    install(f"puller.namespaces={{{NAMESPACE}}}")  # what the default rendered before
+    assert cluster.api.request("GET", role)[0] == 200
+    for _ in range(2):
+        notes = install()
+        assert puller_namespaces(cluster) == NAMESPACE
+        assert f"puller.namespaces={{{PULLERS},{NAMESPACE}}}" in notes
+    install(f"puller.namespaces={{{PULLERS},{NAMESPACE}}}")
+    assert puller_namespaces(cluster) == f"{PULLERS},{NAMESPACE}"
+    install(f"puller.namespaces={{{PULLERS}}}")
+    assert cluster.api.request("GET", role)[0] == 404
+    notes = install()
+    assert puller_namespaces(cluster) == PULLERS
+    assert "puller.namespaces=" not in notes
+
+
 def test_uninstall_keeps_the_crds(
     cluster: Cluster, helm: rendering.Helm, install: Callable[..., str]
 ) -> None:
@@ -355,5 +417,7 @@ def test_uninstall_keeps_the_crds(
         "GET", "/apis/scheduling.k8s.io/v1/priorityclasses/imagegate-puller"
     )
     assert code == 404
-    # Kept CRDs still name the release: it adopts them again.
+    code, namespace = cluster.api.request("GET", f"/api/v1/namespaces/{PULLERS}")
+    assert (code, namespace["status"]["phase"]) == (200, "Active"), "with the secrets in it"
+    # Kept CRDs and the namespace still name the release: it adopts them again.
     install()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,15 @@ async def test_keys_of_the_rule() -> None:
     rule = TokenRule(RULE.issuer, RULE.audience, RULE.email, "https://other.test/keys")
     await verify(f"Bearer {token()}", rule, web)
     assert web.asked == ["https://other.test/keys"]
+
+
+async def test_a_token_may_live_for_a_day() -> None:
+    await verify(f"Bearer {token(expires=24 * 3600)}")
+    with pytest.raises(Unverified, match="more than 24 hours"):
+        await verify(f"Bearer {token(expires=25 * 3600)}")
+    year = 365 * 24 * 3600
+    with pytest.raises(Unverified, match="more than 24 hours"):
+        await verify(f"Bearer {token(iat=int(time.time()) - year, expires=60)}")
 
 
 async def test_no_email_asked_for() -> None:

@@ -251,11 +251,41 @@ class TestEventGrid:
         locked = receiver(acr.EVENT_GRID, token=TokenRule(claims["iss"], claims["aud"]))
         web = Web({acr.KEYS_URL: jwks(jwk(rsa_key(), "one"))})
         sent = recorded("acr-eventgrid.json")
-        shown = f"Bearer {token(email=None, email_verified=None, **claims)}"
-        await acr.EVENT_GRID.verify(delivery(sent, authorization=shown), locked, web)
+        for named in ("azp", "appid"):
+            more: Any = {named: acr.EVENT_GRID_APPLICATION}
+            shown = f"Bearer {token(email=None, email_verified=None, **claims, **more)}"
+            await acr.EVENT_GRID.verify(delivery(sent, authorization=shown), locked, web)
         for other in (f"Bearer {token()}", "Bearer x", ""):
             with pytest.raises(Unverified):
                 await acr.EVENT_GRID.verify(delivery(sent, authorization=other), locked, web)
+
+    @pytest.mark.parametrize(
+        ("application", "said", "accepted"),
+        [
+            ("", {"appid": acr.EVENT_GRID_APPLICATION}, True),
+            ("", {"azp": "another"}, False),
+            ("", {"azp": "another", "appid": acr.EVENT_GRID_APPLICATION}, False),
+            ("", {}, False),
+            ("mine", {"azp": "mine"}, True),
+            ("mine", {"azp": acr.EVENT_GRID_APPLICATION}, False),
+        ],
+    )
+    async def test_token_of_another_application(
+        self, application: str, said: dict[str, Any], accepted: bool
+    ) -> None:
+        """Any application of the tenant may get a token for our audience."""
+        rule = TokenRule("https://sts.windows.net/t/", "api://imagegate", application=application)
+        locked = receiver(acr.EVENT_GRID, token=rule)
+        shown = f"Bearer {token(iss=rule.issuer, aud=rule.audience, **said)}"
+        sent = delivery(recorded("acr-eventgrid.json"), authorization=shown)
+        verified = acr.EVENT_GRID.verify(
+            sent, locked, Web({acr.KEYS_URL: jwks(jwk(rsa_key(), "one"))})
+        )
+        if accepted:
+            await verified
+        else:
+            with pytest.raises(Unverified, match="application"):
+                await verified
 
 
 class TestGar:

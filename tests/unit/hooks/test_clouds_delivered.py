@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from imagegate.hooks import configuration, gar
 from imagegate.hooks.directory import Directory
-from imagegate.hooks.event import Answer, Delivery, Push
+from imagegate.hooks.event import Answer, Delivery, Told
 from imagegate.hooks.receiver import ACCEPTED, NOT_FOUND, PushReceiver
 from imagegate.hooks.sources import SOURCES
 from tests.unit.hooks.signing import (
@@ -44,9 +44,13 @@ FILE = f"""
 - name: artifactory
   source: jfrog
   path: path-of-jfrog-000
-  secrets: [new-secret]
+  secrets: [the-new-secret-of-jfrog]
   registry: art.example/virtual
-- {{name: nexus, source: nexus, path: path-of-nexus-000, registry: "nexus.example:5000"}}
+- name: nexus
+  source: nexus
+  path: path-of-nexus-000
+  registry: nexus.example:5000
+  pathOnly: true
 """
 
 
@@ -65,14 +69,14 @@ class World:
         self.receiver = PushReceiver(
             Directory(directory / "receivers.yaml", SOURCES),
             SOURCES,
-            pushed=self._pushed,
+            hand_over=self._hand_over,
             fetch=self.web,
             observe=lambda _, outcome: self.outcomes.update([str(outcome)]),
         )
 
-    def _pushed(self, push: Push) -> int:
-        self.asked.append(f"{push.registry}/{push.repository}:{push.tag}")
-        return 1
+    def _hand_over(self, told: Sequence[Told]) -> bool:
+        self.asked += [f"{it.push.registry}/{it.push.repository}:{it.push.tag}" for it in told]
+        return True
 
     async def deliver(self, to: str, sent: Any, method: str = "POST", **headers: str) -> Answer:
         body = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
@@ -92,7 +96,7 @@ async def test_ecr(world: World) -> None:
     for secret in ("old-secret", "Bearer new-secret"):
         assert await world.deliver("ecr", recorded("ecr.json"), authorization=secret) == ACCEPTED
     assert world.asked == [ECR]
-    assert world.outcomes == {"asked": 1, "duplicate": 1}
+    assert world.outcomes == {"forwarded": 1, "duplicate": 1}
     assert await world.deliver("ecr", recorded("ecr.json")) == NOT_FOUND
 
 
@@ -141,7 +145,7 @@ async def test_the_registry_of_the_receiver_wins(world: World) -> None:
 
 async def test_a_virtual_repository(world: World) -> None:
     body = json.dumps(recorded("jfrog.json")).encode()
-    signed = hmac.new(b"new-secret", body, hashlib.sha256).hexdigest()
+    signed = hmac.new(b"the-new-secret-of-jfrog", body, hashlib.sha256).hexdigest()
     assert await world.deliver("artifactory", body, x_jfrog_event_auth=signed) == ACCEPTED
     assert "art.example/virtual/library/ubuntu:latest" in world.asked
 

@@ -65,6 +65,8 @@ HARBOR = "name: a, source: harbor, path: 0123456789abcdef"
 CLOUD = "name: a, source: cloud, path: 0123456789abcdef"
 QUAY = "name: a, source: quay"
 ECR_SNS = "name: a, source: ecr-sns, path: 0123456789abcdef"
+EVENT_GRID = "name: a, source: acr-eventgrid, path: 0123456789abcdef"
+NEXUS = "name: a, source: nexus, path: 0123456789abcdef, registry: a.b"
 GAR = "name: a, source: gar, path: 0123456789abcdef"
 
 
@@ -79,6 +81,12 @@ GAR = "name: a, source: gar, path: 0123456789abcdef"
         (f"{QUAY}, path: 1234567890123456", "path: Input should be a valid string"),
         (f"{QUAY}, path: 0123456789abcdef, secrets: [secret-word]", "secrets: quay cannot prove"),
         (CLOUD, "registry: is needed"),
+        (HARBOR, "receiver a: secrets: is needed; or pathOnly: true"),
+        (f"{HARBOR}, secrets: [long-enough], pathOnly: true", "pathOnly: remove it"),
+        (f"{HARBOR}, pathOnly: 1", "pathOnly: Input should be a valid boolean"),
+        (EVENT_GRID, "secrets or token: is needed; or pathOnly: true"),
+        (f"{ECR_SNS}, pathOnly: true", "topics: is needed"),
+        (f"{NEXUS}, secrets: [fifteen-letters]", "at least 16 characters, because nexus signs"),
         (f"{HARBOR}, token: {{issuer: a, audience: b}}", "token: harbor cannot prove"),
         (f"{HARBOR}, topics: [a]", "topics: harbor cannot prove"),
         (f"{HARBOR}, secrets: [short]", "secrets: each needs at least 8"),
@@ -104,6 +112,29 @@ def test_what_is_wrong(entry: str, problem: str) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         configuration.parse(f"- {{{entry}}}".encode(), MORE)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        f"{HARBOR}, pathOnly: true",
+        f"{HARBOR}, secrets: [eight-ch]",
+        f"{NEXUS}, secrets: [sixteen-letters-]",
+        f"{QUAY}, path: 0123456789abcdef",
+        f"{QUAY}, path: 0123456789abcdef, pathOnly: true",
+    ],
+)
+def test_what_is_enough(entry: str) -> None:
+    (receiver,) = configuration.parse(f"- {{{entry}}}".encode(), MORE)
+    assert receiver.path_only == ("pathOnly" in entry)
+
+
+def test_receivers_are_bounded_by_number() -> None:
+    """Each request is compared with every path."""
+    lines = [f"- {{name: r{n}, source: quay, path: 0123456789abcdef{n}}}" for n in range(1001)]
+    assert len(configuration.parse("\n".join(lines[:1000]).encode(), MORE)) == 1000
+    with pytest.raises(InvalidConfiguration, match="more than 1000 receivers"):
+        configuration.parse("\n".join(lines).encode(), MORE)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The port itself, over HTTP: what is answered to whom, and how a standby hands on."""
+"""The port itself, over HTTP: what is answered to whom, and that nobody can keep it from others."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ import hashlib
 import hmac
 import io
 import socket
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import aiohttp
 import pytest
 import yaml
-from aiohttp import web
 
-from imagegate import http
+from imagegate.hooks import connections
 from imagegate.hooks import endpoint as module
+from imagegate.hooks.connections import Connections
 from imagegate.hooks.directory import Directory
-from imagegate.hooks.endpoint import FORWARDED, MAX_BODY, Endpoint
-from imagegate.hooks.event import Delivery, Parsed, Push, Receiver, Source
+from imagegate.hooks.endpoint import Endpoint
+from imagegate.hooks.event import Delivery, Parsed, Push, Receiver, Source, Told
 from imagegate.hooks.receiver import PushReceiver
 from imagegate.hooks.sources import SOURCES
 from tests.unit.hooks.test_sources import payload
 
 PATH, GENERIC, SLOW, BROKEN = "d" * 16, "g" * 16, "s" * 16, "b" * 16
-SECRET = "the-secret"
+MOST = SOURCES["distribution"].max_body
+SECRET = "the-secret-of-them-all"
 
 
-let_go = asyncio.Event()
+class Slow:
+    """The source whose verification waits."""
+
+    let_go: asyncio.Event
 
 
 async def slowly(_: Delivery, __: Receiver, ___: object) -> None:
-    await let_go.wait()
+    await Slow.let_go.wait()
 
 
 async def brokenly(_: Delivery, __: Receiver, ___: object) -> None:
@@ -52,15 +57,14 @@ MORE = {
 }
 
 
-class Replica:
-    """One process of the operator, as far as hooks are concerned."""
+class Served:
+    """The port of one process."""
 
-    def __init__(self, file: Path, session: aiohttp.ClientSession) -> None:
+    def __init__(self, file: Path) -> None:
         self.asked: list[Push] = []
         self.outcomes: Counter[str] = Counter()
-        self.leading = True
-        self.leader = ""
         self.port = free_port()
+        self.connections = Connections()
 
         def observe(_: str, outcome: str) -> None:
             self.outcomes.update([str(outcome)])
@@ -68,19 +72,17 @@ class Replica:
         async def fetch(url: str, *, fresh: bool = False) -> bytes:
             raise AssertionError
 
-        def pushed(push: Push) -> int:
-            self.asked.append(push)
-            return 1
+        def hand_over(told: Sequence[Told]) -> bool:
+            self.asked += [each.push for each in told]
+            return True
 
         directory = Directory(file, MORE)
         directory.reload()
         self.endpoint = Endpoint(
             directory,
-            PushReceiver(directory, MORE, pushed=pushed, fetch=fetch, observe=observe),
-            leading=lambda: self.leading,
-            leader=lambda: self.leader,
-            session=session,
-            observe=observe,
+            PushReceiver(directory, MORE, hand_over=hand_over, fetch=fetch, observe=observe),
+            MORE,
+            observe,
         )
 
     @property
@@ -104,10 +106,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-async def replicas(
-    tmp_path: Path, session: aiohttp.ClientSession
-) -> AsyncIterator[tuple[Replica, Replica]]:
-    """A leader, and a standby that knows it."""
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
     file = tmp_path / "receivers.yaml"
     entries = [
         {
@@ -118,26 +117,19 @@ async def replicas(
             "secrets": [SECRET],
         },
         {"name": "g", "source": "generic", "path": GENERIC, "secrets": [SECRET]},
-        {"name": "s", "source": "slow", "path": SLOW},
-        {"name": "b", "source": "broken", "path": BROKEN},
+        {"name": "s", "source": "slow", "path": SLOW, "pathOnly": True},
+        {"name": "b", "source": "broken", "path": BROKEN, "pathOnly": True},
     ]
     file.write_text(yaml.safe_dump(entries))
-    pair = Replica(file, session), Replica(file, session)
-    sites = [await http.serve(each.endpoint.app(), each.port) for each in pair]
-    pair[1].leading, pair[1].leader = False, pair[0].address
-    yield pair
-    for site in sites:
-        await site.cleanup()
-
-
-@pytest.fixture
-def leader(replicas: tuple[Replica, Replica]) -> Replica:
-    return replicas[0]
-
-
-@pytest.fixture
-def standby(replicas: tuple[Replica, Replica]) -> Replica:
-    return replicas[1]
+    Slow.let_go = asyncio.Event()
+    one = Served(file)
+    for _ in range(10):
+        with contextlib.suppress(OSError):  # Another socket was faster.
+            site = await connections.serve(one.endpoint.app(), one.port, one.connections)
+            break
+        one.port = free_port()
+    yield one
+    await site.cleanup()
 
 
 AUTHORIZED = {"Authorization": f"Bearer {SECRET}"}
@@ -157,85 +149,93 @@ async def post(
         return response.status, await response.read(), shown
 
 
-async def test_a_push(session: aiohttp.ClientSession, leader: Replica) -> None:
-    status, body, _ = await post(session, leader.url(), payload("distribution"), **AUTHORIZED)
+async def test_a_push(session: aiohttp.ClientSession, served: Served) -> None:
+    status, body, _ = await post(session, served.url(), payload("distribution"), **AUTHORIZED)
     assert (status, body) == (202, b"")
-    assert leader.asked == [Push("team/app", "1", "r.example")]
+    assert served.asked == [Push("team/app", "1", "r.example")]
 
 
-async def test_all_misses_look_the_same(session: aiohttp.ClientSession, leader: Replica) -> None:
+async def test_all_misses_look_the_same(session: aiohttp.ClientSession, served: Served) -> None:
     body = payload("distribution")
-    root = f"http://{leader.address}"
+    root = f"http://{served.address}"
     forged = {"X-Signature": "sha256=" + "0" * 64}
     answers = [
-        await post(session, leader.url("x" * 16), body, **AUTHORIZED),
+        await post(session, served.url("x" * 16), body, **AUTHORIZED),
         await post(session, f"{root}/", body, **AUTHORIZED),
         await post(session, f"{root}/metrics", method="GET"),
         await post(session, f"{root}/healthz", method="GET"),
         await post(session, f"{root}/{PATH}", body, **AUTHORIZED),
         await post(session, f"{root}/hooks/hooks/{PATH}", body, **AUTHORIZED),
-        await post(session, leader.url() + "/", body, **AUTHORIZED),
-        await post(session, leader.url(PATH.upper()), body, **AUTHORIZED),
-        await post(session, leader.url(), body),
-        await post(session, leader.url(), body, Authorization="Bearer other"),
-        await post(session, leader.url(), b"", "GET", **AUTHORIZED),
-        await post(session, leader.url(), body, method="PUT", **AUTHORIZED),
-        await post(session, leader.url(), body, method="OPTIONS", **AUTHORIZED),
-        await post(session, leader.url(GENERIC), payload("generic"), **forged),
-        await post(session, leader.url(BROKEN), body),
-        await post(session, leader.url("x" * 16), b"x" * (MAX_BODY + 1)),
+        await post(session, served.url() + "/", body, **AUTHORIZED),
+        await post(session, served.url(PATH.upper()), body, **AUTHORIZED),
+        await post(session, served.url(), body),
+        await post(session, served.url(), body, Authorization="Bearer other"),
+        await post(session, served.url(), b"", "GET", **AUTHORIZED),
+        await post(session, served.url(), body, method="PUT", **AUTHORIZED),
+        await post(session, served.url(), body, method="OPTIONS", **AUTHORIZED),
+        await post(session, served.url(GENERIC), payload("generic"), **forged),
+        await post(session, served.url(BROKEN), body),
+        await post(session, served.url("x" * 16), b"x" * (MOST + 1)),
     ]
     assert [status for status, _, _ in answers] == [404] * len(answers)
     assert {(body, tuple(sorted(headers.items()))) for _, body, headers in answers} == {
         (answers[0][1], tuple(sorted(answers[0][2].items())))
     }
-    assert leader.asked == []
+    assert served.asked == []
 
 
-async def test_too_large(session: aiohttp.ClientSession, leader: Replica) -> None:
+async def test_too_large(session: aiohttp.ClientSession, served: Served) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(17):
-            yield b"x" * (MAX_BODY // 16)
+            yield b"x" * (MOST // 16)
 
-    assert (await post(session, leader.url(), b" " * MAX_BODY, **AUTHORIZED))[0] == 202
-    assert (await post(session, leader.url(), b" " * (MAX_BODY + 1), **AUTHORIZED))[0] == 413
-    async with session.post(leader.url(), data=chunks(), headers=AUTHORIZED) as response:
+    assert (await post(session, served.url(), b" " * MOST, **AUTHORIZED))[0] == 202
+    assert (await post(session, served.url(), b" " * (MOST + 1), **AUTHORIZED))[0] == 413
+    async with session.post(served.url(), data=chunks(), headers=AUTHORIZED) as response:
         assert response.status == 413
 
 
+@pytest.mark.parametrize("source", SOURCES.values(), ids=lambda each: each.name)
+def test_bodies_are_bounded_per_source(source: Source) -> None:
+    """Few senders have more than some KiB to say; none gets more than a receiver's share."""
+    assert source.max_body <= 1 << 20 < module.MOST_BYTES_OF_RECEIVER
+    if not source.proofs:
+        assert source.max_body <= 256 << 10
+
+
 async def test_a_body_that_does_not_come(
-    session: aiohttp.ClientSession, leader: Replica, monkeypatch: pytest.MonkeyPatch
+    session: aiohttp.ClientSession, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BODY_SECONDS", 0.2)
-    reader, writer = await asyncio.open_connection("127.0.0.1", leader.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     head = f"POST /hooks/{PATH} HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{{"
     writer.write(head.encode())
     line = await asyncio.wait_for(reader.readline(), 5)
     assert b"404" in line
     writer.close()
     await writer.wait_closed()
-    assert leader.endpoint._busy == 0
+    assert served.endpoint._memory.taken == 0
 
 
 async def test_compressed_bodies_are_not_unpacked(
-    session: aiohttp.ClientSession, leader: Replica
+    session: aiohttp.ClientSession, served: Served
 ) -> None:
     """What is signed is what was sent; and a small one must not become a large one."""
     body = payload("generic")
     value = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     headers = {"X-Signature": value, "Content-Encoding": "gzip"}
-    assert (await post(session, leader.url(GENERIC), body, **headers))[0] == 202
-    assert leader.asked == [Push("team/app", "1.2", "registry.example")]
+    assert (await post(session, served.url(GENERIC), body, **headers))[0] == 202
+    assert served.asked == [Push("team/app", "1.2", "registry.example")]
 
 
-async def test_hostile_requests(session: aiohttp.ClientSession, leader: Replica) -> None:
+async def test_hostile_requests(session: aiohttp.ClientSession, served: Served) -> None:
     for text in (
         f"POST /hooks/{PATH}%00 HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{{}}",
         f"POST /hooks/{PATH} HTTP/1.1\r\nHost: h\r\nAuthorization: \xff\xfe\r\n\r\n",
         "POST /hooks/%ff%fe HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n",
         f"POST /hooks/{PATH} HTTP/1.1\r\nHost: h\r\nAuthorization: Basic \u00e4\r\n\r\n",
     ):
-        reader, writer = await asyncio.open_connection("127.0.0.1", leader.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(text.encode("latin-1"))
         line = await asyncio.wait_for(reader.readline(), 5)
         assert line.split()[1] in (b"404", b"400"), (text, line)
@@ -243,123 +243,159 @@ async def test_hostile_requests(session: aiohttp.ClientSession, leader: Replica)
         await writer.wait_closed()
 
 
-async def test_too_many_at_once(
-    session: aiohttp.ClientSession, leader: Replica, monkeypatch: pytest.MonkeyPatch
+async def test_too_many_of_one_receiver_at_once(
+    session: aiohttp.ClientSession, served: Served
 ) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 3)
-    let_go.clear()
-    slow = [asyncio.create_task(post(session, leader.url(SLOW))) for _ in range(3)]
-    while leader.endpoint._busy < 3:
+    most = module.AT_ONCE_OF_RECEIVER
+    slow = [asyncio.create_task(post(session, served.url(SLOW))) for _ in range(most)]
+    while served.endpoint._places.taken < most:
         await asyncio.sleep(0.001)
-    assert [(await post(session, leader.url(SLOW)))[0] for _ in range(3)] == [503] * 3
-    assert (await post(session, leader.url("x" * 16)))[0] == 404
-    let_go.set()
-    assert [(await each)[0] for each in slow] == [202] * 3
-    assert (await post(session, leader.url(SLOW)))[0] == 202
+    answers = [await post(session, served.url(SLOW)) for _ in range(3)]
+    assert [(status, headers["Retry-After"]) for status, _, headers in answers] == [(503, "5")] * 3
+    assert (await post(session, served.url("x" * 16)))[0] == 404
+    assert (await post(session, served.url(), b"{}", **AUTHORIZED))[0] == 202, "another receiver"
+    Slow.let_go.set()
+    assert [(await each)[0] for each in slow] == [202] * most
+    assert (await post(session, served.url(SLOW)))[0] == 202
 
 
-# ---- two replicas
+# ---- senders that mean harm
 
 
-async def test_a_standby_hands_on_what_it_gets(
-    session: aiohttp.ClientSession, leader: Replica, standby: Replica
+Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def half_sent(port: int, text: str, number: int, peer: str = "127.0.0.1") -> list[Opened]:
+    """Connections on which a part of a request was sent."""
+    opened = []
+    for _ in range(number):
+        both = await asyncio.open_connection("127.0.0.1", port, local_addr=(peer, 0))
+        both[1].write(text.encode())
+        opened.append(both)
+    return opened
+
+
+async def still_open(opened: list[Opened]) -> int:
+    """How many the server has not closed."""
+
+    async def is_closed(reader: asyncio.StreamReader) -> bool:
+        try:
+            async with asyncio.timeout(0.05):
+                while await reader.read(1000):
+                    pass
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    return (await asyncio.gather(*(is_closed(reader) for reader, _ in opened))).count(False)
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(3):
+        while not done():
+            await asyncio.sleep(0.01)
+
+
+async def close(opened: list[Opened]) -> None:
+    for _, writer in opened:
+        writer.transport.abort()
+
+
+HEADERS = f"POST /hooks/{PATH} HTTP/1.1\r\nHost: h\r\nX-Slow: "
+BODY = f"POST /hooks/{PATH} HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{{"
+
+
+async def test_headers_have_a_deadline(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+    opened = await half_sent(served.port, HEADERS, 20) + await half_sent(served.port, "", 20)
+    assert await still_open(opened) == 40
+    await asyncio.sleep(0.8)
+    assert await still_open(opened) == 0
+    assert len(served.connections) == 0
+    await close(opened)
+
+
+async def test_a_whole_request_has_a_deadline(
+    served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connections, "SECONDS", 0.5)
+    opened = await half_sent(served.port, BODY, 5)
+    await asyncio.sleep(0.8)
+    assert await still_open(opened) == 0
+    await close(opened)
+
+
+@pytest.mark.parametrize("text", ["", HEADERS, BODY], ids=["nothing", "headers", "bodies"])
+async def test_600_half_sent_requests_keep_nobody_out(
+    session: aiohttp.ClientSession, served: Served, text: str
+) -> None:
+    opened = []
+    for number in range(10):
+        opened += await half_sent(served.port, text, 60, f"127.0.0.{number + 2}")
+        assert len(served.connections) <= connections.MOST
+        for path in (PATH, GENERIC):
+            status, _, _ = await post(session, served.url(path), b"{}", **AUTHORIZED)
+            assert status == 202
+    assert await still_open(opened) <= connections.MOST
+    await close(opened)
+    await until(lambda: served.endpoint._memory.taken == 0)
+
+
+async def test_one_peer_has_only_its_share(session: aiohttp.ClientSession, served: Served) -> None:
+    opened = await half_sent(served.port, HEADERS, 3 * connections.MOST_PER_PEER, "127.0.0.2")
+    await asyncio.sleep(0.05)
+    assert await still_open(opened) == connections.MOST_PER_PEER
+    assert await still_open(opened[: 2 * connections.MOST_PER_PEER]) == 0, "the oldest end first"
+    await close(opened)
+
+
+async def test_large_half_sent_bodies_take_the_room_of_one_receiver_only(
+    session: aiohttp.ClientSession, served: Served
+) -> None:
+    size = MOST - 1
+    head = f"POST /hooks/{PATH} HTTP/1.1\r\nHost: h\r\nContent-Length: {MOST}\r\n\r\n"
+    opened = await half_sent(served.port, head + "x" * size, 48)
+    while served.endpoint._memory.taken < module.MOST_BYTES_OF_RECEIVER - MOST:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
+    assert served.endpoint._memory.taken <= module.MOST_BYTES_OF_RECEIVER
     body = payload("generic")
-    value = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
-    answer = await post(session, standby.url(GENERIC), body, **{"X-Signature": value})
-    assert answer[0] == 202
-    assert leader.asked == [Push("team/app", "1.2", "registry.example")]
-    assert standby.asked == []
-    assert (leader.outcomes, standby.outcomes) == ({"asked": 1}, {"forwarded": 1})
+    assert (await post(session, served.url(GENERIC), body, **AUTHORIZED))[0] == 202
+    await close(opened)
+    await until(lambda: served.endpoint._memory.taken == 0)
 
 
-async def test_and_the_answer_is_the_leaders(
-    session: aiohttp.ClientSession, leader: Replica, standby: Replica
+async def test_a_complete_request_is_not_closed_for_another(
+    session: aiohttp.ClientSession, served: Served
 ) -> None:
-    body = payload("generic")
-    direct = await post(session, leader.url(GENERIC), body, **{"X-Signature": "sha256=00"})
-    handed = await post(session, standby.url(GENERIC), body, **{"X-Signature": "sha256=00"})
-    assert direct == handed
-    assert direct[0] == 404
-    assert standby.outcomes == {"forwarded": 1}
+    waiting = asyncio.create_task(post(session, served.url(SLOW)))
+    while not served.endpoint._places.taken:
+        await asyncio.sleep(0.001)
+    opened = await half_sent(served.port, HEADERS, 2 * connections.MOST_PER_PEER)
+    Slow.let_go.set()
+    assert (await waiting)[0] == 202
+    await close(opened)
 
 
-async def test_a_standby_keeps_to_itself_what_it_can_refuse(
-    session: aiohttp.ClientSession, leader: Replica, standby: Replica
-) -> None:
-    assert (await post(session, standby.url("x" * 16)))[0] == 404
-    assert (await post(session, standby.url(), b" " * (MAX_BODY + 1)))[0] == 413
-    assert leader.outcomes == {}
-
-
-async def test_no_leader_is_known(session: aiohttp.ClientSession, standby: Replica) -> None:
-    standby.leader = ""
-    status, _, headers = await post(session, standby.url(), b"{}", **AUTHORIZED)
-    assert (status, headers["Retry-After"]) == (503, "5")
-    assert standby.outcomes == {"unavailable": 1}
-
-
-async def test_the_leader_is_gone(session: aiohttp.ClientSession, standby: Replica) -> None:
-    standby.leader = f"127.0.0.1:{free_port()}"
-    assert (await post(session, standby.url(), b"{}", **AUTHORIZED))[0] == 503
-
-
-async def test_the_leader_is_silent(
-    session: aiohttp.ClientSession, standby: Replica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "FORWARD_SECONDS", 0.3)
-    writers: list[asyncio.StreamWriter] = []
-    silent = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
-    standby.leader = f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
-    assert (await post(session, standby.url(), b"{}", **AUTHORIZED))[0] == 503
-    silent.close()
-    for writer in writers:
-        writer.close()
-        await writer.wait_closed()
-
-
-async def test_two_who_take_each_other_for_the_leader_do_not_go_round(
-    session: aiohttp.ClientSession, leader: Replica, standby: Replica
-) -> None:
-    leader.leading, leader.leader = False, standby.address
-    assert (await post(session, standby.url(), b"{}", **AUTHORIZED))[0] == 503
-    assert leader.outcomes == {"unavailable": 1}
-    assert standby.outcomes == {"forwarded": 1}
-    assert (await post(session, leader.url(), b"{}", **AUTHORIZED, **{FORWARDED: "1"}))[0] == 503
-
-
-async def test_what_is_handed_on(session: aiohttp.ClientSession, standby: Replica) -> None:
-    """Every header that a proof may need, and none that is about this connection."""
-    heard: list[tuple[str, dict[str, str], bytes]] = []
-
-    async def hear(request: web.Request) -> web.Response:
-        heard.append((request.path, dict(request.headers), await request.read()))
-        return web.Response(status=299, text="said", headers={"WebHook-Allowed-Origin": "*"})
-
-    app, port = web.Application(), free_port()
-    app.router.add_route("*", "/{path:.*}", hear)
-    site = await http.serve(app, port)
-    with contextlib.suppress(OSError):
-        standby.leader = f"127.0.0.1:{port}"
-        reader, writer = await asyncio.open_connection("127.0.0.1", standby.port)
-        lines = [
-            f"POST /hooks/{PATH} HTTP/1.1",
-            *("Host: public.example", "X-Hub-Signature-256: sha256=ab", "Authorization: Bearer t"),
-            *("Content-Type: application/json", "Connection: close", "Expect: 100-continue"),
-            *("Transfer-Encoding: chunked", "X-Odd: \xff", "X-Utf: \xc3\xa4", "", ""),
-        ]
-        writer.write("\r\n".join(lines).encode("latin-1") + b"3\r\n{ }\r\n0\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 5)
-        writer.close()
+async def test_half_sent_requests_do_not_hold_up_the_end(served: Served) -> None:
+    """The pod has 10 s, in which what waits has to be handed over, too."""
+    port = free_port()
+    site = await connections.serve(served.endpoint.app(), port)
+    opened = await half_sent(port, HEADERS, 5) + await half_sent(port, BODY, 5)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
     await site.cleanup()
-    ((path, headers, body),) = heard
-    assert (path, body) == (f"/hooks/{PATH}", b"{ }")
-    assert headers["X-Hub-Signature-256"] == "sha256=ab"
-    assert headers["Authorization"] == "Bearer t"
-    assert headers["X-Utf"] == "ä"
-    assert headers[FORWARDED] == "1"
-    assert headers["Host"] == f"127.0.0.1:{port}"
-    assert {"X-Odd", "Expect", "Connection"}.isdisjoint(headers)
-    assert b"HTTP/1.1 299" in answer
-    assert b"WebHook-Allowed-Origin: *" in answer
-    assert answer.endswith(b"said")
+    assert time.monotonic() - began < 5
+    await close(opened)
+
+
+async def test_a_connection_serves_one_request(served: Served) -> None:
+    text = f"POST /hooks/{SLOW} HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{{}}"
+    Slow.let_go.set()
+    ((reader, writer),) = await half_sent(served.port, text * 3, 1)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"Connection: close" in answer
+    writer.close()

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
+from imagegate.hooks.asking import Asker
 from imagegate.hooks.directory import Directory
-from imagegate.hooks.event import Answer, Delivery, Malformed, Parsed, Push, Receiver, Source
+from imagegate.hooks.event import Answer, Delivery, Malformed, Parsed, Push, Receiver, Source, Told
 from imagegate.hooks.event import Unverified as Forged
 from imagegate.hooks.limits import Bucket
 from imagegate.hooks.receiver import BURST, PushReceiver
@@ -46,15 +47,28 @@ class World:
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.images = images
         sources = {**SOURCES, "scripted": Source("scripted", scripted, verified)}
+        self.has_room = True
+        self.asker = Asker(
+            sources, pushed=self._pushed, observe=self._observe, clock=lambda: self.now
+        )
         self.receiver = PushReceiver(
             Directory(tmp_path / "receivers.yaml", sources),
             sources,
-            pushed=self._pushed,
+            hand_over=self._hand_over,
             fetch=self._fetch,
-            observe=lambda source, outcome: self.outcomes.update([(source, str(outcome))]),
+            observe=self._observe,
             clock=lambda: self.now,
         )
         self.to = Receiver("mine", "scripted", "p" * 16)
+
+    def _observe(self, source: str, outcome: str) -> None:
+        self.outcomes.update([(source, str(outcome))])
+
+    def _hand_over(self, told: Sequence[Told]) -> bool:
+        if self.has_room:
+            for each in told:
+                self.asker._ask(each)
+        return self.has_room
 
     def _pushed(self, push: Push) -> int:
         self.asked.append((self.now, push))
@@ -81,9 +95,9 @@ class World:
         """Let `run` do what is due by then."""
         end = self.now + seconds
         while self.now < end:
-            self.now = min(end, self.receiver._debounce.next() or end)
-            task = asyncio.create_task(self.receiver.run())
-            while not (task.done() or self.receiver._wake._waiters):
+            self.now = min(end, self.asker._debounce.next() or end)
+            task = asyncio.create_task(self.asker.run())
+            while not (task.done() or self.asker._wake._waiters):
                 await asyncio.sleep(0.001)
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -102,7 +116,7 @@ async def test_a_push_is_asked_about_at_once_and_twice_more(world: World) -> Non
     assert world.asked == [(1000.0, APP)]
     await world.pass_time(60)
     assert world.asked == [(1000.0, APP), (1001.0, APP), (1006.0, APP)]
-    assert world.outcomes == {("distribution", "asked"): 1}
+    assert world.outcomes == {("distribution", "forwarded"): 1, ("distribution", "asked"): 1}
 
 
 async def test_a_burst_is_asked_about_no_more_often(world: World) -> None:
@@ -141,7 +155,7 @@ async def test_what_concerns_no_image_leaves_nothing_behind(tmp_path: Path) -> N
         await world.deliver({"pushes": [[f"a{number}", "1", "r.example"]]})
         world.now += 1
     assert world.count("unmatched") == 100
-    assert len(world.receiver._debounce) == 0
+    assert len(world.asker._debounce) == 0
 
 
 async def test_forged(world: World) -> None:
@@ -232,6 +246,33 @@ async def test_one_delivery_asks_only_so_much(world: World) -> None:
     assert len(world.asked) == 100
 
 
+async def test_a_push_that_cannot_be_handed_over_is_taken_when_it_comes_again(
+    world: World,
+) -> None:
+    push = {"pushes": [["a", "1", "r.example"]], "id": "1"}
+    world.has_room = False
+    assert (await world.deliver(push)).status == 503
+    world.has_room = True
+    assert (await world.deliver(push)).status == 202
+    assert len(world.asked) == 1
+    assert (world.count("unavailable"), world.count("duplicate")) == (1, 0)
+
+
+async def test_nothing_is_kept_of_receivers_that_are_gone(world: World, tmp_path: Path) -> None:
+    for number in range(10):
+        to = Receiver(f"r{number}", "scripted", "p" * 16)
+        await world.deliver({}, to)
+        await world.deliver({}, to, forged="yes")
+    assert len(world.receiver._buckets) == len(world.receiver._logged) == 10
+    entry = {"name": "r3", "source": "quay", "path": "p" * 16}
+    (tmp_path / "receivers.yaml").write_text(yaml.safe_dump([entry]))
+    task = asyncio.create_task(world.receiver.run())
+    while len(world.receiver._logged) > 1:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    assert set(world.receiver._buckets) == {"r3"}
+
+
 async def test_a_subscription_is_confirmed_by_a_visit(world: World) -> None:
     await world.deliver({"visit": "https://sns.example/confirm"})
     await asyncio.sleep(0.01)
@@ -246,7 +287,7 @@ async def test_secrets_change_while_it_runs(tmp_path: Path) -> None:
         file.write_text(yaml.safe_dump([entry]))
 
     async def status(secret: str) -> int:
-        await world.pass_time(10)
+        world.receiver._directory.reload()
         to = world.receiver._directory.find("p" * 16)
         assert to is not None
         return (await world.deliver(payload("harbor"), to, authorization=secret)).status
@@ -269,7 +310,7 @@ async def test_a_defect_does_not_end_the_loop(world: World) -> None:
         asked.append(push)
         raise RuntimeError("a defect")
 
-    world.receiver._pushed = broken
+    world.asker._pushed = broken
     await world.pass_time(3)
     assert len(asked) == 2
     await world.pass_time(10)

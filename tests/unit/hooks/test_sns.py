@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -179,7 +180,7 @@ NAME = "SimpleNotificationService-0123abcd.pem"
 async def test_a_certificate_of_somebody_else(url: str) -> None:
     pages = Web({url: certificate()})
     with pytest.raises(Unverified, match="SigningCertURL"):
-        await verify(message(SigningCertURL=url), pages)
+        await verify({**message(), "SigningCertURL": url}, pages)
     assert pages.asked == []
 
 
@@ -245,9 +246,35 @@ async def test_a_certificate_for_another_algorithm() -> None:
         await verify(message(), web(certificate(elliptic=True)))
 
 
+async def test_a_message_to_another_topic_does_not_read_as_one_to_ours() -> None:
+    """Whoever has a topic chooses what SNS signs there: here a text that ends like one of ours."""
+    theirs = "arn:aws:sns:us-west-2:999999999999:mine"
+    event = json.dumps(recorded("ecr.json"))
+    inner = f"{event}\nMessageId\nforged\nTimestamp\nnow\nTopicArn\n{TOPIC}\nType\nNotification"
+    real = message(Message=inner, TopicArn=theirs)
+    rest = f"\nMessageId\n{real['MessageId']}\nTimestamp\n{real['Timestamp']}"
+    forged = {
+        **real,
+        "Message": event,
+        "MessageId": "forged",
+        "Timestamp": "now",
+        "TopicArn": TOPIC,
+        "Type": f"Notification{rest}\nTopicArn\n{theirs}\nType\nNotification",
+    }
+    with pytest.raises(Unverified, match="Type"):
+        await verify(forged)
+
+
+@pytest.mark.parametrize("field", ["MessageId", "Timestamp", "Subject", "TopicArn"])
+@pytest.mark.parametrize("text", ["a\nb", "a\n", "\ra"])
+async def test_only_the_message_has_line_breaks(field: str, text: str) -> None:
+    with pytest.raises(Unverified, match=field):
+        await verify({**message(), field: text})
+
+
 def test_the_type_has_to_be_one_of_theirs() -> None:
     with pytest.raises(Malformed, match="Type"):
-        parse(message(Type="Other"))
+        parse({**message(), "Type": "Other"})
 
 
 @pytest.mark.parametrize("inner", ["", "Hello world", "[]", "[" * 100_000, '{"source":"aws.ecr"}'])
@@ -279,7 +306,8 @@ async def test_any_change(changed: dict[str, Any]) -> None:
     ignored = {"UnsubscribeURL", "Token", "SubscribeURL"}
     before = {k: v for k, v in message().items() if k not in ignored}
     same = {k: v for k, v in sent.items() if k not in ignored and v is not None} == before
-    wrong = [sent.get(k) for k in ("Token", "SubscribeURL") if isinstance(sent.get(k), int)]
+    others = [sent.get(k) for k in ("Token", "SubscribeURL")]
+    wrong = [it for it in others if isinstance(it, int) or {"\r", "\n"} & set(it or "")]
     if same and not wrong:
         await verify(sent)
     else:

@@ -32,9 +32,11 @@ class Scripted:
         self._runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
         self.port = 0
 
-    async def start(self, port: int = 0, tls: ssl.SSLContext | None = None) -> Self:
+    async def start(
+        self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> Self:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=tls)
+        site = web.TCPSite(self._runner, host, port, ssl_context=tls)
         await site.start()
         assert self._runner.addresses
         self.port = self._runner.addresses[0][1]

@@ -118,7 +118,7 @@ class TestWhatIsNoManifest:
     ) -> None:
         scripted.say("GET", f"/v2/ml/llm/manifests/{DIGEST}", 200, BODY + b" ")
         scripted.say("GET", f"/v2/ml/llm/blobs/{DIGEST}", 200, BODY + b" ")
-        for ask in (make_client().manifest, make_client().blob):
+        for ask in (make_client().manifest, make_client().configuration):
             with pytest.raises(errors.InvalidAnswer, match=f"are not of {DIGEST}"):
                 await ask(reference, DIGEST)
 
@@ -339,7 +339,9 @@ class TestThrottling:
 class TestRedirects:
     async def ask(self, make_client: MakeClient, domain: str, **settings: object) -> bytes:
         keys = keyring((domain, "user", PASSWORD))
-        return await make_client(**settings).blob(parse(f"{domain}/ml/llm:v1"), DIGEST, keys)
+        client = make_client(**settings)
+        found = await client.configuration(parse(f"{domain}/ml/llm:v1"), DIGEST, keys)
+        return json.dumps(found).encode()
 
     @pytest.fixture
     def blob(self) -> str:

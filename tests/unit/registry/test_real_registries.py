@@ -11,11 +11,12 @@ from aiohttp import web
 
 from imagegate.api.references import Reference, parse
 from imagegate.registry import endpoints, errors
+from imagegate.registry.client import MAX_CONFIG
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import Keyring
 from tests.unit.registry.certificates import Authority
 from tests.unit.registry.conftest import HUB_SERVICE, PASSWORD, USER, Counter, MakeClient
-from tests.unit.registry.distribution import Registry, basic, free_port
+from tests.unit.registry.distribution import OCI_CONFIG, Registry, basic, free_port
 from tests.unit.registry.scripted import Scripted
 from tests.unit.registry.secrets import keyring, secret
 
@@ -74,7 +75,7 @@ class TestOpen:
         with pytest.raises(errors.NotFound, match="404 MANIFEST_UNKNOWN: manifest unknown"):
             await make_client().manifest(reference, digest)
 
-    async def test_gets_a_manifest_and_a_blob_and_verifies_them(
+    async def test_gets_a_manifest_and_a_configuration_and_verifies_them(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         pushed = open_registry.image("ml/llm", "v1", layers=(b"one", b"two"))
@@ -82,10 +83,13 @@ class TestOpen:
         client = make_client()
         document = await client.manifest(reference, pushed["digest"])
         assert document.media_type == pushed["mediaType"]
+        config = await client.configuration(reference, document.content["config"]["digest"])
+        assert config == {"os": "linux", "architecture": "amd64"}
         layers = document.content["layers"]
-        assert await client.blob(reference, layers[1]["digest"]) == b"two"
-        with pytest.raises(errors.InvalidAnswer, match="more than 2 bytes"):
-            await client.blob(reference, layers[1]["digest"], limit=2)
+        assert await client.configuration(reference, layers[1]["digest"]) is None, "not JSON"
+        large = open_registry.blob("ml/llm", b" " * (MAX_CONFIG + 1), OCI_CONFIG)
+        with pytest.raises(errors.InvalidAnswer, match=f"more than {MAX_CONFIG} bytes"):
+            await client.configuration(reference, large["digest"])
 
     async def test_no_registry_there(self, make_client: MakeClient, counter: Counter) -> None:
         domain = f"127.0.0.1:{free_port()}"
@@ -296,7 +300,7 @@ class TestDockerHub:
         assert await client.resolve(parse("ml/llm:v1"), keys) == pushed["digest"]
         assert [code for _, code in counter.codes] == ["401", "200", "200"]
         document = await client.manifest(parse("ml/llm:v1"), pushed["digest"], keys)
-        await client.blob(parse("ml/llm:v1"), document.content["config"]["digest"], keys)
+        await client.configuration(parse("ml/llm:v1"), document.content["config"]["digest"], keys)
         assert [code for _, code in counter.codes][3:] == ["200", "200"]
         assert {registry for registry, _ in counter.codes} == {"docker.io"}
         (request,) = tokens.seen

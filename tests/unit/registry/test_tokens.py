@@ -119,7 +119,7 @@ async def test_bearer_is_taken_where_basic_is_offered_too(
         ({"expires_in": -5}, 60),
         ({"expires_in": "300"}, 60),
         ({"expires_in": None}, 60),
-        ({"expires_in": 1e300}, 24 * 3600),
+        ({"expires_in": 1e300}, 3600),
     ],
 )
 async def test_a_token_is_used_until_shortly_before_its_end(
@@ -235,9 +235,9 @@ async def test_a_login_does_not_follow_a_token_service_s_redirect(
 ) -> None:
     Guard(scripted, elsewhere)
     elsewhere.say("GET", "/token", 307, b"", {"Location": f"http://{scripted.domain}/thief"})
-    with pytest.raises(errors.RegistryError):
+    with pytest.raises(errors.InvalidAnswer, match="its token service redirects;"):
         await make_client().resolve(reference, keys)
-    assert [s.authorization for s in scripted.seen if s.path == "/thief"] == [None]
+    assert "/thief" not in [seen.path for seen in scripted.seen]
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ async def test_an_earlier_key_is_forgotten_when_no_node_has_it_for_long(world: W
 
 async def test_the_record_survives_the_election_and_a_deleted_lease(world: World) -> None:
     leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
-    elector = Elector(leases, "op", world.clock, address="10.0.0.1:8081")
+    elector = Elector(leases, "op", world.clock)
     await elector.acquire()
     await leases.edit(lambda record: replace(record, taint_keys=(KEY,), gate_key=KEY))
     assert not await elector._try(), "one round is lost, of the four before the deadline"

@@ -375,3 +375,92 @@ async def test_a_prefetch_that_is_deleted_while_its_registry_is_asked_is_forgott
     assert bench.inspector._failures == {}
     assert bench.told == []
     assert not [r for r in caplog.records if r.message.startswith("work failed")]
+
+
+# ---- slow registries
+
+
+class SlowRegistry(Registries):
+    """`slow.test` never answers; any other registry does at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = 0
+        self.most = 0
+
+    async def resolve(self, reference: Reference, keyring: Keyring) -> str:
+        if reference.domain == "slow.test":
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                self.waiting -= 1
+        return await super().resolve(reference, keyring)
+
+
+def named(bench: Bench, name: str, image: str, **changes: Any) -> Prefetch:
+    prefetch = Prefetch(name, f"{name}-uid", 1, namespace="ns", images=(Image(image),), **changes)
+    bench.store.see_prefetch(prefetch)
+    return bench.store.prefetches[name]
+
+
+async def took(bench: Bench, prefetch: Prefetch) -> float:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await until(lambda: bench.inspector.known(prefetch) is not None)
+    return loop.time() - began
+
+
+@pytest.mark.parametrize("count", [12, 200])
+async def test_a_registry_that_never_answers_delays_no_other_first_look(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(inspector, "PATIENCE", 0.5)
+    bench = Bench()
+    registries: Any = SlowRegistry()
+    bench.inspector._manifests = registries
+    async with bench.running():
+        for number in range(count):
+            bench.inspector.look(named(bench, f"slow-{number}", f"slow.test/a{number}:1"))
+        await asyncio.sleep(0.01)
+        good = named(bench, "good", "reg.test/a:1")
+        bench.inspector.look(good)
+        # 200 occupy all workers once, until the deadline that counts from when they were seen.
+        assert await took(bench, good) < (0.3 if count == 12 else 0.9)
+        last = bench.store.prefetches[f"slow-{count - 1}"]
+        assert await took(bench, last) < 0.9
+        late = bench.inspector.known(last)
+        assert late is not None
+        assert late[f"slow.test/a{count - 1}:1"].problem
+        # By now the registry is known to be slow.
+        registries.most = registries.waiting
+        for number in range(count):
+            bench.inspector.look(named(bench, f"more-{number}", f"slow.test/b{number}:1"))
+        better = named(bench, "better", "reg.test/b:1")
+        bench.inspector.look(better)
+        assert await took(bench, better) < 0.3
+        assert registries.most <= inspector.SLOW_WORKERS
+        facts = bench.inspector.known(better)
+        assert facts is not None
+        assert facts["reg.test/b:1"].sizes
+
+
+async def test_a_push_does_not_wait_for_registries_that_never_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inspector, "NOW_AND_THEN", 0.05)
+    bench = Bench()
+    registries: Any = SlowRegistry()
+    bench.inspector._manifests = registries
+    async with bench.running():
+        followed = named(bench, "good", "reg.test/a:1", **FOLLOWED)
+        bench.inspector.look(followed)
+        await took(bench, followed)
+        for number in range(12):
+            bench.inspector.look(named(bench, f"slow-{number}", f"slow.test/a{number}:1"))
+        await asyncio.sleep(0.05)
+        bench.told.clear()
+        registries.digests["reg.test/a:1"] = NEW
+        assert bench.inspector.poke("reg.test", "a") == 1
+        await until(lambda: bench.told == ["good"], 0.5)

@@ -71,8 +71,52 @@ An image reference. Call with (dict "image" .Values.image "tag" .Chart.AppVersio
 {{- end }}
 {{- end }}
 
+{{/*
+The namespace that the chart creates for puller pods.
+*/}}
+{{- define "imagegate.ownPullerNamespace" -}}
+imagegate-pullers
+{{- end }}
+
+{{/*
+Where puller pods run, the default first. A release whose puller pods are in its own namespace, as was the default once,
+goes on there: its pull secrets and finished pods are there. The Role tells, which the release before has made.
+*/}}
 {{- define "imagegate.pullerNamespaces" -}}
-{{- .Values.puller.namespaces | default (list .Release.Namespace) | uniq | join "," }}
+{{- if .Values.puller.namespaces }}
+{{- .Values.puller.namespaces | uniq | join "," }}
+{{- else if lookup "rbac.authorization.k8s.io/v1" "Role" .Release.Namespace (printf "%s-puller" (include "imagegate.fullname" .)) }}
+{{- .Release.Namespace }}
+{{- else }}
+{{- include "imagegate.ownPullerNamespace" . }}
+{{- end }}
+{{- end }}
+
+{{/*
+Whether the API server serves ValidatingAdmissionPolicy; empty: it does not. Every version that the chart supports does,
+unless somebody has switched it off. Without a cluster (helm template), where not even Pods are known, it is assumed.
+*/}}
+{{- define "imagegate.fenceServed" -}}
+{{- if or (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy") (not (.Capabilities.APIVersions.Has "v1/Pod")) }}
+{{- print "yes" }}
+{{- end }}
+{{- end }}
+
+{{/*
+The keys of the gate's taints, as a JSON list: the chart's, the NodeGate's, and those that the release had before, because
+nodes may still be held under them. Without a cluster (helm template) only those of the values are known.
+*/}}
+{{- define "imagegate.gateKeys" -}}
+{{- $keys := prepend .Values.gate.otherTaintKeys .Values.gate.taintKey }}
+{{- with lookup "admissionregistration.k8s.io/v1" "ValidatingAdmissionPolicy" "" (printf "%s-fence-nodes" (include "imagegate.fullname" .)) }}
+{{- $keys = concat $keys (splitList "," (get (.metadata.annotations | default dict) "imagegate.dev/taint-keys")) }}
+{{- end }}
+{{- if .Capabilities.APIVersions.Has "imagegate.dev/v1alpha1/NodeGate" }}
+{{- with lookup "imagegate.dev/v1alpha1" "NodeGate" "" "default" }}
+{{- $keys = append $keys .spec.taintKey }}
+{{- end }}
+{{- end }}
+{{- $keys | compact | uniq | toJson }}
 {{- end }}
 
 {{- define "imagegate.pullerPriorityClassName" -}}
@@ -157,12 +201,6 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: metadata.namespace
-  {{- if .Values.hooks.enabled }}
-  - name: POD_IP
-    valueFrom:
-      fieldRef:
-        fieldPath: status.podIP
-  {{- end }}
   # Not arguments: `kubectl exec ... imagegate plan` asks the same registries and kubelets.
   - name: IMAGEGATE_PULLER_NAMESPACES
     value: {{ include "imagegate.pullerNamespaces" . | quote }}
@@ -170,6 +208,10 @@ env:
     value: {{ include "imagegate.prefetchPolicy" . | quote }}
   {{- with .Values.registry.plainHTTP }}
   - name: IMAGEGATE_REGISTRY_PLAIN_HTTP
+    value: {{ join "," . | quote }}
+  {{- end }}
+  {{- with .Values.registry.privateHosts }}
+  - name: IMAGEGATE_REGISTRY_PRIVATE_HOSTS
     value: {{ join "," . | quote }}
   {{- end }}
   {{- with .Values.registry.caFile }}
@@ -186,6 +228,10 @@ env:
   - name: IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_BIN_DIR
     value: {{ .binDir | quote }}
   {{- end }}
+  {{- end }}
+  {{- if .Values.kubelet.readDiskUsage }}
+  - name: IMAGEGATE_KUBELET_SERVICE_ACCOUNT
+    value: {{ include "imagegate.fullname" . }}-kubelets
   {{- end }}
   {{- with .Values.kubelet.caFile }}
   - name: IMAGEGATE_KUBELET_CA_FILE

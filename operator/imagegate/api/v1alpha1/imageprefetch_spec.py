@@ -291,8 +291,8 @@ class ImagePrefetchSpec(meta.ApiModel):
     puller_namespace: meta.DnsLabel | None = Field(
         default=None,
         description="Where puller pods run and where the pull secrets are. It must be one that the"
-        " operator was allowed at installation. Default: the first of those, which is the"
-        " installation's own namespace unless the chart's puller.namespaces says otherwise.",
+        " operator was allowed at installation. Default: the first of those, which is"
+        " imagegate-pullers unless the chart's puller.namespaces says otherwise.",
     )
     start_after: tuple[DaemonSetReference, ...] = Field(
         default=(),

@@ -1,0 +1,123 @@
+"""The leader's part of push hooks: to ask registries about what was pushed.
+
+What it reads was verified by another process (`runtime.outbox`), which may be broken into: the
+leader is the process that holds and releases nodes, so that no number of pushes may keep it from
+that work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from imagegate.hooks import handover
+from imagegate.hooks.event import Push, Told
+from imagegate.hooks.limits import Debounce
+from imagegate.hooks.receiver import Observe, Outcome
+
+logger = logging.getLogger(__name__)
+
+SOON, QUIET = 1.0, 5.0
+MOST_ASKED = 1024
+MOST_WAITING = 512
+SHARE = 0.1
+"""Of the event loop's time, at most, for looking up which prefetches a push concerns. That takes
+about 1 ms with 1,000 images, and has to be done for each push."""
+
+Pushed = Callable[[Push], int]
+"""Asks the registry, soon; the number of images that the push concerns."""
+
+
+class Asker:
+    def __init__(
+        self,
+        sources: Iterable[str],
+        *,
+        pushed: Pushed,
+        observe: Observe,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sources = frozenset(sources)
+        self._pushed = pushed
+        self._observe = observe
+        self._clock = clock
+        self._known: frozenset[str] = frozenset()
+        """The ids in the text that was read last."""
+        self._waiting: dict[Push, Told] = {}
+        self._debounce = Debounce(SOON, QUIET, MOST_ASKED)
+        self._wake = asyncio.Event()
+
+    def read(self, text: str) -> None:
+        """The hand-over as it is now. What cannot be read changes nothing."""
+        try:
+            entries = handover.decode(text)
+        except handover.Unreadable as error:
+            logger.warning("pushes not read", extra={"error": str(error)})
+            return
+        self.told(entry.told for entry in entries if entry.id not in self._known)
+        self._known = frozenset(entry.id for entry in entries)
+
+    def told(self, pushes: Iterable[Told]) -> None:
+        for each in pushes:
+            if len(self._waiting) < MOST_WAITING or each.push in self._waiting:
+                self._waiting[each.push] = each
+            else:
+                self._count(each, Outcome.LIMITED)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Ask, and ask again where that is due."""
+        while True:
+            while self._waiting:
+                told = self._waiting.pop(next(iter(self._waiting)))
+                await self._in_turn(partial(self._ask, told))
+            for push in self._debounce.due(self._clock()):
+                await self._in_turn(partial(self._pushed, push))
+            then = self._debounce.next()
+            self._wake.clear()
+            if self._waiting:
+                continue
+            try:
+                delay = None if then is None else max(0.0, then - self._clock())
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _in_turn(self, work: Callable[[], object]) -> None:
+        """Do it, and then leave the loop to others for as long as `SHARE` asks for."""
+        began = time.monotonic()
+        try:
+            work()
+        except Exception:
+            # A defect of ours must not end the loop of all pushes.
+            logger.exception("push not asked about")
+        await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
+
+    def _ask(self, told: Told) -> None:
+        now = self._clock()
+        if self._debounce.holds(told.push, now):
+            self._count(told, Outcome.DEBOUNCED)
+            return
+        images = self._pushed(told.push)
+        if not images:
+            self._count(told, Outcome.UNMATCHED)
+            return
+        self._debounce.asked(told.push, now)
+        self._count(told, Outcome.ASKED)
+        logger.info(
+            "push",
+            extra={
+                "receiver": told.receiver,
+                "repository": f"{told.push.registry}/{told.push.repository}",
+                "tag": told.push.tag,
+                "images": images,
+            },
+        )
+
+    def _count(self, told: Told, outcome: Outcome) -> None:
+        # A label of a metric: no other process may invent values.
+        self._observe(told.source if told.source in self._sources else "unknown", outcome)

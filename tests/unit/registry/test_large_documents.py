@@ -1,0 +1,198 @@
+"""What one ImagePrefetch can make the operator hold in memory, whoever pushed its images."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from imagegate.api.references import parse
+from imagegate.domain.facts import Image, Node, Prefetch
+from imagegate.registry import errors
+from imagegate.registry.cache import Cache
+from imagegate.registry.client import MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from imagegate.registry.documents import MOST_DESCRIPTORS
+from imagegate.registry.manifests import Manifests
+from imagegate.registry.platforms import Platform
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.inspector import LAYERS_BUDGET, Inspector
+from imagegate.runtime.store import Store
+from tests.unit.registry.conftest import MakeClient
+from tests.unit.registry.distribution import OCI_CONFIG, OCI_GZIP, digest_of
+from tests.unit.registry.scripted import Scripted
+
+AMD64 = Platform.of("linux", "amd64")
+CONFIG = json.dumps({"os": "linux", "architecture": "amd64"}).encode()
+MB = 1024 * 1024
+
+
+def manifest(number: int, layers: int, padding: int = 0) -> bytes:
+    """A valid one; no two layers of two manifests are the same."""
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": {"mediaType": OCI_CONFIG, "digest": digest_of(CONFIG), "size": len(CONFIG)},
+            "layers": [
+                {
+                    "mediaType": OCI_GZIP,
+                    "digest": f"sha256:{number:032x}{layer:032x}",
+                    "size": 10**9 + layer,
+                }
+                for layer in range(layers)
+            ],
+            "annotations": {"padding": "x" * padding},
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+def serve(server: Scripted, name: str, body: bytes, media_type: str = OCI_MANIFEST) -> None:
+    digest = digest_of(body)
+    headers = {"Content-Type": media_type, "Docker-Content-Digest": digest}
+    server.say("HEAD", f"/v2/{name}/manifests/v1", 200, b"", headers)
+    server.say("GET", f"/v2/{name}/manifests/{digest}", 200, body, headers)
+    server.say("GET", f"/v2/{name}/blobs/{digest_of(CONFIG)}", 200, CONFIG)
+
+
+class NoSecrets:
+    async def get(self, _: str, __: tuple[str, ...]) -> list[dict[str, Any]]:
+        return []
+
+
+async def inspected(
+    server: Scripted, make_client: MakeClient, images: int
+) -> tuple[Inspector, Prefetch]:
+    clock = Clock()
+    store = Store(clock)
+    store.see_node(Node("n1", "uid", 1, platform="linux/amd64"))
+    listed = tuple(Image(f"{server.domain}/a{number}:v1") for number in range(images))
+    store.see_prefetch(Prefetch("llm", "uid", 1, namespace="ns", images=listed))
+    secrets: Any = NoSecrets()
+    inspector = Inspector(
+        store=store, manifests=Manifests(make_client()), secrets=secrets, clock=clock
+    )
+    prefetch = store.prefetches["llm"]
+    inspector.look(prefetch)
+    task = asyncio.create_task(inspector.queue.run())
+    while inspector.known(prefetch) is None:
+        await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return inspector, prefetch
+
+
+async def test_images_with_the_largest_manifests_cost_little_memory(
+    scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 8 instead of 64 images, and more patience: tracemalloc makes everything slower.
+    monkeypatch.setattr("imagegate.runtime.inspector.PATIENCE", 60.0)
+    for number in range(8):
+        serve(scripted, f"a{number}", manifest(number, 24_000))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        inspector, prefetch = await inspected(scripted, make_client, 8)
+        gc.collect()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    known = inspector.known(prefetch)
+    assert known is not None
+    assert all("parts" in facts.problem for facts in known.values())
+    assert after - before < 4 * MB
+    assert peak - before < 60 * MB
+
+
+async def test_images_at_the_limit_keep_their_sums_alone(
+    scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegate.runtime.inspector.PATIENCE", 60.0)
+    for number in range(8):
+        serve(scripted, f"a{number}", manifest(number, MOST_DESCRIPTORS, 3 * MB))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        inspector, prefetch = await inspected(scripted, make_client, 8)
+        gc.collect()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    known = inspector.known(prefetch)
+    assert known is not None
+    total = sum(10**9 + layer for layer in range(MOST_DESCRIPTORS)) + len(CONFIG)
+    for facts in known.values():
+        assert (facts.problem, facts.sizes["linux/amd64"].compressed) == ("", total)
+        assert facts.sizes["linux/amd64"].layers == ()
+    assert after - before < 12 * MB, "the cache of documents, and the sums"
+    assert peak - before < 60 * MB
+
+
+async def test_the_layers_of_a_prefetch_have_a_budget(
+    scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegate.runtime.inspector.LAYERS_BUDGET", 250)
+    assert LAYERS_BUDGET > 64 * 100, "ordinary images are all within it"
+    for number in range(3):
+        serve(scripted, f"a{number}", manifest(number, 100))
+    inspector, prefetch = await inspected(scripted, make_client, 3)
+    known = inspector.known(prefetch)
+    assert known is not None
+    assert [len(f.sizes["linux/amd64"].layers) for f in known.values()] == [100, 100, 0]
+    assert all(f.sizes["linux/amd64"].compressed > 10**11 for f in known.values())
+
+
+@pytest.mark.parametrize("kind", ["layers", "manifests"])
+async def test_too_many_descriptors_are_refused_with_the_bound(
+    scripted: Scripted, make_client: MakeClient, kind: str
+) -> None:
+    content = json.loads(manifest(1, MOST_DESCRIPTORS + 1))
+    media_type = OCI_MANIFEST
+    if kind == "manifests":
+        media_type = OCI_INDEX
+        content = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": content["layers"]}
+    serve(scripted, "a", json.dumps(content).encode(), media_type)
+    with pytest.raises(errors.InvalidAnswer, match=f"has 2001 {kind}, and no more than 2000"):
+        await Manifests(make_client()).describe(parse(f"{scripted.domain}/a:v1"), AMD64)
+
+
+async def test_a_large_document_does_not_stop_the_loop(
+    scripted: Scripted, make_client: MakeClient
+) -> None:
+    """Half a megabyte of `[` in a document is refused before it becomes objects."""
+    body = b'{"schemaVersion":2,"x":[' + b"{}," * (MAX_MANIFEST // 3 - 100) + b"{}]}"
+    serve(scripted, "a", body)
+    client, reference = make_client(), parse(f"{scripted.domain}/a:v1")
+    longest, last = 0.0, asyncio.get_running_loop().time()
+
+    async def tick() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0.001)
+            now = asyncio.get_running_loop().time()
+            longest, last = max(longest, now - last), now
+
+    ticking = asyncio.create_task(tick())
+    try:
+        with pytest.raises(errors.InvalidAnswer, match="more than 50000 parts"):
+            await client.manifest(reference, digest_of(body))
+    finally:
+        ticking.cancel()
+    assert longest < 0.25
+
+
+def test_a_cache_is_bounded_by_bytes() -> None:
+    cache: Cache[str, bytes] = Cache(100, most_bytes=10, weigh=lambda _, value: len(value))
+    cache.put("a", b"12345")
+    cache.put("a", b"1234")
+    cache.put("b", b"123456")
+    assert (len(cache), cache.get("a")) == (2, b"1234")
+    cache.put("c", b"1")
+    assert (len(cache), cache.get("b")) == (2, None), "the one that was used longest ago"
+    cache.put("d", b"x" * 11)
+    assert len(cache) == 0
