@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -16,10 +15,19 @@ from typing import Any
 from yarl import URL
 
 from imagegate.api import fields, references
-from imagegate.domain import retry
+from imagegate.domain import redact, retry
 from imagegate.errors import ImagegateError
-from imagegate.hooks import bearer, sns, verify
-from imagegate.hooks.event import Delivery, Malformed, Receiver, Source, TokenRule, Unverified
+from imagegate.hooks import bearer, handover, sns, verify
+from imagegate.hooks.event import (
+    Delivery,
+    Malformed,
+    Push,
+    Receiver,
+    Source,
+    TokenRule,
+    Told,
+    Unverified,
+)
 from imagegate.hooks.sources import SOURCES
 from imagegate.kube import kubelets
 from imagegate.kube import nodes as kube_nodes
@@ -30,6 +38,7 @@ from imagegate.registry import (
     documents,
     errors,
     globs,
+    large,
     limits,
     plugin,
     pull_secrets,
@@ -67,13 +76,9 @@ class Parser:
         return all(seed.lstrip()[:1] in (b"{", b"[") for seed in self.seeds)
 
 
-def _wait(work: object) -> object:
-    """A result, of a coroutine as well: whether a parser is one may change."""
-    return asyncio.run(_awaited(work)) if inspect.isawaitable(work) else work
-
-
-async def _awaited(work: Any) -> object:
-    return await work
+def _wait(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of what may use a thread."""
+    return asyncio.run(work)
 
 
 def _text(data: bytes) -> str:
@@ -120,9 +125,12 @@ async def _nothing(url: str, *, fresh: bool = False) -> bytes:
 
 def _hooks() -> Iterator[Parser]:
     for source in SOURCES.values():
-        most = getattr(source, "max_body", MIB)
         yield Parser(
-            f"hook {source.name}", _parse_with(source), (Malformed,), _payloads(source.name), most
+            f"hook {source.name}",
+            _parse_with(source),
+            (Malformed,),
+            _payloads(source.name),
+            source.max_body,
         )
     for name, receiver in (
         ("acr-eventgrid", _receiver("acr-eventgrid", secrets=(SECRET,))),
@@ -134,7 +142,7 @@ def _hooks() -> Iterator[Parser]:
             _verify_with(SOURCES[name], receiver),
             (Unverified,),
             _payloads(name),
-            MIB,
+            SOURCES[name].max_body,
         )
     yield Parser(
         "hook header Authorization",
@@ -145,6 +153,14 @@ def _hooks() -> Iterator[Parser]:
     )
     yield Parser("hook token", _bearer, (Unverified,), (f"Bearer {token()}".encode(),), HEADER)
     yield Parser("keys of an issuer", _jwks, (Unverified,), (_published(),), 256 * KIB)
+    pushed = handover.Entry("1", Told(Push("team/app", "1", "registry.example"), "r", "harbor"))
+    yield Parser(
+        "pushes handed over",
+        lambda data: handover.decode(data.decode("utf-8", "surrogatepass")),
+        (handover.Unreadable, UnicodeDecodeError),
+        (handover.encode([pushed]).encode(),),
+        MIB,
+    )
     yield Parser("SNS subscription", _confirmation, (Malformed,), (_subscribe_url(),), 4 * KIB)
 
 
@@ -249,16 +265,12 @@ def _answer(body: bytes, **headers: str) -> Answer:
 def _manifest(data: bytes) -> object:
     """As `Client.manifest` and `Manifests` read it: its digest is right, whatever is in it."""
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    document: Any = _wait(client._document(_ACCESS, digest, _answer(data)))
+    document = _wait(client._document(_ACCESS, digest, _answer(data)))
     return documents.parse(document, registry=_REGISTRY, name="team/app")
 
 
 def _configuration(data: bytes) -> object:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return documents.platform_of(found)
+    return documents.platform_of(_wait(large.parse(data)))
 
 
 def _realms(data: bytes) -> object:
@@ -419,8 +431,7 @@ def _nodes() -> Iterator[Parser]:
         "pods": [{"podRef": {"name": "p"}, "volume": [{"usedBytes": 1}]}],
     }
     usual = json.dumps(summary).encode()
-    most = getattr(kubelets, "PREFIX", getattr(kubelets, "LARGEST", MIB))
-    yield Parser("kubelet figures", kubelets.parse, (), (usual,), most)
+    yield Parser("kubelet figures", kubelets.parse, (), (usual,), kubelets.PREFIX)
     yield Parser(
         "Node field",
         _node_field,
@@ -434,6 +445,16 @@ def _nodes() -> Iterator[Parser]:
         lambda data: retry.classify(data.decode(errors="replace")),
         (),
         tuple(each["message"].encode() for each in messages["messages"]),
+        64 * KIB,
+    )
+    yield Parser(
+        "message without secrets",
+        lambda data: redact.redact(data.decode(errors="replace")),
+        (),
+        (
+            b"GET https://user:password@s3.example/blob?X-Amz-Signature=abc&e=1: 403",
+            b"Authorization: Bearer eyJhbGciOiJSUzI1NiJ9.e30.abc",
+        ),
         64 * KIB,
     )
     yield Parser(
