@@ -116,7 +116,6 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml
 
 .PHONY: lock
 lock: setup ## resolve the dependencies anew into requirements/
-	$(PYTHON) -m pip install --quiet uv
 	compile="$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --no-annotate"
 	$$compile --output-file requirements/runtime.txt pyproject.toml

@@ -110,6 +110,18 @@ def test_whatever_the_image_installs_has_a_hash() -> None:
         assert " wheel " not in command or "--no-build-isolation" in command, command
 
 
+def test_whatever_a_developer_installs_has_a_hash() -> None:
+    commands = [
+        line
+        for line in (CHECKOUT / "Makefile").read_text().replace("\\\n", " ").splitlines()
+        if "pip install" in line
+    ]
+    assert len(commands) == 2
+    for command in commands:
+        own = "--no-deps --no-build-isolation" in command
+        assert "--require-hashes" in command or own, command
+
+
 def test_every_pin_has_a_hash() -> None:
     for lock in REQUIREMENTS.glob("*.txt"):
         entries = re.split(r"\n(?=\S)", lock.read_text().strip())
