@@ -6,6 +6,7 @@ import contextlib
 import gc
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.unit.fuzz.parsers import MIB, Parser
@@ -61,21 +62,39 @@ def _check_outcome_and_time(parser: Parser, data: bytes) -> None:
 def _check_memory(parser: Parser, data: bytes) -> None:
     """Of Python's objects, and for large inputs of the process: extensions have memory as well."""
     most = MEMORY + MEMORY_PER_BYTE * len(data)
-    tracemalloc.start()
-    try:
-        _run(parser, data)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peak = _least(lambda: _traced(parser, data), most)
     assert peak <= most, f"{parser.name} took {peak} bytes for {len(data)}, more than {most}"
     if len(data) < LARGE:
         return
+    most += RESIDENT
+    grown = _least(lambda: _grown(parser, data), most)
+    assert grown <= most, f"{parser.name}: {grown} more bytes resident for {len(data)} of input"
+
+
+def _least(measure: Callable[[], int], most: int) -> int:
+    """The least of a few measurements, until one is small enough: a first one may load modules."""
+    least = measure()
+    for _ in range(_TRIES - 1):
+        if least <= most:
+            break
+        least = min(least, measure())
+    return least
+
+
+def _traced(parser: Parser, data: bytes) -> int:
+    tracemalloc.start()
+    try:
+        _run(parser, data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _grown(parser: Parser, data: bytes) -> int:
     gc.collect()
     begin = _resident(reset=True)
     _run(parser, data)
-    grown = _resident() - begin
-    most += RESIDENT
-    assert grown <= most, f"{parser.name}: {grown} more bytes resident for {len(data)} of input"
+    return _resident() - begin
 
 
 def _resident(*, reset: bool = False) -> int:
