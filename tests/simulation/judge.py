@@ -979,7 +979,9 @@ class Liveness:
                 and not machine.spelled  # nobody can know what it lists under other names
                 and (judge.holds(machine, ask))
             )
-            if self._for("full", f"{name} {failure['node']}", wrong) > PROGRESS + truth.lag:
+            # The clock of a deleted prefetch of this name has stopped, and counts for nothing.
+            since = self._for("full", f"{name} {failure['node']}", wrong)
+            if min(since, elapsed() - judge.asked_at.get(name, 0.0)) > PROGRESS + truth.lag:
                 text = f"{failure['node']} holds every image, and is said to be full"
                 judge.blame("status-truth", name, text)
         message = (status.get("refresh") or {}).get("message")

@@ -281,10 +281,15 @@ class Api:
 
     # ---- Nodes
 
-    async def get(self, name: str) -> Node:
-        if name not in self._cluster.nodes:
-            raise NotFound("node", 404, name)
-        return self._cluster.nodes[name]
+    async def get(self, *key: str) -> Node | Pod:
+        """A Node by its name, or a puller pod by namespace and name."""
+        there: Mapping[str, Node | Pod]
+        kind, there = (
+            ("node", self._cluster.nodes) if len(key) == 1 else ("pod", self._cluster.pods)
+        )
+        if key[-1] not in there:
+            raise NotFound(kind, 404, key[-1])
+        return there[key[-1]]
 
     async def apply(self, patch: PatchNode) -> Node:
         return self._write("patch", lambda: self._patch(patch))
@@ -332,15 +337,17 @@ class Api:
         cluster._put_pod(made)
         return made
 
-    async def delete(self, pod: Pod) -> Pod | None:
-        return self._write("delete", lambda: self._delete(pod))
+    async def delete(self, pod: Pod, *, unchanged: bool = False) -> Pod | None:
+        return self._write("delete", lambda: self._delete(pod, unchanged=unchanged))
 
-    def _delete(self, pod: Pod) -> Pod | None:
+    def _delete(self, pod: Pod, *, unchanged: bool) -> Pod | None:
         there = self._cluster.pods.get(pod.name)
         if there is None:
             raise NotFound("pod", 404, pod.name)
         if there.uid != pod.uid:
             raise Conflict("pod", 409, "the UID in the precondition does not match")
+        if unchanged and there.version != pod.version:
+            raise Conflict("pod", 409, "the resourceVersion in the precondition does not match")
         self._cluster.witness.deleted(self._operator, there)
         return self._cluster.delete_pod(there)
 
