@@ -4,6 +4,9 @@
 #
 # BASE_IMAGE: any image with `python3` 3.11 or newer and its venv module (Debian: python3-venv). Both stages use it, because
 # a virtual environment names its interpreter by path. Behind a TLS-inspecting proxy, put the CA bundle and PIP_CERT there.
+# A tag may be moved, so build releases with the digest of a base that you have checked:
+#
+#   --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -18,9 +21,13 @@ COPY requirements/runtime.txt requirements/
 RUN /opt/build/bin/pip --python=/opt/imagegate/bin/python install --no-compile \
         --require-hashes --only-binary=:all: --requirement=requirements/runtime.txt \
     && /opt/imagegate/bin/python -m compileall -q --invalidation-mode=unchecked-hash /opt/imagegate/lib
+# What makes the wheel is locked, too: build isolation would fetch the newest of everything that hatchling needs, unseen.
+COPY requirements/build.txt requirements/
+RUN /opt/build/bin/pip install --require-hashes --only-binary=:all: --requirement=requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY operator/ operator/
-RUN /opt/build/bin/pip --python=/opt/imagegate/bin/python install --no-compile --no-deps . \
+RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --no-index --wheel-dir=/wheel . \
+    && /opt/build/bin/pip --python=/opt/imagegate/bin/python install --no-compile --no-deps --no-index /wheel/*.whl \
     && /opt/imagegate/bin/python -m compileall -q --invalidation-mode=unchecked-hash /opt/imagegate/lib/python3*/site-packages/imagegate
 
 FROM ${BASE_IMAGE}
@@ -33,10 +40,12 @@ ENV HOME=/ \
 COPY --from=build /opt/imagegate /opt/imagegate
 ARG VERSION=dev
 ARG REVISION=unknown
+ARG BASE_IMAGE
 LABEL org.opencontainers.image.title="imagegate" \
       org.opencontainers.image.description="Kubernetes operator that pulls images onto nodes before pods land there" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="https://github.com/imagegate/imagegate" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # By number: the kubelet can only prove runAsNonRoot of a numeric user.

@@ -81,6 +81,20 @@ scale: setup binaries ## the e2e test of 1,000 simulated nodes with 5,000; some 
 	IMAGEGATE_SCALE_NODES=5000 $(PYTHON) -m pytest tests/e2e -k thousand --timeout=1800 -v -s \
 	  --cluster-name=$(E2E) $(PYTEST_ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## parsers of foreign bytes for MINUTES (10); SEED=7, PARSER=manifest; `make unit` has a short run
+	$(PYTHON) -m tests.unit.fuzz --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(PARSER),--only "$(PARSER)")
+
+.PHONY: sbom
+sbom: setup ## write sbom.cdx.json: what the operator's image has of Python, by the lock
+	$(VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --short-PURLs --output-file sbom.cdx.json requirements/runtime.txt
+
+.PHONY: audit
+audit: setup ## hold the locks against known vulnerabilities; OSV: a folder or zip of OSV records (docs/security.md)
+	$(PYTHON) requirements/audit.py --osv "$(OSV)" requirements/runtime.txt requirements/build.txt requirements/dev.txt
+
 .PHONY: binaries
 binaries: setup ## Kubernetes, containerd, kwok and helm, built once into the cache
 	$(PYTHON) -m tests.cluster build
@@ -102,12 +116,11 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml
 
 .PHONY: lock
 lock: setup ## resolve the dependencies anew into requirements/
-	$(PYTHON) -m pip install --quiet uv
-	for group in "" dev; do
-	  $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --upgrade \
-	    --no-emit-index-url --no-header --no-annotate $${group:+--group $$group} \
-	    --output-file requirements/$${group:-runtime}.txt pyproject.toml
-	done
+	compile="$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --upgrade \
+	  --no-emit-index-url --no-header --no-annotate"
+	$$compile --output-file requirements/runtime.txt pyproject.toml
+	$$compile --group build --output-file requirements/build.txt
+	$$compile --group dev --output-file requirements/dev.txt pyproject.toml
 
 .PHONY: crds
 crds: setup ## write deploy/crds from the models, and what the chart derives from them

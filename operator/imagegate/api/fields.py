@@ -14,7 +14,12 @@ def version(metadata: Mapping[str, Any]) -> int:
     server before.
     """
     text = str(metadata.get("resourceVersion") or "0")
-    return int(text) if text.isdigit() else 0
+    return _digits(text)
+
+
+def _digits(text: str) -> int:
+    """0 for what is no number, or one of more digits than any that Kubernetes knows (64 bits)."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 0
 
 
 _SUFFIXES = {
@@ -28,8 +33,8 @@ def quantity(text: object) -> int:
     if not isinstance(text, str):
         return 0
     number = text.rstrip("kMGTPEi")
-    factor = _SUFFIXES.get(text[len(number) :], 1)
-    return int(number) * factor if number.isdigit() else 0
+    factor: int = _SUFFIXES.get(text[len(number) :], 1)
+    return _digits(number) * factor
 
 
 def seconds(text: object) -> float | None:

@@ -334,10 +334,15 @@ _DECIDES = (
     # CRI-O: pulled as an image first, then as an artifact.
     re.compile(r"pull image err: (?P<last>.*?); artifact err: ", re.DOTALL),
 )
+LONGEST_MESSAGE = 4096
+"""Characters of a message that are looked at. The longest that runtimes were seen to write has some
+hundred. A node may write any number, and the patterns take the square of it: 64 KiB held the event
+loop for more than a minute."""
 
 
 def classify(message: str) -> FailureClass:
     """The class of a failed pull, from the runtime's message."""
+    message = message[:LONGEST_MESSAGE]
     for several in _DECIDES:
         if found := several.search(message):
             message = found["last"]

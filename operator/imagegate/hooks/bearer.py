@@ -100,5 +100,5 @@ def _read(data: bytes) -> dict[str, jwt.PyJWK]:
     return {
         key.key_id: key
         for key in keys
-        if isinstance(key.key_id, str) and key.public_key_use in {None, "sig"}
+        if isinstance(key.key_id, str) and key.public_key_use in (None, "sig")
     }

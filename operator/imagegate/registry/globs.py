@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_ESCAPED = re.compile(r"(?:[^%]|%[0-9a-fA-F]{2})*", re.DOTALL)
-_USERINFO = re.compile(r"(?:[A-Za-z0-9._:~!$&'()*+,;=@-]|%[0-9a-fA-F]{2})*")
-_HOST = re.compile(r"(?:[A-Za-z0-9!\"$&'()*+,.:;<=>\[\]_~\x80-\xff-]|%25|%[89a-fA-F][0-9a-fA-F])*")
+# Possessive (`*+`): a pattern that can go back remembers each character, at 128 bytes apiece.
+_ESCAPED = re.compile(r"(?:[^%]|%[0-9a-fA-F]{2})*+", re.DOTALL)
+_USERINFO = re.compile(r"(?:[A-Za-z0-9._:~!$&'()*+,;=@-]|%[0-9a-fA-F]{2})*+")
+_HOST = re.compile(r"(?:[A-Za-z0-9!\"$&'()*+,.:;<=>\[\]_~\x80-\xff-]|%25|%[89a-fA-F][0-9a-fA-F])*+")
 _PORT = re.compile(r"(?::[0-9]*)?")
 
 

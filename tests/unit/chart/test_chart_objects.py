@@ -1,6 +1,7 @@
 """The rendered objects: what they are called, what they run, what a user can change."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import shutil
@@ -309,6 +310,38 @@ def test_image(helm: Helm) -> None:
         == both.container("Job")["image"]
         == f"ghcr.io/imagegate/imagegate@{digest}"
     )
+
+
+def test_every_image_can_be_given_by_digest(helm: Helm) -> None:
+    """A tag may be moved. What runs on every node is then what was checked."""
+    ours, pause, busybox = ("sha256:" + digit * 64 for digit in "123")
+    release = helm.render(
+        {
+            "image": {"digest": ours},
+            "puller": {"image": {"digest": pause}, "container": {"image": {"digest": busybox}}},
+            "hooks": {"enabled": True, "secretName": "hooks"},
+        }
+    )
+    args = release.of("Deployment")["imagegate"]["spec"]["template"]["spec"]["containers"][0][
+        "args"
+    ]
+    assert f"--puller-image=registry.k8s.io/pause@{pause}" in args
+    assert f"--puller-container-image=docker.io/library/busybox@{busybox}" in args
+    images = set(re.findall(r'"image": "([^"]*)"', json.dumps(release.objects)))
+    assert images == {f"ghcr.io/imagegate/imagegate@{ours}"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": {"digest": "sha256:1"}},
+        {"puller": {"image": {"digest": "3.10.2"}}},
+        {"puller": {"container": {"image": {"digest": "sha512:" + "1" * 64}}}},
+    ],
+)
+def test_what_is_no_digest_is_refused(helm: Helm, values: Object) -> None:
+    with pytest.raises(RenderError, match="digest"):
+        helm.render(values)
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])
