@@ -1002,6 +1002,8 @@ class Liveness:
         # An edit is a new beginning, and who does not try any more has nothing to report.
         trouble = min(trouble, elapsed() - judge.asked_at.get(name, 0.0))
         trying = elapsed() - self._last_refused.get(name, 0.0) < 360
+        # A new leader does not know of attempts of the one before that it has no reason to repeat.
+        trying = trying and self._last_refused.get(name, 0.0) > self._led_since
         trying = trying and elapsed() - self._led_since > TAKEOVER
         degraded = conditions.get("Degraded", {}).get("status") == "True"
         if trouble > SHOWN and trying and not (degraded or status.get("failures")):
