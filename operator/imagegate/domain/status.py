@@ -147,8 +147,12 @@ def prefetch_status(
     }
     if prefetch.invalid is not None:
         # The digests and workload images that were found are kept for when the spec is corrected.
-        kept = ("target", "images", "moreImages", "digests", "refresh")
+        kept = ("target", "images", "moreImages", "digests")
         status |= {key: earlier[key] for key in kept if key in earlier}
+        last = earlier.get("refresh")
+        if prefetch.refresh is not None and isinstance(last, Mapping):
+            # Nothing is looked up meanwhile, so what was wrong with the registry is not known.
+            status["refresh"] = {key: last[key] for key in last if key != "message"}
         return _fit(status)
     status["target"] = prefetch.target
     status |= _images(prefetch, images, now)

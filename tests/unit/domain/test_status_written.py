@@ -116,3 +116,15 @@ def test_a_spec_that_cannot_be_acted_on_keeps_the_digests_that_were_found() -> N
     after = written(invalid, status.prefetch_status(invalid, TALLY, NOW, {}))
     for field in ("target", "images", "refresh"):
         assert after.status[field] == first.status[field]
+
+
+def test_a_spec_that_cannot_be_acted_on_does_not_keep_what_was_wrong_with_the_registry() -> None:
+    """Found by random lives: nothing is looked up meanwhile, so the message stayed for hours."""
+    first = written(FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, SIZED, DOWN))
+    assert "message" in first.status["refresh"]  # type: ignore[operator]
+    invalid = dataclasses.replace(first, invalid=("NamespaceNotReadable", "create the Role"))
+    after = written(invalid, status.prefetch_status(invalid, TALLY, NOW, {}))
+    assert "message" not in after.status["refresh"]  # type: ignore[operator]
+    assert "lastCheckTime" in after.status["refresh"]  # type: ignore[operator]
+    never = dataclasses.replace(invalid, refresh=None)
+    assert "refresh" not in written(never, status.prefetch_status(never, TALLY, NOW, {})).status
