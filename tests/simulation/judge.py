@@ -1049,7 +1049,8 @@ class Liveness:
             name = body["metadata"]["name"]
             going = "deletionTimestamp" in body["metadata"]
             ours = (body["metadata"].get("finalizers") or []) == ["imagegate.dev/cleanup"]
-            seconds = self._for("deletion", name, going and ours)
+            # By its uid: another of this name may have been deleted between two looks.
+            seconds = self._for("deletion", f"{name} {body['metadata']['uid']}", going and ours)
             judge.applied["deletion"] += 1
             seconds = min(seconds, elapsed() - judge.truth.disturbed)
             refused = bool(self._refused()) or self._out_of_reach(name)
