@@ -165,6 +165,7 @@ class Judge:
     def _note_ask(self, request: Request) -> None:
         name = request.key[1]
         if request.after is None:
+            self.liveness.forget(name)
             self.asks.pop(name, None)
             self.asked_at[name] = elapsed()
             return
@@ -685,6 +686,12 @@ class Liveness:
             return 0.0
         return elapsed() - self._since.setdefault((kind, subject), elapsed())
 
+    def forget(self, prefetch: str) -> None:
+        """A prefetch is gone: its clocks count for no other of its name."""
+        for kind, subject in list(self._since):
+            if subject.partition(" ")[0] == prefetch:
+                del self._since[kind, subject]
+
     def _slack(self) -> float:
         """Seconds more than usual: a takeover, an outage that has just ended, late watches."""
         judge = self._judge
@@ -982,9 +989,7 @@ class Liveness:
                 and not machine.spelled  # nobody can know what it lists under other names
                 and (judge.holds(machine, ask))
             )
-            # The clock of a deleted prefetch of this name has stopped, and counts for nothing.
-            since = self._for("full", f"{name} {failure['node']}", wrong)
-            if min(since, elapsed() - judge.asked_at.get(name, 0.0)) > PROGRESS + truth.lag:
+            if self._for("full", f"{name} {failure['node']}", wrong) > PROGRESS + truth.lag:
                 text = f"{failure['node']} holds every image, and is said to be full"
                 judge.blame("status-truth", name, text)
         message = (status.get("refresh") or {}).get("message")
@@ -1049,8 +1054,7 @@ class Liveness:
             name = body["metadata"]["name"]
             going = "deletionTimestamp" in body["metadata"]
             ours = (body["metadata"].get("finalizers") or []) == ["imagegate.dev/cleanup"]
-            # By its uid: another of this name may have been deleted between two looks.
-            seconds = self._for("deletion", f"{name} {body['metadata']['uid']}", going and ours)
+            seconds = self._for("deletion", name, going and ours)
             judge.applied["deletion"] += 1
             seconds = min(seconds, elapsed() - judge.truth.disturbed)
             refused = bool(self._refused()) or self._out_of_reach(name)

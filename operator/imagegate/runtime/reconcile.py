@@ -233,12 +233,11 @@ class Reconciler:
         open_: set[Hashable] = set()
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
             request = action.request if isinstance(action, PatchNode | DeletePod) else None
+            open_.add(request)  # until it is granted: no other answer undoes an earlier refusal
             if isinstance(action, DeletePod) and action.pod.namespace in self._store.unreadable:
-                open_.add(request)
                 continue  # it would be refused; the node comes back when the namespace does
             wait = self._ledger.refused_until(name, request) - self._clock.monotonic()
             if wait > 0:
-                open_.add(request)
                 self.node_queue.add(name, delay=max(0.01, wait), urgent=plan.held)
                 continue
             try:
@@ -247,14 +246,13 @@ class Reconciler:
                 raise
             except (Forbidden, Invalid) as error:
                 errors.append(error)
-                open_.add(request)
                 if request is not None:
                     urgent = plan.held and isinstance(action, PatchNode)
                     self._ledger.refuse(name, request, self._clock.monotonic(), urgent=urgent)
             except ImagegateError as error:
                 errors.append(error)
-                open_.add(request)  # a refusal before this answer is not undone by it
             else:
+                open_.discard(request)
                 if isinstance(action, PatchNode) and action.release is not None:
                     break  # the rest was decided about a held node; the node comes back at once
         self._ledger.keep_refusals(name, open_)

@@ -19,7 +19,7 @@ from imagegate.registry.documents import MOST_DESCRIPTORS
 from imagegate.registry.manifests import Manifests
 from imagegate.registry.platforms import Platform
 from imagegate.runtime.clock import Clock
-from imagegate.runtime.inspector import LAYERS_BUDGET, Inspector
+from imagegate.runtime.inspector import LAYERS_BUDGET, Inspector, Known
 from imagegate.runtime.store import Store
 from tests.unit.registry.conftest import MakeClient
 from tests.unit.registry.distribution import OCI_CONFIG, OCI_GZIP, digest_of
@@ -86,6 +86,24 @@ async def inspected(
     return inspector, prefetch
 
 
+async def measured(
+    server: Scripted, make_client: MakeClient, images: int
+) -> tuple[Known, int, int]:
+    """What is known afterwards, the bytes that it holds, and the most that were held meanwhile."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        inspector, prefetch = await inspected(server, make_client, images)
+        gc.collect()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    known = inspector.known(prefetch)
+    assert known is not None
+    return known, after - before, peak - before
+
+
 async def test_images_with_the_largest_manifests_cost_little_memory(
     scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,20 +111,10 @@ async def test_images_with_the_largest_manifests_cost_little_memory(
     monkeypatch.setattr("imagegate.runtime.inspector.PATIENCE", 60.0)
     for number in range(8):
         serve(scripted, f"a{number}", manifest(number, 24_000))
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        inspector, prefetch = await inspected(scripted, make_client, 8)
-        gc.collect()
-        after, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    known = inspector.known(prefetch)
-    assert known is not None
+    known, held, peak = await measured(scripted, make_client, 8)
     assert all("parts" in facts.problem for facts in known.values())
-    assert after - before < 4 * MB
-    assert peak - before < 60 * MB
+    assert held < 4 * MB
+    assert peak < 60 * MB
 
 
 async def test_images_at_the_limit_keep_their_sums_alone(
@@ -115,22 +123,13 @@ async def test_images_at_the_limit_keep_their_sums_alone(
     monkeypatch.setattr("imagegate.runtime.inspector.PATIENCE", 60.0)
     for number in range(8):
         serve(scripted, f"a{number}", manifest(number, MOST_DESCRIPTORS, 3 * MB))
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        inspector, prefetch = await inspected(scripted, make_client, 8)
-        gc.collect()
-        after, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    known = inspector.known(prefetch)
-    assert known is not None
+    known, held, peak = await measured(scripted, make_client, 8)
     total = sum(10**9 + layer for layer in range(MOST_DESCRIPTORS)) + len(CONFIG)
     for facts in known.values():
         assert (facts.problem, facts.sizes["linux/amd64"].compressed) == ("", total)
         assert facts.sizes["linux/amd64"].layers == ()
-    assert after - before < 12 * MB, "the cache of documents, and the sums"
-    assert peak - before < 60 * MB
+    assert held < 12 * MB, "the cache of documents, and the sums"
+    assert peak < 60 * MB
 
 
 async def test_the_layers_of_a_prefetch_have_a_budget(

@@ -890,6 +890,22 @@ async def test_a_spec_that_cannot_be_parsed_holds_nobody(world: World) -> None:
         await until(released(world, "n1"))
 
 
+def refuse_patches_of_n1(world: World, *, failing: int = 0) -> list[str]:
+    """A policy refuses every patch of the Node, and the API server fails at one of them. The
+    patches that were asked for."""
+    asked: list[str] = []
+
+    def refuse(method: str, path: str) -> None:
+        if method == "PATCH" and path == "/api/v1/nodes/n1":
+            asked.append(path)
+            if len(asked) == failing:
+                raise errors.Unavailable("patch node", 500, "internal error")
+            raise errors.Invalid("patch node", 422, "denied by a policy")
+
+    world.api.before = refuse
+    return asked
+
+
 async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node(
     world: World,
 ) -> None:
@@ -897,15 +913,7 @@ async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node
     world.add_node("n1")
     async with world.operating():
         await until(world.pods)
-        asked = 0
-
-        def refuse(method: str, path: str) -> None:
-            nonlocal asked
-            if method == "PATCH" and path == "/api/v1/nodes/n1":
-                asked += 1
-                raise errors.Invalid("patch node", 422, "denied by a policy")
-
-        world.api.before = refuse
+        asked = refuse_patches_of_n1(world)
         world.finish(world.pods()[0])
         await until(lambda: asked)
         for event in range(40):
@@ -915,7 +923,7 @@ async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node
                 lambda body, label=label: body["metadata"]["labels"].update(label),  # type: ignore[misc]
             )
             await asyncio.sleep(0.05)
-        assert asked <= 4
+        assert len(asked) <= 4
         world.api.before = lambda *_: None
         await until(lambda: "cached.imagegate.dev/llm" in world.labels("n1"), 10)
         assert world.ledger.refusals == {}
@@ -929,19 +937,9 @@ async def test_an_error_of_the_api_server_does_not_undo_the_back_off_of_a_refusa
     world.add_node("n1")
     async with world.operating():
         await until(world.pods)
-        asked = 0
-
-        def refuse(method: str, path: str) -> None:
-            nonlocal asked
-            if method == "PATCH" and path == "/api/v1/nodes/n1":
-                asked += 1
-                if asked == 2:
-                    raise errors.Unavailable("patch node", 500, "internal error")
-                raise errors.Invalid("patch node", 422, "denied by a policy")
-
-        world.api.before = refuse
+        asked = refuse_patches_of_n1(world, failing=2)
         world.finish(world.pods()[0])
-        await until(lambda: asked >= 3)
+        await until(lambda: len(asked) >= 3)
         (refusal,) = world.ledger.refusals["n1"].values()
         assert refusal.count == 2
 
