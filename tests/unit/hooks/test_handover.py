@@ -160,6 +160,27 @@ async def test_nothing_is_lost_while_the_api_server_is_away(
     assert [each.told.push.repository for each in entries] == ["a", "b"]
 
 
+async def test_a_push_that_comes_during_a_write_is_handed_over_again() -> None:
+    """The leader may have looked at the tag before the second push moved it."""
+    api = api_with_configmap()
+    sender = outbox(api)
+    writes: list[str] = []
+
+    def push_again(method: str, _: str) -> None:
+        if method == "PATCH" and not writes:
+            writes.append(method)
+            sender.add([told("a")])
+
+    api.before = push_again
+    sender.add([told("a")])
+    await sender.flush()
+    (first,) = handover.decode(pushes.text(api.objects[PATH]))
+    await sender.flush()
+    (second,) = handover.decode(pushes.text(api.objects[PATH]))
+    assert first.told == second.told
+    assert first.id != second.id
+
+
 async def test_what_waits_is_bounded_and_then_refused() -> None:
     sender = outbox(api_with_configmap())
     assert all(sender.add([told(f"a{n}")]) for n in range(module.MOST))
