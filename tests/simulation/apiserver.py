@@ -303,9 +303,10 @@ class ApiServer:
                 text = f"the server rejected our request due to an error in our request: {error}"
                 raise Refused(422, "Invalid", text) from error
         else:
-            uid = (request.sent.get("metadata") or {}).get("uid")
-            if uid is not None and uid != old["metadata"]["uid"]:
-                raise Refused(409, "Conflict", "Precondition failed: UID in precondition")
+            for name in ("uid", "resourceVersion"):
+                expected = (request.sent.get("metadata") or {}).get(name)
+                if expected not in (None, old["metadata"][name]):
+                    raise Refused(409, "Conflict", f"Precondition failed: {name} in precondition")
             new = merge(old, request.sent)
         if subresource == "status":
             new = {**old, "status": new.get("status", {})}

@@ -695,6 +695,22 @@ async def slow_patches(world: World) -> None:
 
 
 @story
+async def stale_status(world: World) -> None:
+    """The leader is stopped while it writes statuses. Its writes arrive after those of the next
+    leader.
+    """
+    await _cluster(world, 4)
+    for turn in range(12):
+        tag = _pushed(world, f"llm-{turn}", world.rng.uniform(50, 1500))
+        world.apply("llm", tag, rollout={"maxParallel": 2})
+        await world.until(lambda: bool(world.puller_pods(done=False)), 60)
+        await asyncio.sleep(world.rng.uniform(0, 8))
+        if world.leader is not None:
+            world.freeze(world.leader, world.rng.uniform(20, 60))
+        await asyncio.sleep(1200)
+
+
+@story
 async def same_name(world: World) -> None:
     """Nodes are replaced under their names while patches that were meant for the old ones are
     under way.

@@ -975,6 +975,16 @@ class Liveness:
                     judge.blame("status-truth", name, text)
             else:
                 self._for("status", name, true=False)
+            pulling = (status.get("nodes") or {}).get("pulling") or 0
+            unfinished = {
+                pod["spec"]["nodeName"]
+                for pod in truth.server.all("pods")
+                if (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
+                and phase(pod) != "Succeeded"
+            }
+            if self._for("pulling", name, pulling > len(unfinished)) > 60:
+                text = f"says {pulling} pulling, and {len(unfinished)} have an unfinished pod"
+                judge.blame("status-truth", name, text)
             missing = cached + unlabelled < sum(ready(node) for node in matching)
             if conditions.get("Ready", {}).get("status") == "True" and missing and not held:
                 if self._for("ready", name, true=True) > 60:

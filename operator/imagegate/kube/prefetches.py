@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections import OrderedDict
@@ -186,45 +187,46 @@ class Prefetches:
         return [self._reader.parse(body) async for body in self._client.list_all(PATH)]
 
     async def write_status(self, prefetch: Prefetch, status: Mapping[str, Any]) -> Prefetch:
-        """Apply a merge patch to the status (`domain.status.changes`). Raises NotFound when the
-        object is gone.
+        """Apply a merge patch (`domain.status.changes`) to the status that was seen.
+
+        Raises NotFound when the object is gone, and Conflict when it has changed since: a merge
+        patch on top of another writer's status would mix the two.
         """
+        seen = {"uid": prefetch.uid, "resourceVersion": str(prefetch.version)}
         body = await self._client.patch(
-            f"{PATH}/{prefetch.name}/status",
-            {"metadata": {"uid": prefetch.uid}, "status": status},
-            MERGE_PATCH,
+            f"{PATH}/{prefetch.name}/status", {"metadata": seen, "status": status}, MERGE_PATCH
         )
         return self._reader.parse(body)
 
-    async def add_finalizer(self, prefetch: Prefetch) -> None:
-        await self._finalizers(prefetch, present=True)
+    async def get(self, name: str) -> Prefetch:
+        """One prefetch as it is now. Raises NotFound when there is none."""
+        return self._reader.parse(await self._client.get(f"{PATH}/{name}"))
+
+    async def add_finalizer(self, prefetch: Prefetch) -> Prefetch:
+        """The prefetch as it is then. Raises NotFound when it is gone."""
+        return await self._finalizers(prefetch, present=True)
 
     async def remove_finalizer(self, prefetch: Prefetch) -> None:
-        await self._finalizers(prefetch, present=False)
+        with contextlib.suppress(NotFound):
+            await self._finalizers(prefetch, present=False)
 
-    async def _finalizers(self, prefetch: Prefetch, *, present: bool) -> None:
-        """Add or remove our finalizer, and keep those of others."""
+    async def _finalizers(self, prefetch: Prefetch, *, present: bool) -> Prefetch:
+        """Add or remove our finalizer, and keep those of others. Raises NotFound when the object is
+        gone, and Conflict when others keep changing it.
+        """
         seen = prefetch
         for _ in range(FINALIZER_TRIES):
-            if (FINALIZER in seen.finalizers) is present:
-                return
+            if (FINALIZER in seen.finalizers) is present or seen.uid != prefetch.uid:
+                return seen
             try:
-                await self._client.patch(
-                    f"{PATH}/{seen.name}", finalizer_operations(seen, present=present), JSON_PATCH
-                )
-                return
-            except NotFound:
-                return
+                operations = finalizer_operations(seen, present=present)
+                body = await self._client.patch(f"{PATH}/{seen.name}", operations, JSON_PATCH)
+                return self._reader.parse(body)
             except Conflict as error:
                 logger.debug("finalizers changed meanwhile", extra={"error": str(error)})
-            # Read again. A change of the status alone is announced to nobody, so waiting for the
-            # watch could mean to wait for ever.
-            try:
-                seen = self._reader.parse(await self._client.get(f"{PATH}/{prefetch.name}"))
-            except NotFound:
-                return
-            if seen.uid != prefetch.uid:
-                return
+            # Read again: the watch may be behind.
+            seen = await self.get(prefetch.name)
+        return seen
 
 
 def finalizer_operations(prefetch: Prefetch, *, present: bool) -> list[dict[str, Any]]:

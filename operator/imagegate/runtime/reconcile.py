@@ -6,6 +6,7 @@ places in its rollout and writes its status, a few times a second at most.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from imagegate.domain.policy import ANYTHING, PrefetchPolicy, too_large
 from imagegate.domain.share import Share
 from imagegate.domain.workloads import Found, condition
 from imagegate.errors import ImagegateError
-from imagegate.kube.errors import Forbidden, Invalid, NotFound, NotLeader
+from imagegate.kube.errors import Conflict, Forbidden, Invalid, NotFound, NotLeader
 from imagegate.kube.events import Events
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
@@ -121,6 +122,8 @@ class Reconciler:
         """By name: a prefetch, the sizes by which it was judged, and what came of it."""
         self._specs: dict[str, tuple[str, Prefetch]] = {}
         self._written: dict[str, float] = {}
+        self._writing: set[str] = set()
+        """The prefetches whose status is being written."""
         self._leaving: dict[str, tuple[str, float]] = {}
         """Prefetches that are being deleted: uid, and since when this process knows."""
         self.actor = Actor(
@@ -154,6 +157,13 @@ class Reconciler:
 
     def prefetch_changed(self, name: str) -> None:
         self.prefetch_queue.add(name)
+
+    def status_changed(self, name: str) -> None:
+        """Look at a status that another writer has changed: a leader that was stopped and woke up
+        late, or a person. An own write is on its way back as an event, and is no news.
+        """
+        if name not in self._writing:
+            self.prefetch_queue.add(name, delay=PASS_INTERVAL)
 
     def gate_changed(self) -> None:
         for name, node in self._store.nodes.items():
@@ -426,7 +436,9 @@ class Reconciler:
                 await self._let_go(prefetch)
             return
         if prefetch.live and FINALIZER not in prefetch.finalizers:
-            await self._prefetches.add_finalizer(prefetch)
+            with contextlib.suppress(NotFound):
+                self._store.see_prefetch(await self._prefetches.add_finalizer(prefetch))
+            return  # the change brings it back here
         self._workloads.follow(prefetch)
         if prefetch.searching:
             return  # what is found, or the end of patience, brings it back here
@@ -590,11 +602,27 @@ class Reconciler:
             (again or self.prefetch_queue).add(prefetch.name, delay=due - now)
             return
         self._written[prefetch.name] = now
+        self._writing.add(prefetch.name)
         try:
-            self._store.see_prefetch(await self._prefetches.write_status(prefetch, changed))
+            answer = await self._prefetches.write_status(prefetch, changed)
+            self._store.see_prefetch(answer)
         except NotFound:
             return
+        except Conflict:
+            await self._see_again(prefetch.name, again or self.prefetch_queue)
+            return
+        finally:
+            self._writing.discard(prefetch.name)
+        known = self._store.declared(prefetch.name)
+        if known is not None and known.status != answer.status:
+            self.status_changed(prefetch.name)  # it was written again before the answer came
         self._tell(prefetch, before, after, wanted)
+
+    async def _see_again(self, name: str, queue: KeyedQueue) -> None:
+        """Look at a prefetch that is not as it was seen, and decide about it again."""
+        with contextlib.suppress(NotFound):
+            self._store.see_prefetch(await self._prefetches.get(name))
+            queue.add(name, delay=0.02)
 
     def _tell(
         self,

@@ -32,6 +32,9 @@ class Listener(Protocol):
 
     def node_changed(self, name: str) -> None: ...
     def prefetch_changed(self, name: str) -> None: ...
+    def status_changed(self, name: str) -> None:
+        """Nothing but the status of this prefetch has changed."""
+
     def gate_changed(self) -> None: ...
 
 
@@ -342,8 +345,12 @@ class Store:
             new = replace(new, invalid=("NamespaceNotReadable", text))
         self._prefetches[name] = new
         self._want()
-        if old != new and self._listener is not None:
+        if self._listener is None:
+            return
+        if old is None or old != new:
             self._listener.prefetch_changed(name)
+        elif old.status != new.status:
+            self._listener.status_changed(name)
 
     def lose_prefetch(self, name: str, uid: str | None = None, version: int = 0) -> None:
         old = self._declared.get(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import jsonpatch
 from prometheus_client import CollectorRegistry
@@ -281,12 +281,14 @@ class Api:
 
     # ---- Nodes
 
-    async def get(self, *key: str) -> Node | Pod:
-        """A Node by its name, or a puller pod by namespace and name."""
-        there: Mapping[str, Node | Pod]
-        kind, there = (
-            ("node", self._cluster.nodes) if len(key) == 1 else ("pod", self._cluster.pods)
-        )
+    async def get(self, *key: str) -> Node | Pod | Prefetch:
+        """A Node or ImagePrefetch by its name (no two are called alike here), or a puller pod by
+        namespace and name.
+        """
+        cluster = self._cluster
+        kind, there = "pod", cast("Mapping[str, Node | Pod | Prefetch]", cluster.pods)
+        if len(key) == 1:
+            kind, there = "object", {**cluster.nodes, **cluster.prefetches}
         if key[-1] not in there:
             raise NotFound(kind, 404, key[-1])
         return there[key[-1]]
@@ -353,8 +355,12 @@ class Api:
 
     # ---- ImagePrefetches
 
-    async def add_finalizer(self, prefetch: Prefetch) -> None:
+    async def add_finalizer(self, prefetch: Prefetch) -> Prefetch:
         self._write("finalizer", lambda: self._finalizers(prefetch, ("imagegate.dev/cleanup",)))
+        there = self._cluster.prefetches.get(prefetch.name)
+        if there is None:
+            raise NotFound("imageprefetch", 404, prefetch.name)
+        return there
 
     async def remove_finalizer(self, prefetch: Prefetch) -> None:
         self._write("finalizer", lambda: self._finalizers(prefetch, ()))
@@ -379,6 +385,8 @@ class Api:
             raise NotFound("imageprefetch", 404, prefetch.name)
         if there.uid != prefetch.uid:
             raise Conflict("imageprefetch", 409, "the UID in the precondition does not match")
+        if there.version != prefetch.version:
+            raise Conflict("imageprefetch", 409, "the resourceVersion does not match")
         merged = merge(there.status, status)
         self._cluster.put_prefetch(dataclasses.replace(there, status=merged))
         return self._cluster.prefetches[prefetch.name]

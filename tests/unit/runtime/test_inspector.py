@@ -434,6 +434,7 @@ async def test_a_registry_that_never_answers_delays_no_other_first_look(
         assert late is not None
         assert late[f"slow.test/a{count - 1}:1"].problem
         # By now the registry is known to be slow.
+        await until(lambda: registries.waiting <= inspector.SLOW_WORKERS)
         registries.most = registries.waiting
         for number in range(count):
             bench.inspector.look(named(bench, f"more-{number}", f"slow.test/b{number}:1"))

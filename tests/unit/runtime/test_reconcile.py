@@ -16,6 +16,8 @@ from imagegate.kube import errors
 from tests.unit.memory_api import MemoryApi
 from tests.unit.runtime.world import KEY, NAMESPACE, PODS, World, until
 
+LLM = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+
 FAST = {"retry": {"limit": 3, "minSeconds": 1, "maxSeconds": 1}}
 WIDE = {"rollout": {"maxParallel": "100%", "seeds": 1000}}
 
@@ -103,7 +105,7 @@ async def test_an_edit_while_a_pod_is_being_created_frees_no_place() -> None:
         await until(lambda: world.ledger.entry("llm").places)
         await asyncio.sleep(0.1)
         world.api.change(
-            "/apis/imagegate.dev/v1alpha1/imageprefetches/llm",
+            LLM,
             lambda body: body["spec"].update(retry={"limit": 3}),
         )
         await asyncio.sleep(1.5)
@@ -292,7 +294,7 @@ async def test_deleting_a_prefetch_leaves_nothing_and_does_not_hang(world: World
     world.add_prefetch("llm", "reg.test/llm:1", **WIDE)
     world.add_node("n1")
     world.add_node("n2", gated=True)
-    path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+    path = LLM
     async with world.operating():
         await until(lambda: len(world.pods()) == 2)
         done = next(p for p in world.pods() if p["spec"]["nodeName"] == "n1")
@@ -364,7 +366,7 @@ async def test_an_edit_does_not_wait_for_the_back_off_of_what_it_mends(world: Wo
             body["spec"]["disk"] = {"maxUsagePercent": 95}
             body["metadata"]["generation"] += 1
 
-        world.api.change("/apis/imagegate.dev/v1alpha1/imageprefetches/llm", edit)
+        world.api.change(LLM, edit)
         await until(world.pods)
 
 
@@ -395,7 +397,7 @@ async def test_a_dry_run_says_what_would_happen_and_touches_nothing(world: World
         assert world.pods() == []
         assert world.labels("n2") == {}
         assert world.status("llm")["nodes"]["pending"] == 2
-        body = world.api.objects["/apis/imagegate.dev/v1alpha1/imageprefetches/llm"]
+        body = world.api.objects[LLM]
         assert not body["metadata"].get("finalizers")
 
 
@@ -423,7 +425,7 @@ async def test_a_prefetch_that_is_deleted_as_a_dry_run_leaves_nothing_behind(wor
             body["spec"]["dryRun"] = True
             body["metadata"]["generation"] += 1
 
-        path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+        path = LLM
         world.api.change(path, dry)
         await until(lambda: world.condition("llm", "Ready").get("reason") == "DryRun")
         assert world.labels("n1")
@@ -628,7 +630,7 @@ async def test_a_mirror_that_is_behind_and_an_edit_by_who_has_mended_it(
             body["metadata"]["generation"] += 1
             body["spec"]["retry"] = {"limit": body["metadata"]["generation"]}
 
-        path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+        path = LLM
         for _ in range(2):  # while it waits for its back-off, and while it waits for the node
             world.api.change(path, edit)
             await until(lambda: [pod for pod in world.pods() if "status" not in pod])
@@ -667,7 +669,7 @@ async def test_a_release_does_not_wait_for_its_event_to_be_written(world: World)
 async def test_nothing_is_kept_of_earlier_targets_and_of_deleted_prefetches(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:0", **FAST)
     world.add_node("n1")
-    path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+    path = LLM
     async with world.operating():
         for edit in range(1, 4):
             await until(world.pods)
@@ -747,6 +749,42 @@ async def test_nothing_of_a_settled_prefetch_is_written_by_five_new_leaders(worl
     assert world.api.writes() == []
 
 
+async def test_a_status_that_another_writer_has_changed_is_written_again(world: World) -> None:
+    """A leader that was stopped while it wrote a status wakes up under the next leader."""
+    world.add_node("n1")
+    world.add_prefetch("llm", "reg.test/a:1")
+    async with world.operating():
+        await until(world.pods)
+        world.finish(world.pods()[0])
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+        true = world.status("llm")
+        stale = {"nodes": {**true["nodes"], "pulling": 2, "gated": 1}, "conditions": []}
+        world.api.change(LLM, lambda body: body["status"].update(stale))
+        await until(lambda: world.status("llm")["nodes"] == true["nodes"])
+        assert world.condition("llm", "Ready")["status"] == "True"
+
+
+async def test_a_status_is_not_mixed_with_that_of_another_writer(world: World) -> None:
+    world.add_node("n1")
+    world.add_prefetch("llm", "reg.test/a:1")
+    async with world.operating():
+        await until(world.pods)
+        await until(lambda: world.status("llm").get("nodes", {}).get("pulling") == 1)
+        world.api.before = lambda method, path: overtake() if path == f"{LLM}/status" else None
+        other = {"desired": 7, "cached": 0, "pulling": 3, "pending": 4, "failed": 0, "skipped": 0}
+
+        def overtake() -> None:
+            world.api.before = lambda method, path: None
+            world.api.watchers.remove(world._watch)  # the watch is late
+            world.api.change(LLM, lambda body: body["status"].update(nodes={**other, "gated": 3}))
+            world.api.watchers.append(world._watch)
+
+        world.finish(world.pods()[0])
+        await until(lambda: world.condition("llm", "Ready").get("status") == "True")
+        counts = {"desired": 1, "cached": 1, "pulling": 0, "pending": 0, "failed": 0, "skipped": 0}
+        assert world.status("llm")["nodes"] == {**counts, "gated": 0}
+
+
 async def test_no_joining_node_waits_for_a_rollout_or_for_another_joining_node(
     world: World,
 ) -> None:
@@ -811,7 +849,7 @@ async def test_nothing_is_deleted_in_a_namespace_that_cannot_be_read_until_it_ca
 ) -> None:
     world.add_node("n1")
     world.add_prefetch("llm", "reg.test/llm:1")
-    path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
+    path = LLM
     async with world.operating():
         await until(world.pods)
         world.store.see_unreadable({NAMESPACE: "pods is forbidden"})
