@@ -231,7 +231,9 @@ class Judge:
         return again if before and again else asking
 
     def hopeless(self, machine: Machine, ask: Ask) -> bool:
-        """Whether a pull fails, or has no room, whatever is done."""
+        """Whether a pull fails, or has no room, whatever is done. For images that have no room
+        beside the pulls in flight see `crowded`.
+        """
         registry = self.truth.registry
         if machine.fails or any(registry.digest(image) is None for image in ask.images):
             return True
@@ -239,6 +241,29 @@ class Judge:
         absent = {registry.digest(i): registry.size(i) for i in ask.images}
         needed = sum(3.5 * size for digest, size in absent.items() if digest not in held)
         # The operator may go by the sizes of what the tags meant a moment ago.
+        return machine.used + needed > ask.max_usage * 1e9 * 0.85
+
+    def crowded(self, node: Body, machine: Machine, ask: Ask) -> bool:
+        """Whether the pulls in flight on a node, for whichever prefetch, may need the room that the
+        images need: the operator waits for their end, and reports no failure meanwhile. Until then
+        it counts them in full beside what the disk already shows of them.
+        """
+        registry = self.truth.registry
+        names = {name for image in node["status"].get("images") or () for name in image["names"]}
+        flying = set[str]()
+        for pod in self.truth.server.all("pods"):
+            owners = {owner["uid"] for owner in pod["metadata"].get("ownerReferences", ())}
+            if machine.uid not in owners or PREFETCH not in (pod["metadata"].get("labels") or {}):
+                continue
+            if phase(pod) == "Succeeded":
+                names |= images_of(pod)
+            elif not finished(pod):
+                flying |= images_of(pod)
+        pulled = {registry.digest(image): registry.size(image) for image in flying - names}
+        wanted = {registry.digest(i): registry.size(i) for i in ask.images if i not in names}
+        if ask.max_usage >= 100 or not pulled or wanted.keys() <= pulled.keys():
+            return False
+        needed = 3.5 * sum({**pulled, **wanted}.values())
         return machine.used + needed > ask.max_usage * 1e9 * 0.85
 
     def pods(self, node: str, prefetch: str) -> list[Body]:
@@ -606,6 +631,8 @@ class Liveness:
         self._led_since = 0.0
         self._leader = ""
         self._begun: set[str] = set()
+        self._full_at: dict[tuple[str, str], float] = {}
+        """By prefetch and machine, when the images last had no room there."""
 
     # ---- requests
 
@@ -839,6 +866,7 @@ class Liveness:
                 text = f"its puller pods succeeded {seconds:.0f} s ago"
                 judge.blame("not-labelled", f"{machine.name} {name}", text)
             stuck = machine.stalled or machine.spelled or judge.hopeless(machine, ask)
+            stuck = stuck or judge.crowded(node, machine, ask)
             stuck = stuck or (machine.name in self._refused() and judge.holds(machine, ask))
             stuck = stuck or (held and judge.holds(machine, ask))  # another one holds the node
             if label != ask.target and not stuck and (held or not ask.paused):
@@ -896,18 +924,29 @@ class Liveness:
             and (m := judge.machine(n))
             and m.alive
             and m.ready_at is not None
-            and not judge.hopeless(m, ask)
+            and not self._without_room(n, m, ask)
             and elapsed() - m.ready_at > 60
         ]
         # A watch whose connection broke without a word is begun anew after a minute.
         calm = elapsed() - judge.truth.disturbed - BLIND
         calm = min(since, calm, elapsed() - judge.asked_at[name])
+        calm = min(calm, self._for("able", name, bool(able)))
         judge.applied["first-pod"] += 1
         # A namespace that could not be read is looked at again after half a minute.
         allowed = self._for("allowed", name, self.allowed(ask, "LIST") and self.allowed(ask))
         if able and not ask.paused and ask.images and allowed > min(calm, 60.0):
             if calm > FIRST_POD + self._slack():
                 judge.blame("first-pod", name, f"no puller pod after {since:.0f} s")
+
+    def _without_room(self, node: Body, machine: Machine, ask: Ask) -> bool:
+        """Whether the disk guard may keep the images from a node: now, or since what the prefetch
+        asks for last changed, because a refusal is tried again after the longest back-off only.
+        """
+        judge, which = self._judge, (ask.name, machine.uid)
+        if judge.hopeless(machine, ask):
+            self._full_at[which] = elapsed()
+        full_at = self._full_at.get(which, -math.inf)
+        return full_at >= judge.asked_at[ask.name] or judge.crowded(node, machine, ask)
 
     def _misplaced(self, nodes: list[Body]) -> None:
         """Puller pods in a namespace that their prefetch has left."""
