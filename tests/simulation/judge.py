@@ -622,11 +622,12 @@ class Liveness:
         """When changes of a Node or pod were refused last."""
         self._last_refused: dict[str, float] = {}
         self._served: set[tuple[str, str]] = set()
-        """Joining machines that have had a puller pod of a prefetch."""
+        """Joining machines for which a puller pod of a prefetch was requested."""
         self._removed_pods: dict[str, deque[float]] = {}
         self._rest_writes: Counter[str] = Counter()
         self._waiting: dict[tuple[str, str], float] = {}
-        self._jumped: Counter[str] = Counter()
+        self._jumped: Counter[tuple[str, str]] = Counter()
+        """By machine and prefetch, how many nodes that asked later went before it."""
         self._exits: Counter[str] = Counter()
         self._led_since = 0.0
         self._leader = ""
@@ -642,14 +643,16 @@ class Liveness:
             holder = request.after["spec"].get("holderIdentity", "")
             if holder != self._leader:
                 self._leader, self._led_since = holder, elapsed()
+                # A leader knows the order of those alone that ask while it leads.
+                self._since = {key: at for key, at in self._since.items() if key[0] != "asks"}
         if request.resource == "pods" and request.method == "POST" and operator:
             labels = (request.sent or {}).get("metadata", {}).get("labels") or {}
             name = labels.get(PREFETCH, "")
+            self._queue(name, request.sent["spec"]["nodeName"])
             if request.applied:
                 self._begun.add(name)
                 self._refused_pods.pop(name, None)
                 self._progress[name] = elapsed()
-                self._queue(name, request.after or {})
             elif request.status not in (409, 429):
                 self._refused_pods.setdefault(name, elapsed())
                 self._last_refused[name] = elapsed()
@@ -700,6 +703,7 @@ class Liveness:
             if not ask.deleting and not ask.dry:
                 self._prefetch(name, ask, nodes)
                 self._first_pod(name, ask, nodes)
+                self._waits(name, ask, nodes)
         self._misplaced(nodes)
         self._deletions()
         self._heartbeat()
@@ -1053,31 +1057,51 @@ class Liveness:
         if trouble > SHOWN and trying and not (degraded or status.get("failures")):
             judge.blame("trouble-not-shown", name, f"its pods are refused for {trouble:.0f} s")
 
-    def _queue(self, name: str, pod: Body) -> None:
-        """Joining nodes pull in the order in which they asked."""
+    def _queue(self, name: str, node: str) -> None:
+        """Joining nodes pull in the order in which they asked. A node has had its turn with the
+        first request for a puller pod, also where that is refused: it asks again after a back-off,
+        behind the nodes that have asked meanwhile.
+        """
         judge = self._judge
         ask, server = judge.asks.get(name), judge.truth.server
-        served = server.get("nodes", pod["spec"]["nodeName"])
+        served = server.get("nodes", node)
         mine = judge.machine(served) if served is not None else None
         if ask is None or served is None or mine is None or mine.ready_at is None:
             return
         self._served.add((mine.uid, name))
         if not judge.taints(served) or not judge.settled(name):
             return
-        for node in server.all("nodes"):
-            machine = judge.machine(node)
-            if machine is None or machine is mine or not ask.matches(node) or not ready(node):
+        since = self._since.get(("asks", f"{name} {mine.uid}"), elapsed())
+        for other in server.all("nodes"):
+            machine = judge.machine(other)
+            if machine is None or machine is mine or not self._asks(other, machine, ask):
                 continue
-            if not judge.taints(node) or machine.ready_at is None:
-                continue
-            if (machine.uid, name) in self._served:
+            if (machine.uid, name) in self._served or machine.ready_at is None:
                 continue  # it has had its turn, and failed
-            if machine.ready_at < mine.ready_at - 30 and judge.truth.disturbed < machine.ready_at:
+            asked = self._since.get(("asks", f"{name} {machine.uid}"), elapsed())
+            if asked < since - 30 and judge.truth.disturbed < machine.ready_at:
                 judge.applied["queue"] += 1
-                self._jumped[machine.name] += 1
-                if self._jumped[machine.name] > 2:
-                    text = f"{self._jumped[machine.name]} nodes that joined later went before it"
+                self._jumped[machine.uid, name] += 1
+                if (count := self._jumped[machine.uid, name]) > 2:
+                    text = f"{name}: {count} nodes that joined later went before it"
                     judge.blame("queue-jumped", machine.name, text)
+
+    def _waits(self, name: str, ask: Ask, nodes: list[Body]) -> None:
+        """Since when each joining node asks for a slot, as far as the present leader can know."""
+        for node in nodes:
+            if (machine := self._judge.machine(node)) is not None:
+                self._for("asks", f"{name} {machine.uid}", self._asks(node, machine, ask))
+
+    def _asks(self, node: Body, machine: Machine, ask: Ask) -> bool:
+        """Whether a joining node asks for a slot, if it has none: nothing else is in its way."""
+        return (
+            bool(self._judge.taints(node))
+            and bool(ask.images)
+            and ask.matches(node)
+            and ready(node)
+            and self.allowed(ask, "LIST")
+            and not self._without_room(node, machine, ask)
+        )
 
     def _out_of_reach(self, name: str) -> bool:
         """Whether pods of it are where the operator may not delete them any more."""

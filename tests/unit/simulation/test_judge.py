@@ -8,10 +8,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
 from tests.simulation import loop
+from tests.simulation.apiserver import timestamp
 from tests.simulation.asks import GROUP, PREFETCH
 from tests.simulation.machines import GB, Kubelet
-from tests.simulation.replica import NAMESPACE
+from tests.simulation.replica import LEASE, NAMESPACE
 from tests.simulation.world import TICK, World
 
 LARGE, SMALL = "registry.test/large:1", "registry.test/small:1"
@@ -79,3 +82,59 @@ def test_first_pod_is_demanded_once_the_pull_in_flight_is_over() -> None:
         await asyncio.sleep(90)
 
     assert promises(story) == ["first-pod"]
+
+
+async def queue(
+    world: World, *, early: Callable[[World], None], late: Callable[[World], None]
+) -> None:
+    """A node joins, then three others; those are served first."""
+    world.gate()
+    beat = {"heartbeat": timestamp()}
+    key = ("", "default")
+    world.server.change(OPERATOR, "nodegates", key, lambda gate: gate.update(status=beat))
+    world.apply("base", SMALL)
+    kubelets = [world.join("n0")]
+    await asyncio.sleep(60)
+    early(world)
+    for number in range(1, 4):
+        kubelets.append(world.join(f"n{number}"))
+        await asyncio.sleep(40)
+    late(world)
+    await asyncio.sleep(10)
+    for kubelet in reversed(kubelets):
+        puller_pod(world, kubelet, "base", SMALL)
+
+
+def nothing(_: World) -> None:
+    pass
+
+
+def refused(world: World) -> None:
+    """The first node has its turn, and an admission webhook refuses its pod."""
+    world.webhook_down.add(NAMESPACE)
+    puller_pod(world, world.kubelets["n0"], "base", SMALL)
+    world.webhook_down.clear()
+
+
+def full(world: World) -> None:
+    """The images have no room on the first node, until somebody makes some."""
+    world.kubelets["n0"].machine.used = 90 * GB
+
+
+def other_leader(world: World) -> None:
+    """A leader that has not seen which node asked first."""
+    lease = {"metadata": {"name": LEASE}, "spec": {"holderIdentity": OPERATOR}}
+    world.server.do(OPERATOR, "POST", "leases", (NAMESPACE, ""), lease)
+
+
+def test_joining_nodes_are_served_in_the_order_in_which_they_asked() -> None:
+    assert promises(lambda world: queue(world, early=nothing, late=nothing)) == ["queue-jumped"]
+
+
+@pytest.mark.parametrize("early", [refused, full])
+def test_a_node_that_cannot_use_its_turn_is_overtaken(early: Callable[[World], None]) -> None:
+    assert promises(lambda world: queue(world, early=early, late=nothing)) == []
+
+
+def test_a_new_leader_does_not_know_which_node_asked_first() -> None:
+    assert promises(lambda world: queue(world, early=nothing, late=other_leader)) == []
