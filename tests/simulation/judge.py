@@ -231,7 +231,9 @@ class Judge:
         return again if before and again else asking
 
     def hopeless(self, machine: Machine, ask: Ask) -> bool:
-        """Whether a pull fails, or has no room, whatever is done."""
+        """Whether a pull fails, or has no room, whatever is done. For images that have no room
+        beside the pulls in flight see `crowded`.
+        """
         registry = self.truth.registry
         if machine.fails or any(registry.digest(image) is None for image in ask.images):
             return True
@@ -239,6 +241,29 @@ class Judge:
         absent = {registry.digest(i): registry.size(i) for i in ask.images}
         needed = sum(3.5 * size for digest, size in absent.items() if digest not in held)
         # The operator may go by the sizes of what the tags meant a moment ago.
+        return machine.used + needed > ask.max_usage * 1e9 * 0.85
+
+    def crowded(self, node: Body, machine: Machine, ask: Ask) -> bool:
+        """Whether the pulls in flight on a node, for whichever prefetch, may need the room that the
+        images need: the operator waits for their end, and reports no failure meanwhile. Until then
+        it counts them in full beside what the disk already shows of them.
+        """
+        registry = self.truth.registry
+        names = {name for image in node["status"].get("images") or () for name in image["names"]}
+        flying = set[str]()
+        for pod in self.truth.server.all("pods"):
+            owners = {owner["uid"] for owner in pod["metadata"].get("ownerReferences", ())}
+            if machine.uid not in owners or PREFETCH not in (pod["metadata"].get("labels") or {}):
+                continue
+            if phase(pod) == "Succeeded":
+                names |= images_of(pod)
+            elif not finished(pod):
+                flying |= images_of(pod)
+        pulled = {registry.digest(image): registry.size(image) for image in flying - names}
+        wanted = {registry.digest(i): registry.size(i) for i in ask.images if i not in names}
+        if ask.max_usage >= 100 or not pulled or wanted.keys() <= pulled.keys():
+            return False
+        needed = 3.5 * sum({**pulled, **wanted}.values())
         return machine.used + needed > ask.max_usage * 1e9 * 0.85
 
     def pods(self, node: str, prefetch: str) -> list[Body]:
@@ -597,15 +622,18 @@ class Liveness:
         """When changes of a Node or pod were refused last."""
         self._last_refused: dict[str, float] = {}
         self._served: set[tuple[str, str]] = set()
-        """Joining machines that have had a puller pod of a prefetch."""
+        """Joining machines for which a puller pod of a prefetch was requested."""
         self._removed_pods: dict[str, deque[float]] = {}
         self._rest_writes: Counter[str] = Counter()
         self._waiting: dict[tuple[str, str], float] = {}
-        self._jumped: Counter[str] = Counter()
+        self._jumped: Counter[tuple[str, str]] = Counter()
+        """By machine and prefetch, how many nodes that asked later went before it."""
         self._exits: Counter[str] = Counter()
         self._led_since = 0.0
         self._leader = ""
         self._begun: set[str] = set()
+        self._full_at: dict[tuple[str, str], float] = {}
+        """By prefetch and machine, when the images last had no room there."""
 
     # ---- requests
 
@@ -615,14 +643,16 @@ class Liveness:
             holder = request.after["spec"].get("holderIdentity", "")
             if holder != self._leader:
                 self._leader, self._led_since = holder, elapsed()
+                # A leader knows the order of those alone that ask while it leads.
+                self._since = {key: at for key, at in self._since.items() if key[0] != "asks"}
         if request.resource == "pods" and request.method == "POST" and operator:
             labels = (request.sent or {}).get("metadata", {}).get("labels") or {}
             name = labels.get(PREFETCH, "")
+            self._queue(name, request.sent["spec"]["nodeName"])
             if request.applied:
                 self._begun.add(name)
                 self._refused_pods.pop(name, None)
                 self._progress[name] = elapsed()
-                self._queue(name, request.after or {})
             elif request.status not in (409, 429):
                 self._refused_pods.setdefault(name, elapsed())
                 self._last_refused[name] = elapsed()
@@ -673,6 +703,7 @@ class Liveness:
             if not ask.deleting and not ask.dry:
                 self._prefetch(name, ask, nodes)
                 self._first_pod(name, ask, nodes)
+                self._waits(name, ask, nodes)
         self._misplaced(nodes)
         self._deletions()
         self._heartbeat()
@@ -839,6 +870,7 @@ class Liveness:
                 text = f"its puller pods succeeded {seconds:.0f} s ago"
                 judge.blame("not-labelled", f"{machine.name} {name}", text)
             stuck = machine.stalled or machine.spelled or judge.hopeless(machine, ask)
+            stuck = stuck or judge.crowded(node, machine, ask)
             stuck = stuck or (machine.name in self._refused() and judge.holds(machine, ask))
             stuck = stuck or (held and judge.holds(machine, ask))  # another one holds the node
             if label != ask.target and not stuck and (held or not ask.paused):
@@ -896,18 +928,29 @@ class Liveness:
             and (m := judge.machine(n))
             and m.alive
             and m.ready_at is not None
-            and not judge.hopeless(m, ask)
+            and not self._without_room(n, m, ask)
             and elapsed() - m.ready_at > 60
         ]
         # A watch whose connection broke without a word is begun anew after a minute.
         calm = elapsed() - judge.truth.disturbed - BLIND
         calm = min(since, calm, elapsed() - judge.asked_at[name])
+        calm = min(calm, self._for("able", name, bool(able)))
         judge.applied["first-pod"] += 1
         # A namespace that could not be read is looked at again after half a minute.
         allowed = self._for("allowed", name, self.allowed(ask, "LIST") and self.allowed(ask))
         if able and not ask.paused and ask.images and allowed > min(calm, 60.0):
             if calm > FIRST_POD + self._slack():
                 judge.blame("first-pod", name, f"no puller pod after {since:.0f} s")
+
+    def _without_room(self, node: Body, machine: Machine, ask: Ask) -> bool:
+        """Whether the disk guard may keep the images from a node: now, or since what the prefetch
+        asks for last changed, because a refusal is tried again after the longest back-off only.
+        """
+        judge, which = self._judge, (ask.name, machine.uid)
+        if judge.hopeless(machine, ask):
+            self._full_at[which] = elapsed()
+        full_at = self._full_at.get(which, -math.inf)
+        return full_at >= judge.asked_at[ask.name] or judge.crowded(node, machine, ask)
 
     def _misplaced(self, nodes: list[Body]) -> None:
         """Puller pods in a namespace that their prefetch has left."""
@@ -1024,31 +1067,51 @@ class Liveness:
         if trouble > SHOWN and trying and not (degraded or status.get("failures")):
             judge.blame("trouble-not-shown", name, f"its pods are refused for {trouble:.0f} s")
 
-    def _queue(self, name: str, pod: Body) -> None:
-        """Joining nodes pull in the order in which they asked."""
+    def _queue(self, name: str, node: str) -> None:
+        """Joining nodes pull in the order in which they asked. A node has had its turn with the
+        first request for a puller pod, also where that is refused: it asks again after a back-off,
+        behind the nodes that have asked meanwhile.
+        """
         judge = self._judge
         ask, server = judge.asks.get(name), judge.truth.server
-        served = server.get("nodes", pod["spec"]["nodeName"])
+        served = server.get("nodes", node)
         mine = judge.machine(served) if served is not None else None
         if ask is None or served is None or mine is None or mine.ready_at is None:
             return
         self._served.add((mine.uid, name))
         if not judge.taints(served) or not judge.settled(name):
             return
-        for node in server.all("nodes"):
-            machine = judge.machine(node)
-            if machine is None or machine is mine or not ask.matches(node) or not ready(node):
+        since = self._since.get(("asks", f"{name} {mine.uid}"), elapsed())
+        for other in server.all("nodes"):
+            machine = judge.machine(other)
+            if machine is None or machine is mine or not self._asks(other, machine, ask):
                 continue
-            if not judge.taints(node) or machine.ready_at is None:
-                continue
-            if (machine.uid, name) in self._served:
+            if (machine.uid, name) in self._served or machine.ready_at is None:
                 continue  # it has had its turn, and failed
-            if machine.ready_at < mine.ready_at - 30 and judge.truth.disturbed < machine.ready_at:
+            asked = self._since.get(("asks", f"{name} {machine.uid}"), elapsed())
+            if asked < since - 30 and judge.truth.disturbed < machine.ready_at:
                 judge.applied["queue"] += 1
-                self._jumped[machine.name] += 1
-                if self._jumped[machine.name] > 2:
-                    text = f"{self._jumped[machine.name]} nodes that joined later went before it"
+                self._jumped[machine.uid, name] += 1
+                if (count := self._jumped[machine.uid, name]) > 2:
+                    text = f"{name}: {count} nodes that joined later went before it"
                     judge.blame("queue-jumped", machine.name, text)
+
+    def _waits(self, name: str, ask: Ask, nodes: list[Body]) -> None:
+        """Since when each joining node asks for a slot, as far as the present leader can know."""
+        for node in nodes:
+            if (machine := self._judge.machine(node)) is not None:
+                self._for("asks", f"{name} {machine.uid}", self._asks(node, machine, ask))
+
+    def _asks(self, node: Body, machine: Machine, ask: Ask) -> bool:
+        """Whether a joining node asks for a slot, if it has none: nothing else is in its way."""
+        return (
+            bool(self._judge.taints(node))
+            and bool(ask.images)
+            and ask.matches(node)
+            and ready(node)
+            and self.allowed(ask, "LIST")
+            and not self._without_room(node, machine, ask)
+        )
 
     def _out_of_reach(self, name: str) -> bool:
         """Whether pods of it are where the operator may not delete them any more."""

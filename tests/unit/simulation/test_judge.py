@@ -1,0 +1,140 @@
+"""The judge objects to what breaks a promise, and to nothing else. No operator runs here: the test
+itself makes the puller pods, under the name of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.simulation import loop
+from tests.simulation.apiserver import timestamp
+from tests.simulation.asks import GROUP, PREFETCH
+from tests.simulation.machines import GB, Kubelet
+from tests.simulation.replica import LEASE, NAMESPACE
+from tests.simulation.world import TICK, World
+
+LARGE, SMALL = "registry.test/large:1", "registry.test/small:1"
+OPERATOR = "operator-0/1"
+
+
+def promises(story: Callable[[World], Coroutine[Any, Any, None]]) -> list[str]:
+    """The promises that a story breaks, in the judge's opinion."""
+    worlds: list[World] = []
+
+    async def main() -> None:
+        world = World(1)
+        worlds.append(world)
+        world.registry.push(LARGE, "large", 14 * GB)  # 49 GB on disk
+        world.registry.push(SMALL, "small", 4 * GB)  # 14 GB
+        telling = asyncio.create_task(story(world))
+        while not telling.done():
+            await asyncio.wait([telling], timeout=TICK)
+            world.judge.tick()
+        telling.result()
+
+    loop.run(main, 1)
+    return [broken.promise for broken in worlds[0].judge.broken]
+
+
+def puller_pod(world: World, kubelet: Kubelet, prefetch: str, *images: str) -> None:
+    machine = kubelet.machine
+    metadata = {
+        "name": f"ipf-{prefetch}-{machine.name}",
+        "labels": {PREFETCH: prefetch, GROUP: "group"},
+        "ownerReferences": [{"kind": "Node", "name": machine.name, "uid": machine.uid}],
+    }
+    volumes = [{"image": {"reference": image}} for image in images]
+    body = {"metadata": metadata, "spec": {"nodeName": machine.name, "volumes": volumes}}
+    world.server.do(OPERATOR, "POST", "pods", (NAMESPACE, ""), body)
+
+
+async def first_pod(world: World, *, pulls: bool) -> None:
+    """A new prefetch for a node on which another one's pull is in flight, or not."""
+    kubelet = world.join("n1", link=1e6)
+    await asyncio.sleep(120)
+    world.apply("base", LARGE)
+    if pulls:
+        puller_pod(world, kubelet, "base", LARGE)
+    else:
+        world.edit("base", rollout={"paused": True})
+    await asyncio.sleep(30)
+    world.apply("tools", SMALL)
+    await asyncio.sleep(120)
+
+
+def test_first_pod_is_demanded_where_the_images_have_room() -> None:
+    assert promises(lambda world: first_pod(world, pulls=False)) == ["first-pod"]
+
+
+def test_first_pod_may_wait_for_the_room_that_a_pull_in_flight_needs() -> None:
+    assert promises(lambda world: first_pod(world, pulls=True)) == []
+
+
+def test_first_pod_is_demanded_once_the_pull_in_flight_is_over() -> None:
+    async def story(world: World) -> None:
+        await first_pod(world, pulls=True)
+        assert not world.judge.broken
+        world.remove_pod(world.server.all("pods")[0])
+        await asyncio.sleep(90)
+
+    assert promises(story) == ["first-pod"]
+
+
+async def queue(
+    world: World, *, early: Callable[[World], None], late: Callable[[World], None]
+) -> None:
+    """A node joins, then three others; those are served first."""
+    world.gate()
+    beat = {"heartbeat": timestamp()}
+    key = ("", "default")
+    world.server.change(OPERATOR, "nodegates", key, lambda gate: gate.update(status=beat))
+    world.apply("base", SMALL)
+    kubelets = [world.join("n0")]
+    await asyncio.sleep(60)
+    early(world)
+    for number in range(1, 4):
+        kubelets.append(world.join(f"n{number}"))
+        await asyncio.sleep(40)
+    late(world)
+    await asyncio.sleep(10)
+    for kubelet in reversed(kubelets):
+        puller_pod(world, kubelet, "base", SMALL)
+
+
+def nothing(_: World) -> None:
+    pass
+
+
+def refused(world: World) -> None:
+    """The first node has its turn, and an admission webhook refuses its pod."""
+    world.webhook_down.add(NAMESPACE)
+    puller_pod(world, world.kubelets["n0"], "base", SMALL)
+    world.webhook_down.clear()
+
+
+def full(world: World) -> None:
+    """The images have no room on the first node, until somebody makes some."""
+    world.kubelets["n0"].machine.used = 90 * GB
+
+
+def other_leader(world: World) -> None:
+    """A leader that has not seen which node asked first."""
+    lease = {"metadata": {"name": LEASE}, "spec": {"holderIdentity": OPERATOR}}
+    world.server.do(OPERATOR, "POST", "leases", (NAMESPACE, ""), lease)
+
+
+def test_joining_nodes_are_served_in_the_order_in_which_they_asked() -> None:
+    assert promises(lambda world: queue(world, early=nothing, late=nothing)) == ["queue-jumped"]
+
+
+@pytest.mark.parametrize("early", [refused, full])
+def test_a_node_that_cannot_use_its_turn_is_overtaken(early: Callable[[World], None]) -> None:
+    assert promises(lambda world: queue(world, early=early, late=nothing)) == []
+
+
+def test_a_new_leader_does_not_know_which_node_asked_first() -> None:
+    assert promises(lambda world: queue(world, early=nothing, late=other_leader)) == []
