@@ -1,6 +1,6 @@
-"""`make demo`: a node joins with Imagegate, and one without; what happened, in seconds.
+"""`make demo`: nodes join with and without Imagegate; prints a timeline of each, in seconds.
 
-Both nodes get the same image over a link of the same speed.
+All nodes get the same image over a link of the same speed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="imagegate-demo", help="of the cluster")
     name = parser.parse_args().name
-    # It stays, for the person who watches to look around.
+    # The cluster stays after the demo, so that the user can look around.
     cluster = LocalCluster.start(ClusterOptions(name=name, nodes=1))
     print("\nInstalling Imagegate with Helm ...")
     installation = Installation(
@@ -81,7 +81,7 @@ def join(
     names: tuple[str, ...],
     gated: bool,
 ) -> list[Timeline]:
-    """Have nodes join together, and a pod start on each; when a watch saw what."""
+    """Makes nodes join together and a pod start on each. Returns the times that a watch saw."""
     for name in names:
         cluster.apply(pod(name, image))
         node = cluster.add_node(name, NodeOptions(labels=labels_of(name, gated)), wait=False)
