@@ -108,7 +108,7 @@ def follow(nodes: Watch, pods: Watch, name: str, gated: bool) -> Timeline:
         assert CACHED in labels(free), "released before it was cached"
         timeline.add("cached and released, in one patch", free)
     else:
-        timeline.add("released: no ImagePrefetch asks for it", free)
+        timeline.add("released: no ImagePrefetch matches it", free)
     timeline.add(
         "pod lands on the node", pods.first(name, lambda seen: "nodeName" in seen.body["spec"])
     )
