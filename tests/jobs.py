@@ -1,9 +1,9 @@
-"""`make test`: runs targets of the Makefile beside each other and reports the result of each.
+"""`make test`: runs targets of the Makefile in parallel and reports the result of each.
 
-A test on a cluster mostly waits. So several clusters run at the same time, each with a pytest
-process of its own (`LANES` in `tests/e2e/conftest.py`). Each line of output begins with the job's
-name, and `.artifacts/JOB.log` has the output of one job. `tests/cluster/README.md` says which jobs
-run at the same time, and why.
+A test on a cluster mostly waits. So several clusters run at the same time, each with its own pytest
+process (`LANES` in `tests/e2e/conftest.py`). Each line of output begins with the job's name, and
+`.artifacts/JOB.log` has the output of one job. `tests/cluster/README.md` explains which jobs run at
+the same time, and why.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tests.cluster.paths import CHECKOUT
 
 ARTIFACTS = CHECKOUT / ".artifacts"
 CLUSTERS_AT_A_TIME = 4
-"""On two cores: a cluster and its pytest need about half of a core on average."""
+"""For two cores, because a cluster and its pytest need about half of a core on average."""
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0
-"""Seconds for an interrupted job to take its cluster down, before it is killed."""
+"""Seconds for an interrupted job to remove its cluster, before the job is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Job:
     name: str
     target: tuple[str, ...]
     cluster: str = ""
-    """The name of its cluster: removed at the end, also when pytest could not."""
+    """The name of its cluster, to remove the cluster if an interrupted pytest did not."""
     idle: bool = False
-    """Gets only the time of the cores that the others leave."""
+    """Whether it runs with SCHED_IDLE: it gets only the CPU time that other jobs leave."""
     nice: int = 0
-    """Of its session, as the kernel's autogroup counts it."""
+    """The nice value of its session's autogroup."""
 
     @property
     def log(self) -> Path:
@@ -60,7 +60,7 @@ def lane(name: str, nice: int = 0) -> Job:
 
 
 CHECKS = (Job("lint", ("lint",)), Job("unit", ("unit",)))
-"""First, and alone: these only compute, one core each."""
+"""Run first, before any cluster, because each of them computes on one core all the time."""
 CLUSTERS = (
     lane("listed"),
     lane("upgrades"),
@@ -69,7 +69,7 @@ CLUSTERS = (
     Job("chaos", ("chaos",), "imagegate-e2e-chaos"),
     Job("e2e-older", ("e2e-older",), "imagegate-e2e-older"),
 )
-"""The longest first. Each of them that ends makes room for the next."""
+"""The longest first. Each job that ends frees a slot for the next job."""
 SIMULATION = Job("simulate", ("simulate",), idle=True, nice=19)
 
 
@@ -79,7 +79,7 @@ class Result:
     status: int
     seconds: float
     failed: list[str] = field(default_factory=list)
-    """The lines of pytest's summary about failed tests."""
+    """The lines about failed tests in pytest's summary."""
 
     def __str__(self) -> str:
         how = "passed" if self.status == 0 else f"FAILED ({self.status})"
@@ -87,8 +87,8 @@ class Result:
 
 
 class Runner:
-    """Starts jobs in process groups of their own, so that an interrupt reaches each of them once:
-    a second one would stop pytest while it takes its cluster down."""
+    """Starts each job in its own process group, so that an interrupt reaches the job only once. A
+    second interrupt would stop pytest while it removes its cluster."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -110,7 +110,7 @@ class Runner:
                     self._print(f"{job.name:14} {line}")
                     if line.startswith(("FAILED ", "ERROR tests")):
                         failed.append(line.strip())
-        with self._lock:  # from here on the number of the process group may be another's
+        with self._lock:  # after wait() another process group may get this number
             status = process.wait()
             self._running.discard(process)
         result = Result(job, status, time.monotonic() - began, failed)
@@ -143,7 +143,7 @@ class Runner:
             sys.stdout.flush()
 
     def stop(self, number: signal.Signals) -> None:
-        """Signals every process of every job, and starts nothing more."""
+        """Signals every process of every job. No job starts after this."""
         with self._lock:
             self._stopped = True
             for process in self._running:
@@ -152,14 +152,14 @@ class Runner:
 
 
 def _set_nice(session: int, nice: int) -> None:
-    """Where the kernel groups tasks by session (sched(7), autogroup), nice values and SCHED_IDLE
-    count only within a session. Against others a session has the weight of its own nice value."""
+    """If the kernel groups tasks by session (sched(7), autogroup), nice values and SCHED_IDLE have
+    an effect only within a session. Against other sessions the nice value of the session counts."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{session}/autogroup").write_text(str(nice))
 
 
 def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job]) -> list[Result]:
-    """The checks, and if they have passed, the clusters; ``beside`` runs from the beginning on."""
+    """Runs the checks and, if they pass, the clusters. ``beside`` runs in parallel to both."""
     runner = Runner()
     results: list[Result] = []
     with (
@@ -180,7 +180,7 @@ def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job
             for future in started:
                 future.cancel()
             runner.stop(signal.SIGTERM)
-            # A job has ended when nobody has its output open: make itself ends before pytest does.
+            # A job ends when no process has its output open, because make ends before pytest does.
             wait(started, GRACE)
             runner.stop(signal.SIGKILL)
             raise
@@ -188,7 +188,7 @@ def run_all(checks: Sequence[Job], clusters: Sequence[Job], beside: Sequence[Job
 
 
 def summary(results: Sequence[Result], since: float) -> str:
-    """One line for each job, and then what failed and where to look; older dumps are not named."""
+    """One line for each job, then the failed tests, their logs, and the dumps of this run."""
     lines = ["", *map(str, results)]
     for result in results:
         if result.status:
@@ -205,7 +205,7 @@ def summary(results: Sequence[Result], since: float) -> str:
 
 
 def take_down() -> None:
-    """Removes what an interrupted pytest may have left; where there is nothing, it does nothing."""
+    """Removes the clusters that an interrupted pytest may have left."""
     for job in CLUSTERS:
         local.remove(job.cluster)
 
@@ -228,7 +228,8 @@ def main() -> int:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    """The first one counts: a process group and its make may both pass on the same."""
+    """Ends the run at the first signal and ignores the next ones, because the process group and
+    make may both send the same signal."""
     for each in INTERRUPTS:
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)

@@ -1,1 +1,1 @@
-"""Faults on the real cluster, and a witness that is not the operator. See docs/reliability.md."""
+"""Faults on the real cluster, and a witness independent of the operator: docs/reliability.md."""

@@ -1,4 +1,4 @@
-"""Whether the cluster has come to rest where it should: what is not as it should be, in words."""
+"""Checks that the cluster has converged: one text for each difference from the expected state."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def look(
     leases: AbstractSet[str],
     everything: bool = False,
 ) -> list[str]:
-    """Empty when the cluster has converged and nothing of ours is where it should not be.
+    """The differences; empty when the cluster has converged and no object of ours is left over.
 
-    `everything`: also what Kubernetes itself has still to collect (pods of nodes that are gone).
+    `everything`: also reports pods of deleted nodes, which Kubernetes itself garbage-collects.
     """
     try:
         nodes: list[Body] = cluster.api.get("/api/v1/nodes")["items"]
@@ -114,7 +114,7 @@ def _node(node: Body, prefetches: Sequence[Body]) -> list[str]:
 def _pods(
     pods: Sequence[Body], nodes: Sequence[Body], prefetches: Sequence[Body], *, everything: bool
 ) -> list[str]:
-    """Every node keeps one finished pod per prefetch: all of these few fit into one group."""
+    """Every node keeps one finished pod for each prefetch, because the few images are one group."""
     wrong = []
     uids = {history.uid(node): history.name(node) for node in nodes}
     wanted = Counter(
@@ -127,7 +127,7 @@ def _pods(
     for pod in pods:
         node = uids.get(history.machine(pod))
         if node is None and history.deleting(pod) and not everything:
-            continue  # the pod collector's, which waits 40 s and looks every 20 s
+            continue  # the pod garbage collector waits 40 s and runs every 20 s
         if node is None or history.deleting(pod) or not history.succeeded(pod):
             phase = (pod.get("status") or {}).get("phase")
             wrong.append(f"pod {history.name(pod)} on {pod['spec'].get('nodeName')}: {phase}")
@@ -141,7 +141,7 @@ def _pods(
 def _contents(
     cluster: LocalCluster, nodes: Sequence[Body], prefetches: Sequence[Body]
 ) -> list[str]:
-    """The nodes hold what their labels say, by containerd's own word."""
+    """The images that labels promise and containerd does not list."""
     wrong = []
     real = cluster.nodes
     for node in nodes:

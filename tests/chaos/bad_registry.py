@@ -1,4 +1,4 @@
-"""A registry that fails in every way at once: each way for the images of one ImagePrefetch."""
+"""A registry with all kinds of faults at the same time: one kind for each ImagePrefetch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from tests.cluster.local.faulty import Kind
 
 KINDS: tuple[Kind, ...] = (401, 403, 404, 429, 500, 503, "reset", "truncated", "corrupt", "stall")
-"""Last the one that keeps a kubelet, which pulls one image at a time, from all the others."""
+"""`stall` is last, because a kubelet pulls one image at a time and a stall blocks all others."""
 SPARED = 4096
-"""Bytes: manifests and configs stay whole, so that it is the layers that break."""
+"""Bytes. Manifests and configs are smaller, so only layers break."""
 
 
 def registry_fails(world: World, rng: random.Random) -> None:
-    """Under a rollout and under a node that joins; then the registry is well again."""
+    """The registry fails during a rollout and while a node joins, and then recovers."""
     faulty = world.cluster.faulty
     since = time.time()
 
@@ -41,7 +41,7 @@ def registry_fails(world: World, rng: random.Random) -> None:
 
 
 def _ask(world: World, rng: random.Random, kind: Kind) -> None:
-    """For an image that cannot be had, and why."""
+    """Apply an ImagePrefetch of an image that has this fault."""
     reference = world.workload.image("tiny", registry="faulty", repository=f"bad/{kind}")
     repository = reference.split("/", 1)[1].rpartition(":")[0]
     if isinstance(kind, int):

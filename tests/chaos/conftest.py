@@ -1,4 +1,4 @@
-"""One cluster, one installation and one witness for the whole session; the seed and the table."""
+"""One cluster, one installation and one witness for the whole session; options and the report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
 RESYNC = 30
-"""Seconds, the least that the chart allows, instead of 300: what a broken watch does not say is
-found by the next resync."""
+"""Seconds: the least that the chart allows, instead of 300. The next resync finds the changes that
+a broken watch has missed."""
 _WORLD = pytest.StashKey[World]()
 
 
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rounds",
         type=int,
         default=0,
-        help="so many rounds of random faults that overlap; 0: each fault once",
+        help="number of rounds of random faults that overlap; 0: each fault once",
     )
 
 
@@ -36,7 +36,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Either each fault once, or the random rounds."""
+    """Select either each fault once, or the random rounds."""
     random_ = bool(config.getoption("--rounds"))
     dropped = [item for item in items if ("random" in item.name) is not random_]
     items[:] = [item for item in items if item not in dropped]

@@ -1,4 +1,4 @@
-"""What the witness judges by beside the history of objects, and what it says."""
+"""The witness's evidence beside the history of objects, and its violations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol
 from tests.chaos.history import Ask
 
 LAG = 5.0
-"""Seconds. Who acts on a state of the cluster that was replaced less than this ago is not blamed:
-no client of an API server can know better."""
+"""Seconds. An action on a state that was replaced less than this ago is no violation, because a
+client of the API server gets every change late."""
 
 
 class Truth(Protocol):
-    """containerd's word."""
+    """The images on the nodes, from containerd's events."""
 
     def present(self, node: str, image: str, at: float) -> bool | None:
-        """Whether the node held the image at that moment; None: nobody was listening."""
+        """Whether the node had the image at that time; None if no events were recorded then."""
         ...
 
 
@@ -26,14 +26,14 @@ class Write:
     """A request that changed something, from the audit log."""
 
     at: float
-    """When it was answered: what it did was done by then."""
+    """The time of the response. The change was done by then."""
     user: str
     verb: str
     resource: str
     """With the subresource, as in `nodes/status`."""
     name: str
     began: float = 0.0
-    """When it was received."""
+    """The time when the API server received it."""
 
 
 class Requests(Protocol):
@@ -55,17 +55,17 @@ class Violation:
 
 @dataclass(slots=True)
 class Asked:
-    """One ImagePrefetch by name: what it asked for, and since when."""
+    """The states of one ImagePrefetch by name, each with the time since which it applied."""
 
     states: list[tuple[float, Ask | None]] = field(default_factory=list)
     maybe: list[tuple[float, float, Ask | None]] = field(default_factory=list)
-    """(since, until, state): somewhere in this gap of the watch it came to be so."""
+    """(since, until, state): the state began at some time in this gap of the watch."""
 
     def now(self) -> Ask | None:
         return self.states[-1][1] if self.states else None
 
     def lately(self, at: float) -> list[Ask | None]:
-        """Everything that it asked for within LAG before; None: it was not there."""
+        """All its states of the last LAG seconds; None: it did not exist."""
         before = [state for since, state in self.states if since <= at - LAG]
         within = [state for since, state in self.states if at - LAG < since]
         maybe = [state for since, until, state in self.maybe if since <= at <= until + LAG]

@@ -1,4 +1,4 @@
-"""The faults. Each is injected for some seconds and leaves nothing broken behind but its traces."""
+"""The faults. Each lasts some seconds; only its effects on the objects remain."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.e2e.installation import PREFETCHES
 class Fault:
     name: str
     breaks: str
-    """What it takes away: two faults overlap only where these differ."""
+    """The part that it breaks. Two faults overlap only if they break different parts."""
     inject: Callable[[World, random.Random], None]
 
 
 def operator_killed(world: World, rng: random.Random) -> None:
-    """SIGKILL to one replica or both, every few seconds."""
+    """Kill one replica or both (SIGKILL), every few seconds."""
     end = time.monotonic() + 12
     while time.monotonic() < end:
         pods = insist(world.imagegate.operator_pods, "operator pods")
@@ -55,7 +55,7 @@ def api_server_killed(world: World, rng: random.Random) -> None:
 
 
 def history_compacted(world: World, rng: random.Random) -> None:
-    """The API server comes back to an etcd without a past: watches and lists in pages get 410."""
+    """The API server restarts on a compacted etcd: watches and continued lists get 410."""
     plane = world.cluster.control_plane
     _without_api_server(world, rng, grace=0, meanwhile=lambda: print(f"  to {plane.compact()}"))
 
@@ -77,7 +77,7 @@ def _without_api_server(
 
 
 def leader_frozen(world: World, rng: random.Random) -> None:
-    """The leader stands still past the end of its lease, and wakes up to another leader."""
+    """Freeze the leader until its lease has expired and another replica leads; then continue it."""
     old = insist(world.imagegate.leader, "leader")
     pid = _process(world, old)
     os.kill(pid, signal.SIGSTOP)
@@ -90,7 +90,7 @@ def leader_frozen(world: World, rng: random.Random) -> None:
 
 
 def _process(world: World, pod: str) -> int:
-    """The pid of an operator's process on this machine: it runs in a cgroup of the cluster."""
+    """The pid of an operator's process on this machine, found in the cgroups of the nodes."""
     wanted = f"POD_NAME={pod}".encode()
     for node in world.cluster.nodes.values():
         for pid in cgroups.processes(node.group.cgroup):
@@ -104,7 +104,7 @@ def _process(world: World, pod: str) -> int:
 
 
 def registry_down(world: World, rng: random.Random) -> None:
-    """Nobody listens where the images are."""
+    """The registry refuses connections."""
     registry = world.cluster.registries["open"]
     registry.stop()
     try:
@@ -114,8 +114,8 @@ def registry_down(world: World, rng: random.Random) -> None:
 
 
 def node_dies(world: World, rng: random.Random) -> None:
-    """A node loses its power while it pulls, is removed, and comes back as another machine."""
-    name = JOINING[1]  # other faults have the other one join
+    """A node loses power during a pull, is deleted, and joins again as a new machine."""
+    name = JOINING[1]  # other faults use the other node
     if name not in world.cluster.nodes:
         world.workload.join(name)
     world.workload.wait()
@@ -133,7 +133,7 @@ def node_dies(world: World, rng: random.Random) -> None:
 
 
 def prefetches_deleted(world: World, rng: random.Random) -> None:
-    """Every ImagePrefetch goes in the middle of its rollout, and comes back."""
+    """Delete every ImagePrefetch during its rollout, and create it again."""
     time.sleep(rng.uniform(0, 3))
 
     def there() -> dict[str, str]:
@@ -143,7 +143,7 @@ def prefetches_deleted(world: World, rng: random.Random) -> None:
     old = insist(there, "the ImagePrefetches")
     for name in old.values():
         world.workload.delete_object(name)
-    # By their uids: another fault may make new ones meanwhile.
+    # Compare uids, because another fault may create an ImagePrefetch of the same name meanwhile.
     world.cluster.wait(lambda: not old.keys() & there().keys(), "every ImagePrefetch gone", 60)
     traces = insist(world.imagegate.traces, "the nodes")
     gone = set(old.values()) - set(insist(there, "the ImagePrefetches").values())
@@ -177,7 +177,7 @@ ONCE = (
     ("registry fails",),
     ("prefetches deleted",),
 )
-"""Each fault once, in as little time as there is."""
+"""Each fault once, grouped so that the run is short."""
 
 
 def named(*names: str) -> list[Fault]:
@@ -186,7 +186,7 @@ def named(*names: str) -> list[Fault]:
 
 
 def draw(rng: random.Random) -> list[Fault]:
-    """One to three faults that take different things away."""
+    """One to three faults that break different parts."""
     count = rng.choice((1, 2, 2, 3))
     chosen: list[Fault] = []
     for fault in rng.sample(FAULTS, len(FAULTS)):

@@ -1,4 +1,4 @@
-"""Many nodes that join, and leave, all at once: simulated ones, gated as real ones are."""
+"""Many simulated nodes join and leave at the same time. The gate treats them as real nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NODES = 50
 
 
 def joins_and_leaves(world: World, rng: random.Random) -> None:
-    """50 join at once; a part of them leaves while it is still held; then the others at once."""
+    """50 nodes join together; a third leaves while still held; the others leave at the end."""
     world.cluster.kwok(0, pull_seconds=2.0)
     world.kwok_runs += 1
     names = [f"fleet-{world.kwok_runs}-{number:02}" for number in range(NODES)]
@@ -59,9 +59,9 @@ def _served(node: dict[str, Any]) -> bool:
 
 
 def _gates(world: World) -> bool:
-    """Whether the admission policy is in effect: a dry run is admitted, not stored. An API server
-    that has just started may apply no policy for 30 s: when it looks for the kind of the policy's
-    parameter before it serves CRDs, it remembers for 30 s that there is none (docs/gate.md).
+    """Whether the admission policy is in effect, by a dry run, which is admitted and not stored. A
+    new API server may apply no policy for 30 s: if it looks up the kind of the policy's parameter
+    before it serves CRDs, it caches for 30 s that the kind does not exist (docs/gate.md).
     """
     answer = insist(
         lambda: world.cluster.api.post("/api/v1/nodes?dryRun=All", _node("fleet-dry-run")),
@@ -97,7 +97,8 @@ def _leave(world: World, name: str) -> None:
 
 
 def _node(name: str) -> dict[str, Any]:
-    """As a kubelet registers: with a Ready condition that says when, or it would not be gated."""
+    """A Node as a kubelet registers it. It needs a Ready condition with a time, because the policy
+    does not taint a node without this condition."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     amounts = {"cpu": "32", "memory": "256Gi", "pods": "110", "ephemeral-storage": "500Gi"}
     return {

@@ -1,7 +1,7 @@
-"""What was seen of the cluster, as plain records, and how they are read.
+"""Records of the cluster's objects, and functions that read them.
 
-Nothing of `imagegate` is imported here, nor in the witness: whoever checks a program must not
-share its mistakes. The few rules of the API that are needed are written down a second time.
+This module and the witness import nothing of `imagegate`, because a checker must not share the
+mistakes of the program. They repeat the few rules of the API that they need.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ OBSERVED = "imagegate.dev/observed"
 PREFETCH = "imagegate.dev/prefetch"
 GROUP = "imagegate.dev/group"
 SIMULATED = "kwok.test/node"
-"""Label of nodes that pull nothing: there a puller pod's success stands for the images."""
+"""Label of simulated nodes. They pull nothing, so the success of a puller pod proves the images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One version of one object, as a watch brought it."""
+    """One version of one object, from a watch event."""
 
     kind: str
     type: str
     """ADDED, MODIFIED or DELETED."""
     version: int
-    """The resourceVersion: one counter for all kinds, so it orders what different watches saw."""
+    """The resourceVersion. All kinds share one counter, so it orders the events of different
+    watches."""
     at: float
-    """Seconds since the epoch at which it was received."""
+    """When the event was received, in seconds since the epoch."""
     body: Body
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A complete list, where a watch could not go on from where it was (410 Gone)."""
+    """A complete list, after a watch could not resume from its version (410 Gone)."""
 
     kind: str
     version: int
     at: float
     items: tuple[Body, ...]
     since: float
-    """Up to when (seconds since the epoch) everything had been heard: there the gap begins."""
+    """The start of the gap in seconds since the epoch. All earlier events were received."""
 
 
 Entry = Seen | Snapshot
@@ -91,7 +92,7 @@ def held(node: Body) -> bool:
 
 
 def foreign(node: Body) -> set[tuple[str, str, str]]:
-    """Taints that neither Imagegate nor Kubernetes itself puts on and takes off."""
+    """Taints that neither Imagegate nor Kubernetes itself adds and removes."""
     return {
         taint
         for taint in taints(node)
@@ -100,7 +101,7 @@ def foreign(node: Body) -> set[tuple[str, str, str]]:
 
 
 def ours(node: Body) -> dict[str, str]:
-    """The labels of Imagegate, by prefetch."""
+    """The targets in the labels of Imagegate, by prefetch."""
     return {
         key.removeprefix(LABEL): value
         for key, value in labels(node).items()
@@ -109,12 +110,12 @@ def ours(node: Body) -> dict[str, str]:
 
 
 def identity(node: Body) -> str:
-    """This machine since this boot, as in the annotation."""
+    """The uid and the boot id of the node, in the format of the annotation."""
     return f"{uid(node)}/{(node.get('status') or {}).get('nodeInfo', {}).get('bootID', '')}"
 
 
 def ready_since(node: Body) -> float | None:
-    """When the node became Ready by its own word, but not before it was created."""
+    """When the node became Ready by its condition, but not earlier than its creation."""
     for condition in (node.get("status") or {}).get("conditions") or ():
         if condition["type"] == "Ready" and condition["status"] == "True":
             created = seconds(node["metadata"]["creationTimestamp"])
@@ -134,19 +135,19 @@ def succeeded(pod: Body) -> bool:
 
 
 def machine(pod: Body) -> str:
-    """The uid of the Node that it was made for."""
+    """The uid of the Node that owns the pod."""
     owners = pod["metadata"].get("ownerReferences") or ()
     return next((owner["uid"] for owner in owners if owner["kind"] == "Node"), "")
 
 
 def mounted(pod: Body) -> tuple[str, ...]:
-    """The images that it has the kubelet pull."""
+    """The images of its volumes, which the kubelet pulls."""
     volumes = pod["spec"].get("volumes") or ()
     return tuple(v["image"]["reference"] for v in volumes if "image" in v)
 
 
 def complaint(pod: Body) -> str:
-    """What the kubelet says of a failed pull, or nothing."""
+    """The kubelet's reason and message of a failed pull; empty if there is none."""
     for status in (pod.get("status") or {}).get("containerStatuses") or ():
         waiting = (status.get("state") or {}).get("waiting") or {}
         reason = waiting.get("reason", "")
@@ -160,7 +161,7 @@ def complaint(pod: Body) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What an ImagePrefetch asks for; equal as long as nothing that matters is edited."""
+    """The fields of an ImagePrefetch that the rules need. Edits of other fields leave it equal."""
 
     uid: str
     images: tuple[str, ...] = ()

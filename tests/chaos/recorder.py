@@ -1,8 +1,8 @@
-"""What the witness hears: watches of the API server, containerd on every node, the audit log.
+"""The witness's sources: watches of the API server, containerd's events and the audit log.
 
-Each outlives what it listens to. A watch goes on from the version it has seen, so nothing is missed
-when the API server restarts; where that version is refused (410 Gone) there is a gap, and it stands
-in the history as a Snapshot.
+The sources survive restarts of the observed programs. A watch resumes from its last version, so it
+misses nothing when the API server restarts. If the API server refuses that version (410 Gone),
+there is a gap, and the history has a Snapshot there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GONE = ("Expired", "Gone", "too old resource version")
 
 
 class Stream:
-    """One collection: a list, then its watch, again and again until closed."""
+    """The events of one collection: lists it, watches it, and repeats this until closed."""
 
     def __init__(self, cluster: LocalCluster, kind: str) -> None:
         self.kind = kind
@@ -61,25 +61,26 @@ class Stream:
         self._thread.join(15)
 
     def take(self, until: int) -> list[Entry]:
-        """Everything up to a version; it is not given out twice."""
+        """Returns and removes all entries up to a version."""
         with self._lock:
             taken = [entry for entry in self._entries if entry.version <= until]
             self._entries = [entry for entry in self._entries if entry.version > until]
         return taken
 
     def catch_up(self, timeout: float = 30.0) -> int:
-        """A version up to which everything has been heard, no older than this moment."""
+        """Waits until every change before this call is received. Returns the version of a list that
+        was read at the beginning of this call."""
         body = self._list()
         version = int(body["metadata"]["resourceVersion"])
         listed = {name(item): int(item["metadata"]["resourceVersion"]) for item in body["items"]}
         end = time.monotonic() + timeout
         nudge = time.monotonic() + timeout / 2
         while not self._has(listed, version):
-            if time.monotonic() > nudge:  # a connection that died without a word
+            if time.monotonic() > nudge:  # the connection may be dead without an error
                 nudge = float("inf")
                 self._interrupt()
             if time.monotonic() > end:
-                raise ClusterError(f"the witness does not hear of {self.kind} any more")
+                raise ClusterError(f"the witness receives no events of {self.kind} any more")
             time.sleep(0.05)
         return version
 
@@ -105,7 +106,7 @@ class Stream:
                     self._relist()
                 self._watch()
             except (ClusterError, OSError, ValueError, KeyError):
-                pass  # the API server is away: that is what these tests are about
+                pass  # the API server is down, which these tests cause
             self._closed.wait(0.5)
 
     def _relist(self) -> None:
@@ -141,7 +142,7 @@ class Stream:
                 process.kill()
 
     def _hear(self, event: dict[str, Any]) -> bool:
-        """False: this watch cannot go on."""
+        """Records one event. Returns False if this watch cannot continue."""
         body: Body = event["object"]
         if event["type"] == "ERROR":
             if body.get("code") == 410:
@@ -161,7 +162,7 @@ class Stream:
 
 
 class Audit:
-    """The API server's audit log, read on from where it was left."""
+    """The writes in the API server's audit log. Each refresh reads the new lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -180,19 +181,20 @@ class Audit:
                 self._add(line)
 
     def writes(self, resource: str, name: str, since: float, until: float) -> list[Write]:
-        """Those that were answered with success."""
+        """The successful writes to one object."""
         found = self._writes.get((resource, name), ())
         return [write for write in found if since <= write.at <= until]
 
     def by(self, user: str, since: float) -> list[Write]:
-        """Also those that were refused: to try in vain again and again is not to be at rest."""
+        """All writes of a user, including refused writes, because a client that repeats refused
+        writes is not idle."""
         return [write for write in self._all if write.user == user and write.at >= since]
 
     def _add(self, line: bytes) -> None:
         try:
             event = json.loads(line)
         except ValueError:
-            return  # torn by a kill of the API server
+            return  # incomplete, because the API server was killed
         verb, code = event["verb"], (event.get("responseStatus") or {}).get("code", 0)
         if verb in ("get", "list", "watch"):
             return
@@ -202,7 +204,7 @@ class Audit:
             resource += f"/{sub}"
         write = Write(
             seconds(event["stageTimestamp"]),
-            str(event["user"].get("username", "")),  # nobody, where authentication failed
+            str(event["user"].get("username", "")),  # empty if authentication failed
             verb,
             resource,
             str(reference.get("name", "")),
@@ -215,7 +217,7 @@ class Audit:
 
 @dataclass(slots=True)
 class _Life:
-    """containerd on a node from one start to its end."""
+    """The images of a node during one run of its containerd."""
 
     since: float
     until: float
@@ -232,7 +234,7 @@ class _Life:
 
 
 class Containerd:
-    """Which images the real nodes held when, by containerd's own events."""
+    """Which images the real nodes had at which time, from containerd's events."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -240,7 +242,7 @@ class Containerd:
         self._lock = threading.Lock()
 
     def attach(self, node: Node) -> None:
-        """From now on; to be called when containerd has started."""
+        """Starts to record a node's events. Call this after containerd has started."""
         with self._lock:
             lives = self._lives.setdefault(node.name, [])
             events = node.image_events(self._folder / f"{node.name}-{len(lives)}.jsonl")
@@ -248,7 +250,7 @@ class Containerd:
             lives.append(_Life(time.time(), float("inf"), events, there))
 
     def detach(self, name: str) -> None:
-        """The node is down, or gone: one that comes back is another life."""
+        """Ends the record of a node that is down or deleted. A later start begins a new record."""
         with self._lock:
             for life in self._lives.get(name, []):
                 if life.until == float("inf"):
@@ -259,7 +261,7 @@ class Containerd:
         lives = self._lives.get(node, [])
         earlier = [life for life in lives if life.since <= at]
         if not earlier:
-            # Before the first one was heard: what was there already may have been for long.
+            # Before the first record it is unknown when an existing image was pulled.
             return None
         return earlier[-1].holds(image, min(at, earlier[-1].until))
 
@@ -269,7 +271,7 @@ class Containerd:
 
 
 class Recorder:
-    """All of it, for the length of a session."""
+    """All sources, for the length of a session."""
 
     def __init__(self, cluster: LocalCluster, folder: Path) -> None:
         self.containerd = Containerd(folder)
@@ -281,7 +283,7 @@ class Recorder:
         return sum(stream.gaps for stream in self._streams)
 
     def next(self) -> list[Entry]:
-        """The history since the last call, in the order of versions, complete up to its end."""
+        """The complete history since the last call, in the order of versions."""
         until = min(stream.catch_up() for stream in self._streams)
         self.audit.refresh()
         entries = [entry for stream in self._streams for entry in stream.take(until)]
@@ -294,7 +296,7 @@ class Recorder:
 
 
 def insist(do: Callable[[], _T], what: str, timeout: float = 60.0) -> _T:
-    """A request of the tests themselves, repeated while the API server is away."""
+    """Repeats a request of the tests themselves while the API server is down."""
     end = time.monotonic() + timeout
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Two leaders that act on the same objects at the same time, by two Leases.
+"""Two leaders act on the same objects at the same time, with two Leases.
 
-No flag of the operator makes this possible in one installation: a second Deployment is made of the
-first, with `--lease-name` changed. Both believe to lead, and both are right.
+One installation cannot have two leaders. So the test copies the Deployment and changes
+`--lease-name`: each Deployment has a leader, which holds its own Lease.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 
 
 def two_leaders(world: World, rng: random.Random) -> None:
-    """Both stay until the round is over: with both of them the cluster must come to rest."""
+    """Both leaders stay until the end of the round, because the cluster must converge with both."""
     since = time.time()
 
     def over() -> None:

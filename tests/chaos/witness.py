@@ -1,7 +1,7 @@
-"""The witness: reads what happened in the cluster and says which promise was broken.
+"""The witness: reads the history of the cluster and reports which promises were broken.
 
-It knows the API server's history in the order of its revisions, containerd's word on what each
-node held when, and the audit log's on who did what. It knows nothing of the operator.
+It reads the API server's history in the order of its revisions, containerd's events about the
+images of each node, and the users' writes in the audit log. It shares no code with the operator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PERMANENT = re.compile(
     r"|no matching manifest|invalid reference|InvalidImageName",
     re.IGNORECASE,
 )
-"""What no waiting mends, in the words of containerd and the kubelet."""
+"""Permanent failures, in the messages of containerd and the kubelet."""
 
 
 @dataclass(slots=True)
@@ -34,26 +34,26 @@ class Witness:
     """The user name of the operator's service account."""
     violations: list[Violation] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
-    """How often each rule was applied: one that never was proves nothing."""
+    """How often each rule was applied. A rule that was never applied proves nothing."""
     unseen: int = 0
-    """Writes of the operator that fell into a gap of the watches and were overwritten there."""
+    """Writes of the operator in a gap of the watches that were overwritten in the same gap."""
     unknown: int = 0
-    """Questions to containerd about moments at which nobody listened to it."""
+    """Queries of images at times without recorded events of containerd."""
     leaders: list[tuple[float, float, int]] = field(default_factory=list)
-    """(since, until, how many) where several leaders were made to act at once."""
+    """(since, until, number) of times when a test ran several leaders."""
     _objects: dict[str, dict[str, Body]] = field(default_factory=dict)
     _times: dict[tuple[str, str], float] = field(default_factory=dict)
     _asked: dict[str, Asked] = field(default_factory=dict)
     _joining: dict[str, bool] = field(default_factory=dict)
-    """By puller pod, whether its node was held when it was first seen."""
+    """By uid of the puller pod: whether its node was held when the pod was first seen."""
     _blind: list[tuple[float, float]] = field(default_factory=list)
-    """Gaps in which nobody knows which nodes there were."""
+    """Gaps in which the existing nodes are unknown."""
     _gate: list[tuple[float, bool]] = field(default_factory=list)
     _simulated: set[tuple[str, str]] = field(default_factory=set)
     _complaints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def read(self, entries: Sequence[Entry]) -> None:
-        """Take in the next part of the history; it must be in the order of versions."""
+        """Judge the next part of the history, which must be in the order of versions."""
         names = {
             history.name(entry.body)
             for entry in entries
@@ -73,8 +73,8 @@ class Witness:
                     self._take(entry)
 
     def _foresee(self, snapshot: Snapshot, names: set[str]) -> None:
-        """What a gap has changed may have changed at any moment of it, and others, whose watches
-        went on, may have acted on it: it is known here before they are judged."""
+        """Record the changes in a gap before the entries are judged. A change may have happened at
+        any time in the gap, and clients whose watches had no gap may have acted on it."""
         if snapshot.kind == "Node":
             self._blind.append((snapshot.since, snapshot.at))
         if snapshot.kind != "ImagePrefetch":
@@ -171,7 +171,7 @@ class Witness:
         return rule
 
     def _foreign_taints(self, at: float, old: Body, new: Body) -> None:
-        """Foreign taints stay; and the write that changes ours changes no other taint at all."""
+        """Foreign taints stay, and a write that changes our taint changes no other taint."""
         rule = self._apply("foreign taints are not touched")
         if history.foreign(old) != history.foreign(new):
             self._object(
@@ -236,7 +236,7 @@ class Witness:
                 self._object(rule, at, f"{history.name(new)}: {name}={target} without {missing}")
 
     def _parallel(self, at: float, prefetch: str) -> None:
-        """Nodes that exist and have a puller pod that still has something to pull."""
+        """Count the existing nodes with a puller pod that still has an image to pull."""
         if any(since <= at <= until for since, until in self._blind):
             return
         rule = self._apply("at most maxParallel nodes of a prefetch pull")
@@ -247,7 +247,7 @@ class Witness:
             node = uids.get(history.machine(pod))
             if history.labels(pod)[history.PREFETCH] != prefetch or node is None:
                 continue
-            # Once: a node that is released while its pod still pulls counts for neither bound.
+            # Set once per pod: a node that is released during its pull counts for neither limit.
             joining = self._joining.setdefault(history.uid(pod), history.held(node))
             released = joining and not history.held(node)
             if not (released or history.finished(pod) or self._all_present(node, pod, at)):
@@ -279,7 +279,7 @@ class Witness:
             self._object(rule, at, f"{sorted(same)} on {pod['spec'].get('nodeName')}")
 
     def _pull_goes_on(self, at: float, type_: str, old: Body | None, new: Body) -> None:
-        """A pod that is taken away while it pulls something that is still wanted there."""
+        """The operator must not delete a pod while it pulls an image that its node still needs."""
         if old is None or history.finished(new) or history.deleting(old):
             return
         if type_ != "DELETED" and not history.deleting(new):
@@ -320,8 +320,8 @@ class Witness:
     # ---- evidence
 
     def _written_at(self, resource: str, name: str, seen: float) -> float:
-        """By when the operator had written what was seen then: watches may be late. An answer may
-        be late too, so it is the last write that had begun."""
+        """The time of the operator's write that the watch reported at ``seen``. Watch events may be
+        late. Responses may be late too, so it is the last write that began before ``seen``."""
         writes = self.requests.writes(resource, name, seen - 60.0, seen + 60.0)
         own = [w.at for w in writes if w.user == self.operator and w.began <= seen]
         return min(seen, max(own, default=seen))
@@ -340,7 +340,7 @@ class Witness:
         return max((n for since, until, n in self.leaders if since <= at <= until), default=1)
 
     def _gate_was_shut(self, at: float) -> bool:
-        """Whether a NodeGate was there and not suspended, all of the time lately."""
+        """Whether a NodeGate existed and was not suspended during all of the last LAG seconds."""
         before = [shut for since, shut in self._gate if since <= at - LAG]
         within = [shut for since, shut in self._gate if at - LAG < since <= at]
         return all([before[-1] if before else bool(within), *within])

@@ -1,6 +1,6 @@
-"""What goes on in the cluster while faults happen: rollouts, nodes that join and leave, pulls.
+"""The load on the cluster during faults: rollouts, joining and leaving nodes, pulls.
 
-Everything survives an API server that is away, because it is the tests that take it away.
+All requests are repeated while the API server is down, because the faults stop it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SELECTOR = {"matchLabels": POOL}
 FOREIGN = ("chaos.example.com/keep=x:NoSchedule", "chaos.example.com/too=x:PreferNoSchedule")
 JOINING = ("chaos-a", "chaos-b")
 SLOW, STEADY = "10mbit", "20mbit"
-"""4 MiB take 3.4 s on a node that joins and 1.7 s on those that carry the operator."""
+"""4 MiB take 3.4 s on a joining node and 1.7 s on the nodes of the operator."""
 QUICK = {"minSeconds": 1, "maxSeconds": 5}
 
 
 def prepare(cluster: LocalCluster) -> None:
-    """Label and taint the first nodes, before a witness watches their taints; it is a taint that
-    keeps nobody away."""
+    """Label and taint the first nodes before a witness watches their taints. The taint's effect is
+    PreferNoSchedule, so it keeps no pod away."""
     cluster.kubectl("label", "nodes", "--all", "pool=chaos", "--overwrite")
     cluster.kubectl("taint", "nodes", "--all", FOREIGN[1], "--overwrite")
 
@@ -53,13 +53,13 @@ class Workload:
     # ---- life
 
     def begin(self) -> None:
-        """The nodes that stay are part of it too."""
+        """Limit the network of the steady nodes and record their containerd events."""
         for node in self._cluster.nodes.values():
             node.limit_bandwidth(STEADY)
             self._containerd.attach(node)
 
     def end(self) -> None:
-        """Nothing of it stays: neither nodes nor ImagePrefetches."""
+        """Delete all joined nodes and all ImagePrefetches."""
         self.wait()
         for name in list(self._specs):
             self.delete(name)
@@ -68,8 +68,8 @@ class Workload:
         self._pool.shutdown()
 
     def stir(self, rng: random.Random) -> None:
-        """Something to do for everybody: a rollout, an edit, a new ImagePrefetch, a node that
-        joins. Returns while most of it still goes on."""
+        """Start a rollout, an edit, a new ImagePrefetch and a joining node. Returns while most of
+        them still run."""
         for name in [name for name in self._specs if name.startswith("bad-")]:
             self.delete(name)
         self.apply_again()
@@ -91,13 +91,13 @@ class Workload:
         self.join(rng.choice(JOINING))
 
     def apply_again(self) -> None:
-        """Another rollout on all nodes."""
+        """Start another rollout on all nodes."""
         self.apply(
             "roll", self.image(), rollout={"maxParallel": 2}, retry=QUICK, nodeSelector=SELECTOR
         )
 
     def calm(self) -> None:
-        """What was begun ends, and what was meant to be brief goes."""
+        """Wait for joining nodes, and delete the `brief-` ImagePrefetches."""
         self.wait()
         for name in [name for name in self._specs if name.startswith("brief-")]:
             self.delete(name)
@@ -113,7 +113,7 @@ class Workload:
     def image(
         self, kind: str = "data", *, registry: str = "open", repository: str = "chaos/image"
     ) -> str:
-        """One that no node has ever pulled."""
+        """Push an image that no node has ever pulled."""
         with self._lock:
             self._pushed += 1
             number = self._pushed
@@ -127,7 +127,7 @@ class Workload:
         with self._editing:
             self._specs[name] = {
                 "images": [{"image": ref} for ref in refs],
-                "disk": {"maxUsagePercent": 100},  # those of test machines are full of other things
+                "disk": {"maxUsagePercent": 100},  # disks of test machines are full of other data
                 **spec,
             }
             self._put(name)
@@ -147,7 +147,7 @@ class Workload:
             self.delete_object(name)
 
     def delete_object(self, name: str) -> None:
-        """It is still expected; `put_back` makes it anew."""
+        """Delete the object but keep it in `expected`; `put_back` creates it again."""
         insist(_gone(lambda: self._cluster.api.delete(f"{PREFETCHES}/{name}")), f"delete {name}")
 
     def put_back(self) -> None:
@@ -157,13 +157,13 @@ class Workload:
 
     @property
     def expected(self) -> dict[str, dict[str, Any]]:
-        """The ImagePrefetches that there should be, by name, with their specs."""
+        """The expected ImagePrefetches: specs by name."""
         return dict(self._specs)
 
     # ---- nodes
 
     def join(self, name: str) -> None:
-        """A machine joins, under a name that may have been there before; in the background."""
+        """Add a new machine in the background. The name may be that of an earlier node."""
         with self._lock:
             before = self._joining.get(name)
             self._joining[name] = self._pool.submit(self._join, name, before)
@@ -178,14 +178,14 @@ class Workload:
         self.woke(name)
 
     def woke(self, name: str) -> None:
-        """containerd of a node has started: slow its network down and listen to it."""
+        """Limit the network of a node whose containerd has started, and record its events."""
         node = self._cluster.node(name)
         node.limit_bandwidth(SLOW)
         self._containerd.attach(node)
 
     def stop(self, name: str) -> None:
-        """Pull the plug. containerd is listened to until it is dead: what it completes in its last
-        moments its kubelet may still tell, and the operator act on."""
+        """Kill the node. Record containerd's events until its end, because the kubelet may still
+        report an image that was completed last, and the operator may act on that."""
         self._cluster.node(name).stop()
         self._containerd.detach(name)
 

@@ -1,4 +1,4 @@
-"""One round of chaos: load, faults, calm, and what the witness says of it."""
+"""One round of chaos: load, faults, calm, and the judgement of the witness."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
 BOUND = 120.0
-"""Seconds within which the cluster has to converge when the last fault is over."""
+"""Seconds within which the cluster must converge after the last fault."""
 QUIET = 5.0
-"""Seconds without a write where a round does not say how many."""
+"""Seconds without a write, if a round does not set its own."""
 SETTLE = 4.0
-"""Seconds that the last writes of a status take: counts are written every 2 s at most."""
+"""Seconds until the last write of a status, because counts are written at most every 2 s."""
 
 
 @dataclass(slots=True)
 class Round:
     faults: tuple[str, ...]
     converged: float | None
-    """Seconds from the end of the last fault; None: not at all."""
+    """Seconds from the end of the last fault; None: not converged."""
     violations: tuple[Violation, ...]
     trouble: str = ""
     took: dict[str, float] = field(default_factory=dict)
@@ -70,9 +70,9 @@ class World:
     rounds: list[Round] = field(default_factory=list)
     kwok_runs: int = 0
     leases: set[str] = field(default_factory=lambda: {RELEASE})
-    """The Leases that there should be."""
+    """The names of the expected Leases."""
     later: list[Callable[[], None]] = field(default_factory=list)
-    """What ends faults that stand until the cluster has come to rest with them."""
+    """Functions that end the faults which last until the cluster has converged."""
 
     def __post_init__(self) -> None:
         prepare(self.cluster)
@@ -90,7 +90,8 @@ class World:
         self._nothing_broken()
 
     def end(self) -> None:
-        """With nothing asked for, nothing may be left; not even what Kubernetes collects late."""
+        """Delete the load and check that nothing is left, including pods that Kubernetes
+        garbage-collects late."""
         try:
             self.workload.end()
             self.converge(everything=True)
@@ -104,8 +105,9 @@ class World:
             raise ClusterError("\n".join(map(str, broken)))
 
     def round(self, faults: Sequence[Fault], rng: random.Random, *, quiet: float) -> Round:
-        """Faults under load, overlapping where there are several. Raises ClusterError when a
-        promise was broken or the cluster does not come to rest, for `quiet` seconds at the end."""
+        """Inject faults under load; several faults overlap. Raises ClusterError if a promise was
+        broken, if the cluster does not converge, or if the operator writes in the last `quiet`
+        seconds."""
         result = Round(tuple(fault.name for fault in faults), None, ())
         self.rounds.append(result)
         try:
@@ -128,7 +130,7 @@ class World:
         try:
             result.violations = tuple(self.judge())
         except (ClusterError, OSError) as error:
-            result.trouble += f"\nthe witness could not be asked: {error}"
+            result.trouble += f"\nthe witness could not read the history: {error}"
         print(f"\n{result}", flush=True)
         if result.trouble or result.violations:
             raise ClusterError(str(result))
@@ -153,7 +155,8 @@ class World:
             self.later.pop()()
 
     def converge(self, *, everything: bool = False) -> float:
-        """Seconds until everything is as it should be. Raises ClusterError with what is not."""
+        """Wait until the cluster has converged; returns the seconds. Raises ClusterError with the
+        remaining differences."""
         began = time.monotonic()
         while True:
             wrong = astray.look(
@@ -171,7 +174,7 @@ class World:
             time.sleep(0.5)
 
     def judge(self) -> list[Violation]:
-        """What the witness has to object to since it was asked last."""
+        """The violations that the witness has found since the last call."""
         known = len(self.witness.violations)
         entries = insist(self.recorder.next, "the history", 60)
         self.witness.read(entries)
@@ -180,14 +183,15 @@ class World:
         return broken
 
     def _keep(self, entries: Sequence[Entry]) -> None:
-        """The history in which a promise was broken, to look at."""
+        """Save the history in which a promise was broken, for analysis."""
         ARTIFACTS.mkdir(exist_ok=True)
         path = ARTIFACTS / f"chaos-round-{len(self.rounds)}.jsonl"
         path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
         print(f"\nthe history of this round: {path}", flush=True)
 
     def quiet(self, span: float) -> None:
-        """Nothing is written by the operator for a while, but what is there to be seen."""
+        """Check that the operator writes nothing for `span` seconds except Leases and
+        heartbeats."""
         time.sleep(SETTLE)
         began = time.time()
         time.sleep(span)
@@ -198,7 +202,7 @@ class World:
             raise ClusterError(f"writes in a settled cluster: {dict(counted)}")
 
     def table(self) -> str:
-        """What was done and seen, for docs/reliability.md."""
+        """A table of the faults and results, for docs/reliability.md."""
         lines = [
             "| fault | runs | seconds to converge, median (most) | violations |",
             "|-" * 4 + "|",

@@ -1,4 +1,4 @@
-"""A real Kubernetes for the tests; README.md beside this file shows how it is used."""
+"""A real Kubernetes for the tests; see README.md in this folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,5 +47,5 @@ def start_cluster(options: ClusterOptions | None = None) -> Iterator[LocalCluste
 
 
 def open_cluster(name: str = "imagegate") -> LocalCluster:
-    """The local cluster of that name, which `up` or `start_cluster` started."""
+    """The running local cluster of that name, started by `up` or `start_cluster`."""
     return LocalCluster.open(name)

@@ -1,4 +1,4 @@
-"""A small JSON client of the Kubernetes API: tests poll with it, kubectl takes 100 ms a call."""
+"""A small JSON client of the Kubernetes API for polling, because kubectl takes 100 ms a call."""
 
 import base64
 import http.client
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 class ApiError(ClusterError):
-    """The API server said no; `status` is the HTTP code."""
+    """The API server refused a request; `status` is the HTTP code."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -28,7 +28,8 @@ class ApiError(ClusterError):
 
 
 class _Connection(http.client.HTTPSConnection):
-    """Closed when its thread ends; a socket that is merely dropped is a ResourceWarning."""
+    """Closes the socket when its thread ends, because a socket that is not closed causes a
+    ResourceWarning."""
 
     def __del__(self) -> None:
         self.close()
@@ -37,7 +38,7 @@ class _Connection(http.client.HTTPSConnection):
 class Api:
     """Requests as the user of a kubeconfig that has a client certificate or a token.
 
-    Any thread may use it: each keeps a connection of its own.
+    Any thread may use it, because each thread has its own connection.
     """
 
     def __init__(self, kubeconfig: Path, context: str | None = None) -> None:
@@ -87,8 +88,8 @@ class Api:
     def _exchange(
         self, method: str, path: str, data: bytes | None, headers: dict[str, str]
     ) -> tuple[int, bytes]:
-        """One request. A server closes idle connections: one that was used before and ends
-        without an answer is replaced, and the request sent again."""
+        """One request. If a reused connection ends without a response, the request is sent again on
+        a new connection, because a server closes idle connections."""
         reused = hasattr(self._local, "connection")
         if not reused:
             self._local.connection = _Connection(
@@ -143,7 +144,8 @@ def _ssl_context(cluster: dict[str, str], user: dict[str, str]) -> ssl.SSLContex
 
 @contextmanager
 def _pem(entry: dict[str, str], field: str) -> Iterator[Path | None]:
-    """The PEM file of a field, which may stand in the kubeconfig itself: `ssl` wants files."""
+    """The PEM file of a field. Data in the kubeconfig itself is written to a file, because `ssl`
+    accepts only files."""
     if data := entry.get(f"{field}-data"):
         with tempfile.NamedTemporaryFile() as file:
             file.write(base64.b64decode(data))

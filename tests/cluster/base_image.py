@@ -1,7 +1,7 @@
 """The base of the operator's image: a minimal Debian with Python, made by debootstrap.
 
-It carries what a build on this machine needs to reach the package index: the CA bundle (a proxy may
-inspect TLS) and pip's settings. So the Dockerfile need know nothing of that.
+It contains the CA bundle and pip's settings of this machine, because a build needs them to reach
+the package index (a proxy may inspect TLS). So the Dockerfile does not need them.
 """
 
 import os
@@ -35,7 +35,7 @@ _LOCAL_SETTINGS = ("cert", "find-links", "cache-dir", "log")  # of pip: they nam
 
 
 def build() -> Path:
-    """Its OCI layout, from the cache or made now (about a minute)."""
+    """The OCI layout of the base, from the cache or made now (about a minute)."""
     ca, settings = _ca_bundle(), _pip_settings()
     codename, mirror = _release()
     key = paths.digest([_FORMAT, codename, _PACKAGES, ca, settings])
@@ -60,7 +60,8 @@ def build() -> Path:
 
 
 def _debootstrap(root: Path, codename: str, mirror: str) -> None:
-    """In a mount namespace of its own: an interrupted one leaves its /proc mounted otherwise."""
+    """Runs debootstrap in its own mount namespace, because an interrupted debootstrap leaves /proc
+    mounted."""
     if not shutil.which("debootstrap"):
         raise ClusterError(f"no debootstrap: run {paths.HERE / 'install-debian.sh'}")
     log = paths.cache() / "log" / "debootstrap.log"
@@ -82,7 +83,7 @@ def _debootstrap(root: Path, codename: str, mirror: str) -> None:
 
 
 def _release() -> tuple[str, str]:
-    """This machine's release and the mirror that apt has it from."""
+    """The codename of this machine's release, and the mirror that apt uses for it."""
     found = re.search(r"^VERSION_CODENAME=(\S+)", Path("/etc/os-release").read_text(), re.MULTILINE)
     if not found:
         raise ClusterError("/etc/os-release names no VERSION_CODENAME: Debian or Ubuntu is needed")
@@ -106,7 +107,8 @@ def _ca_bundle() -> bytes:
 
 
 def _pip_settings() -> str:
-    """What pip is told here by files and environment (which index, above all), as a pip.conf."""
+    """pip's settings on this machine (mainly the index), from files and environment, as a
+    pip.conf."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)
     settings = {"cert": f"/{_CA}"}

@@ -1,8 +1,8 @@
-"""Builds the programs that Debian does not have (or not new enough) from pinned Go modules.
+"""Builds the programs that Debian lacks or has in an older version, from pinned Go modules.
 
-The modules are the folders of `build/`; the result goes to the cache under a key made of everything
-that decides it, so it is built once. A build writes to a temporary folder that is renamed when it
-is complete: an interrupted one is never taken for a finished one.
+The modules are the folders of `build/`. The result is stored in the cache under a key of all
+inputs, so each program is built once. A build writes to a temporary folder and renames it at the
+end, so that an interrupted build never counts as complete.
 """
 
 import os
@@ -26,12 +26,12 @@ _KUBERNETES = (
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One Go module of `build/`: what it yields and how it is built."""
+    """One Go module of `build/`: its programs and how to build them."""
 
     name: str
     folder: Path  # holds go.mod and go.sum
     programs: tuple[str, ...]
-    source: Path | None = None  # main.go; without it the programs are the module's `tool`s
+    source: Path | None = None  # main.go; if None, the programs are the module's `tool`s
     tags: str = ""
 
     @property
@@ -62,7 +62,7 @@ def containerd(version: str = "") -> Module:
     if not (folder / "go.mod").exists():
         raise ClusterError(f"no containerd {version!r}: there is no {folder}/go.mod")
     programs = ("containerd", "containerd-shim-runc-v2", "ctr")
-    # These need C headers, and overlayfs is what is used.
+    # These snapshotters need C headers. The harness uses only overlayfs.
     tags = "no_btrfs,no_zfs,no_devmapper" + (",no_aufs" if version else "")
     return Module(name, folder, programs, tags=tags)
 
@@ -81,7 +81,7 @@ def pause() -> Module:
 
 
 def ensure(*modules: Module) -> None:
-    """Builds what is not in the cache yet, one after the other: Go uses all cores by itself."""
+    """Builds the modules that the cache lacks, one after the other, because Go uses all cores."""
     missing = [module for module in modules if not module.bin.exists()]
     if not missing:
         return
@@ -97,7 +97,7 @@ def path(module: Module, program: str) -> Path:
 
 
 def _ldflags(module: Module) -> str:
-    """Strips symbols, and gives the programs the versions that a Node's `nodeInfo` reports."""
+    """Flags that strip symbols and set the versions that a Node's `nodeInfo` reports."""
     flags = "-s -w"
     found = re.search(r"k8s\.io/kubernetes (v(\d+)\.(\d+)\.\S+)", _go_mod(module))
     if found:
@@ -136,7 +136,7 @@ def _build(module: Module) -> None:
 
 
 def _run(module: Module, command: list[str], cwd: Path) -> None:
-    """Runs the build and says every 15 s how many packages it has been through."""
+    """Runs the build and prints every 15 s how many packages are compiled."""
     log = paths.cache() / "log" / f"build-{module.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     say(f"building {module.name} (once; some minutes, log: {log})")

@@ -1,4 +1,4 @@
-"""`python -m tests.cluster`: the clusters by hand."""
+"""`python -m tests.cluster`: commands for clusters."""
 
 import argparse
 import os
@@ -21,8 +21,9 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; a failure is a sentence, not a traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what was half started is taken away
+    """Runs one command. A failure prints a sentence and no traceback."""
+    # SIGTERM acts as Ctrl-C, so that a half-started cluster is removed.
+    signal.signal(signal.SIGTERM, _interrupt)
     options = _parser().parse_args(arguments)
     run: Command = options.run
     try:
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    up = command("up", _up, "start a cluster; one of this name that runs is replaced")
+    up = command("up", _up, "start a cluster; a running cluster of this name is replaced")
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--kubernetes", default="v1.36", help="a folder of build/kubernetes (v1.36)")
     build = command("build", _build, "build everything that a cluster runs into the cache, once")
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("image", choices=tuple(images.SPECS))
     push.add_argument("repository", help="such as team/app:1")
     push.add_argument("--registry", choices=("open", "secure", "faulty"), default="open")
-    push.add_argument("--seed", type=int, default=0, help="another one: another content")
+    push.add_argument("--seed", type=int, default=0, help="another seed gives another content")
     kwok = command("kwok", _kwok, "add nodes that kwok simulates")
     kwok.add_argument("count", type=int)
     _add_label_option(kwok)
@@ -134,7 +135,7 @@ def _build(options: argparse.Namespace) -> int:
 
 def _down(options: argparse.Namespace) -> int:
     if options.provider == "local":
-        local.remove(options.name)  # needs no readable state
+        local.remove(options.name)  # works without readable state
     else:
         _cluster(options).down()
     return 0

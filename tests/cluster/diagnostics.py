@@ -1,4 +1,4 @@
-"""What is written down when a test failed, for someone who has only the files."""
+"""Writes diagnostics after a failed test, for a reader who has only the files."""
 
 import contextlib
 from pathlib import Path

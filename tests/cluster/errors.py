@@ -1,9 +1,9 @@
-"""What goes wrong in the harness, in words that say what, where and what to do."""
+"""The errors of the harness. Their messages name the problem, its place and the remedy."""
 
 
 class ClusterError(Exception):
-    """The cluster could not do what was asked; the message is meant for a person."""
+    """The cluster could not do the requested action; the message is for a person."""
 
 
 class Unsupported(ClusterError):
-    """The provider has no such ability (see `Capability`); tests skip on it."""
+    """The provider does not have the capability (see `Capability`); the test is skipped."""

@@ -1,7 +1,7 @@
-"""The provider `existing`: a cluster that someone else runs, by KUBECONFIG.
+"""The provider `existing`: a cluster that exists outside the harness, by KUBECONFIG.
 
-Tests change such a cluster, so it must be named: without `--context` nothing is done, whatever the
-kubeconfig's current context happens to be.
+The user must name the cluster with `--context`, because tests change it. The kubeconfig's current
+context is not used.
 """
 
 import os
@@ -40,7 +40,7 @@ class ExistingCluster(Cluster):
         return program(name)
 
     def down(self) -> None:
-        """It was there before the tests."""
+        """Does nothing, because the cluster existed before the tests."""
 
     def push_layout(self, layout: Path, repository: str, *, registry: str = "open") -> str:
         raise Unsupported(f"cannot push {repository} to the {registry} registry: there is none")

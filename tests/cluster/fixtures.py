@@ -1,4 +1,4 @@
-"""pytest plugin: the fixture `cluster`, and a dump of the cluster when a test that used it failed.
+"""pytest plugin: the fixture `cluster`, and a dump of the cluster after a failed test that used it.
 
 Loaded by `pytest_plugins = ["tests.cluster.fixtures"]` in the root conftest.
 """
@@ -67,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster for the whole session; it ends with it, also on Ctrl-C and SIGTERM."""
+    """A cluster for the whole session. It is removed at the end, also after Ctrl-C and SIGTERM."""
     with _terminate_as_interrupt(), _wrong_programs():
         running = _start(request.config)
         request.config.stash[_CLUSTER] = running
@@ -77,7 +77,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
             if request.config.getoption("--cluster-keep"):
                 say(f"cluster {running.name} is left running")
             else:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the session ends already
                 running.down()
 
 
@@ -104,8 +104,8 @@ def _start(config: pytest.Config) -> Cluster:
 
 @contextmanager
 def _wrong_programs() -> Iterator[None]:
-    """People's machines have other versions of the same programs (Docker's containerd, a kubectl):
-    none of them may be taken for the harness' own. So the first folder on PATH has only such."""
+    """Puts failing programs first on PATH, to show that the harness uses only its own programs. A
+    user's machine may have other versions of them (Docker's containerd, a kubectl)."""
     before = os.environ["PATH"]
     with tempfile.TemporaryDirectory() as folder:
         for program in (*TOOLS, *OWN):
@@ -121,7 +121,8 @@ def _wrong_programs() -> Iterator[None]:
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """A CI system ends a job with SIGTERM: pytest tears down only on an interrupt."""
+    """Turns SIGTERM into an interrupt. CI systems end a job with SIGTERM, and pytest tears down its
+    fixtures only after an interrupt."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one would stop the teardown
@@ -135,7 +136,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 def _skip_what_is_unsupported() -> Generator[None, None, None]:
-    """What the cluster cannot do is a skip with the reason, not a failure."""
+    """Skips the test with a reason if the cluster does not support it."""
     try:
         return (yield)
     except Unsupported as error:
@@ -156,7 +157,7 @@ def pytest_runtest_call() -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Dumps while the cluster still is as the failed test left it: before any teardown."""
+    """Dumps the cluster before any teardown, while it is in the state of the failed test."""
     report = yield
     running = item.config.stash.get(_CLUSTER, None)
     if report.failed and report.when != "teardown" and running and "cluster" in _fixtures(item):

@@ -1,7 +1,7 @@
-"""Test images, written here as OCI layouts: no base image is pulled, no tool is needed.
+"""Writes test images as OCI layouts, without a base image and without other tools.
 
-The content comes from the name and a seed, so the same call always gives the same digest, and
-another seed gives an image that no node has ever pulled. Kept in the cache.
+Name and seed determine the content. So the same call always gives the same digest, and another seed
+gives an image that no node has ever pulled. The layouts are kept in the cache.
 """
 
 import gzip
@@ -27,13 +27,13 @@ MiB = 1 << 20
 GiB = 1 << 30
 _CREATED = "2026-01-01T00:00:00Z"
 UNUSED = 7 * 86400.0
-"""Seconds after which a layout in the cache that nobody has asked for goes."""
+"""Seconds without use after which a layout is deleted from the cache."""
 _FORMAT = "2"  # part of the cache's key: raise it when the content below changes
 _APPLETS = (
     "cat cp date df echo env grep head hostname httpd id ip ls mkdir nc nslookup ping ps rm sed sh "
     "sleep tail test touch true wc wget"
 )
-_CHUNK = 128 * 1024  # of a layer, at a time: as much as fits into a block of zstd
+_CHUNK = 128 * 1024  # bytes of a layer per write: the largest block of zstd
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _INDEX = "application/vnd.oci.image.index.v1+json"
@@ -46,8 +46,8 @@ class Spec:
     about: str
     layer_sizes: tuple[int, ...] = ()  # of random bytes
     files: int = 1  # in each of these layers
-    zstd: bool = False  # these layers: they unpack to 2.5 times their size
-    runnable: bool = True  # a layer with a program, which also is the entrypoint
+    zstd: bool = False  # whether these layers are zstd and unpack to 2.5 times their size
+    runnable: bool = True  # whether it has a layer with a program, which is the entrypoint
     program: str = "pause"  # or busybox
     platforms: tuple[str, ...] = ("amd64",)
 
@@ -80,7 +80,7 @@ def build(name: str, *, seed: int = 0) -> Path:
         layout.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=layout.parent) as scratch:
             made = Path(scratch, "layout")
-            # fat and split must have the same files in them: they share a stream.
+            # fat and split use the same random stream, because they must have the same files.
             stream = "fat" if name == "split" else name
             if sum(spec.layer_sizes) > 64 * MiB:
                 with step(f"making the test image {name} (seed {seed})"):
@@ -97,7 +97,7 @@ def build(name: str, *, seed: int = 0) -> Path:
 
 
 def _use(layout: Path) -> bool:
-    """Whether it is there; if so, it is used now, and no other run takes it for an unused one."""
+    """Whether the layout exists. If so, marks it as used, so that no other run deletes it."""
     with paths.locked("images"):
         if not layout.exists():
             return False
@@ -106,7 +106,7 @@ def _use(layout: Path) -> bool:
 
 
 def _forget_unused(folder: Path) -> None:
-    """Layouts that no run has asked for in a week: of earlier versions of the images, mostly."""
+    """Deletes layouts that no run has used for a week: mostly earlier versions of the images."""
     with paths.locked("images"):
         for layout in folder.iterdir():
             try:
@@ -129,7 +129,7 @@ def _program(spec: Spec) -> bytes:
 
 
 def forget(name: str, *, seed: int) -> None:
-    """Removes one from the cache: a test that makes many big ones cleans up after itself."""
+    """Removes an image from the cache, for tests that make many big images."""
     for layout in (paths.cache() / "images").glob(f"{name}-{seed}-*"):
         shutil.rmtree(layout)
 
@@ -167,7 +167,7 @@ def write_single_layer(
 
 
 class _Layout:
-    """Writes blobs of an OCI layout and remembers nothing but where."""
+    """Writes the blobs of an OCI layout."""
 
     def __init__(self, folder: Path) -> None:
         self._blobs = folder / "blobs" / "sha256"
@@ -181,7 +181,7 @@ class _Layout:
     def layer(
         self, write: Callable[[io.BufferedIOBase], object], *, zstd: bool
     ) -> tuple[dict[str, Any], str]:
-        """A layer and its diff ID, which is the digest of what is in it."""
+        """Writes a layer. Returns it and its diff ID: the digest of the uncompressed tar."""
         if not zstd:
             layer = self.blob(_LAYER, write)
             return layer, layer["digest"]
@@ -215,8 +215,8 @@ def _write(folder: Path, spec: Spec, program: bytes, stream: str) -> None:
     source = random.Random(stream)
     for number, size in enumerate(spec.layer_sizes):
         names = [f"data/{number * spec.files + each}" for each in range(spec.files)]
-        # Random bytes do not get smaller, and gzip would take 10 s for 300 MiB. With zeros, as
-        # much as published images do (docs/images.md).
+        # Random bytes do not compress, and gzip would take 10 s for 300 MiB. Zeros are added so
+        # that the layers compress as much as published images (docs/images.md).
         zeros = size // spec.files * 3 // 2 if spec.zstd else 0
         write = _random_tar(names, size // spec.files, zeros, source)
         layer, diff_id = layout.layer(write, zstd=spec.zstd)
@@ -260,7 +260,7 @@ def _index(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _program_tar(name: str, program: bytes) -> bytes:
-    """The program in /bin, and for busybox the names it goes by in scripts."""
+    """The program in /bin, and for busybox links with the names of its applets."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         add_file(tar, f"bin/{name}", program)
@@ -278,7 +278,7 @@ def _gzip(data: bytes) -> bytes:
 def _random_tar(
     names: Sequence[str], size: int, zeros: int, source: random.Random
 ) -> Callable[[io.BufferedIOBase], object]:
-    """Files of that size each, and where there are to be zeros, one of them beside each."""
+    """Writes files of `size` random bytes, each with a file of `zeros` zeros if that is not 0."""
 
     def write(file: io.BufferedIOBase) -> None:
         with tarfile.open(fileobj=file, mode="w|", bufsize=_CHUNK) as tar:
@@ -292,8 +292,8 @@ def _random_tar(
 
 
 class _Zstd(io.BufferedIOBase):
-    """Makes each write a block of a zstd frame (RFC 8878): raw, or of zeros their number. Python
-    3.11 has no zstd, which would make the same of them. `see` is told what is written.
+    """Makes each write a block of a zstd frame (RFC 8878): a raw block, or the number of zeros if
+    all bytes are 0. Python 3.11 has no zstd; zstd would write such blocks too. `see` gets all data.
     """
 
     def __init__(self, file: io.BufferedIOBase, see: Callable[[bytes], None]) -> None:
@@ -304,8 +304,8 @@ class _Zstd(io.BufferedIOBase):
     def write(self, data: Any) -> int:
         self._see(data)
         zeros = data.count(0) == len(data)
-        # Three bytes: whether it is the last block, two bits of its kind (0: raw, 1: one byte, so
-        # many times), its size.
+        # Three bytes: one bit for the last block, two bits for the kind (0: raw, 1: one repeated
+        # byte), and the size.
         self._file.write((len(data) << 3 | zeros << 1).to_bytes(3, "little"))
         self._file.write(data[:1] if zeros else data)
         return len(data)
@@ -317,7 +317,7 @@ class _Zstd(io.BufferedIOBase):
 
 
 class _Random:
-    """A file of random bytes, in the one way that `tarfile` reads one."""
+    """A file of random bytes with the one method that `tarfile` uses."""
 
     def __init__(self, source: random.Random, size: int) -> None:
         self._source, self._left = source, size
@@ -335,7 +335,7 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """One that everybody may read and run."""
+    """Adds a file that every user may read and execute."""
     tar.addfile(_entry(name, len(content)), io.BytesIO(content))
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what tests/cluster needs from Debian (or Ubuntu). Run as root; running it again changes
-# nothing and does not touch the network when everything is there.
+# Installs the Debian (or Ubuntu) packages that tests/cluster needs. Run as root. A second run
+# changes nothing and does not use the network if all packages are installed.
 set -eu
 
 # runc, CNI plugins, iptables, conntrack, iproute2: the nodes.   docker-registry, apache2-utils
@@ -44,8 +44,8 @@ if [ "$(id -u)" != 0 ]; then
   exit 1
 fi
 
-# prometheus and docker-registry would be started as services of this machine; the harness runs
-# its own. 101 is the answer "not allowed" of policy-rc.d (see invoke-rc.d(8)).
+# Prevent the start of prometheus and docker-registry as services of this machine, because the
+# harness runs its own. policy-rc.d returns 101 for "not allowed" (see invoke-rc.d(8)).
 policy=/usr/sbin/policy-rc.d
 saved=""
 restore() {

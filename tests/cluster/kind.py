@@ -1,7 +1,7 @@
-"""The provider `kind`: for machines where Docker runs. Kept small; `local` can do more.
+"""The provider `kind`, for machines with Docker. It is small; `local` can do more.
 
-Images go to the nodes by `kind load`, under the same names that the local registries would have:
-pods find them there with `imagePullPolicy: IfNotPresent`.
+`kind load` puts images onto the nodes under the names of the local registries, so pods find them
+with `imagePullPolicy: IfNotPresent`.
 """
 
 import shutil
@@ -20,14 +20,14 @@ from tests.cluster.provider import Cluster, ClusterOptions
 
 
 class KindCluster(Cluster):
-    """A cluster that the kind CLI made. Nodes cannot be added, stopped or rebooted."""
+    """A cluster of the kind CLI. Nodes cannot be added, stopped or rebooted."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @classmethod
     def start(cls, options: ClusterOptions) -> Self:
-        """`options.node` can only give labels; anything else needs the provider `local`."""
+        """`options.node` supports only labels; other options need the provider `local`."""
         if not shutil.which("kind") or not shutil.which("docker"):
             raise ClusterError("the provider kind needs `kind` and `docker` on PATH")
         if options.extra_args or options.node.kubelet or options.node.containerd_toml:
@@ -74,7 +74,7 @@ class KindCluster(Cluster):
 
 
 def program(name: str) -> Path:
-    """kubectl or helm: the one on PATH, else ours."""
+    """kubectl or helm: from PATH, or else built by the harness."""
     if found := shutil.which(name):
         return Path(found)
     return binaries.path(binaries.helm() if name == "helm" else binaries.kubernetes(), name)

@@ -1,7 +1,7 @@
 """The operator's image, from the project's own Dockerfile, without Docker and without a registry.
 
-buildah builds it on a base that debootstrap made (`base_image.py`). All mounts that buildah makes
-stay in a mount namespace that ends with it, so none is left behind.
+buildah builds it on the base of debootstrap (`base_image.py`). buildah runs in its own mount
+namespace, so that all of its mounts end with it.
 """
 
 import json
@@ -16,14 +16,14 @@ from tests.cluster import base_image, paths
 from tests.cluster.errors import ClusterError
 from tests.cluster.progress import step
 
-# What the Dockerfile copies, and so what the image is made of.
+# The files that the Dockerfile copies. They determine the image.
 _INPUTS = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")
 _FOLDERS = ("requirements", "operator")
 _KEPT = 3
 
 
 def build() -> Path:
-    """The OCI layout of the operator's image; nothing is built while its sources are the same."""
+    """The OCI layout of the operator's image. It is built only if its sources have changed."""
     base = base_image.build()
     layout = paths.cache() / "operator" / _key(base)
     with paths.locked("operator"):
@@ -65,7 +65,7 @@ def _build(base: Path, layout: Path) -> None:
         policy, made = Path(scratch, "policy.json"), Path(scratch, "layout")
         policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
         base_name, tag = f"localhost/imagegate-base:{base.name}", "localhost/imagegate:built"
-        # By name: buildah takes no `oci:` path with a dot in it.
+        # Use a name, because buildah accepts no `oci:` path that contains a dot.
         store = f"containers-storage:[overlay@{_store()}/root+{_store()}/run]{base_name}"
         _run(log, "skopeo", f"--policy={policy}", "copy", f"oci:{base}", store)
         options = ["--isolation=chroot", "--layers", "--format=oci", "--pull=false"]
@@ -86,8 +86,8 @@ def _store() -> Path:
 
 
 def _run(log: Path, *command: str) -> None:
-    # pip's settings of this machine are in the base image; those in the environment may name files
-    # that only this machine has.
+    # Remove pip's environment settings, because they may name files that only this machine has. The
+    # base image has the other settings of pip.
     env = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     env["PATH"] = paths.SYSTEM
     private = [paths.system("unshare"), "--mount", "--propagation=private"]

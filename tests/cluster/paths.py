@@ -1,7 +1,8 @@
-"""Where the harness keeps things: all of it outside the checkout.
+"""The folders of the harness, all outside the checkout.
 
-`cache()` holds what is expensive to make and the same for every run (binaries, images, the base
-image); it may be deleted at any time. `state(name)` holds one running cluster and goes with it.
+`cache()` holds files that are expensive to make and the same for every run: binaries, images, the
+base image. It may be deleted at any time. `state_root()` holds a folder for each running cluster,
+which is removed with the cluster.
 """
 
 import fcntl
@@ -19,12 +20,12 @@ CHECKOUT = HERE.parent.parent
 
 
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where Debian has its programs. Whatever a person has on PATH (another containerd's shim, say) is
-not what is tested: everything that the harness runs is its own, or found here."""
+"""The folders of Debian's programs. The harness runs only its own programs and those in these
+folders, because PATH may have others, such as the shim of another containerd."""
 
 
 def system(program: str) -> str:
-    """The full path of a program of Debian's."""
+    """The full path of a Debian program."""
     found = shutil.which(program, path=SYSTEM)
     if found is None:
         raise ClusterError(f"no {program}: run {HERE / 'install-debian.sh'}")
@@ -41,7 +42,7 @@ def state_root() -> Path:
 
 
 def digest(parts: Iterable[bytes | str]) -> str:
-    """A key for the cache: each part counts with its length, so no two lists collide."""
+    """A key for the cache. Each part is hashed with its length, so that no two lists collide."""
     sha = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -51,9 +52,10 @@ def digest(parts: Iterable[bytes | str]) -> str:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Holds an exclusive lock, against other runs and other threads; a killed holder releases it.
+    """Holds an exclusive lock against other runs and threads. The kernel releases the lock of a
+    killed process.
 
-    The file stays: removing it would let two runs hold the lock of one name.
+    The file is not removed, because then two runs could hold the lock of one name.
     """
     path = cache() / "lock" / name
     path.parent.mkdir(parents=True, exist_ok=True)

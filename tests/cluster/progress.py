@@ -1,4 +1,4 @@
-"""One line per step, with the seconds since the program started, on standard error."""
+"""Prints one line per step on standard error, with the seconds since the program started."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
-    """Announces a step and, when it took a while, says how long it took."""
+    """Prints the step and, if it took more than a second, its duration."""
     say(text)
     begin = time.monotonic()
     yield

@@ -1,7 +1,7 @@
-"""What a test may ask of a cluster, whoever provides it.
+"""The interface of a cluster for tests, the same for all providers.
 
-`local` can do everything, `kind` and `existing` less: a test asks with `require` and is skipped
-with a reason where the ability is missing.
+`local` has all capabilities, `kind` and `existing` have fewer. A test calls `require`, and is
+skipped with a reason if a capability is missing.
 """
 
 import enum
@@ -23,7 +23,7 @@ from tests.cluster.errors import ClusterError, Unsupported
 
 
 class Capability(enum.StrEnum):
-    """What only some providers can do."""
+    """Abilities that only some providers have."""
 
     ADD_NODE = "add-node"  # add_node, remove_node, NodeOptions
     REBOOT = "reboot"  # Node.stop, start, reboot
@@ -36,14 +36,14 @@ class Capability(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """How a node differs from the others; it keeps this over stop, start and reboot."""
+    """The special options of a node, which it keeps over stop, start and reboot."""
 
     labels: dict[str, str] = field(default_factory=dict)
     register_with_taints: tuple[str, ...] = ()  # "key=value:Effect"
     kubelet: dict[str, Any] = field(default_factory=dict)  # merged into KubeletConfiguration
     containerd_toml: str = ""  # appended to containerd's configuration
-    containerd: str = ""  # "1.7": an older containerd, which knows no image volumes
-    pull_progress_timeout: str = "5m"  # after which containerd gives up a pull that stalls
+    containerd: str = ""  # "1.7": an older containerd without image volumes
+    pull_progress_timeout: str = "5m"  # after which containerd cancels a stalled pull
     kubernetes: str = (
         ""  # of kubelet and kube-proxy; a folder of build/kubernetes/, else the cluster's
     )
@@ -56,7 +56,7 @@ class ClusterOptions:
     node: NodeOptions = field(default_factory=NodeOptions)  # of the first nodes
     kubernetes: str = "v1.36"  # a folder of build/kubernetes/
     extra_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by component
-    cpu_weight: int = 100  # 1 to 10000, against whatever else runs on this machine (cgroups)
+    cpu_weight: int = 100  # 1 to 10000, against other processes on this machine (cgroups)
 
 
 class Cluster(ABC):
@@ -68,7 +68,7 @@ class Cluster(ABC):
     @property
     @abstractmethod
     def kubeconfig(self) -> Path:
-        """Works from this machine."""
+        """A kubeconfig that works on this machine."""
 
     @abstractmethod
     def program(self, name: str) -> Path:
@@ -76,7 +76,7 @@ class Cluster(ABC):
 
     @abstractmethod
     def down(self) -> None:
-        """Ends the cluster and everything that was started for it. May be called twice."""
+        """Ends the cluster and all of its processes. May be called twice."""
 
     @abstractmethod
     def push_layout(self, layout: Path, repository: str, *, registry: str = "open") -> str:
@@ -88,7 +88,7 @@ class Cluster(ABC):
 
     @property
     def context(self) -> str | None:
-        """The kubeconfig's context, where it is not the current one."""
+        """The kubeconfig's context, if it is not the current context."""
         return None
 
     @cached_property
@@ -135,11 +135,11 @@ class Cluster(ABC):
         raise ClusterError(f"{what}: not within {timeout:.0f} s" + (f" ({last})" if last else ""))
 
     def logs(self) -> Iterator[Path]:
-        """Log files of the cluster's own components, where they are files of this machine."""
+        """Log files of the cluster's components, if they are files on this machine."""
         return iter(())
 
     def dump(self, folder: Path) -> None:
-        """Writes what one wants to see after a failed test; never fails itself."""
+        """Writes diagnostics after a failed test; never fails itself."""
         diagnostics.dump(self, folder)
 
 

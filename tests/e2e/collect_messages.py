@@ -1,10 +1,10 @@
-"""Records what runtimes really say of pulls that fail: `python -m tests.e2e.collect_messages`.
+"""Records real error messages of failed pulls: `python -m tests.e2e.collect_messages`.
 
-Starts a cluster, lets one pod fail at every kind of fault, and writes what the kubelet puts into
-`state.waiting` to `tests/unit/domain/messages/`, where `test_messages.py` reads it.
+Starts a cluster, makes one pod fail at each kind of fault, and writes the kubelet's `state.waiting`
+to `tests/unit/domain/messages/`, where `test_messages.py` reads it.
 
-For CRI-O there is no program to run here. Its image library is the one of skopeo, so skopeo meets
-the same faults, and its words are wrapped as CRI-O's source wraps them.
+CRI-O itself does not run here. skopeo uses the same image library, so skopeo meets the same faults,
+and its messages are wrapped as CRI-O's source wraps them.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ CONFIG = {
     "rootfs": {"type": "layers", "diff_ids": [f"sha256:{'0' * 64}"]},
 }
 PROGRESS_TIMEOUT = "10s"
-"""containerd's own is 5 minutes: a pull that stalls is given up after that."""
+"""containerd cancels a stalled pull after this time. Its default is 5 minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a pod's `state.waiting` said, at the failure and later in the kubelet's back-off."""
+    """A pod's `state.waiting`, at the failure and later in the kubelet's back-off."""
 
     fault: str
     image: str
@@ -73,7 +73,7 @@ class Waiting:
 
 
 def prepare(cluster: LocalCluster) -> dict[str, str]:
-    """Sets all faults, each for a repository of its own. The images to pull, by fault."""
+    """Sets all faults, each for its own repository. Returns the images to pull, by fault."""
     registry = cluster.faulty
     images: dict[str, str] = {}
 
@@ -86,15 +86,15 @@ def prepare(cluster: LocalCluster) -> dict[str, str]:
         for operation in ("manifest", "blob"):
             repository = push(f"{operation}-{status}")
             registry.fault(status, repository=repository, operation=operation)
-    for status in (200, 401, 403, 429, 503):  # 200: a token that does not help
+    for status in (200, 401, 403, 429, 503):  # 200: the token grants no access
         repository = push(f"token-{status}")
         registry.fault(401, repository=repository, operation="manifest", headers=BEARER)
         if status != 200:
             registry.fault(status, repository=repository, operation="token")
     for kind in BREAKS:
         registry.fault(kind, repository=push(f"manifest-{kind}"), operation="manifest")
-        # containerd 2.4 counts a download only from its first MiB on: one that stalls before is
-        # never given up.
+        # containerd 2.4 tracks the progress of a download only after its first MiB. It never
+        # cancels a download that stalls earlier.
         image, after = ("medium", 16 << 20) if kind == "stall" else ("tiny", 4096)
         repository = push(f"layer-{kind}", image)
         registry.fault(kind, repository=repository, operation="blob", after_bytes=after)
@@ -126,7 +126,7 @@ def pod(name: str, node: str, image: str, *, volume: bool) -> dict[str, Any]:
 def collect(
     cluster: LocalCluster, node: str, images: dict[str, str], *, volume: bool, timeout: float = 150
 ) -> list[Waiting]:
-    """One pod for every image, all at once, until each has failed and is in back-off."""
+    """Starts one pod for each image, all at once, and waits until each is in back-off."""
     cluster.apply(
         *(pod(f"{node}-{name}", node, image, volume=volume) for name, image in images.items())
     )
@@ -193,7 +193,7 @@ def containerd(cluster: LocalCluster, images: dict[str, str], version: str) -> l
 
 
 def odd(cluster: LocalCluster) -> list[Waiting]:
-    """What no registry sends by itself, and what a node or its site refuses: containerd 2.4."""
+    """Faults that need special images, and refusals by a node or its site: containerd 2.4."""
     registry = cluster.registries["open"]
     config = ("application/vnd.oci.image.config.v1+json", json.dumps(CONFIG).encode())
     layer = "application/vnd.oci.image.layer.v1.tar"
@@ -225,7 +225,7 @@ def odd(cluster: LocalCluster) -> list[Waiting]:
     name = "messages-odd"
     cluster.add_node(name, NodeOptions(kubelet={"serializeImagePulls": False}))
     found = collect(cluster, name, images, volume=True, timeout=60)
-    # containerd 2.4 mounts an artifact like any image: that is no failure.
+    # containerd 2.4 mounts an artifact like any image, so the artifact volume does not fail.
     del images["artifact"]
     as_container = collect(cluster, name, images, volume=False, timeout=60)
     found += [dataclasses.replace(each, fault=f"{each.fault}-container") for each in as_container]
@@ -234,7 +234,8 @@ def odd(cluster: LocalCluster) -> list[Waiting]:
 
 
 def _verifier(cluster: LocalCluster) -> list[Waiting]:
-    """containerd's image verifier refuses; it is set after the sandbox image is imported."""
+    """containerd's image verifier refuses the image. The verifier is installed after the import of
+    the sandbox image."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         plugin = 'plugins."io.containerd.image-verifier.v1.bindir"'
         toml = f'[{plugin}]\n  bin_dir = "{folder}"\n'
@@ -249,7 +250,7 @@ def _verifier(cluster: LocalCluster) -> list[Waiting]:
 
 
 def _proxy(cluster: LocalCluster) -> list[Waiting]:
-    """An HTTPS proxy that refuses CONNECT, each time with another status."""
+    """An HTTPS proxy refuses CONNECT, each time with another status."""
     found = []
     for number, status in enumerate((403, 407, 502)):
         port = 3128 + number
@@ -274,9 +275,10 @@ def _proxy(cluster: LocalCluster) -> list[Waiting]:
 
 
 def _failing_disk(cluster: LocalCluster) -> list[Waiting]:
-    """A file system that the kernel sets read-only in the middle of a pull, as after an I/O error.
+    """The kernel sets the file system read-only during a pull, as after an I/O error.
 
-    ext4 on a loop device; `remount,abort` does what ext4 does at an error of its device.
+    The file system is ext4 on a loop device. `remount,abort` has the same effect as an error of
+    the device.
     """
     name = "messages-disk"
     node = cluster.add_node(name)
@@ -316,17 +318,18 @@ def _pulling(cluster: LocalCluster, node: str) -> bool:
 
 
 def crio(cluster: LocalCluster, images: dict[str, str]) -> list[Waiting]:
-    """skopeo's words on a node, where the names resolve, wrapped as CRI-O 1.32 and later does.
+    """skopeo's messages, wrapped as CRI-O 1.32 and later wraps them. skopeo runs on a node, where
+    the registry names resolve.
 
-    server/image_pull.go: `RegistryUnavailable: …` where ECONNREFUSED is in the chain; internal/
+    server/image_pull.go: `RegistryUnavailable: …` if ECONNREFUSED is in the error chain; internal/
     storage/image.go: `unable to pull image or OCI artifact: pull image err: …; artifact err: …`.
-    The kubelet turns the first into a reason of its own (image_manager.go, evalCRIPullErr).
+    The kubelet makes a separate reason of the first (image_manager.go, evalCRIPullErr).
     """
     node = cluster.add_node("messages-crio")
     found: list[Waiting] = []
     for name, image in images.items():
         if name.startswith("token"):
-            continue  # this library looks for the challenge at /v2/, which has none here
+            continue  # the library expects the challenge at /v2/, where this registry sends none
         words = _skopeo(node, image)
         if not words:
             print(f"NOT FAILED: {name}")
@@ -349,7 +352,7 @@ def crio(cluster: LocalCluster, images: dict[str, str]) -> list[Waiting]:
 
 
 def _skopeo(node: Node, image: str) -> str:
-    """The error, without skopeo's own envelope; empty if there is none."""
+    """The error message without skopeo's prefix; empty if the copy succeeded."""
     secure = any(host in image for host in (faulty.UNTRUSTED, faulty.MISMATCH, faulty.PLAIN))
     command = [
         paths.system("skopeo"),

@@ -1,10 +1,11 @@
 """One cluster and one installation for all tests of a run.
 
-Tests keep out of each other's way by names and node labels. `LANES` gives their order, and the
-lanes that `make test` runs beside each other, each on a cluster of its own (`--lane`). Some tests
-begin early and end late, because they wait for slow clocks: the kubelet's image collector looks
-every 5 minutes, and an image that a node does not list counts as removed only 3 minutes after its
-pull and after the last change of the leader (`LISTED_AFTER`).
+Tests use different names and node labels, so that they do not disturb each other. `LANES` gives
+their order, and the lanes that `make test` runs in parallel, each on its own cluster (`--lane`).
+Some tests have a part that runs early and a part that runs late, because they wait for slow
+timers: the kubelet's image garbage collection runs every 5 minutes, and an image that a node does
+not list counts as removed only 3 minutes after its pull and after the last change of the leader
+(`LISTED_AFTER`).
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ LANES = {
     "test_drift_end": "listed",
     "test_gate": "timed",
     "test_drift": "listed",
-    "test_faults::test_a_seed_that_dies_in_its_pull_returns_its_slot": "large",
+    "test_faults::test_seed_that_dies_during_its_pull_frees_its_slot": "large",
     "test_faults": "upgrades",
-    "test_faults::test_kubelets_whose_port_is_dropped_delay_no_release": "timed",
-    "test_faults::test_a_dry_run_over_silent_kubelets_stops_no_other_prefetch": "timed",
+    "test_faults::test_unreachable_kubelets_do_not_delay_a_release": "timed",
+    "test_faults::test_dry_run_over_unreachable_kubelets_does_not_delay_others": "timed",
     "test_data_images": "large",
     "test_start_after": "timed",
     "test_images_from": "upgrades",
@@ -52,14 +53,14 @@ LANES = {
     "test_retention_end": "listed",
     "test_uninstall": "upgrades",
 }
-"""The lane of each module, of one test, or of those that begin or end something. The order is that
-of a cluster's life: what breaks the installation comes last.
+"""The lane of a module, of one test, or of a module's `test_begin_` or `test_end_` tests. The order
+is the order in a cluster's life: tests that break the installation come last.
 
 - timed: tests that assert seconds. Their cluster has ten times the CPU weight of the others.
-- listed: tests that wait for the slow clocks. No test of this lane changes the leader, so these
-  clocks run from the beginning of the lane to its end.
+- listed: tests that wait for the slow timers. No test of this lane changes the leader, so these
+  timers run from the beginning of the lane to its end.
 - upgrades: tests that change the installation.
-- large: many nodes, data sets, and a slot that is waited for.
+- large: tests with many nodes or data sets, and a test that waits for a slot.
 """
 
 
@@ -87,7 +88,7 @@ def part(item: pytest.Item) -> str:
 
 @pytest.fixture(scope="session")
 def imagegate(cluster: LocalCluster) -> Installation:
-    """Imagegate from this checkout: its image built, pushed, and installed by Helm."""
+    """Imagegate from this checkout: builds and pushes its image, and installs it with Helm."""
     image = push_operator(cluster)
     pause = cluster.push("pause", "test/pause:3.10")
     busybox = cluster.push("busybox", "test/busybox:1.37.0-musl")

@@ -1,4 +1,4 @@
-"""DaemonSets that joining nodes wait for: one that becomes Ready late."""
+"""A DaemonSet that becomes Ready late, for tests in which joining nodes wait for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMESPACE = "mirrors"
 
 @contextmanager
 def allowed(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
-    """The namespace, and for the length of a test the operator's right to look into it."""
+    """Creates the namespace, and allows the operator to read it for the length of a test."""
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"
     cluster.wait(lambda: exists(cluster, account), "the namespace's service account", 30)
@@ -37,8 +37,9 @@ def late(
     then: str = "true",
     **container: Any,
 ) -> dict[str, Any]:
-    """A DaemonSet on the nodes of a pool, also held ones, that does ``then`` after a while and is
-    Ready from then on. Further keywords are of its container; ``volumes`` are the pod's.
+    """A DaemonSet on the nodes of a pool, also on held nodes. Each pod runs ``then`` after
+    ``seconds`` and then becomes Ready. Other keywords are fields of the container; ``volumes`` are
+    the pod's.
     """
     volumes = container.pop("volumes", [])
     script = f"sleep {seconds}; {then} && touch /ready; sleep 100000"

@@ -1,6 +1,6 @@
-"""`make demo`: a node joins with Imagegate, and one without; what happened, in seconds.
+"""`make demo`: nodes join with and without Imagegate; prints a timeline of each, in seconds.
 
-Both nodes get the same image over a link of the same speed.
+All nodes get the same image over a link of the same speed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="imagegate-demo", help="of the cluster")
     name = parser.parse_args().name
-    # It stays, for the person who watches to look around.
+    # The cluster stays after the demo, so that the user can look around.
     cluster = LocalCluster.start(ClusterOptions(name=name, nodes=1))
     print("\nInstalling Imagegate with Helm ...")
     installation = Installation(
@@ -81,7 +81,7 @@ def join(
     names: tuple[str, ...],
     gated: bool,
 ) -> list[Timeline]:
-    """Have nodes join together, and a pod start on each; when a watch saw what."""
+    """Makes nodes join together and a pod start on each. Returns the times that a watch saw."""
     for name in names:
         cluster.apply(pod(name, image))
         node = cluster.add_node(name, NodeOptions(labels=labels_of(name, gated)), wait=False)
@@ -108,7 +108,7 @@ def follow(nodes: Watch, pods: Watch, name: str, gated: bool) -> Timeline:
         assert CACHED in labels(free), "released before it was cached"
         timeline.add("cached and released, in one patch", free)
     else:
-        timeline.add("released: no ImagePrefetch asks for it", free)
+        timeline.add("released: no ImagePrefetch matches it", free)
     timeline.add(
         "pod lands on the node", pods.first(name, lambda seen: "nodeName" in seen.body["spec"])
     )

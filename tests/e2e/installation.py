@@ -1,4 +1,4 @@
-"""Imagegate in a cluster: installed by Helm from this checkout, and asked about."""
+"""Imagegate in a cluster: installs it with Helm from this checkout, and reads its state."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from tests.cluster.provider import Cluster
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "imagegate"
 NAMESPACE = "imagegate-system"
 PULLERS = "imagegate-pullers"
-"""Where puller pods and pull secrets are: the chart's default."""
+"""The namespace of puller pods and pull secrets: the chart's default."""
 RELEASE = "imagegate"
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 PREFETCHES = "/apis/imagegate.dev/v1alpha1/imageprefetches"
 GATE = "/apis/imagegate.dev/v1alpha1/nodegates/default"
 POLICIES = "mutatingadmissionpolicies"
 HOOKS = "imagegate-hooks"
-"""Of the Secret with the receivers of push hooks, and of the Service."""
+"""The name of the Secret with the receivers of push hooks, and of the Service."""
 SILENCE = 60
-"""Seconds. Less might not outlast a takeover: up to 20 s, after the longest pause of heartbeats."""
+"""Seconds. A shorter time could end during a takeover: a takeover takes up to 20 s and may begin
+after the longest pause between heartbeats."""
 
 
 def push_operator(cluster: Cluster) -> str:
-    """Build the operator's image and push it, under a tag that says what it was built from:
-    nodes keep an image that has the tag already."""
+    """Build the operator's image and push it. Its tag is the digest of its sources, because a node
+    does not pull a tag again that it already has."""
     layout = operator_image.build()
     return cluster.push_layout(layout, f"imagegate/imagegate:{layout.name}")
 
@@ -46,21 +47,21 @@ class Installation:
     """The operator's image, as nodes pull it."""
     pause: str
     busybox: str
-    """Of the puller pods: the one with image volumes, and without."""
+    """The images of the puller pods: ``pause`` with image volumes, ``busybox`` without."""
 
     # ---- Helm
 
     def settle(self) -> None:
-        """The operator runs on the nodes of this moment, whatever joins and leaves later."""
+        """Keep the operator on the nodes that exist now, because tests remove the later nodes."""
         self.cluster.kubectl("label", "nodes", "--all", "steady=yes", "--overwrite")
 
     def install(self, **values: str) -> None:
-        """`helm install`, and wait until somebody leads and the gate is armed."""
+        """`helm install`, and wait until there is a leader and the gate is armed."""
         self._helm("install", **values)
         self.wait_armed()
 
     def ensure(self, **values: str) -> None:
-        """Install, or upgrade what an earlier run left in a cluster that was kept."""
+        """Install, or upgrade the installation of an earlier run if the cluster was kept."""
         names = self.cluster.helm("list", f"--namespace={NAMESPACE}", "--short").split()
         if RELEASE in names:
             self.upgrade(**values)
@@ -88,18 +89,18 @@ class Installation:
             "puller.container.image.repository": busybox,
             "puller.container.image.tag": busybox_tag,
             "gate.silenceSeconds": str(SILENCE),
-            # It has a test of its own; in the others a pod every 5 minutes would only disturb.
+            # The watchdog has its own test. In other tests a pod every 5 minutes would disturb.
             "gate.watchdog.enabled": "false",
-            # Small machines: what is tested must not wait for room.
+            # Small requests, because pods must not wait for capacity on small test machines.
             "resources.requests.cpu": "10m",
             "resources.requests.memory": "64Mi",
             "hooks.resources.requests.memory": "64Mi",
             "registry.plainHTTP[0]": "open.registry.test",
-            # For test_push, which makes the Secret: until then nobody may tell of anything.
+            # For test_push, which creates the Secret. Until then every push hook is refused.
             "hooks.enabled": "true",
             "hooks.secretName": HOOKS,
             "hooks.service.type": "NodePort",
-            # It tolerates everything, and would move onto nodes that a test takes away again.
+            # The operator tolerates every taint, so it could move onto a node that a test removes.
             "nodeSelector.steady": "yes",
             **values,
         }
@@ -114,11 +115,11 @@ class Installation:
             *(f"--set={key}={value}" for key, value in settings.items()),
         )
 
-    # ---- what the API server has
+    # ---- the API server
 
     @property
     def policies(self) -> str | None:
-        """The path of MutatingAdmissionPolicies, in the newest version that is served."""
+        """The path of MutatingAdmissionPolicies in the newest served version, if any."""
         for version in ("v1", "v1beta1"):
             path = f"/apis/admissionregistration.k8s.io/{version}"
             if exists(self.cluster, f"{path}/{POLICIES}"):
@@ -126,7 +127,7 @@ class Installation:
         return None
 
     def require_policies(self) -> None:
-        """Skips a test of joining nodes that must never be seen untainted."""
+        """Skip a test that needs joining nodes to be tainted from their first version on."""
         if self.policies is None:
             raise Unsupported("the API server serves no MutatingAdmissionPolicy")
 
@@ -136,7 +137,7 @@ class Installation:
         return self._pods("operator")
 
     def hooks_pods(self) -> list[dict[str, Any]]:
-        """Those that receive push hooks."""
+        """The pods that receive push hooks."""
         return self._pods("hooks")
 
     def _pods(self, component: str) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ class Installation:
         return [pod for pod in pods if pod["status"].get("phase") == "Running"]
 
     def leader(self) -> str:
-        """The name of the pod that leads."""
+        """The name of the leader's pod."""
         path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{RELEASE}"
         return str(self.cluster.api.get(path)["spec"].get("holderIdentity") or "")
 
@@ -161,7 +162,7 @@ class Installation:
         )
 
     def kill(self, pod: str) -> None:
-        """SIGKILL, as an out-of-memory kill or a node's death would."""
+        """Kill a pod (SIGKILL), as an out-of-memory kill or the death of its node would."""
         self.cluster.kubectl(
             "-n", NAMESPACE, "delete", "pod", pod, "--grace-period=0", "--force", "--wait=false"
         )
@@ -200,7 +201,7 @@ class Installation:
         self.cluster.kubectl("replace", "--force", "-f", "-", stdin=json.dumps(manifest))
 
     def metrics(self, pod: str | None = None) -> dict[str, float]:
-        """The leader's metrics, by name and labels as they stand in the exposition."""
+        """The metrics of the pod, or of the leader, by name and labels as in the exposition."""
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod or self.leader()}:8080/proxy/metrics"
         samples: dict[str, float] = {}
         for line in self.cluster.api.raw(path).splitlines():
@@ -225,7 +226,7 @@ class Installation:
                 "spec": {
                     "images": entries,
                     "rollout": {"maxParallel": "100%"},
-                    # The disks of test machines are full of other things.
+                    # The disks of test machines are full of other data.
                     "disk": {"maxUsagePercent": 100},
                     **spec,
                 },
@@ -288,7 +289,7 @@ class Installation:
         return KEY in self.taints(name)
 
     def traces(self) -> list[str]:
-        """Everything of ours that stands on a Node."""
+        """All labels, annotations and taints of Imagegate on all Nodes."""
         found = []
         for node in self.cluster.api.get("/api/v1/nodes")["items"]:
             text = json.dumps(

@@ -1,4 +1,4 @@
-"""The advice names the image that is cut badly: two images of the same files, both pulled."""
+"""The advice reports an image with one large layer and not the same files in eight layers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 PAIRS = 5
 FETCH = 8.5
-"""Seconds that 1 GiB takes over the link at the least: what was quicker was there already."""
+"""The least seconds for 1 GiB over the link. A faster pull found layers already on the node."""
 TOOK = re.compile(r"Successfully pulled image \S+ in (?:(\d+)m)?([\d.]+)(m?s) \(")
 
 
-def test_the_advice_names_the_fat_image_and_not_the_same_files_in_eight_layers(
+def test_advice_reports_the_fat_image_and_not_the_same_files_in_eight_layers(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """1 GiB of zstd is the smallest image that a rule about layers is about, and nothing but its
-    layers is against the rules. It unpacks to 2.5 times that, as published images do; what does so
-    are zeros, which cost a core less than other files would.
+    """The image has 1 GiB of zstd, the smallest size that a rule about layers applies to, and it
+    breaks no other rule. It unpacks to 2.5 times its size, as published images do. The additional
+    bytes are zeros, because zeros cost less CPU than other files.
 
-    The times are the kubelet's, over a link of 1 Gbit/s: without one the two cores that run the
-    registry and the cluster as well are all that is measured. One layer takes about 1.2 times as
-    long (docs/images.md); a pair that something else disturbs is measured again.
+    The times are the kubelet's, over a link of 1 Gbit/s. Without a limit the test would measure
+    the CPU, because two cores run the registry and the cluster. One layer takes about 1.2 times as
+    long (docs/images.md). The test repeats a pair of pulls that another process has disturbed.
     """
     pinned: dict[str, str] = {}
     for name in ("fat", "split"):
@@ -60,7 +60,7 @@ def test_the_advice_names_the_fat_image_and_not_the_same_files_in_eight_layers(
                 break
     finally:
         node.limit_bandwidth(None)
-    assert FETCH < took["split"] < took["fat"], "the advice names the one that is quicker"
+    assert FETCH < took["split"] < took["fat"], "the advice reports the faster image"
     (text,) = said["fat"]["advice"]
     assert text.startswith("large-layer: layer 1 of 1 has 1.1 GB")
     assert said["split"].get("advice", []) == []
@@ -71,8 +71,8 @@ def test_the_advice_names_the_fat_image_and_not_the_same_files_in_eight_layers(
 def pull(
     imagegate: Installation, node: Node, name: str, image: str
 ) -> tuple[dict[str, Any], float]:
-    """Prefetch it onto one node; what the status says of it, and how many seconds the pull took by
-    the kubelet's event, without the wait for other pulls."""
+    """Prefetch the image onto one node. Returns its entry in the status and the seconds of the pull
+    by the kubelet's event, without the wait for other pulls."""
     cluster = imagegate.cluster
     selector = {"matchLabels": {"kubernetes.io/hostname": node.name}}
     with imagegate.prefetching(name, image, nodeSelector=selector):
@@ -99,7 +99,7 @@ def pull_seconds(cluster: Cluster, pod: dict[str, Any], image: str) -> list[floa
 
 
 def forget(node: Node, image: str) -> None:
-    """Frees the node's disk: the image goes under all of its names."""
+    """Free the node's disk: remove the image under all of its names."""
     digest = image.rpartition("@")[2]
     rows = [line.split() for line in node.ctr("images", "ls").splitlines()[1:]]
     node.ctr("images", "rm", "--sync", *(row[0] for row in rows if row[2] == digest))

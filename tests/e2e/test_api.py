@@ -1,5 +1,5 @@
-"""What the API server takes and what it refuses, with which words: the CRDs alone, before
-anything is installed."""
+"""Which objects the API server accepts and refuses, and with which message. Only the CRDs are
+applied; nothing is installed yet."""
 
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ def dry_run(cluster: LocalCluster, body: objects.Object) -> subprocess.Completed
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """Whether every field of ``part`` stands in ``whole``."""
+    """Whether ``whole`` has every field of ``part``."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(contains(whole.get(k), v) for k, v in part.items())
     return bool(whole == part)
 
 
 @pytest.mark.parametrize("row", objects.ACCEPTED + objects.REFUSED, ids=lambda row: row.id)
-def test_row(cluster: LocalCluster, crds: None, row: objects.Row) -> None:
+def test_api_server_accepts_or_refuses_each_row(
+    cluster: LocalCluster, crds: None, row: objects.Row
+) -> None:
     if row.stored is not None:
         cluster.kubectl("apply", "-f", "-", stdin=json.dumps(row.stored))
     done = dry_run(cluster, row.body)
@@ -59,11 +61,13 @@ def test_row(cluster: LocalCluster, crds: None, row: objects.Row) -> None:
         assert contains(json.loads(done.stdout), row.filled)
     else:
         assert done.returncode != 0
-        # Kubernetes 1.34 still names the type of what it refuses.
+        # Kubernetes 1.34 still prints the type of the refused value.
         assert row.refused in done.stderr.replace('Invalid value: "object": ', "Invalid value: ")
 
 
-def test_the_words_that_people_type(cluster: LocalCluster, crds: None) -> None:
+def test_kubectl_lists_the_kinds_and_explains_their_fields(
+    cluster: LocalCluster, crds: None
+) -> None:
     resources = cluster.kubectl("api-resources", "--categories=imagegate")
     assert "imageprefetches" in resources
     assert "nodegates" in resources

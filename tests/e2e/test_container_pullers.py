@@ -1,6 +1,7 @@
 """Nodes without image volumes, as before Kubernetes 1.35: images are pulled as containers.
 
-On the newest Kubernetes one such node joins: which kind a puller pod is, is decided by node.
+On the newest Kubernetes one older node joins, because the operator chooses the kind of a puller pod
+for each node.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def older(cluster: LocalCluster, imagegate: Installation) -> Iterator[Node]:
 
 
 def unfit(folder: Path) -> Path:
-    """An image in which nothing of ours can run: a file is where the busybox is to be mounted."""
+    """An image in which the busybox cannot run, because a file has the path of its mount."""
 
     def fill(tar: tarfile.TarFile) -> None:
         tar.addfile(tarfile.TarInfo("imagegate"))
@@ -51,7 +52,7 @@ def kind(pod: dict[str, Any]) -> str:
     return "ImageVolume" if any("image" in volume for volume in volumes) else "Container"
 
 
-def test_images_of_all_kinds_are_cached_on_an_older_node_too(
+def test_images_of_all_kinds_are_cached_on_an_older_node(
     cluster: LocalCluster, imagegate: Installation, older: Node, tmp_path: Path
 ) -> None:
     app = cluster.push("app", "older/app:1")
@@ -84,7 +85,7 @@ def test_images_of_all_kinds_are_cached_on_an_older_node_too(
                 if pod["spec"]["nodeName"] == older.name
             }
 
-        # The image in which nothing runs makes its pod fail; it is cached all the same.
+        # The unfit image makes its pod fail, but the node has the image, so it counts as cached.
         cluster.wait(lambda: set(ends().values()) == {"Succeeded", "Failed"}, "the pods' ends", 30)
         before = ends()
         time.sleep(3)
@@ -93,7 +94,7 @@ def test_images_of_all_kinds_are_cached_on_an_older_node_too(
         assert imagegate.get("kinds")["status"].get("failures", []) == []
 
 
-def test_one_image_that_fails_is_named_while_the_others_are_pulled(
+def test_failing_image_is_reported_while_the_others_are_pulled(
     cluster: LocalCluster, imagegate: Installation, older: Node
 ) -> None:
     first = cluster.push("tiny", "older/first:1", seed=81)
@@ -110,7 +111,7 @@ def test_one_image_that_fails_is_named_while_the_others_are_pulled(
         assert older.has_image(late)
 
 
-def test_a_joining_node_that_cannot_pull_the_busybox_says_so_until_it_can(
+def test_joining_node_reports_a_missing_busybox_until_it_can_pull_it(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "older/join:1", seed=84)

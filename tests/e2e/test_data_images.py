@@ -1,8 +1,8 @@
-"""Data sets as images: read by the pods of a Job, one of whose nodes goes away, and its result by
-a training pod.
+"""Data sets as images: the pods of a Job read one while a node is removed, and a training pod reads
+the result.
 
-What is built and applied are the files of `docs/examples/data-images`, with other image names, and
-without the disk guard, as the disks of test machines are full of other things.
+The test builds and applies the files of `docs/examples/data-images`, with other image names and
+without the disk guard, because the disks of test machines are full of other data.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ FEATURES = "registry.example/data/features:41"
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of the Job, and of the node that was removed while it ran."""
+    """The facts about the Job, and about the node that was removed while it ran."""
 
     photos: str
     nodes: dict[str, str]
-    """Their addresses, by name."""
+    """The addresses of the nodes, by name."""
     content: dict[str, bytes]
-    """The data set: by item."""
+    """The data set, by item."""
     output: Path
-    """What the Job's pods see as /features."""
+    """The folder that the Job's pods mount as /features."""
     interrupted: set[str]
-    """The items that were under way on the removed node."""
+    """The items that the removed node had started and not finished."""
     mount: str
-    """/proc/mounts of a worker, on its data set."""
+    """The line of the data set in a worker's /proc/mounts."""
     copies: list[Counter[str]]
-    """How often each item was on the disk of a steady node, during the Job and after it."""
+    """How many copies of each item a steady node had on its disk, during the Job and after it."""
     served: list[Counter[tuple[str, str]]]
-    """Layers of the data set that the registry has served, by client: before the Job, after it."""
+    """The layers of the data set that the registry served, by client: before and after the Job."""
     status: dict[str, Any]
 
 
@@ -81,7 +81,7 @@ def example(name: str, images: dict[str, str]) -> list[dict[str, Any]]:
 
 @contextmanager
 def applied(cluster: LocalCluster, *bodies: dict[str, Any]) -> Iterator[None]:
-    """For as long as it is needed, and gone after that."""
+    """Apply objects for the length of a `with` block, and delete them after it."""
     try:
         cluster.apply(*bodies)
         yield
@@ -92,12 +92,12 @@ def applied(cluster: LocalCluster, *bodies: dict[str, Any]) -> Iterator[None]:
 
 
 def build(context: Path, dockerfile: str, layout: Path) -> Path:
-    """An OCI layout, by the commands of docs/data-images.md."""
+    """Build an OCI layout with the commands of docs/data-images.md."""
     with tempfile.TemporaryDirectory() as scratch:
         policy = Path(scratch, "policy.json")
         policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
         own = [f"--root={scratch}/root", f"--runroot={scratch}/run", "--storage-driver=vfs"]
-        # In a mount namespace that ends with it: no mount of buildah's is left behind.
+        # buildah runs in its own mount namespace, so that its mounts end with it.
         buildah = [paths.system("unshare"), "--mount", "--propagation=private"]
         buildah += [paths.system("buildah"), *own]
         file, tag = f"--file={EXAMPLES / dockerfile}", "localhost/data:built"
@@ -112,8 +112,8 @@ def build(context: Path, dockerfile: str, layout: Path) -> Path:
 
 
 def volume(claim: str, folder: Path, mode: str) -> dict[str, Any]:
-    """What a claim of the examples is bound to. All nodes are this machine, so a folder of it is
-    what a file server would be elsewhere: it outlives a node, and more than one may write."""
+    """The volume for a claim of the examples. All nodes are on this machine, so a folder of it acts
+    as a file server: the folder outlives a node, and several nodes may write to it."""
     folder.mkdir()
     folder.chmod(0o777)
     return {
@@ -129,11 +129,11 @@ def volume(claim: str, folder: Path, mode: str) -> dict[str, Any]:
     }
 
 
-# ---- what is asked while it runs
+# ---- observations while the Job runs
 
 
 def begun(output: Path) -> dict[str, list[tuple[str, str]]]:
-    """By pod, which items it has begun, as its file in /features/log says: node and item."""
+    """The items that each pod has started, as (node, item), from its file in /features/log."""
     found = {
         file.name: [(line.split()[0], line.split()[1]) for line in file.read_text().splitlines()]
         for file in output.glob("log/*")
@@ -142,7 +142,8 @@ def begun(output: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def copies(node: Node) -> Counter[str]:
-    """How often each item is on the node's disk, wherever. Mounts are not seen from here."""
+    """How many copies of each item are on the node's disk, in any folder. Mounts are not visible
+    here, because the node has its own mount namespace."""
     command = ["find", str(node.disk), "-name", "photo-*.jpg", "-size", "+512k", "-printf", "%f\n"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return Counter(done.stdout.split())
@@ -168,7 +169,7 @@ def events(cluster: LocalCluster, pods: str, reason: str) -> list[str]:
 
 
 def wait_for_item(cluster: LocalCluster, output: Path, node: str, number: int) -> str:
-    """Until a pod of that node has begun so many items; its name."""
+    """Wait until a pod of that node has started so many items. Returns the pod's name."""
     found: list[str] = []
 
     def reached() -> bool:
@@ -186,7 +187,7 @@ def wait_for_item(cluster: LocalCluster, output: Path, node: str, number: int) -
 
 @pytest.fixture(scope="module")
 def pool(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
-    """The steady nodes, in the pool of the examples."""
+    """Labels the steady nodes for the node pool of the examples."""
     version = cluster.api.get("/version")
     if (int(version["major"]), int(version["minor"].rstrip("+"))) < (1, 35):
         raise Unsupported("image volumes need Kubernetes 1.35")
@@ -202,7 +203,7 @@ def run(
     pool: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Run]:
-    """The Job, from the data set's image to its end; a node is removed in its middle."""
+    """Builds the image of the data set, runs the Job to its end, and removes a node meanwhile."""
     folder = tmp_path_factory.mktemp("photos")
     source = random.Random("photos")
     content = {f"photo-{number:02}.jpg": source.randbytes(MiB) for number in range(ITEMS)}
@@ -221,7 +222,8 @@ def run(
         cluster.add_node(LEAVING, NodeOptions(labels={"pool": "batch"}))
         try:
             cluster.wait(lambda: imagegate.counts("photos").get("cached") == 3, "three nodes", 60)
-            # Also of the node controller's, or the Job's pods all go to the two others.
+            # The node controller's taints must be gone too. Otherwise all pods of the Job go to the
+            # two other nodes.
             cluster.wait(lambda: not imagegate.taints(LEAVING), "a node without taints", 30)
             nodes = {name: cluster.node(name).address for name in (*STEADY, LEAVING)}
             served = [layers_served(cluster, photos)]
@@ -249,7 +251,7 @@ def run(
 
 
 def replacements(cluster: LocalCluster, removed: float) -> str:
-    """What happened when, in seconds."""
+    """A report of the times, in seconds after the node's removal."""
     now = time.time() - removed
     label = "batch.kubernetes.io%2Fjob-name%3Dfeatures"
     lines = [f"a node removed, its pods replaced, the Job complete after {now:.0f} s"]
@@ -270,7 +272,7 @@ def ended(cluster: LocalCluster) -> bool:
     return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
 
 
-def test_every_item_is_there_and_only_what_was_interrupted_was_begun_twice(run: Run) -> None:
+def test_every_item_is_processed_and_only_interrupted_items_start_twice(run: Run) -> None:
     assert run.status["completedIndexes"] == "0-5"
     assert run.status["succeeded"] == 6
     assert not run.status.get("failed"), "the loss of a node counts as no failure of an index"
@@ -284,7 +286,7 @@ def test_every_item_is_there_and_only_what_was_interrupted_was_begun_twice(run: 
     assert times == {name: 1 + (name in run.interrupted) for name in run.content}
 
 
-def test_no_pod_of_the_job_pulls_and_a_nodes_disk_holds_the_data_once(
+def test_job_pods_pull_nothing_and_each_node_stores_the_data_once(
     cluster: LocalCluster, run: Run
 ) -> None:
     assert run.mount.split()[3].split(",")[0] == "ro"
@@ -303,7 +305,7 @@ def test_no_pod_of_the_job_pulls_and_a_nodes_disk_holds_the_data_once(
     assert run.copies == [dict.fromkeys(run.content, 1)] * 4
 
 
-def test_a_training_pod_reads_the_result_and_writes_to_a_volume_of_its_own(
+def test_training_pod_reads_the_result_and_writes_to_its_own_volume(
     cluster: LocalCluster, imagegate: Installation, run: Run, tmp_path: Path
 ) -> None:
     layout = build(run.output, "features.Dockerfile", tmp_path / "layout")

@@ -1,4 +1,4 @@
-"""Disks that are full, and images that are removed behind Imagegate's back."""
+"""Full disks, and images that are removed without Imagegate."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ GONE = "disk/gone:1"
 
 
 def used_percent(cluster: LocalCluster, node: str) -> float:
-    """As the kubelet's own image collector counts it."""
+    """The disk usage as the kubelet's image garbage collection computes it."""
     summary = json.loads(cluster.api.raw(f"/api/v1/nodes/{node}/proxy/stats/summary"))
     image_fs = summary["node"]["runtime"]["imageFs"]
     return 100 * (1 - float(image_fs["availableBytes"]) / float(image_fs["capacityBytes"]))
 
 
-def test_begin_what_is_removed_later(cluster: LocalCluster, imagegate: Installation) -> None:
-    """Early, because the kubelet's list of images is believed some minutes after a pull only."""
+def test_begin_prefetch_of_an_image_that_is_removed_later(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """Runs early, because the operator trusts the kubelet's list of images only some minutes after
+    a pull."""
     image = cluster.push("app", GONE, seed=91)
     selector = {"matchLabels": {"kubernetes.io/hostname": "node-2"}}
     imagegate.prefetch("gone", image, nodeSelector=selector)
-    # Another image of the same size, of which the kubelet lists five names and hides one.
+    # Another image of the same size, with five tags and a digest: six names. The kubelet lists
+    # five of them and hides one.
     names = [cluster.push("app", f"disk/names:{tag}", seed=93) for tag in range(5)]
     imagegate.prefetch("names", *names, nodeSelector=selector)
     for name in ("gone", "names"):
         imagegate.wait_ready(name, 60)
 
 
-def test_a_full_disk_is_left_alone_with_the_figures_and_the_node_is_released(
+def test_full_disk_blocks_the_pull_reports_the_usage_and_releases_the_node(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("app", "disk/full:1", seed=92)
@@ -67,7 +71,7 @@ def test_a_full_disk_is_left_alone_with_the_figures_and_the_node_is_released(
             cluster.remove_node("full-1")
 
 
-def test_end_an_image_that_was_removed_is_noticed_and_pulled_again(
+def test_end_removed_image_is_detected_and_pulled_again(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     node, image = cluster.nodes["node-2"], f"open.registry.test/{GONE}"
@@ -79,7 +83,8 @@ def test_end_an_image_that_was_removed_is_noticed_and_pulled_again(
     def unlabelled() -> bool:
         return label not in imagegate.node("node-2")["metadata"]["labels"]
 
-    # The kubelet looks every 30 s and writes every 10 s; a new leader waits before it concludes.
+    # The kubelet lists images every 30 s and writes every 10 s. A new leader waits LISTED_AFTER
+    # before it treats an unlisted image as removed.
     cluster.wait(unlabelled, "the label gone", LISTED_AFTER + 60)
     noticed = time.monotonic() - removed
     cluster.wait(

@@ -1,4 +1,4 @@
-"""What changes under Imagegate's feet: labels by hand, machines that come back as others."""
+"""Changes that Imagegate did not make: edited labels, reboots, new nodes with the same name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
 QUICK = {"nodeStatusUpdateFrequency": "2s", "nodeStatusReportFrequency": "5m"}
-"""A kubelet that says soon that it is Ready again."""
+"""Settings with which a restarted kubelet reports Ready soon."""
 ROLLBACK = {"rollback-a": "drift/rollback-a:1", "rollback-b": "drift/rollback-b:1"}
 """The images of two prefetches that are edited and rolled back together."""
 STEADY = {"matchLabels": {"steady": "yes"}}
-"""The nodes that are always there: other tests have nodes join while these prefetches last."""
+"""The nodes that stay. Nodes of other tests join while these prefetches exist."""
 
 
-def test_a_label_that_somebody_edits_or_removes_is_put_right_without_a_pull(
+def test_edited_or_removed_label_is_restored_without_a_pull(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "drift/label:1", seed=81)
@@ -53,7 +53,7 @@ def test_a_label_that_somebody_edits_or_removes_is_put_right_without_a_pull(
     )
 
 
-def test_a_node_of_the_same_name_is_another_node(
+def test_new_node_with_the_same_name_is_held_and_cached_again(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "drift/again:1", seed=82)
@@ -90,7 +90,7 @@ def test_a_node_of_the_same_name_is_another_node(
             cluster.remove_node("again-1")
 
 
-def test_a_reboot_under_hold_and_under_ignore(
+def test_reboot_verifies_images_under_hold_and_not_under_ignore(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "drift/reboot:1", seed=83)
@@ -105,8 +105,8 @@ def test_a_reboot_under_hold_and_under_ignore(
         ):
             imagegate.wait_ready("hold", 60)
             imagegate.wait_ready("ignore", 60)
-            # Ready comes with the last image, a moment before the pods have ended: what a reboot
-            # interrupts is begun anew.
+            # The prefetch becomes Ready with the last image, shortly before the pods end. Wait for
+            # the pods, because the operator replaces a pod that a reboot interrupts.
             cluster.wait(
                 lambda: all(
                     pod["status"].get("phase") == "Succeeded"
@@ -138,11 +138,11 @@ def test_a_reboot_under_hold_and_under_ignore(
         cluster.remove_node("reboot-1")
 
 
-def test_no_pod_lands_on_a_node_that_comes_back_before_it_is_verified(
+def test_no_pod_lands_on_a_returning_node_before_it_is_verified(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """One that was only away, one that has rebooted, and one whose disk was wiped; a pod waits for
-    each of them."""
+    """Three nodes return: one was only stopped, one has rebooted, and one has a wiped disk. A pod
+    waits for each of them."""
     image = cluster.push("tiny", "drift/again:1", seed=86)
     names = ("away", "rebooted", "wiped")
     options = NodeOptions(labels={"pool": "again"}, kubelet=QUICK)
@@ -210,7 +210,7 @@ def version(seen: Sighting) -> int:
 
 
 def pinned(node: str, image: str) -> dict[str, Any]:
-    """A pod that runs on this node, or not at all."""
+    """A pod that can run only on this node."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -223,8 +223,11 @@ def pinned(node: str, image: str) -> dict[str, Any]:
     }
 
 
-def test_begin_what_is_rolled_back_later(cluster: LocalCluster, imagegate: Installation) -> None:
-    """Early, because absence from the kubelet's list counts only some minutes after a pull."""
+def test_begin_prefetches_that_are_rolled_back_later(
+    cluster: LocalCluster, imagegate: Installation
+) -> None:
+    """Runs early, because an image that the kubelet does not list counts as removed only some
+    minutes after its pull."""
     for seed, (name, repository) in enumerate(ROLLBACK.items(), 84):
         image = cluster.push("data", repository, seed=seed)
         imagegate.prefetch(name, image, nodeSelector=STEADY)
@@ -247,8 +250,8 @@ def test_end_a_rollback_keeps_labels_and_puller_pods(
                 for name in ROLLBACK:
                     other = f"open.registry.test/drift/{name}:bad-{turn}"
                     imagegate.prefetch(name, other, nodeSelector=STEADY, rollout={"paused": True})
-                time.sleep(1)  # the store wants only the new images from here on
-                # A change of the Node, as a heartbeat: it is parsed anew.
+                time.sleep(1)  # after this the store knows only the new images
+                # Change each Node, as a heartbeat does, so that the operator parses it again.
                 cluster.kubectl("annotate", "nodes", "--all", f"e2e/turn={turn}", "--overwrite")
                 time.sleep(1)
                 for name, repository in ROLLBACK.items():
@@ -292,8 +295,8 @@ def labelled(cluster: LocalCluster, labels: dict[str, str]) -> list[dict[str, An
 
 
 def wait_until_absence_counts(cluster: LocalCluster, imagegate: Installation) -> None:
-    """Until the labels are old enough for this leader to conclude from an image that is not listed.
-    In a run of the whole suite that has long passed."""
+    """Wait until the labels are so old that this leader treats an unlisted image as removed. In a
+    run of the whole suite the labels are old enough already."""
     path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{RELEASE}"
     moments = [cluster.api.get(path)["spec"]["acquireTime"]]
     moments += [

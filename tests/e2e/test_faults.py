@@ -1,4 +1,4 @@
-"""What breaks around Imagegate stays where it is: a machine, a webhook, a namespace, a firewall."""
+"""A fault outside Imagegate affects nothing else: a machine, a webhook, a namespace, a firewall."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TEAMS = ("team-a", "team-b")
 RESYNC = 10
-"""Seconds: short, because a test waits for some of them."""
+"""Seconds between resyncs. The time is short, because a test waits for a resync."""
 CLOSED = {"policy": "FailClosed"}
 KUBELET_PORT = 10250
 
@@ -37,7 +37,7 @@ def teams(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
     names = {f"puller.namespaces[{i}]": name for i, name in enumerate((PULLERS, *TEAMS))}
     imagegate.upgrade(**names, **{"extraArgs[0]": f"--resync-seconds={RESYNC}"})
     yield
-    # A namespace that a failed test left deleted is needed by Helm for its Role.
+    # A failed test may have left a namespace deleted. Helm needs the namespace for its Role.
     for team in TEAMS:
         cluster.apply(namespace(team))
     imagegate.upgrade()
@@ -61,7 +61,7 @@ def joining(cluster: LocalCluster, name: str, pool_: str) -> Iterator[Any]:
         cluster.remove_node(name)
 
 
-def test_a_seed_that_dies_in_its_pull_returns_its_slot(
+def test_seed_that_dies_during_its_pull_frees_its_slot(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("big", "faults/seed:1", seed=101)
@@ -87,9 +87,9 @@ def test_a_seed_that_dies_in_its_pull_returns_its_slot(
         stack.callback(cluster.kubectl, "label", "node", "node-2", "pool-")
         report_not_ready(cluster, "dead-seed", minutes=5)
         stack.enter_context(joining(cluster, "dead-joins", "dead"))
-        # A joining node waits for no slot of a rollout, but it does for one of gate.maxParallel,
-        # and node-2 for that of the rollout. Where the bound is counted from the moment the
-        # operator sees the change, it is 3 minutes.
+        # A joining node needs a slot of gate.maxParallel and none of the rollout. node-2 needs the
+        # slot of the rollout. The operator may count the time from the moment it sees the change:
+        # then the slot is free after 3 minutes.
         cluster.wait(lambda: not imagegate.held("dead-joins"), "the joining node released", 60)
         cluster.wait(lambda: imagegate.counts("dead")["cached"] == 2, "the others cached", 230)
         assert cluster.nodes["dead-joins"].has_image(image)
@@ -97,7 +97,7 @@ def test_a_seed_that_dies_in_its_pull_returns_its_slot(
 
 
 def pending(imagegate: Installation, prefetch: str) -> list[str]:
-    """The nodes of the puller pods that the kubelet works on."""
+    """The nodes of the puller pods that a kubelet has started to process."""
     return [
         pod["spec"]["nodeName"]
         for pod in imagegate.pullers(prefetch)
@@ -106,8 +106,8 @@ def pending(imagegate: Installation, prefetch: str) -> list[str]:
 
 
 def report_not_ready(cluster: LocalCluster, node: str, *, minutes: float) -> None:
-    """Write what the node controller would have written by then: it takes 50 s to notice, and
-    Imagegate waits some minutes more. The machine itself is dead."""
+    """Write the condition that the node controller would have written some minutes ago. The node
+    controller takes 50 s to detect a dead machine, and Imagegate waits some minutes more."""
     since = (datetime.now(UTC) - timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ")
     ready = {
         "type": "Ready",
@@ -123,7 +123,7 @@ def report_not_ready(cluster: LocalCluster, node: str, *, minutes: float) -> Non
 
 
 def force_delete_pods(cluster: LocalCluster, prefetch: str) -> None:
-    """No kubelet says that they have ended."""
+    """Delete pods by force, because there is no kubelet that reports their end."""
     cluster.kubectl(
         *("delete", "pods", "-n", PULLERS, "-l", f"imagegate.dev/prefetch={prefetch}"),
         *("--force", "--grace-period=0", "--wait=false"),
@@ -166,7 +166,7 @@ def failures(imagegate: Installation, prefetch: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def failing_webhook(cluster: LocalCluster, where: str) -> Iterator[None]:
-    """An admission webhook for the pods of a namespace, whose server is not there."""
+    """An admission webhook without a server, for the pods of a namespace."""
     cluster.apply(
         {
             "apiVersion": "admissionregistration.k8s.io/v1",
@@ -193,7 +193,7 @@ def failing_webhook(cluster: LocalCluster, where: str) -> Iterator[None]:
             ],
         }
     )
-    time.sleep(2)  # until the API server's own informer has seen it
+    time.sleep(2)  # until the API server's own informer has seen the webhook
     try:
         yield
     finally:
@@ -203,7 +203,7 @@ def failing_webhook(cluster: LocalCluster, where: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("teams")
-def test_a_quota_asks_for_limits_and_the_chart_gives_them(
+def test_refusal_by_a_quota_is_reported_and_chart_limits_fix_it(
     cluster: LocalCluster, imagegate: Installation, teams: None
 ) -> None:
     quota = {
@@ -221,13 +221,13 @@ def test_a_quota_asks_for_limits_and_the_chart_gives_them(
     try:
         quick = {"limit": 1, "minSeconds": 1, "maxSeconds": 5}
         with imagegate.prefetching("quota", image, pullerNamespace=TEAMS[0], retry=quick):
-            cluster.wait(lambda: bool(failures(imagegate, "quota")), "the refusal told", 30)
+            cluster.wait(lambda: bool(failures(imagegate, "quota")), "the refusal reported", 30)
             (first, *_) = failures(imagegate, "quota")
             assert first["reason"] == "PodRefused"
             assert "limits.cpu" in first["message"]
             cluster.wait(
                 lambda: "puller.resources" in imagegate.condition("quota", "Degraded")["message"],
-                "what to do about it",
+                "the remedy",
                 30,
             )
             names = {f"puller.namespaces[{i}]": n for i, n in enumerate((PULLERS, *TEAMS))}
@@ -274,7 +274,7 @@ def test_a_deleted_puller_namespace_stops_only_its_own_prefetches(
         time.sleep(1.5 * RESYNC)  # the leader resyncs without the namespace
         assert not any(restarts(imagegate).values())
         assert imagegate.held("namespace-1")
-        # A new leader has no memory of the namespace: its first resync must succeed without it.
+        # A new leader does not know the namespace: its first resync must succeed without it.
         former = imagegate.leader()
         imagegate.kill(former)
         cluster.wait(lambda: imagegate.leader() not in ("", former), "a new leader", 30)
@@ -291,7 +291,8 @@ def test_a_deleted_puller_namespace_stops_only_its_own_prefetches(
 
 
 def restarts(imagegate: Installation) -> dict[str, int]:
-    """Of each operator pod. One in a crash loop is Running between its restarts."""
+    """The restart count of each operator pod. It shows a crash loop, because a pod in a crash loop
+    is Running between its restarts."""
     return {
         pod["metadata"]["name"]: sum(c["restartCount"] for c in pod["status"]["containerStatuses"])
         for pod in imagegate.operator_pods()
@@ -299,13 +300,13 @@ def restarts(imagegate: Installation) -> dict[str, int]:
 
 
 def messages(imagegate: Installation, prefetch: str) -> list[str]:
-    """Of the conditions that report a problem."""
+    """The messages of the conditions."""
     conditions = imagegate.get(prefetch)["status"]["conditions"]
     return [condition["message"] for condition in conditions]
 
 
 def puller_roles(cluster: LocalCluster, namespace_: str) -> list[dict[str, Any]]:
-    """The Role and the RoleBinding of a puller namespace, to be created again."""
+    """The Role and the RoleBinding of a puller namespace, to create them again."""
     found = []
     for kind in ("roles", "rolebindings"):
         path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace_}/{kind}"
@@ -322,7 +323,7 @@ def puller_roles(cluster: LocalCluster, namespace_: str) -> list[dict[str, Any]]
     return found
 
 
-def test_kubelets_whose_port_is_dropped_delay_no_release(
+def test_unreachable_kubelets_do_not_delay_a_release(
     cluster: LocalCluster, imagegate: Installation, tmp_path: Path
 ) -> None:
     image = cluster.push("medium", "faults/dropped:1", seed=106)
@@ -340,7 +341,7 @@ def test_kubelets_whose_port_is_dropped_delay_no_release(
         node = cluster.add_node("dropped-1", NodeOptions(labels={"pool": "dropped"}), wait=False)
         stack.callback(cluster.remove_node, "dropped-1")
         drop_kubelet_port(node)
-        node.limit_bandwidth("40mbit")  # the pull outlasts the others' arrival
+        node.limit_bandwidth("40mbit")  # so that the pull ends after the other nodes have joined
         watch = stack.enter_context(NodeWatch(cluster))
         events = stack.enter_context(node.image_events(tmp_path / "events"))
         cluster.wait(lambda: bool(pending(imagegate, "dropped")), "the pull", 60)
@@ -352,11 +353,11 @@ def test_kubelets_whose_port_is_dropped_delay_no_release(
             "dropped-1", lambda s: s.type == "MODIFIED" and KEY not in s.taints(), timeout=90
         )
         print(f"\nlast image complete to taint gone: {free.at - complete:.1f} s")
-        # On the code before, 12 s and more: it waited for the kubelets of the others.
+        # An earlier version took 12 s and more, because it waited for the other nodes' kubelets.
         assert 0 < free.at - complete < 4
 
 
-def test_a_dry_run_over_silent_kubelets_stops_no_other_prefetch(
+def test_dry_run_over_unreachable_kubelets_does_not_delay_others(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "faults/dry-run:1", seed=108)
@@ -384,17 +385,18 @@ def test_a_dry_run_over_silent_kubelets_stops_no_other_prefetch(
         imagegate.wait_ready("dry-no", 60)
         took = time.monotonic() - began
         print(f"\na prefetch beside four dry runs was Ready after {took:.1f} s")
-        assert took < 12  # it was 20 where the kubelets were asked one after the other
+        # An earlier version took 20 s, because it asked one kubelet after the other.
+        assert took < 12
 
 
 def drop_kubelet_port(node: Any) -> None:
-    """As a security group or a NetworkPolicy does: no answer at all."""
+    """Drop packets to the kubelet without an answer, as a security group does."""
     rule = ["iptables", "-I", "INPUT", "-p", "tcp", "--dport", str(KUBELET_PORT), "-j", "DROP"]
     network.run(node.group, rule)
 
 
 def bare_node(name: str, address: str) -> dict[str, Any]:
-    """A Node that joins, without a machine of its own: its kubelet's address is another's."""
+    """A Node that joins and has no machine: its address is that of another node's kubelet."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
@@ -448,11 +450,11 @@ def forget_bare_nodes(cluster: LocalCluster, prefetch: str) -> None:
     [("lost-volume", {}), ("lost-container", {"kubernetes": OLDER})],
     ids=["image-volumes", "containers"],
 )
-def test_an_image_whose_content_was_lost_gets_no_label_until_it_is_whole(
+def test_image_with_lost_content_gets_no_label_until_it_is_complete(
     cluster: LocalCluster, imagegate: Installation, name: str, options: dict[str, Any]
 ) -> None:
-    """The node's runtime lists the image and lacks a layer of it, with its snapshots: the label is
-    the product's word, and a node that is held stays so."""
+    """The node's runtime lists the image but has lost a layer and its snapshots. The node must not
+    get the label, and must stay held, because the label promises a complete image."""
     image = cluster.push("data", f"faults/{name}:1", seed=111)
     asked = {"nodeSelector": pool(name), "retry": {"minSeconds": 3, "maxSeconds": 5}}
     label = f"cached.imagegate.dev/{name}"
@@ -469,7 +471,7 @@ def test_an_image_whose_content_was_lost_gets_no_label_until_it_is_whole(
         assert node.has_image(image), "the runtime believes that it is there"
         watch = stack.enter_context(Watch(cluster, PREFETCHES))
         nodes = stack.enter_context(NodeWatch(cluster))
-        # A node that joins anew with the same disk is held.
+        # The node joins again with the same disk, and is held.
         cluster.kubectl("delete", "node", name)
         stack.enter_context(imagegate.prefetching(name, image, gate=CLOSED, **asked))
         began = time.time()
@@ -501,8 +503,8 @@ def content_of(node: Any) -> set[str]:
 
 
 def lose(node: Any, snapshots: set[str], blobs: set[str]) -> None:
-    """Take the layers of an image away, as a crash or a collector may; its manifest and config
-    stay. A snapshot can go only after those that are made of it."""
+    """Remove the layers of an image, as a crash or a garbage collector may; its manifest and config
+    stay. A snapshot can be removed only after all snapshots that are based on it."""
     left = set(snapshots)
     while left:
         gone = {each for each in left if try_ctr(node, "snapshots", "rm", each)}
@@ -524,10 +526,10 @@ def try_ctr(node: Any, *args: str) -> bool:
     return True
 
 
-def test_a_dead_operator_holds_nobody_whoever_has_tainted_the_nodes(
+def test_watchdog_releases_every_tainted_node_when_the_operator_is_dead(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """Three nodes that the policy, a person and a node pool have tainted; the operator is gone."""
+    """The admission policy, a person and a node pool taint one node each; no operator runs."""
     names = ("dead-policy", "dead-hand", "dead-pool")
     pools = {"dead-hand": "other"}
     taints = {"dead-pool": (f"{KEY}=startup:NoExecute",)}
@@ -545,7 +547,7 @@ def test_a_dead_operator_holds_nobody_whoever_has_tainted_the_nodes(
             stack.callback(cluster.remove_node, name)
         cluster.wait(lambda: not imagegate.held("dead-hand"), "one node in service", 30)
         assert watched(cluster, "alive") == 0
-        assert imagegate.held("dead-policy"), "with a live operator it touches nothing"
+        assert imagegate.held("dead-policy"), "the watchdog acts only without an operator"
         imagegate.scale(0)
         try:
             cluster.kubectl("taint", "nodes", "dead-hand", f"{KEY}=by-hand:NoSchedule")

@@ -1,4 +1,4 @@
-"""A node joins: it is tainted from its very first version, and freed when its images are there."""
+"""A joining node is tainted from its first version on, and released when its images are cached."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def released(seen: Sighting) -> bool:
 
 
 def rejoin(cluster: LocalCluster, node: Node) -> float:
-    """The node joins anew: a Node that the API server has never seen. Returns when it began."""
+    """Delete the Node and let it join again as a new Node. Returns the time before the kubelet's
+    restart."""
     cluster.kubectl("delete", "node", node.name)
     began = time.time()
     node.restart("kubelet")
@@ -41,7 +42,7 @@ def rejoin(cluster: LocalCluster, node: Node) -> float:
 
 @pytest.fixture(scope="module")
 def joined(cluster: LocalCluster, imagegate: Installation) -> Iterator[Node]:
-    """A third node, with a taint of somebody else's, that can join again and again."""
+    """A third node, with a foreign taint, that tests let join again and again."""
     yield cluster.add_node(
         "node-join",
         NodeOptions(labels={"pool": "join"}, register_with_taints=(f"{FOREIGN}=x:NoSchedule",)),
@@ -55,7 +56,7 @@ def policies(imagegate: Installation) -> None:
 
 
 def waiting_pod(image: str) -> dict[str, object]:
-    """A pod that can only run where the image is already: it never pulls."""
+    """A pod that runs only on a node with the image, because its pull policy is Never."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -68,7 +69,7 @@ def waiting_pod(image: str) -> dict[str, object]:
     }
 
 
-def test_a_pod_lands_on_a_joining_node_only_when_its_images_are_there(
+def test_pod_lands_on_a_joining_node_only_after_its_images_are_cached(
     cluster: LocalCluster, imagegate: Installation, tmp_path: Path
 ) -> None:
     big = cluster.push("big", "gate/big:1", seed=2)
@@ -83,7 +84,7 @@ def test_a_pod_lands_on_a_joining_node_only_when_its_images_are_there(
         try:
             with node.image_events(tmp_path / "events") as events:
                 first = watch.first(node.name, lambda seen: True)
-                assert held(first), "the first version that anybody could see was not tainted"
+                assert held(first), "the first visible version of the node was not tainted"
                 pod = cluster.api.get("/api/v1/namespaces/default/pods/waiting")
                 assert pod["status"]["phase"] == "Pending"
                 complete = max(events.wait_for(image, 120) for image in (big, data))
@@ -113,7 +114,7 @@ def test_a_pod_lands_on_a_joining_node_only_when_its_images_are_there(
 def test_nodes_that_join_together_do_not_wait_for_each_other(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """One image of 300 MiB, and each node on a link of its own."""
+    """One image of 300 MiB; each node has its own link."""
     image = cluster.push("big", "gate/together:1", seed=23)
     selector = {"matchLabels": {"pool": "together"}}
     with imagegate.prefetching("together", image, nodeSelector=selector):
@@ -125,7 +126,7 @@ def test_nodes_that_join_together_do_not_wait_for_each_other(
 
 
 def join_together(cluster: LocalCluster, names: list[str]) -> list[float]:
-    """Seconds from Ready to the end of the taint, of nodes that join at the same moment."""
+    """Seconds from Ready to the removal of the taint, for nodes that join at the same moment."""
     try:
         with NodeWatch(cluster) as watch:
             for name in names:
@@ -139,7 +140,7 @@ def join_together(cluster: LocalCluster, names: list[str]) -> list[float]:
             cluster.remove_node(name)
 
 
-def test_a_node_is_released_when_all_that_gate_it_are_done_and_foreign_taints_stay(
+def test_node_is_released_after_all_gating_prefetches_and_keeps_foreign_taints(
     cluster: LocalCluster, imagegate: Installation, joined: Node
 ) -> None:
     there = cluster.push("tiny", "gate/and-a:1", seed=21)
@@ -170,7 +171,7 @@ def test_a_node_is_released_when_all_that_gate_it_are_done_and_foreign_taints_st
     assert FOREIGN in imagegate.taints(joined.name)
 
 
-def test_a_node_that_nobody_asks_for_is_released_at_once(
+def test_node_without_a_matching_prefetch_is_released_immediately(
     cluster: LocalCluster, imagegate: Installation, joined: Node
 ) -> None:
     with NodeWatch(cluster) as watch:
@@ -178,7 +179,7 @@ def test_a_node_that_nobody_asks_for_is_released_at_once(
         assert held(watch.first(joined.name, lambda seen: True, since=began))
         ready = watch.first(joined.name, is_ready, since=began)
         free = watch.first(joined.name, released, since=began)
-        print(f"\nReady to released, nobody asking: {(free.at - ready.at) * 1000:.0f} ms")
+        print(f"\nReady to released, no prefetch: {(free.at - ready.at) * 1000:.0f} ms")
         assert free.at - ready.at < 2
 
 
@@ -187,7 +188,7 @@ def is_ready(seen: Sighting) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
-def test_fail_open_releases_at_once_when_the_image_does_not_exist_and_says_why(
+def test_fail_open_releases_immediately_and_reports_a_missing_image(
     cluster: LocalCluster, imagegate: Installation, joined: Node
 ) -> None:
     metric = 'imagegate_gate_releases_total{reason="failed"}'
@@ -214,7 +215,7 @@ def test_fail_open_releases_at_once_when_the_image_does_not_exist_and_says_why(
         assert failures[name] >= 1
 
 
-def test_a_registry_that_is_down_is_retried_and_the_node_released_at_the_timeout(
+def test_stopped_registry_is_retried_and_node_is_released_at_the_timeout(
     cluster: LocalCluster, imagegate: Installation, joined: Node
 ) -> None:
     image = cluster.push("tiny", "gate/down:1", registry="secure", seed=23)
@@ -269,7 +270,7 @@ def test_a_rebooted_node_is_verified(
         assert not imagegate.held(joined.name)
 
 
-def test_suspend_releases_every_held_node_and_gates_none(
+def test_suspend_releases_held_nodes_and_taints_no_joining_node(
     cluster: LocalCluster, imagegate: Installation, joined: Node
 ) -> None:
     missing = "open.registry.test/gate/never:1"
@@ -284,7 +285,7 @@ def test_suspend_releases_every_held_node_and_gates_none(
         imagegate.suspend(True)
         try:
             watch.first(joined.name, released, since=began, timeout=10)
-            time.sleep(2)  # until the API server's policy informer has seen it as well
+            time.sleep(2)  # until the API server's policy informer has seen the change
             again = rejoin(cluster, joined)
             assert not held(watch.first(joined.name, lambda seen: True, since=again))
         finally:
@@ -292,7 +293,7 @@ def test_suspend_releases_every_held_node_and_gates_none(
             imagegate.wait_armed()
 
 
-def test_an_operator_that_is_silent_gates_nobody_and_one_that_is_back_does(
+def test_gate_is_off_without_heartbeats_and_on_when_the_operator_returns(
     cluster: LocalCluster, imagegate: Installation, joined: Node
 ) -> None:
     image = cluster.push("tiny", "gate/silent:1", seed=25)
@@ -307,7 +308,7 @@ def test_an_operator_that_is_silent_gates_nobody_and_one_that_is_back_does(
             cluster.wait(lambda: imagegate.heartbeat_age() > 32, "silence", 62)
             began = rejoin(cluster, joined)
             first = watch.first(joined.name, lambda seen: True, since=began)
-            assert not held(first), "a dead operator must not hold anybody"
+            assert not held(first), "the gate must not hold nodes without an operator"
         finally:
             imagegate.patch_gate(silenceSeconds=SILENCE)
             imagegate.scale(2)
@@ -317,10 +318,11 @@ def test_an_operator_that_is_silent_gates_nobody_and_one_that_is_back_does(
         watch.first(joined.name, released, since=again)
 
 
-def test_every_taint_with_the_gates_key_is_the_gates(
+def test_every_taint_with_the_gate_key_is_removed_on_release(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """Given by a node pool with another effect, changed by hand, or a second one beside it."""
+    """The taint comes from a node pool with another effect, was changed by hand, or is the second
+    taint with the key."""
     options = NodeOptions(
         labels={"pool": "effects"},
         register_with_taints=(f"{KEY}=startup:NoExecute", f"{KEY}=startup:PreferNoSchedule"),
@@ -342,7 +344,7 @@ def test_every_taint_with_the_gates_key_is_the_gates(
             image = cluster.push("tiny", "gate/never:3", seed=27)
             cluster.wait(lambda: not imagegate.held("effects"), "both taints removed", 60)
             assert node.has_image(image)
-        # Nobody asks for the node any more.
+        # No prefetch matches the node any more.
         for taint in (f"{KEY}=by-hand:NoExecute", f"{KEY}:PreferNoSchedule"):
             cluster.kubectl("taint", "nodes", "effects", taint)
             cluster.wait(lambda: not imagegate.held("effects"), f"{taint} removed", 20)
@@ -350,7 +352,8 @@ def test_every_taint_with_the_gates_key_is_the_gates(
         try:
             for taint in (f"{KEY}=by-hand:NoExecute", f"{KEY}:NoSchedule"):
                 cluster.kubectl("taint", "nodes", "effects", taint)
-            # docs/gate.md, break the glass; nodes without the taint are an error of kubectl's.
+            # The command of docs/gate.md ("break the glass"). kubectl fails for nodes without the
+            # taint.
             with contextlib.suppress(ClusterError):
                 cluster.kubectl("taint", "nodes", "--all", f"{KEY}-")
             assert not imagegate.held("effects")
@@ -361,11 +364,11 @@ def test_every_taint_with_the_gates_key_is_the_gates(
         cluster.remove_node("effects")
 
 
-def test_another_taint_key_releases_every_node_held_by_the_old_key(
+def test_change_of_the_taint_key_releases_every_node_with_the_old_key(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """The documented way to change the key: delete the NodeGate and create it again. Nodes without
-    a machine behind them stay held, because they never get Ready."""
+    """The documented way to change the key: delete the NodeGate and create it again. The Nodes have
+    no machine, so they never become Ready and stay held."""
     names = [f"rekey-{number}" for number in range(60)]
     closed = {"policy": "FailClosed"}
     selector = {"matchLabels": {"pool": "rekey"}}

@@ -1,4 +1,4 @@
-"""A workload's new images are on the nodes before its rollout goes on."""
+"""A workload's new images are on the nodes before its rollout continues."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def serving(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
 
 
 def web(images: dict[str, str], *, paused: bool) -> dict[str, Any]:
-    """A Deployment with an init container, and an image volume if there is an image for it."""
+    """A Deployment with an init container, and with an image volume if ``images`` has weights."""
     mounted = images.keys() & {"weights"}
     return {
         "apiVersion": "apps/v1",
@@ -74,7 +74,7 @@ def web(images: dict[str, str], *, paused: bool) -> dict[str, Any]:
 
 
 def pull_events(cluster: LocalCluster) -> dict[str, list[str]]:
-    """What the kubelets said of images, by pod."""
+    """The messages of the kubelets' events about images, by pod."""
     said: dict[str, list[str]] = {}
     for event in cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/events")["items"]:
         if event["reason"] in ("Pulling", "Pulled", "Failed", "BackOff"):
@@ -83,12 +83,12 @@ def pull_events(cluster: LocalCluster) -> dict[str, list[str]]:
 
 
 def has_image_volumes(cluster: LocalCluster) -> bool:
-    """Whether the API server keeps them: by default from 1.35 on."""
+    """Whether the API server supports image volumes: by default since 1.35."""
     _, minor = cluster.api.get("/version")["gitVersion"].split(".")[:2]
     return int(minor) >= 35
 
 
-def test_a_paused_rollout_finds_its_images_on_the_nodes(
+def test_images_of_a_paused_rollout_are_on_the_nodes_before_it_resumes(
     cluster: LocalCluster, imagegate: Installation, serving: None
 ) -> None:
     versions = [
@@ -104,7 +104,8 @@ def test_a_paused_rollout_finds_its_images_on_the_nodes(
             images["weights"] = weights
     cluster.apply(web(versions[0], paused=False))
 
-    # Without the right to look there, the remedy is said, and nothing else is done.
+    # Without the permission to list Deployments, the operator reports the remedy and starts no
+    # pull.
     imagegate.prefetch("web", images=[], imagesFrom=[WEB], nodeSelector={"matchLabels": STEADY})
     remedy = (
         "the operator may not list deployments in namespace serving:"
@@ -125,7 +126,7 @@ def test_a_paused_rollout_finds_its_images_on_the_nodes(
     )
     cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/web", "--timeout=60s")
 
-    # As docs/workloads.md has it: pause, change, wait, resume.
+    # The steps of docs/workloads.md: pause, change, wait, resume.
     old = set(pull_events(cluster))
     began = time.time()
     cluster.apply(web(versions[1], paused=True))
@@ -142,7 +143,7 @@ def test_a_paused_rollout_finds_its_images_on_the_nodes(
     for node in cluster.nodes.values():
         if "steady" in node.object()["metadata"]["labels"]:
             assert all(node.has_image(image) for image in versions[1].values())
-    assert set(pull_events(cluster)) == old, "the rollout was to wait"
+    assert set(pull_events(cluster)) == old, "the paused rollout started pods"
 
     began = time.time()
     cluster.kubectl("-n", NAMESPACE, "rollout", "resume", "deployment/web")

@@ -1,4 +1,5 @@
-"""A mirror is filled by the seeds and serves the rest; what joins waits until it is told of it."""
+"""The seeds fill a mirror, which serves the other nodes. A joining node waits until it is
+configured to use the mirror."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ OPTIONS = NodeOptions(labels={"pool": "mirrored"})
 SEEDED = {"maxParallel": "100%", "seeds": 1, "fanout": 2}
 AT_ONCE = {"maxParallel": "100%", "seeds": 1000}
 LAYER = 16 * images.MiB
-"""Bytes of a layer of the test image, at least: its manifest and configuration are smaller."""
+"""The least bytes of a layer of the test image. Its manifest and configuration are smaller."""
 AGENT = {"namespace": daemons.NAMESPACE, "daemonSet": "mirror-agent"}
 
 
@@ -57,7 +58,7 @@ def mirrored(
 
 
 def layers(log: Path, repository: str) -> Counter[str]:
-    """By client, how many of the image's layers a registry or mirror has served."""
+    """How many of the image's layers a registry or mirror has served, by client."""
     served = [r for r in blob_requests(log) if r.repository == repository and r.size >= LAYER]
     return Counter(request.client for request in served)
 
@@ -74,7 +75,7 @@ def roll_out(
         return time.monotonic() - begin
 
 
-def test_the_registry_serves_the_seed_and_the_mirror_all_the_others(
+def test_mirror_serves_every_node_and_the_registry_serves_only_the_mirror(
     cluster: LocalCluster, imagegate: Installation, mirror: Mirror, mirrored: list[Node]
 ) -> None:
     upstream = cluster.registries["open"].log
@@ -86,20 +87,20 @@ def test_the_registry_serves_the_seed_and_the_mirror_all_the_others(
             f"\n{repository}: {asked.total()} layers from the registry, {served.total()} from the"
             f" mirror to {len(served)} nodes, {seconds:.1f} s"
         )
-        assert not addresses & asked.keys(), "a node has passed the mirror by"
+        assert not addresses & asked.keys(), "a node pulled from the registry itself"
         assert served == dict.fromkeys(addresses, 4)
         if rollout == SEEDED:
-            # Distribution fetches what it does not have twice: for the client and for itself.
-            assert asked.total() <= 2 * 4, "the registry was asked for more than the seed's layers"
+            # Distribution fetches a missing blob twice: for the client and for its own storage.
+            assert asked.total() <= 2 * 4, "the registry served more than the seed's layers"
 
 
-def test_a_joining_node_pulls_when_the_agent_has_told_it_of_the_mirror(
+def test_joining_node_pulls_only_after_the_agent_has_configured_the_mirror(
     cluster: LocalCluster,
     imagegate: Installation,
     mirror: Mirror,
     mirrored: list[Node],
 ) -> None:
-    """The agent is a DaemonSet that writes containerd's hosts.toml, as the one of Spegel does."""
+    """The agent is a DaemonSet that writes containerd's hosts.toml, as Spegel's DaemonSet does."""
     busybox = cluster.push("busybox", "mirror/agent:1")
     image = cluster.push("layers", "mirror/join:1", seed=83)
     upstream = cluster.registries["open"].log
@@ -139,7 +140,7 @@ def test_a_joining_node_pulls_when_the_agent_has_told_it_of_the_mirror(
             assert label == imagegate.get("mirror-join")["status"]["target"]
             print(f"\nReady to released: {free.at - ready.at:.1f} s; the registry served", end=" ")
             print(f"{before} layers to the four, {layers(upstream, 'mirror/join').total()} in all")
-            assert layers(upstream, "mirror/join").total() == before, "it did not wait"
+            assert layers(upstream, "mirror/join").total() == before, "the node did not wait"
             assert layers(mirror.log, "mirror/join")[node.address] == 4
         finally:
             cluster.remove_node(node.name)

@@ -1,4 +1,4 @@
-"""What would happen, before it does: ``spec.dryRun`` and ``imagegate plan``."""
+"""Plans without pulls: ``spec.dryRun`` and ``imagegate plan``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
 
-def test_a_dry_run_says_what_would_happen_and_changes_nothing(
+def test_dry_run_reports_the_plan_and_changes_nothing(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("app", "plan/dry:1", seed=61)
@@ -34,10 +34,10 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(
         imagegate.prefetch("dry", image, dryRun=True)
         cluster.wait(lambda: imagegate.condition("dry", "Ready").get("reason") == "DryRun", "", 30)
         assert imagegate.counts("dry")["cached"] == len(cluster.nodes)
-        assert len(imagegate.pullers("dry")) == len(cluster.nodes), "what is there stays"
+        assert len(imagegate.pullers("dry")) == len(cluster.nodes), "the pods stay"
 
 
-def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
+def test_plan_in_the_operator_pod_reports_sizes_nodes_and_disk_space(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("app", "plan/table:1", seed=62)
@@ -52,7 +52,7 @@ def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
         body["spec"]["disk"]["maxUsagePercent"] = percent  # type: ignore[index]
         command = ["exec", "-i", "-n", NAMESPACE, "deploy/imagegate", "--"]
         command += ["imagegate", "plan", "-f", "-", *arguments]
-        # Without room anywhere it fails, for pipelines.
+        # If no node has enough disk space, the command fails, so that a pipeline stops.
         return cluster.kubectl(*command, stdin=yaml.safe_dump(body), check=percent > 1)
 
     table = plan(percent=99)
@@ -63,12 +63,12 @@ def test_plan_in_the_operators_pod_knows_sizes_nodes_and_room(
     entry: dict[str, Any] = {}
 
     def disks_not_read() -> list[Any]:
-        """A kubelet has no figures for some seconds now and then."""
+        """A kubelet sometimes reports no disk usage for some seconds."""
         nonlocal entry
         (entry,) = json.loads(plan("-o", "json", percent=99))
         return list(entry["disksNotRead"])
 
-    cluster.wait(lambda: disks_not_read() == [], "every kubelet to tell", 60)
+    cluster.wait(lambda: disks_not_read() == [], "every kubelet to report its disk", 60)
     assert entry["toPull"] == len(cluster.nodes)
     assert entry["images"][0]["compressedBytes"] > 100_000
     assert entry["bytesAll"] == entry["bytesPerNode"] * len(cluster.nodes)

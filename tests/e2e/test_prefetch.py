@@ -1,4 +1,4 @@
-"""Apply an ImagePrefetch: every node in service gets the images, and everything says so."""
+"""Apply an ImagePrefetch: every node in service gets the images; status and metrics report it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pull_secret(cluster: LocalCluster, name: str) -> dict[str, object]:
-    """The secret that the kubelet needs for the registry with a password."""
+    """The pull secret for the registry with a password."""
     text = cluster.registries["secure"].dockerconfigjson()
     return {
         "apiVersion": "v1",
@@ -79,7 +79,7 @@ def test_three_images_of_all_kinds_are_on_every_node(
             assert label == status["target"]
 
 
-def test_an_edit_rolls_out_the_new_image_and_lets_go_of_the_old_pins(
+def test_edit_rolls_out_the_new_image_and_deletes_the_old_pods(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     first = cluster.push("tiny", "prefetch/edit:1", seed=11)
@@ -99,7 +99,7 @@ def test_an_edit_rolls_out_the_new_image_and_lets_go_of_the_old_pins(
         )
 
 
-def test_nodes_of_a_platform_that_the_image_is_not_there_for_are_skipped_and_told(
+def test_nodes_without_an_image_for_their_platform_are_skipped_and_reported(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("foreign", "prefetch/foreign:1")
@@ -115,9 +115,7 @@ def test_nodes_of_a_platform_that_the_image_is_not_there_for_are_skipped_and_tol
         assert imagegate.pullers("foreign") == [], "the registry said it before anything was pulled"
 
 
-def test_a_kept_pod_that_somebody_deletes_is_put_back(
-    cluster: LocalCluster, imagegate: Installation
-) -> None:
+def test_deleted_kept_pod_is_created_again(cluster: LocalCluster, imagegate: Installation) -> None:
     image = cluster.push("tiny", "prefetch/kept:1", seed=13)
     with imagegate.prefetching("kept", image):
         imagegate.wait_ready("kept")
@@ -132,7 +130,7 @@ def test_a_kept_pod_that_somebody_deletes_is_put_back(
         cluster.wait(back, "the pod put back", 20)
 
 
-def test_what_only_the_operator_sees_becomes_a_condition_with_the_remedy(
+def test_errors_that_only_the_operator_sees_become_conditions_with_a_remedy(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "prefetch/elsewhere:1", seed=14)

@@ -1,4 +1,4 @@
-"""A registry tells of a push, and every node has the new image; or nobody tells, and it has too."""
+"""Every node gets a pushed image: quickly after a push hook, and later by polling."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ PATH = "e2e-7d1f0a6c5b9e4c21"
 BUDGET = 3.0
 """Seconds from the end of a push until the first node pulls."""
 INTERVAL = 30
-"""Seconds between two looks at a tag; the shortest that the API allows."""
+"""Seconds between two checks of a tag: the shortest time that the API allows."""
 
 
 class Pulls(Watch):
-    """When kubelets began to pull what."""
+    """The kubelets' events in the puller namespace, which show when each pull began."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         super().__init__(cluster, f"/api/v1/namespaces/{PULLERS}/events")
 
     def pods(self, imagegate: Installation, *prefetches: str) -> set[str]:
-        """The names of all that there are, and that anything was heard of."""
+        """The names of all puller pods that exist or that an event has named."""
         there = {pod["metadata"]["name"] for each in prefetches for pod in imagegate.pullers(each)}
         return there | {seen.body["involvedObject"]["name"] for seen in list(self.sightings)}
 
     def begun(self, image: str, pods: set[str], timeout: float) -> float:
-        """When the first kubelet said that it pulls the image for another pod than those."""
+        """The time of the first event Pulling of the image for a pod that is not in ``pods``."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             for seen in list(self.sightings):
@@ -47,7 +47,7 @@ class Pulls(Watch):
                 if pulls and event["involvedObject"]["name"] not in pods:
                     return seen.at
             time.sleep(0.02)
-        raise AssertionError(f"nobody pulled {image} within {timeout:g} s")
+        raise AssertionError(f"no kubelet pulled {image} within {timeout:g} s")
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def registry(cluster: LocalCluster) -> Registry:
 
 
 def receive(cluster: LocalCluster, imagegate: Installation, *secrets: str) -> None:
-    """Write the Secret, and wait until every pod that receives has read it."""
+    """Write the Secret, and wait until every pod that receives push hooks has read it."""
     receiver = {
         "name": "e2e",
         "source": "distribution",
         "path": PATH,
-        "registry": "open.registry.test",  # Pushes come by its address, which no image names.
+        "registry": "open.registry.test",  # Images name this host, push events an address.
         "secrets": list(secrets),
     }
     pods = [pod["metadata"]["name"] for pod in imagegate.hooks_pods()]
@@ -76,7 +76,7 @@ def receive(cluster: LocalCluster, imagegate: Installation, *secrets: str) -> No
     )
 
     def read() -> bool:
-        # The kubelet looks at a pod's volumes once a minute, and whenever the pod changes.
+        # The kubelet updates a pod's volumes once a minute, and after each change of the pod.
         note = f"e2e/hooks={int(time.time()) // 3}"
         cluster.kubectl("-n", NAMESPACE, "annotate", "pods", *pods, note, "--overwrite")
         return all(reads(cluster, pod) > before[pod] for pod in pods)
@@ -90,26 +90,26 @@ def reads(cluster: LocalCluster, pod: str) -> int:
 
 @contextmanager
 def told(registry: Registry, address: str, secret: str) -> Iterator[None]:
-    """The registry tells the operator of every push."""
+    """The registry sends an event to the operator for every push."""
     with registry.notifying(f"http://{address}/hooks/{PATH}", f"Bearer {secret}"):
         yield
 
 
 def service(cluster: LocalCluster) -> str:
-    """Where the chart's Service is reached from outside of the cluster: any pod may answer."""
+    """The address of the chart's Service outside the cluster. Any of its pods may answer."""
     body = cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/services/{HOOKS}")
     node = next(iter(cluster.nodes.values()))
     return f"{node.address}:{body['spec']['ports'][0]['nodePort']}"
 
 
 def pod(imagegate: Installation) -> str:
-    """One of the pods that receive."""
+    """The address of one of the pods that receive push hooks."""
     first, *_ = imagegate.hooks_pods()
     return f"{first['status']['podIP']}:8081"
 
 
 def push(registry: Registry, repository: str, seed: int) -> float:
-    """Another image under the same tag; when that was done."""
+    """Push another image under the same tag. Returns the time after the push."""
     layout = images.build("tiny", seed=seed)
     registry.push(layout, repository)
     return time.time()
@@ -118,7 +118,7 @@ def push(registry: Registry, repository: str, seed: int) -> float:
 def arrived(
     cluster: LocalCluster, imagegate: Installation, name: str, image: str, digest: str
 ) -> None:
-    """Every node has the image of that digest, by its tag, and everything says so."""
+    """Every node has the image of that digest under its tag; status and labels report it."""
 
     def rolled_out() -> bool:
         status = imagegate.get(name)["status"]
@@ -135,7 +135,7 @@ def arrived(
 
 
 def refuses_everything_else(cluster: LocalCluster) -> None:
-    """The account of the pods that strangers reach may hand over pushes, and nothing else."""
+    """The account of the pods that external senders reach may write pushes, and nothing else."""
     account = f"--as=system:serviceaccount:{NAMESPACE}:{HOOKS}"
     for verb, what, allowed in (
         ("get", "configmaps/imagegate-pushes", "yes"),
@@ -152,7 +152,7 @@ def refuses_everything_else(cluster: LocalCluster) -> None:
         assert said.strip() == allowed, f"{verb} {what}: {said}"
 
 
-def test_a_push_is_on_every_node_at_once_when_told_and_soon_when_not(
+def test_push_reaches_every_node_quickly_with_a_hook_and_later_by_polling(
     cluster: LocalCluster, imagegate: Installation, registry: Registry
 ) -> None:
     repositories = [f"push/told-{letter}:1" for letter in "abc"]
@@ -184,7 +184,7 @@ def test_a_push_is_on_every_node_at_once_when_told_and_soon_when_not(
         receive(cluster, imagegate, "the-new-secret")
         with told(registry, pod(imagegate), "the-new-secret"):
             round_(2)
-            # Nobody leads; the push waits for the one that will.
+            # Without a leader the push waits for the next leader.
             leader = imagegate.leader()
             imagegate.kill(leader)
             round_(0, within=60)
@@ -199,10 +199,10 @@ def test_a_push_is_on_every_node_at_once_when_told_and_soon_when_not(
         print(f" (median {statistics.median(seconds):.2f} s); {counted}")
         assert any('"forwarded"' in name for name in counted), counted
         refuses_everything_else(cluster)
-        assert min(seconds) > -1, "that was no pull of what was pushed"
+        assert min(seconds) > -1, "the pull began before the push"
         assert statistics.median(seconds) < BUDGET
 
         polled = pulls.begun(untold, earlier, 2 * INTERVAL) - quiet
         arrived(cluster, imagegate, "untold", untold, registry.digest("push/untold:1"))
-        print(f"without a hook, looking every {INTERVAL} s: {polled:.1f} s")
+        print(f"without a hook, polling every {INTERVAL} s: {polled:.1f} s")
         assert polled < INTERVAL + 2 * BUDGET

@@ -1,7 +1,7 @@
-"""A tag that moves: every node gets what it means now, by the tag, also where a mirror is behind.
+"""A tag moves: every node gets the new image under the tag, and a stale mirror is reported.
 
-What a mirror does is seen in the node's list of images, which takes its time: that begins early and
-is looked at late.
+Only the node's list of images shows that a mirror is stale, and the list is late. So the test of
+the mirror begins early in the run and ends late.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def push(cluster: LocalCluster, repository: str, says: str, mirror: Mirror | Non
 
 
 def run(cluster: LocalCluster, node: str, image: str) -> tuple[str, list[str]]:
-    """What a pod with IfNotPresent prints there, and what its kubelet said of the image."""
+    """The output of a pod with IfNotPresent on the node, and the kubelet's events about pulls."""
     name = f"version-{time.monotonic_ns()}"
     pod: dict[str, Any] = {
         "apiVersion": "v1",
@@ -92,7 +92,7 @@ def prefetch_behind(imagegate: Installation, **spec: Any) -> None:
     imagegate.prefetch("behind", f"{HOST}/{STALE}", nodeSelector=selector, **spec)
 
 
-def test_begin_a_mirror_that_still_serves_what_the_tag_was(
+def test_begin_mirror_still_serves_the_old_image_of_a_tag(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     mirror = cluster.mirror(frozen=True)
@@ -106,24 +106,25 @@ def test_begin_a_mirror_that_still_serves_what_the_tag_was(
     push(cluster, STALE, "new")
 
 
-def test_what_the_mirror_does_is_not_seen_at_once(
+def test_stale_mirror_is_not_reported_immediately(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """The pull of the digest has succeeded, past the mirror."""
+    """The pull of the digest succeeds, because it bypasses the mirror."""
     new = cluster.registries["open"].digest(STALE)
     cluster.wait(
         lambda: image_status(imagegate, "behind").get("digest") == new, "the new digest", 60
     )
     imagegate.wait_ready("behind")
-    # From here on it is the node that is looked at: each look at the registry is a write.
+    # Check the registry rarely from here on, because each check writes the status.
     prefetch_behind(imagegate, refresh=SELDOM)
 
 
 @pytest.mark.older
-def test_a_tag_that_moved_means_the_new_content_on_the_node(
+def test_moved_tag_resolves_to_the_new_image_on_the_node(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """By polling alone. On the other node, where only the digest was pulled, it does not."""
+    """Found by polling alone. On the other node only the digest was pulled, so the tag keeps its
+    old image there."""
     old = push(cluster, "refresh/app:1", "old")
     selector = {"matchLabels": {"kubernetes.io/hostname": "node-1"}}
     with imagegate.prefetching("app", TAG, nodeSelector=selector, refresh=FOLLOWED):
@@ -152,31 +153,29 @@ def test_a_tag_that_moved_means_the_new_content_on_the_node(
 
         assert run(cluster, "node-2", f"{HOST}/refresh/app@{new}")[0] == "new"
         printed, said = run(cluster, "node-2", TAG)
-        assert printed == "old", "a pull by digest has moved the tag: one pull would be enough"
+        assert printed == "old", "a pull by digest has moved the tag: a second pull is not needed"
         assert all("already present" in text for text in said), said
 
 
-def test_end_the_mirror_that_is_behind_was_noticed_and_said(
-    cluster: LocalCluster, imagegate: Installation
-) -> None:
+def test_end_stale_mirror_is_reported(cluster: LocalCluster, imagegate: Installation) -> None:
     began = time.time()
     node: Node = cluster.node(BEHIND)
     new = cluster.registries["open"].digest(STALE)
     assert image_status(imagegate, "behind")["digest"] == new
     cluster.wait(
         lambda: imagegate.condition("behind", "Degraded").get("reason") == "StaleMirror",
-        "the old image behind the tag noticed",
+        "the condition StaleMirror",
         300,
     )
     print(f"\nwaited {time.time() - began:.0f} s more: {imagegate.condition('behind', 'Degraded')}")
     assert not imagegate.is_true("behind")
-    assert f"{HOST}/refresh/behind@{new}" in node.images(), "the content is there all the same"
+    assert f"{HOST}/refresh/behind@{new}" in node.images(), "the node has the new content"
     assert run(cluster, BEHIND, f"{HOST}/{STALE}")[0] == "old"
 
     mirror = cluster.mirror(frozen=True)
     with tempfile.TemporaryDirectory() as folder:
         mirror.push(layout(Path(folder, "layout"), "new"), STALE)
-    # Whoever edits the spec has mended something and does not wait for a back-off.
+    # An edit of the spec resets the back-off, because it usually fixes the cause.
     prefetch_behind(imagegate, refresh=SELDOM, retry={"limit": 5})
     imagegate.wait_ready("behind")
     assert run(cluster, BEHIND, f"{HOST}/{STALE}")[0] == "new"

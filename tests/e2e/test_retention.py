@@ -1,6 +1,7 @@
-"""A kubelet that collects images: those under Keep survive, control images do not.
+"""A kubelet collects images: images under Keep survive, a control image does not.
 
-The collector looks every 5 minutes, so this begins early and is looked at late.
+The kubelet's image garbage collection runs every 5 minutes, so the test begins early in the run and
+ends late.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ LOOSE = "open.registry.test/retention/loose:1"
 POOL = {"matchLabels": {"pool": "collect"}}
 RELEASE_AFTER = 360
 RELEASED: set[str] = set()
-"""Uids of the first puller pods under Release: from the beginning of the suite to its end."""
+"""Uids of the first puller pods under Release. `test_begin_` sets them, `test_end_` reads them."""
 
 
-def test_begin_a_node_whose_kubelet_collects_images(
+def test_begin_prefetches_on_a_node_whose_kubelet_collects_images(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
-    """A disk that is said to be too full: every image that is not in use goes."""
+    """The thresholds declare the disk too full, so the kubelet deletes every unused image."""
     assert cluster.push("tiny", "retention/kept:1", seed=31) == KEPT
     assert cluster.push("tiny", "retention/control:1", seed=32) == CONTROL
     collect = {
@@ -59,7 +60,7 @@ def test_begin_a_node_whose_kubelet_collects_images(
     cluster.kubectl("-n", "default", "delete", "pod", "control", "--grace-period=0", "--force")
 
 
-def test_end_kept_images_have_survived_the_collection_and_control_images_have_not(
+def test_end_kept_image_survives_garbage_collection_and_control_image_does_not(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     node = cluster.node(NODE)
@@ -69,7 +70,8 @@ def test_end_kept_images_have_survived_the_collection_and_control_images_have_no
     assert node.has_image(KEPT)
     assert imagegate.is_true("retention")
     assert len(imagegate.pullers("retention")) == 1
-    # The first one. Where the kubelet then collected the image, another has pulled it again.
+    # Only the first pod must be deleted: if the kubelet has collected the image since, a new pod
+    # has pulled it again.
     cluster.wait(
         lambda: RELEASED.isdisjoint(pod["metadata"]["uid"] for pod in imagegate.pullers("loose")),
         "the pod under Release deleted",

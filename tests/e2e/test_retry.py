@@ -1,4 +1,4 @@
-"""Pulls that fail: why, when they are tried again, and what a registry sees of it."""
+"""Failed pulls: the reported reason, the back-off, and the requests that the registry gets."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 PODS = f"/api/v1/namespaces/{PULLERS}/pods"
 RETRY = {"limit": 4, "minSeconds": 2, "maxSeconds": 16}
 DELAYS = (2.0, 4.0, 8.0, 16.0)
-"""What RETRY means: after the fourth attempt nothing is left but the heartbeat."""
+"""The back-off of RETRY. After the fourth attempt only the heartbeat retries, every 16 s."""
 SLACK = 8.0
-"""Seconds for a failure to be acted on, a pod to go and another to be made, on a slow machine."""
+"""Seconds on a slow machine to handle a failure, delete the pod and create another."""
 
 
 class Case(NamedTuple):
@@ -78,7 +78,7 @@ def failure(imagegate: Installation, name: str) -> Mapping[str, Any]:
     return dict(failures[0])
 
 
-def test_failed_pulls_are_named_tried_again_ever_later_and_recover(
+def test_failed_pulls_are_reported_and_retried_with_back_off_until_they_succeed(
     cluster: LocalCluster, imagegate: Installation, faulty: FaultyRegistry
 ) -> None:
     one = {"matchLabels": {"kubernetes.io/hostname": "node-1"}}
@@ -134,21 +134,21 @@ def _check(
     expected = [DELAYS[-1]] * len(between) if case.permanent else [*DELAYS, *DELAYS[-1:] * 9]
     for gap, delay in zip(between, expected, strict=False):
         assert 0.9 * delay <= gap <= 1.1 * delay + SLACK
-    # Never two pulls of an image at a time, and none outside of a pod's life.
+    # There are never two pulls of an image at a time, and no pull outside a pod's life.
     assert all(earlier.ended < later.begun for earlier, later in pairwise(tried))
     for at in heads:
         assert any(a.begun - 0.5 <= at <= a.ended + 0.5 for a in tried), "a pull without a pod"
-    # A question belongs to the attempt that began last: the next one may begin at once.
+    # A request belongs to the attempt that began last, because the next may begin immediately.
     begun = [a.begun - 0.5 for a in tried]
     per_attempt = [
         sum(since <= at < until for at in heads)
         for since, until in pairwise([*begun, float("inf")])
     ]
-    assert max(per_attempt[:-1]) == min(per_attempt[:-1]) <= 2, "the kubelet tried by itself"
+    assert max(per_attempt[:-1]) == min(per_attempt[:-1]) <= 2, "the kubelet retried by itself"
 
 
 @pytest.mark.parametrize("ending", ["hangup", "restart"])
-def test_a_stalled_pull_is_reported_and_no_second_one_begins_while_it_hangs(
+def test_stalled_pull_is_reported_and_blocks_a_second_pull(
     cluster: LocalCluster, imagegate: Installation, faulty: FaultyRegistry, ending: str
 ) -> None:
     """The kubelet never cancels a pull, not even when its pod is deleted (kubernetes#113606)."""
@@ -175,7 +175,7 @@ def test_a_stalled_pull_is_reported_and_no_second_one_begins_while_it_hangs(
         assert imagegate.counts(name)["pulling"] == 1
         over = time.time()
         if ending == "hangup":
-            faulty.clear()  # the runtime resumes, and is done
+            faulty.clear()  # the runtime resumes and completes the pull
         else:
             cluster.node("node-2").restart("containerd")
         imagegate.wait_ready(name, 60)
@@ -190,7 +190,7 @@ def test_a_stalled_pull_is_reported_and_no_second_one_begins_while_it_hangs(
         assert len(heads) == {"hangup": 1, "restart": 2}[ending]
 
 
-def test_a_registry_that_throttles_gets_half_and_then_all_of_them_again(
+def test_throttling_halves_the_parallel_pulls_and_recovery_restores_them(
     cluster: LocalCluster, imagegate: Installation, faulty: FaultyRegistry
 ) -> None:
     names = [f"throttled-{number}" for number in range(4)]
@@ -232,7 +232,7 @@ def _throttle(
         cluster.wait(lambda: look() == 1, "the allowance down to one", 90)
         assert failure(imagegate, "throttled")["reason"] == "Throttled"
         faulty.clear()
-        cluster.wait(lambda: look() == 4, "all of them again", 90)
+        cluster.wait(lambda: look() == 4, "the full allowance again", 90)
         imagegate.wait_ready("throttled", 60)
         print(f"imagegate_rollout_allowed: {' -> '.join(map(str, allowed))}")
         assert allowed[:3] == [4, 2, 1]
@@ -243,7 +243,7 @@ def _throttle(
     assert limits == [2, 1]
 
 
-def test_a_pod_that_the_kubelet_rejects_is_put_there_once_there_is_room(
+def test_pod_that_the_kubelet_rejects_is_retried_until_the_node_has_capacity(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     cases = {"pods": {"maxPods": 1}, "cpu": {}}
@@ -296,7 +296,7 @@ def in_service(cluster: LocalCluster, imagegate: Installation, node: str) -> Non
 
 
 def _fill(cluster: LocalCluster, node: str) -> None:
-    """Takes all the CPU of the node, and one pod slot."""
+    """Use all CPU of the node, and one of its pods."""
     cpu = cluster.node(node).object()["status"]["allocatable"]["cpu"]
     filler = {
         "apiVersion": "v1",

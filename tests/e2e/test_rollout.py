@@ -1,4 +1,4 @@
-"""Nodes in service: the seeds go first, and what fails on them does not reach the others."""
+"""Nodes in service: the seeds pull first, and their failure does not reach the other nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
 
 
-def test_a_seed_that_fails_keeps_the_others_untouched_until_it_succeeds(
+def test_failing_seed_blocks_the_other_nodes_until_it_succeeds(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     late = "open.registry.test/rollout/late:1"
@@ -36,7 +36,7 @@ def test_a_seed_that_fails_keeps_the_others_untouched_until_it_succeeds(
         assert imagegate.condition("seeds", "Degraded")["status"] == "False"
 
 
-def test_paused_starts_nothing_and_resumed_goes_on(
+def test_pause_starts_no_pull_and_resume_continues_the_rollout(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "rollout/paused:1", seed=72)

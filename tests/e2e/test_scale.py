@@ -1,6 +1,6 @@
-"""A thousand nodes beside the real ones, and what the operator asks of the API server for them.
+"""A thousand simulated nodes beside the real nodes, and the operator's requests to the API server.
 
-`make scale` does the same with 5,000.
+`make scale` does the same with 5,000 nodes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 NODES = int(os.environ.get("IMAGEGATE_SCALE_NODES", "1000"))
 CACHED_WITHIN = 120 + NODES / 5
-"""Seconds on a slow machine; as long may the clean-up take, which writes as often."""
+"""Seconds on a slow machine. The clean-up may take as long, because it writes as often."""
 BUDGET = 3
 """Writes per node and rollout (pod create, node patch, pod delete)."""
 
 
 def requests(cluster: LocalCluster, user: str, since: float) -> Counter[tuple[str, str]]:
-    """What a user asked of the API server, by verb and resource, from its audit log."""
+    """A user's requests to the API server, by verb and resource, from its audit log."""
     counted: Counter[tuple[str, str]] = Counter()
     for event in cluster.audit():
         if event["user"]["username"] != user or _seconds(event) < since:
@@ -42,7 +42,7 @@ def _seconds(event: dict[str, str]) -> float:
     return datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
 
 
-def test_a_thousand_nodes_within_the_budget_and_then_silence(
+def test_a_thousand_nodes_stay_within_the_write_budget_and_then_cause_no_writes(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     cluster.kwok(NODES, labels={"pool": "kwok"}, pull_seconds=2.0)
@@ -51,7 +51,7 @@ def test_a_thousand_nodes_within_the_budget_and_then_silence(
     user = imagegate.service_account()
     try:
         began = time.time()
-        # With Release every node costs all three writes of the budget.
+        # Keep does not delete the pod. With Release every node costs all three writes.
         imagegate.prefetch("thousand", image, nodeSelector=pool, retention={"mode": "Keep"})
         cluster.wait(
             lambda: imagegate.counts("thousand").get("cached") == NODES,
@@ -73,7 +73,7 @@ def test_a_thousand_nodes_within_the_budget_and_then_silence(
         print(f"peak memory {peak(imagegate, cluster) / 2**20:.0f} MiB")
         print(f"requests: {dict(asked)}")
         assert writes / NODES <= BUDGET
-        # Nothing is listed but by the resync, every 5 minutes, 500 Nodes a page.
+        # Only the resync lists Nodes, every 5 minutes, with 500 Nodes a page.
         resyncs = 1 + int(took / 270)
         assert asked["list", "nodes"] <= resyncs * (NODES // 500 + 1)
         time.sleep(5)
@@ -94,7 +94,7 @@ def test_a_thousand_nodes_within_the_budget_and_then_silence(
 
 
 def _is_work(verb: str, resource: str) -> bool:
-    """Not the Lease's renewal nor the heartbeat, which are there to be seen; not open watches."""
+    """Whether a request is a write, except renewals of the Lease and heartbeats."""
     return verb in ("create", "update", "patch", "delete") and resource not in (
         "leases",
         "nodegates/status",
@@ -102,7 +102,7 @@ def _is_work(verb: str, resource: str) -> bool:
 
 
 def peak(imagegate: Installation, cluster: LocalCluster) -> float:
-    """The operator's peak resident memory in bytes, by the kernel's account (VmHWM)."""
+    """The operator's peak resident memory in bytes, as the kernel reports it (VmHWM)."""
     text = cluster.kubectl(
         "-n",
         "imagegate-system",

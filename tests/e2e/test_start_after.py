@@ -1,4 +1,4 @@
-"""A joining node pulls only when the DaemonSets that it starts after are Ready there."""
+"""A joining node pulls only after the pods of the `startAfter` DaemonSets are Ready on it."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ def test_no_pull_starts_before_the_pod_of_the_daemonset_is_ready(
         NodeWatch(cluster) as nodes,
         Watch(cluster, "/api/v1/pods") as pods,
     ):
-        imagegate.wait_ready("after")  # it was in service, and did not wait: there is no agent
+        imagegate.wait_ready("after")  # a node in service does not wait for the missing agent
         imagegate.delete("after")
         joining.remove_image(image)
         before = len(pods.sightings)
-        # Applied while the node is away: a node that is Ready before that is released at once.
+        # Apply the prefetch while the Node is deleted, because a Node that is Ready before is
+        # released immediately.
         cluster.kubectl("delete", "node", joining.name)
         imagegate.prefetch("after", image, nodeSelector=POOL, startAfter=[after("agent")])
         began = time.time()
@@ -77,7 +78,7 @@ def test_no_pull_starts_before_the_pod_of_the_daemonset_is_ready(
         free = nodes.first(joining.name, released, since=began)
         assert imagegate.is_true("after") or joining.has_image(image)
 
-        # One watch shows both pods, in the order in which the API server has written them.
+        # One watch shows both pods, in the order in which the API server wrote them.
         seen = pods.sightings[before:]
         (first_pull, *_) = (n for n, s in enumerate(seen) if of_prefetch(s) and s.type == "ADDED")
         (first_ready, *_) = (n for n, s in enumerate(seen) if of_daemon(s) and is_ready(s))
@@ -88,13 +89,13 @@ def test_no_pull_starts_before_the_pod_of_the_daemonset_is_ready(
             f"\nnode Ready to agent Ready: {waited:.1f} s; to the puller pod: {started:.2f} s more"
         )
         print(f"puller pod to released: {free.at - seen[first_pull].at:.2f} s")
-        assert waited > 5, "there was nothing to wait for"
+        assert waited > 5, "the agent was Ready too early for this test"
         assert started < 4
         label = free.body["metadata"]["labels"]["cached.imagegate.dev/after"]
         assert label == imagegate.get("after")["status"]["target"]
 
 
-def test_what_never_becomes_ready_is_named_and_the_timeout_goes_on(
+def test_missing_daemonsets_are_reported_and_the_gate_timeout_applies(
     cluster: LocalCluster, imagegate: Installation, joining: Node
 ) -> None:
     image = cluster.push("tiny", "after/app:2", seed=82)
@@ -134,4 +135,4 @@ def test_what_never_becomes_ready_is_named_and_the_timeout_goes_on(
                 "the Event that says what it waited for",
                 10,
             )
-            imagegate.wait_ready("absent", 30)  # in service now, it waits for nothing
+            imagegate.wait_ready("absent", 30)  # the node is in service now, so it does not wait

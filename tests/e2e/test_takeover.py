@@ -1,4 +1,4 @@
-"""The operator dies: pulls go on, nothing is pulled twice, the standby takes over."""
+"""The leader dies: the standby takes over, running pulls continue, and no image is pulled twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 POOL = {"matchLabels": {"pool": "takeover"}}
 
 
-def test_killed_while_a_large_image_is_pulled(
+def test_standby_takes_over_a_running_pull_from_a_killed_leader(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     big = cluster.push("big", "takeover/big:1", seed=3)
@@ -28,7 +28,7 @@ def test_killed_while_a_large_image_is_pulled(
             "node-takeover", NodeOptions(labels={"pool": "takeover"}), wait=False
         )
         try:
-            # 300 MiB at 100 Mbit/s take 25 s: longer than a takeover may take.
+            # 300 MiB at 100 Mbit/s take 25 s, which is longer than a takeover may take.
             node.limit_bandwidth("100mbit")
             cluster.wait(lambda: len(imagegate.pullers("takeover")) == 1, "the puller pod", 60)
             (puller,) = imagegate.pullers("takeover")
@@ -39,8 +39,8 @@ def test_killed_while_a_large_image_is_pulled(
             taken = time.time() - killed
             print(f"\nleader killed to standby leading: {taken:.1f} s")
             assert taken < 20
-            assert held(watch.of(node.name)[-1]), "nobody may release it but for its images"
-            assert not node.has_image(big), "the pull was over before the takeover; proves nothing"
+            assert held(watch.of(node.name)[-1]), "released before its images were cached"
+            assert not node.has_image(big), "the pull ended before the takeover"
             watch.first(node.name, released, timeout=90)
             assert node.has_image(big)
             (same,) = imagegate.pullers("takeover")
@@ -58,7 +58,7 @@ def test_killed_while_a_large_image_is_pulled(
     cluster.wait(lambda: len(imagegate.operator_pods()) == 2, "two operators again", 90)
 
 
-def test_a_leader_that_is_asked_to_stop_hands_over_at_once(
+def test_leader_that_is_asked_to_stop_hands_over_immediately(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     old = imagegate.leader()

@@ -1,4 +1,4 @@
-"""Removing Imagegate leaves nothing that the docs do not name; installing it again works."""
+"""Uninstall leaves only what the docs name, and a second install works."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEPT_ON_PURPOSE = {
 
 
 def leftovers(cluster: LocalCluster, imagegate: Installation) -> set[str]:
-    """Every object in the cluster whose name speaks of us, outside of the namespace itself."""
+    """Every object in the cluster with our names, except the namespaces and the kept CRDs."""
     kinds = "clusterroles,clusterrolebindings,priorityclasses,customresourcedefinitions"
     kinds += ",validatingadmissionpolicies,validatingadmissionpolicybindings"
     if imagegate.policies is not None:
@@ -53,8 +53,9 @@ def leftovers(cluster: LocalCluster, imagegate: Installation) -> set[str]:
 
 
 def wait_for_nothing_left(cluster: LocalCluster, imagegate: Installation) -> None:
-    """Helm waits for the hook's Job to go. Its pod is the garbage collector's, which may still be
-    busy with the thousand Leases of test_scale's nodes: it makes 20 requests a second.
+    """Helm waits for the deletion of the hook's Job. The garbage collector deletes the Job's pod,
+    and may still be busy with the thousand Leases of test_scale's nodes, because it makes only 20
+    requests a second.
     """
     end = time.monotonic() + 240
     while found := leftovers(cluster, imagegate):
@@ -62,7 +63,7 @@ def wait_for_nothing_left(cluster: LocalCluster, imagegate: Installation) -> Non
         time.sleep(0.2)
 
 
-def test_uninstall_with_everything_in_use_then_install_again(
+def test_uninstall_while_in_use_removes_everything_and_reinstall_works(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "uninstall/a:1", seed=41)
@@ -74,18 +75,18 @@ def test_uninstall_with_everything_in_use_then_install_again(
     node = cluster.add_node("node-uninstall", NodeOptions(labels={"pool": "uninstall"}))
     try:
         cluster.wait(lambda: imagegate.counts("holds").get("gated") == 1, "a held node", 30)
-        # Changed by hand: whatever has the gate's key goes.
+        # A taint that was changed by hand is removed too, because it has the gate's key.
         cluster.kubectl("taint", "nodes", "node-uninstall", f"{KEY}=by-hand:NoExecute")
         imagegate.uninstall()
         assert imagegate.traces() == []
         wait_for_nothing_left(cluster, imagegate)
         assert not exists(cluster, GATE)
-        assert exists(cluster, f"{PREFETCHES}/stays"), "people's objects are theirs"
+        assert exists(cluster, f"{PREFETCHES}/stays"), "uninstall keeps the users' objects"
         cluster.kubectl("delete", "imageprefetches.imagegate.dev", "holds", "--timeout=10s")
         with NodeWatch(cluster) as watch:
             began = rejoin(cluster, node)
             first = watch.first(node.name, lambda seen: True, since=began)
-            assert not held(first), "nothing gates when nothing is installed"
+            assert not held(first), "a node was tainted after uninstall"
             imagegate.install()
             imagegate.wait_ready("stays")
             again = rejoin(cluster, node)
@@ -97,7 +98,7 @@ def test_uninstall_with_everything_in_use_then_install_again(
         imagegate.delete("stays")
 
 
-def test_delete_the_prefetches_then_uninstall(
+def test_uninstall_without_prefetches_removes_everything(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     image = cluster.push("tiny", "uninstall/b:1", seed=42)

@@ -1,5 +1,6 @@
-"""Joining nodes that no admission policy of ours taints: the operator does when it sees them, or
-they bring the taint themselves. On an API server without such policies this is all there is."""
+"""The gate without an admission policy: the operator taints a joining node when the watch reports
+it, or the node registers with the taint. An API server without MutatingAdmissionPolicies supports
+only these two ways."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def as_before(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
     assert has_policy(cluster, imagegate) is (imagegate.policies is not None)
 
 
-def test_auto_is_the_policy_where_it_is_served_and_else_the_watch(
+def test_auto_uses_the_policy_if_it_is_served_and_otherwise_the_watch(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     served = imagegate.policies is not None
@@ -45,7 +46,7 @@ def test_auto_is_the_policy_where_it_is_served_and_else_the_watch(
     assert has_policy(cluster, imagegate) is served
 
 
-def test_a_joining_node_is_tainted_when_it_is_seen(
+def test_operator_taints_a_joining_node_that_the_watch_reports(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     late = "open.registry.test/watch/late:1"
@@ -61,7 +62,7 @@ def test_a_joining_node_is_tainted_when_it_is_seen(
             NodeWatch(cluster) as watch,
         ):
             cluster.wait(lambda: imagegate.counts("watch").get("failed") == 1, "failed", 60)
-            assert not imagegate.held(node.name), "nor because of a new prefetch"
+            assert not imagegate.held(node.name), "a new prefetch taints no node in service"
             began = rejoin(cluster, node)
             first = watch.first(node.name, lambda seen: True, since=began)
             assert not held(first)
@@ -74,7 +75,7 @@ def test_a_joining_node_is_tainted_when_it_is_seen(
         cluster.remove_node(node.name)
 
 
-def test_a_node_that_brings_the_taint_itself_is_held_and_released(
+def test_node_that_registers_with_the_taint_is_held_and_released(
     cluster: LocalCluster, imagegate: Installation
 ) -> None:
     late = "open.registry.test/register/late:1"

@@ -1,6 +1,7 @@
-"""Watches of the API server for tests: every version of an object, and when it was seen.
+"""Watches of the API server for tests: every version of an object, and the time of its event.
 
-The independent witness: it sees what any other client would have seen, in the same order.
+A watch is an independent witness, because any other client gets the same versions in the same
+order.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Sighting:
 
 @dataclass
 class Watch:
-    """A watch of one collection, read as it comes, for the length of a ``with``."""
+    """A watch of one collection for the length of a ``with`` block."""
 
     cluster: Cluster
     path: str
@@ -38,8 +39,9 @@ class Watch:
     _begun: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        """Returns once everything that there is has been seen, so that what comes is seen at once.
-        The API server says when that is (a watch-list, on by default since Kubernetes 1.34).
+        """Returns after all existing objects were received, so that new events arrive immediately.
+        The API server marks the end of the existing objects with a bookmark (a watch-list, on by
+        default since Kubernetes 1.34).
         """
         query = (
             "watch=true&timeoutSeconds=900&sendInitialEvents=true&allowWatchBookmarks=true"
@@ -84,7 +86,7 @@ class Watch:
     def first(
         self, name: str, what: Callable[[Sighting], bool], since: float = 0.0, timeout: float = 60
     ) -> Sighting:
-        """The first version of the object for which ``what`` is true, waited for."""
+        """Wait for the first version of the object for which ``what`` is true."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             for seen in self.of(name, since):

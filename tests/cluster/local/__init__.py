@@ -1,1 +1,1 @@
-"""The provider `local`: Kubernetes on this machine, in namespaces and cgroups of its own."""
+"""The provider `local`: Kubernetes on this machine, in its own namespaces and cgroups."""

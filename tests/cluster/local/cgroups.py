@@ -1,7 +1,6 @@
-"""cgroups, v1 or v2: each cluster has one at the top, and all of its processes are below it.
+"""cgroups, v1 or v2: each cluster has one cgroup at the top, which contains all of its processes.
 
-This is how `down` finds everything that was ever started, also after a crash, and how it can be
-sure that nothing else is touched.
+So `down` finds every process of the cluster, also after a crash, and kills no other process.
 """
 
 import os
@@ -24,7 +23,8 @@ class Hierarchy:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """Those that processes are put into. On a hybrid machine the v2 one has no controllers."""
+    """The hierarchies for processes. On a hybrid machine these are the v1 hierarchies, because the
+    v2 hierarchy has no controllers."""
     found = list(_mounted())
     v1 = [hierarchy for hierarchy in found if not hierarchy.unified]
     if not found:
@@ -41,7 +41,7 @@ def _mounted() -> Iterator[Hierarchy]:
 
 
 def create(group: str) -> list[Path]:
-    """Makes the group in every hierarchy; returns the files a process writes itself into."""
+    """Creates the group in every hierarchy. Returns the files for the pids of processes."""
     return [_create(hierarchy, group) / "cgroup.procs" for hierarchy in hierarchies()]
 
 
@@ -62,7 +62,7 @@ def _enable_controllers(path: Path) -> None:
         try:
             (path / "cgroup.subtree_control").write_text(f"+{controller}")
         except OSError:
-            continue  # one that this machine does not delegate; kubelet says if it needs it
+            continue  # not delegated on this machine; kubelet reports an error if it needs it
 
 
 def _inherit_cpuset(path: Path) -> None:
@@ -73,7 +73,7 @@ def _inherit_cpuset(path: Path) -> None:
 
 
 def set_cpu_weight(group: str, weight: int) -> None:
-    """Its share of busy cores, against other groups of the same level; all have 100 otherwise."""
+    """Sets the group's share of busy cores against its sibling groups. The default is 100."""
     for hierarchy in hierarchies():
         if hierarchy.unified:
             (hierarchy.mount / group / "cpu.weight").write_text(str(weight))
@@ -93,7 +93,7 @@ def processes(group: str) -> set[int]:
 
 
 def kill(group: str, timeout: float = 20) -> None:
-    """SIGKILLs all processes in the group until none is left: they may fork meanwhile."""
+    """SIGKILLs all processes in the group until none is left, because they may fork meanwhile."""
     deadline = time.monotonic() + timeout
     while pids := processes(group):
         for pid in pids:
@@ -104,7 +104,8 @@ def kill(group: str, timeout: float = 20) -> None:
 
 
 def _kill_member(pid: int, group: str) -> None:
-    """Asks again whose pid it is once it cannot be given to another process any more."""
+    """Opens a pidfd first and then checks the group again, because another process may have got the
+    pid meanwhile."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -112,7 +113,7 @@ def _kill_member(pid: int, group: str) -> None:
     try:
         if _is_member(pid, group):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-        os.waitpid(pid, os.WNOHANG)  # where it is a child of ours
+        os.waitpid(pid, os.WNOHANG)  # if it is a child of this process
     except (ProcessLookupError, ChildProcessError, FileNotFoundError):
         pass
     finally:
@@ -125,7 +126,8 @@ def _is_member(pid: int, group: str) -> bool:
 
 
 def remove(group: str, timeout: float = 10) -> None:
-    """Removes the (empty) group everywhere; the kernel lets go of dead processes with a delay."""
+    """Removes the empty group from all hierarchies, with retries, because the kernel releases dead
+    processes with a delay."""
     deadline = time.monotonic() + timeout
     while folders := list(_folders(group)):
         for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
@@ -144,7 +146,7 @@ def exists(group: str) -> bool:
 
 
 def _folders(group: str) -> Iterator[Path]:
-    for hierarchy in _mounted():  # the v2 one of a hybrid machine too: runc makes groups in it
+    for hierarchy in _mounted():  # also v2 on a hybrid machine, because runc creates groups in it
         top = hierarchy.mount / group
         if top.is_dir():
             for folder, _, _ in os.walk(top):

@@ -1,7 +1,7 @@
-"""Takes a cluster away, and proves that nothing of it is left.
+"""Removes a cluster, and checks that nothing of it is left.
 
-It needs no state: everything that was started is in the cluster's cgroup. Network interfaces,
-routes, iptables rules and mounts live in namespaces that go with their last process.
+This needs no state, because all processes are in the cluster's cgroup. Network interfaces, routes,
+iptables rules and mounts are in namespaces that end with their last process.
 """
 
 import os
@@ -20,7 +20,7 @@ def cgroup(name: str) -> str:
 
 
 def remove(name: str) -> None:
-    """Idempotent; works after a crash and with damaged state."""
+    """Removes the cluster. Idempotent; works after a crash and with damaged state."""
     cgroups.kill(cgroup(name))
     cgroups.remove(cgroup(name))
     folder = state.folder(name)
@@ -34,7 +34,8 @@ def remove(name: str) -> None:
 
 
 def unmount_below(folder: Path) -> None:
-    """The harness makes no mount in this namespace; an interrupted debootstrap or buildah may."""
+    """Unmounts what an interrupted debootstrap or buildah may have mounted in this namespace. The
+    harness itself mounts nothing here."""
     for mount in reversed(mounts_below(folder)):
         subprocess.run([paths.system("umount"), "--lazy", str(mount)], check=False)
     if left := mounts_below(folder):
@@ -42,14 +43,14 @@ def unmount_below(folder: Path) -> None:
 
 
 def mounts_below(folder: Path) -> list[Path]:
-    """In the order they were made, so the deepest are last."""
+    """The mounts below a folder, in the order of their creation, so that the deepest are last."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     mounts = [Path(line.split()[4].replace("\\040", " ")) for line in lines]
     return [mount for mount in mounts if mount.is_relative_to(folder)]
 
 
 def leftovers(name: str) -> list[str]:
-    """What a `down` should have removed, one line each."""
+    """The remains that `down` should have removed, one line each."""
     found = [
         f"process {pid}: {_command(pid)}"
         for pid in sorted(cgroups.processes(cgroup(name)) | _strays(name))
@@ -64,7 +65,7 @@ def leftovers(name: str) -> list[str]:
 
 
 def _strays(name: str) -> set[int]:
-    """Processes outside the cgroup that were started with a file of the cluster."""
+    """Processes outside the cgroup with a file of the cluster in their arguments."""
     ours = f"{state.folder(name)}/"
     strays = set()
     for entry in Path("/proc").iterdir():
@@ -79,7 +80,7 @@ def _strays(name: str) -> set[int]:
 
 
 def _network_leftovers() -> list[str]:
-    """Our names and addresses in this machine's own network: there never should be any."""
+    """The harness' names and addresses in this machine's own network, which must have none."""
     checks = (
         ([paths.system("ip"), "-o", "link"], ("bridge0", "cni0", "node1:")),
         ([paths.system("ip"), "-o", "route"], ("10.90.", "10.91.", "10.92.")),

@@ -1,4 +1,4 @@
-"""The provider `local` as a whole: it puts the parts of this package together."""
+"""The provider `local`: combines the parts of this package."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ TOOLS = ("runc", "iptables", "conntrack", "skopeo", "docker-registry", "htpasswd
 
 
 class LocalCluster(Cluster):
-    """A cluster on this machine. `start` makes one, `open` finds one that runs."""
+    """A cluster on this machine. `start` creates a cluster, `open` finds a running cluster."""
 
     capabilities = frozenset(Capability)
 
@@ -71,7 +71,7 @@ class LocalCluster(Cluster):
 
     @classmethod
     def start(cls, options: ClusterOptions) -> Self:
-        """Starts a cluster and waits until it can be used; what ran under its name goes first."""
+        """Replaces an earlier cluster of this name. Waits until the new cluster is usable."""
         _check_machine(options)
         binaries.ensure(
             binaries.pause(), binaries.containerd(), binaries.kubernetes(options.kubernetes)
@@ -117,7 +117,7 @@ class LocalCluster(Cluster):
         self.wait(self._usable, "service account of the default namespace", 30)
 
     def _start_services(self) -> None:
-        """Registries, names for pods, ports for this machine."""
+        """Starts the registries, the name server for pods, and the ports for this machine."""
         for registry in self.registries.values():
             registry.start(wait=False)
         program = str(Path(__file__).with_name("dns.py"))
@@ -134,7 +134,7 @@ class LocalCluster(Cluster):
         self.control_plane.start_forward("forward", rules)
 
     def _usable(self) -> bool:
-        """Pods of a namespace are refused until its service account is there."""
+        """Whether the service account exists. Without it the API server refuses every pod."""
         try:
             self.api.get("/api/v1/namespaces/default/serviceaccounts/default")
         except ApiError:
@@ -162,7 +162,7 @@ class LocalCluster(Cluster):
 
     @property
     def nodes(self) -> Mapping[str, Node]:
-        """The real ones, running or stopped; not those of kwok."""
+        """The real nodes, running or stopped, without the nodes of kwok."""
         return {name: self._node(name, record) for name, record in self._records().items()}
 
     def node(self, name: str) -> Node:
@@ -176,11 +176,11 @@ class LocalCluster(Cluster):
         return Node(name, record, self.control_plane, tuple(self.registries.values()), self.api)
 
     def _records(self) -> dict[str, state.NodeRecord]:
-        """As they are now: another run may have added one by hand."""
+        """The current records of the file, because another process may have added a node."""
         return state.load(self.name).nodes
 
     def add_node(self, name: str, options: NodeOptions | None = None, *, wait: bool = True) -> Node:
-        """A new machine joins; with `wait`, until it is Ready."""
+        """Adds a new machine; with `wait`, waits until it is Ready."""
         self._record_node(name, options or NodeOptions())
         node = self.node(name)
         node.start()
@@ -231,8 +231,8 @@ class LocalCluster(Cluster):
         self._kwok.stop()
 
     def mirror(self, *, frozen: bool = False) -> Mirror:
-        """A pull-through cache of the open registry, or one that lives on what was pushed to it.
-        Nodes do not know it until they are told.
+        """A pull-through cache of the open registry, or with `frozen` a registry that serves only
+        the images that were pushed to it. Nodes use it only after the test has configured them.
         """
         return Mirror(self.registries["open"], frozen=frozen)
 
@@ -250,14 +250,14 @@ class LocalCluster(Cluster):
         return self.control_plane.audit()
 
     def forward(self, address: str, port: int) -> int:
-        """A loopback port that leads to an address in the cluster, until the cluster ends."""
+        """A loopback port that forwards to an address in the cluster, until the cluster ends."""
         (chosen,) = state.free_ports(1)
         self.control_plane.start_forward(f"forward-{chosen}", {chosen: f"{address}:{port}"})
         self.wait(lambda: _listening(chosen), f"port {chosen}", 10)
         return chosen
 
     def status(self) -> Json:
-        """What runs, with pids, ports and logs."""
+        """The running processes, with pids, ports and logs."""
 
         def processes(group: Group) -> Json:
             found = {name: group.find(name) for name in group.recorded()}
@@ -280,11 +280,11 @@ class LocalCluster(Cluster):
 
 
 def remove(name: str) -> None:
-    """Takes the cluster of that name away, in whatever state it is."""
+    """Removes the cluster of that name, in any state."""
     with paths.locked(f"cluster-{name}"), step(f"removing cluster {name}"):
         cleanup.remove(name)
     with contextlib.suppress(OSError):
-        paths.state_root().rmdir()  # the last cluster was this one
+        paths.state_root().rmdir()  # succeeds if this was the last cluster
 
 
 def leftovers(name: str) -> list[str]:
@@ -315,7 +315,8 @@ def allow_watchers() -> None:
 
 
 def _listening(port: int) -> bool:
-    """Read from the kernel's table: a probing connection would reach the target."""
+    """Whether a process listens on the port. Reads the kernel's table, because a test connection
+    would reach the target."""
     local = f"0100007F:{port:04X}"
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     return any(row[1] == local and row[3] == "0A" for row in rows)

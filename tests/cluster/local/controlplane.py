@@ -41,11 +41,11 @@ class ControlPlane:
 
     @property
     def kubeconfig(self) -> Path:
-        """The administrator's, for this machine: it goes through the loopback port."""
+        """The administrator's kubeconfig for this machine, with the loopback port."""
         return self.folder / "admin.kubeconfig"
 
     def prepare(self) -> None:
-        """Namespaces, network, certificates: everything but the components."""
+        """Prepares namespaces, network and certificates, without the components."""
         self.group.hold(binaries.path(binaries.pause(), "pause"))
         network.set_up_control_plane(self.group)
         self.authority.create()
@@ -53,7 +53,7 @@ class ControlPlane:
         (self.folder / "audit-policy.yaml").write_text(_AUDIT_POLICY)
 
     def start_api(self) -> None:
-        """etcd and the API server; does not wait."""
+        """Starts etcd and the API server; does not wait."""
         self._spawn("etcd")
         self._spawn("kube-apiserver")
 
@@ -74,7 +74,7 @@ class ControlPlane:
         self._spawn("kube-scheduler")
 
     def start(self, component: str) -> None:
-        """Starts a stopped component; for the API server, waits until it is ready."""
+        """Starts a stopped component. For etcd and the API server, waits until the API is ready."""
         self._spawn(component)
         if component in _COMPONENTS[:2]:
             self.wait_for_api()
@@ -93,7 +93,8 @@ class ControlPlane:
         return network.run(self.group, [program, "--endpoints=http://127.0.0.1:2379", *args])
 
     def compact(self) -> int:
-        """Forgets all history, so that every watch from an old version gets 410 Gone."""
+        """Compacts etcd's history, so that every watch from an old version gets 410 Gone. Returns
+        the revision."""
         status: list[dict[str, Any]] = json.loads(
             self.etcdctl("endpoint", "status", "--write-out=json")
         )
@@ -105,12 +106,12 @@ class ControlPlane:
         """All requests so far, oldest first: user.username, verb, objectRef, responseStatus …"""
         with contextlib.suppress(FileNotFoundError), (self.folder / "audit.log").open() as file:
             for line in file:
-                if line.endswith("\n"):  # the last one may be half written
+                if line.endswith("\n"):  # the last line may be incomplete
                     yield json.loads(line)
 
     def start_forward(self, name: str, rules: Mapping[int, str]) -> None:
-        """Loopback ports to addresses in the namespaces. It starts in this machine's network and
-        goes to the other one by itself, so it is not started inside."""
+        """Forwards loopback ports to addresses in the namespaces. The forwarder starts in this
+        machine's network namespace and enters the other namespace by itself."""
         holder = self.group.find("holder")
         if holder is None:
             raise ClusterError("the control plane is not running")
@@ -159,7 +160,7 @@ class ControlPlane:
     def _etcd(self) -> list[str]:
         return [
             f"--data-dir={self.folder / 'etcd'}",
-            "--unsafe-no-fsync",  # it need not survive a power cut
+            "--unsafe-no-fsync",  # the data need not survive a power failure
             "--quota-backend-bytes=8589934592",
             "--listen-client-urls=http://127.0.0.1:2379",
             "--advertise-client-urls=http://127.0.0.1:2379",
@@ -189,10 +190,10 @@ class ControlPlane:
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
-            "--enable-aggregator-routing=true",  # webhooks by endpoint: no kube-proxy runs here
+            "--enable-aggregator-routing=true",  # webhooks by endpoint, without kube-proxy
             f"--audit-policy-file={self.folder / 'audit-policy.yaml'}",
             f"--audit-log-path={self.folder / 'audit.log'}",
-            "--audit-log-maxsize=8192",  # MiB; tests count in one file, so it must not rotate
+            "--audit-log-maxsize=8192",  # MiB; tests read one file, so it must not rotate
         ]
 
     def _controller_manager(self) -> list[str]:
@@ -204,6 +205,6 @@ class ControlPlane:
             f"--cluster-signing-cert-file={pki / 'ca.crt'}",
             f"--cluster-signing-key-file={pki / 'ca.key'}",
             "--use-service-account-credentials=true",
-            "--allocate-node-cidrs=false",  # CNI has subnets of its own, kwok's nodes need none
+            "--allocate-node-cidrs=false",  # CNI has its own subnets, and kwok's nodes need none
             "--leader-elect=false",
         ]

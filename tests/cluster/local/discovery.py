@@ -1,8 +1,8 @@
 """Finds scrape targets in Kubernetes: Debian's Prometheus is built without `kubernetes_sd_configs`.
 
-A program of its own: `discovery.py KUBECONFIG FOLDER` writes `pod.json` and `endpoints.json` every
-second, for `file_sd_configs`. Labels are those of kubernetes_sd, as far as scrape configurations
-commonly use them.
+A separate program: `discovery.py KUBECONFIG FOLDER` writes `pod.json` and `endpoints.json` every
+second, for `file_sd_configs`. It sets the labels of kubernetes_sd that scrape configurations
+commonly use.
 """
 
 import json
@@ -20,7 +20,7 @@ ROLES = ("pod", "endpoints")
 
 
 def pod_targets(pods: list[Json]) -> Iterator[Json]:
-    """One for each declared port of each container, as role `pod` has it."""
+    """One target for each declared port of each container, as for role `pod`."""
     for pod in pods:
         address = pod.get("status", {}).get("podIP")
         for container in pod["spec"]["containers"] if address else ():
@@ -34,7 +34,7 @@ def pod_targets(pods: list[Json]) -> Iterator[Json]:
 
 
 def endpoint_targets(slices: list[Json], services: list[Json], pods: list[Json]) -> Iterator[Json]:
-    """One for each ready address and port of each service, as role `endpoints` has it."""
+    """One target for each address and port of each service, as for role `endpoints`."""
     by_name = {_key(service): service for service in services}
     by_pod = {_key(pod): pod for pod in pods}
     for each in slices:
@@ -88,7 +88,7 @@ def _key(item: Json) -> tuple[str, str]:
 
 
 def write(api: Api, folder: Path) -> None:
-    """Each file at once: Prometheus reads it when it changes."""
+    """Replaces each file atomically, because Prometheus reads a file when it changes."""
     pods = api.get("/api/v1/pods?fieldSelector=status.phase=Running")["items"]
     services = api.get("/api/v1/services")["items"]
     slices = api.get("/apis/discovery.k8s.io/v1/endpointslices")["items"]
@@ -110,7 +110,7 @@ def main(kubeconfig: str, folder: str) -> None:
         try:
             write(api, Path(folder))
         except (ClusterError, OSError) as error:
-            print(error, flush=True)  # the API server is down: keep what was known
+            print(error, flush=True)  # the API server is down: keep the last targets
         time.sleep(1)
 
 

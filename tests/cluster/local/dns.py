@@ -1,9 +1,9 @@
 """A name server for pods that knows the test registries and nothing else.
 
-A program of its own, standard library only: `dns.py ADDRESS NAME=ADDRESS …`, where NAME=SERVFAIL
-makes it fail at a name and NAME=SILENCE makes it not answer. There is no CoreDNS:
-pods find the API server by its environment variables, and tests address pods directly. But an
-operator that asks `open.registry.test` for a digest has to find it by name.
+A separate program, standard library only: `dns.py ADDRESS NAME=ADDRESS …`. NAME=SERVFAIL makes it
+fail for a name, and NAME=SILENCE makes it send no answer. There is no CoreDNS, because pods find
+the API server by environment variables, and tests use pod addresses. But the operator must resolve
+`open.registry.test` to read a digest.
 """
 
 import socket
@@ -15,7 +15,7 @@ _TTL = 5
 
 
 def answer(query: bytes, names: dict[str, str]) -> bytes | None:
-    """The reply to one query: the address, nothing (another type), NXDOMAIN; None: no reply."""
+    """The reply to a query: the address, no record (another type) or NXDOMAIN; None: no reply."""
     name, end = _name(query)
     kind, _ = struct.unpack("!HH", query[end : end + 4])
     question = query[12 : end + 4]
@@ -32,7 +32,7 @@ def answer(query: bytes, names: dict[str, str]) -> bytes | None:
 
 
 def _name(query: bytes) -> tuple[str, int]:
-    """The name in the question, and where it ends."""
+    """The name in the question, and the offset of its end."""
     labels, at = [], 12
     while length := query[at]:
         labels.append(query[at + 1 : at + 1 + length].decode("ascii"))

@@ -1,4 +1,4 @@
-"""When containerd had an image complete: its own events, with its own clock."""
+"""The times at which containerd completed images, from its own events and its own clock."""
 
 import datetime as dt
 import json
@@ -22,8 +22,8 @@ _LINE = re.compile(r"(\S+ \S+) \+0000 UTC \S+ /images/(create|update|delete) (\{
 class ImageEvents:
     """A running `ctr events`, written to a file as lines `{"time", "kind", "name"}`.
 
-    containerd makes an image's record when all of it is fetched and unpacked: the event's time is
-    the moment at which a pod could have started.
+    containerd creates an image's record after it has fetched and unpacked the whole image. So a pod
+    can start from the event's time on.
     """
 
     def __init__(self, command: list[str], path: Path) -> None:
@@ -34,16 +34,16 @@ class ImageEvents:
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # that cgroup v1 is deprecated
+            stderr=subprocess.DEVNULL,  # a warning that cgroup v1 is deprecated
             text=True,
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        time.sleep(0.3)  # `ctr events` does not say when its subscription stands
+        time.sleep(0.3)  # `ctr events` does not report the start of its subscription
 
     def created(self, reference: str) -> float | None:
-        """When (seconds since the epoch) the image was complete for the first time, if it is."""
+        """The time of the image's first completion in seconds since the epoch, or None."""
         with self._changed:
             return self._seen.get(reference)
 
@@ -89,7 +89,8 @@ class ImageEvents:
 
 
 def _epoch(text: str) -> float:
-    """`datetime` knows microseconds, containerd says nanoseconds (and drops trailing zeros)."""
+    """Parses a time of containerd. `datetime` parses microseconds, but containerd prints
+    nanoseconds without trailing zeros."""
     moment, _, fraction = text.partition(".")
     parsed = dt.datetime.strptime(moment + "+0000", "%Y-%m-%d %H:%M:%S%z")
     return parsed.timestamp() + float(f"0.{fraction or 0}")

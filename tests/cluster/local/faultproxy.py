@@ -1,10 +1,10 @@
-"""A registry that misbehaves on command: a read-only proxy before a good one.
+"""A registry with faults on request: a read-only proxy in front of a correct registry.
 
-A program of its own, standard library only:
+A separate program, standard library only:
 `faultproxy.py UPSTREAM HTTP HTTPS CONTROL CERTIFICATE KEY`, the first four as ADDRESS:PORT. Faults
-are set on the control port (see `faulty.py`): POST /faults adds one, DELETE /faults removes all,
-GET /requests is every request so far. All other paths of the control port lead to the good
-registry, without faults and without being counted.
+are set on the control port (see `faulty.py`): POST /faults adds a fault, DELETE /faults removes all
+faults, GET /requests returns every request so far. All other paths of the control port lead to the
+correct registry, without faults and without a record of the request.
 """
 
 import fnmatch
@@ -36,18 +36,18 @@ _HEADERS = {401: {"WWW-Authenticate": 'Basic realm="faulty"'}, 429: {"Retry-Afte
 
 @dataclass
 class Fault:
-    """What goes wrong, with which requests, and how often."""
+    """A fault: its kind, the requests that it applies to, and how often."""
 
     kind: str  # an HTTP status, or reset, stall, truncated, corrupt, slow
     repository: str = "*"
     operation: str = "any"  # manifest, blob, token, any
-    times: int | None = None  # requests it is good for; None: until cleared
-    after_bytes: int | None = None  # of the manifest or blob; None: the half of it
+    times: int | None = None  # number of requests it applies to; None: until cleared
+    after_bytes: int | None = None  # of the manifest or blob; None: half of it
     bytes_per_second: int = _CHUNK
     headers: dict[str, str] = field(default_factory=dict)
 
     def matches(self, request: "Request", size: int) -> bool:
-        """`size` in bytes of what is asked for: a fault beyond its end is not one."""
+        """`size` is the size of the content in bytes. A fault beyond its end does not apply."""
         return (
             self.times != 0
             and self.operation in ("any", request.operation)
@@ -69,14 +69,14 @@ class Request:
     path: str
     repository: str = ""
     operation: str = ""
-    status: int | None = None  # None: it was sent none
+    status: int | None = None  # None: no status was sent
     sent: int = 0  # bytes of the body
     fault: str = ""
     ended: float | None = None
 
 
 class Faults:
-    """What is in force, and what was asked for; shared by all connections."""
+    """The active faults and the recorded requests, shared by all connections."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -89,14 +89,14 @@ class Faults:
             self._faults.append(fault)
 
     def clear(self) -> None:
-        """No fault any more; what stalls is hung up."""
+        """Removes all faults and closes stalled connections."""
         with self._lock:
             self._faults.clear()
             self.cleared.set()
             self.cleared = threading.Event()
 
     def of(self, request: Request, size: int = 0) -> Fault | None:
-        """The newest fault that fits, once less from now on."""
+        """Records the request. Returns the newest matching fault and reduces its `times`."""
         with self._lock:
             self.requests.append(request)
             for fault in reversed(self._faults):
@@ -109,7 +109,7 @@ class Faults:
 
 
 class Hangup(Exception):
-    """This connection ends here, in the middle of whatever it was doing."""
+    """Ends this connection in the middle of a response."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -143,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _refuse(self, asked: Request, fault: Fault | None) -> bool:
-        """Answers with the fault's status, if it has one."""
+        """Sends the fault's HTTP status, if it has one. Returns whether it did."""
         if not fault or not fault.kind.isdecimal():
             return False
         status = int(fault.kind)
@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
             asked.sent = len(body)
 
     def _proxy(self, asked: Request, *, spoil: bool = True) -> None:
-        """The good registry's answer, or what a fault makes of it."""
+        """Forwards the correct registry's response, changed by a fault if one applies."""
         cleared = self.faults.cleared
         connection = http.client.HTTPConnection(self.upstream, timeout=30)
         try:
@@ -205,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
                     and fault.kind == "slow"
                     and cleared.wait(len(data) / fault.bytes_per_second)
                 ):
-                    fault = None  # the rest goes as fast as it can
+                    fault = None  # send the rest at full speed
                 self.wfile.write(data)
                 at += len(data)
                 asked.sent += len(data)
@@ -215,23 +215,23 @@ class Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _break(self, fault: Fault, cleared: threading.Event) -> None:
-        """Says no more, in the manner of the fault."""
+        """Ends the response in the way of the fault."""
         self.wfile.flush()
         if fault.kind == "stall":
             while not cleared.wait(0.2):
                 readable, _, _ = select.select([self.connection], [], [], 0)
                 if readable and not self.connection.recv(1, socket.MSG_PEEK):
-                    break  # the client has given up
+                    break  # the client has closed the connection
         if fault.kind == "reset":
-            time.sleep(0.05)  # what was sent shall arrive before the RST throws it away
+            time.sleep(0.05)  # let the client receive the data before the RST discards it
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            # shutdown() of the server would send a FIN first: detach, so that close() is all.
+            # Detach the socket and only close it, because the server's shutdown() would send a FIN.
             socket.close(self.connection.detach())
         raise Hangup
 
     def log_message(self, *_: object) -> None:
-        """The log has a line per request already."""
+        """Logs nothing, because the log has a line per request already."""
 
 
 class Control(Handler):
@@ -267,7 +267,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away, or does not like the certificate, is what this is for."""
+        """Ignores the error, because tests make clients disconnect or refuse the certificate."""
 
     def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
         if request.fileno() != -1:
@@ -278,7 +278,7 @@ class TlsServer(Server):
     context: ssl.SSLContext
 
     def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
-        """In the connection's own thread: a slow handshake delays nobody else."""
+        """Does the TLS handshake in the connection's thread, so that it delays no other client."""
         wrapped = self.context.wrap_socket(request, server_side=True)
         try:
             super().finish_request(wrapped, client_address)
@@ -288,7 +288,7 @@ class TlsServer(Server):
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int, int]:
-    """Bytes of this body, where in the whole it begins, bytes of the whole."""
+    """The length of this body, its offset in the whole content, and the length of the whole."""
     length = int(response.headers.get("Content-Length", 0))
     if found := re.match(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")):
         return length, int(found[1]), int(found[2])

@@ -1,7 +1,8 @@
-"""The registry that misbehaves on command, and names under which there is none to reach.
+"""The registry with faults on request, and names of registries that cannot be reached.
 
-`faulty.registry.test` serves what the open registry has, through `faultproxy.py`. What fails before
-any HTTP request cannot be commanded; it has names of its own, which serve any repository as badly.
+`faulty.registry.test` serves the images of the open registry through `faultproxy.py`. The proxy
+cannot make a connection fail before its HTTP request. Such failures have their own names, and apply
+to every repository.
 """
 
 import http.client
@@ -22,48 +23,48 @@ Operation = Literal["manifest", "blob", "token", "any"]
 
 HOST = "faulty.registry.test"
 UNTRUSTED = "untrusted.registry.test"
-"""TLS, with a certificate of an authority that the nodes do not know."""
+"""TLS with a certificate of an authority that the nodes do not trust."""
 MISMATCH = "mismatch.registry.test"
-"""TLS, with a certificate for another name."""
+"""TLS with a certificate for another name."""
 PLAIN = "plain.registry.test"
-"""Answers in plain HTTP where nodes speak TLS."""
+"""Answers in plain HTTP to nodes that use TLS."""
 REFUSED = "refused.registry.test"
-"""Nobody listens."""
+"""No process listens."""
 UNROUTABLE = "unroutable.registry.test"
 """No machine has the address: `no route to host`, after 3 s."""
 UNRESOLVABLE = "unresolvable.registry.test"
-"""The name server says that there is no such name."""
+"""The name server answers that the name does not exist."""
 SERVFAIL = "servfail.registry.test"
-"""The name server fails."""
+"""The name server answers with SERVFAIL."""
 SILENT = "silent.registry.test"
 """The name server does not answer: a lookup takes 10 s or more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request that a client made of the faulty registry."""
+    """One request of a client to the faulty registry."""
 
     at: float  # seconds since the epoch
     client: str  # the address of a node
     method: str
     path: str
     repository: str
-    operation: str  # manifest, blob, token, or nothing
+    operation: str  # manifest, blob, token, or empty
     status: int | None  # None: none was sent
     sent: int  # bytes of the body
-    fault: str  # what went wrong with it, if anything
-    ended: float | None  # None: it goes on
+    fault: str  # the kind of its fault, or empty
+    ended: float | None  # None: not ended
 
 
 @dataclass(frozen=True, slots=True)
 class FaultyRegistry(Registry):
-    """Images pushed to it are in the open registry as well, under the same repository."""
+    """Images that are pushed to it are also in the open registry, under the same repository."""
 
     origin: Registry
 
     @property
     def address(self) -> str:
-        """The control port; there are no faults, so `tags`, `digest` and `delete` just work."""
+        """The control port. It has no faults, so `tags`, `digest` and `delete` always work."""
         return f"{network.FAULTY_REGISTRY}:8080"
 
     def prepare(self) -> None:
@@ -105,15 +106,15 @@ class FaultyRegistry(Registry):
         bytes_per_second: int = 64 * 1024,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """From now on requests fail, the newest fault that fits first.
+        """Makes matching requests fail from now on. The newest matching fault applies.
 
         `kind` is an HTTP status (401 with a Basic challenge, 429 with `Retry-After: 1`, unless
-        `headers` say otherwise), or: reset (RST), stall (nothing more comes), truncated (the
-        connection is closed), each once `after_bytes` of the whole blob or manifest are sent (the
-        half of it; a client that resumes gets no further); corrupt (the byte there is another, so
-        the digest is wrong); slow (`bytes_per_second`). What is not larger than `after_bytes` stays
-        whole: 4096 spares the image's config and hits its layers. `repository` is a glob, `times`
-        the number of requests it is good for: note that containerd repeats some by itself.
+        `headers` replace them), or: reset (RST), stall (no more data), truncated (the connection is
+        closed), each after `after_bytes` of the whole blob or manifest (default: half of it; a
+        client that resumes gets no more); corrupt (the byte at that offset is changed, so the
+        digest is wrong); slow (`bytes_per_second`). A blob that is not larger than `after_bytes`
+        stays complete: 4096 excludes the image's config and includes its layers. `repository` is a
+        glob. `times` is the number of requests; note that containerd repeats some by itself.
         """
         self._control(
             "POST",
@@ -130,11 +131,11 @@ class FaultyRegistry(Registry):
         )
 
     def clear(self) -> None:
-        """No faults any more; connections that stall are hung up."""
+        """Removes all faults and closes stalled connections."""
         self._control("DELETE", "/faults")
 
     def requests(self, repository: str = "") -> list[Request]:
-        """Every request of a client since the start, or those about one repository."""
+        """Every client request since the start, or only those for one repository."""
         found = [Request(**each) for each in self._control("GET", "/requests")]
         return [each for each in found if repository in ("", each.repository)]
 

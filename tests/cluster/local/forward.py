@@ -1,8 +1,8 @@
-"""Loopback ports of this machine that lead into a cluster's network namespace.
+"""Forwards loopback ports of this machine into a cluster's network namespace.
 
-A program of its own, standard library only: `forward.py PID 127.0.0.1:PORT=ADDRESS:PORT …`. A
-socket belongs to the namespace its process was in when it was made: so the listening ones are made
-first, then the process moves to the namespace of PID, and each connection goes out from there.
+A separate program, standard library only: `forward.py PID 127.0.0.1:PORT=ADDRESS:PORT …`. A socket
+belongs to the namespace in which its process created it. So the program first creates the listening
+sockets, then enters the namespace of PID, and opens each outgoing connection there.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 class Half(asyncio.Protocol):
-    """One direction: what arrives here is written to the other half, at that half's pace."""
+    """One side of a connection. It writes its data to the other side, at the speed of that side."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -64,7 +64,7 @@ async def _connect(connection: socket.socket, host: str, port: int) -> None:
     try:
         _, inner = await loop.create_connection(Half, host, port)
     except OSError:
-        connection.close()  # nothing listens there (any more): the client sees a closed connection
+        connection.close()  # no process listens at the target: the client gets a closed connection
         return
     outer = Half()
     outer.other, inner.other = inner, outer

@@ -1,8 +1,8 @@
-"""kwok: nodes without kubelets, for tests that need thousands of them.
+"""kwok: nodes without kubelets, for tests with thousands of nodes.
 
-Its nodes pull nothing: a puller pod (label `imagegate.dev/prefetch`) is Succeeded some seconds
-after it was scheduled, which stands for the pull; the pod's annotation
-`kwok.test/pull-seconds` says otherwise.
+Its nodes pull nothing. A puller pod (label `imagegate.dev/prefetch`) is Succeeded some seconds
+after it was scheduled, which simulates the pull. The pod's annotation `kwok.test/pull-seconds` sets
+another time.
 """
 
 import itertools
@@ -27,14 +27,14 @@ _PARALLEL = 50
 
 @dataclass(frozen=True, slots=True)
 class Kwok:
-    """One kwok process and its nodes. Keep it running: a restarted one has another identity and
-    leaves nodes alone until the Leases of the old one run out."""
+    """One kwok process and its nodes. Keep the process running: a restarted kwok has another
+    identity and does not manage the nodes until the Leases of the old process expire."""
 
     control_plane: ControlPlane
     api: Api
 
     def start(self, pull_seconds: float) -> None:
-        """Starts kwok where it does not run yet."""
+        """Starts kwok if it does not run yet."""
         group = self.control_plane.group
         if group.find("kwok"):
             return
@@ -46,11 +46,11 @@ class Kwok:
         group.start("kwok", [program, f"--kubeconfig={kubeconfig}", f"--config={path}"])
 
     def stop(self) -> None:
-        """Its nodes stay, and become NotReady in time; see `delete`."""
+        """Stops kwok. Its nodes stay and become NotReady later; see `delete`."""
         self.control_plane.group.stop("kwok")
 
     def add(self, count: int, labels: Mapping[str, str], zones: int) -> list[str]:
-        """Creates nodes, numbered on from those there are, and waits until all are Ready."""
+        """Creates nodes with unused numbers, and waits until all are Ready."""
         taken = {node["metadata"]["name"] for node in self._list()}
         free = (name for number in itertools.count() if (name := _name(number)) not in taken)
         names = list(itertools.islice(free, count))
@@ -63,7 +63,8 @@ class Kwok:
         _each(self._delete, list(names))
 
     def wait_ready(self, names: Sequence[str], timeout: float = 120) -> None:
-        """Ready and with a Lease: only from then on does kwok look after a node's pods."""
+        """Waits until the nodes are Ready and have a Lease, because kwok manages the pods of a node
+        only after it has the Lease."""
         process = self.control_plane.group.find("kwok")
         wanted = set(names)
 
@@ -88,7 +89,8 @@ class Kwok:
         return nodes
 
     def _forget_leases(self) -> None:
-        """Those of an earlier kwok, which would keep this one from its nodes."""
+        """Deletes the Leases of an earlier kwok, because this kwok would not manage its nodes until
+        they expire."""
         names = {node["metadata"]["name"] for node in self._list()}
         leases = (lease["metadata"]["name"] for lease in self.api.get(_LEASES)["items"])
         stale = [name for name in leases if name in names]
@@ -96,7 +98,7 @@ class Kwok:
 
 
 def _each(do: Callable[[Any], object], items: Sequence[Any]) -> None:
-    """Many requests at once; raises the first error."""
+    """Makes many requests in parallel; raises the first error."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
         for _ in pool.map(do, items):
             pass
@@ -112,7 +114,7 @@ def _ready(node: Json) -> bool:
 
 
 def _node(name: str, zone: str, labels: Mapping[str, str]) -> Json:
-    """What `node-initialize` does not make up is given here, above all the boot id."""
+    """A Node with the fields that stage `node-initialize` does not set, mainly the boot id."""
     amounts = {"cpu": "32", "memory": "256Gi", "pods": "110", "ephemeral-storage": "500Gi"}
     well_known = {
         SELECTOR: "true",
@@ -145,7 +147,7 @@ def _node(name: str, zone: str, labels: Mapping[str, str]) -> Json:
 
 
 def _configuration() -> Json:
-    """Every option that matters: one that is left out of a file is 0, not its default."""
+    """All needed options, because an option that the file omits is 0 and not its default."""
     return {
         "apiVersion": "config.kwok.x-k8s.io/v1alpha1",
         "kind": "KwokConfiguration",
@@ -154,7 +156,7 @@ def _configuration() -> Json:
             "nodeIP": "10.95.0.1",
             "manageAllNodes": False,
             "manageNodesWithLabelSelector": SELECTOR,
-            "nodeLeaseDurationSeconds": 140,  # renewed every 35 s: below the 50 s of grace
+            "nodeLeaseDurationSeconds": 140,  # renewed every 35 s; the grace period is 50 s
             "nodeLeaseParallelism": 16,
             "nodePlayStageParallelism": 16,
             "podPlayStageParallelism": 16,

@@ -1,4 +1,4 @@
-"""A registry mirror as a zone would have one: Docker Distribution as a pull-through cache."""
+"""A registry mirror, as for a zone: Docker Distribution as a pull-through cache."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _BLOB = re.compile(r'^(\S+) .*"GET /v2/(\S+)/blobs/(sha256:[0-9a-f]{64})\S* HTTP
 
 @dataclass(frozen=True, slots=True)
 class BlobRequest:
-    """A blob that a registry or a mirror has served whole."""
+    """A blob that a registry or a mirror has served completely."""
 
     client: str  # address
     repository: str
@@ -28,11 +28,11 @@ class BlobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """What it does not have it asks the registry for, once, and keeps. One that is `frozen` asks
-    nobody: it serves what was pushed to it, also when the registry knows better.
+    """Fetches a missing image from the registry once and keeps it. A `frozen` mirror fetches
+    nothing: it serves the images that were pushed to it, also if the registry has newer images.
     """
 
-    registry: Registry  # one without password
+    registry: Registry  # a registry without password
     frozen: bool = False
 
     @property
@@ -72,11 +72,11 @@ class Mirror:
         self.group.stop(self._name, grace=0)
 
     def push(self, layout: Path, repository: str) -> None:
-        """Into one that is frozen."""
+        """Pushes an image into a frozen mirror."""
         copy(self.group, layout, f"{self.address}/{repository}")
 
     def hosts_toml(self) -> str:
-        """How containerd is told to ask the mirror first, for certs.d/HOST/hosts.toml."""
+        """The content of certs.d/HOST/hosts.toml that makes containerd use the mirror first."""
         return (
             self.registry.hosts_files()[self.registry.host]
             + f'[host."http://{self.address}"]\n  capabilities = ["pull", "resolve"]\n'
@@ -84,6 +84,6 @@ class Mirror:
 
 
 def blob_requests(log: Path) -> list[BlobRequest]:
-    """Every blob that a registry or a mirror has served whole, in order, from its log."""
+    """Every blob that a registry or a mirror has served completely, in order, from its log."""
     found = map(_BLOB.match, log.read_text(errors="replace").splitlines())
     return [BlobRequest(m[1], m[2], m[3], int(m[4])) for m in found if m]

@@ -1,8 +1,8 @@
-"""Addresses, and the wiring of the namespaces.
+"""Addresses, and the network of the namespaces.
 
-The bridge stands in the control plane's network namespace, nodes hang on it by veth pairs: the
-machine's own network gets no interface, route or rule. All clusters use the same addresses, for
-none can see another; from outside they are reached by loopback ports (see `forward.py`).
+The bridge is in the control plane's network namespace, and veth pairs connect the nodes to it. The
+machine's own network gets no interface, route or rule. All clusters use the same addresses, because
+they cannot reach each other. This machine reaches them by loopback ports (see `forward.py`).
 """
 
 import os
@@ -19,8 +19,9 @@ SECURE_REGISTRY = "10.90.0.3"
 FAULTY_REGISTRY = "10.90.0.4"
 NOBODY = "10.90.255.254"
 BRIDGE_MAC = "02:90:00:00:00:01"
-"""Given: left to itself a bridge has the lowest address of its ports, another one whenever a node
-comes or goes, and the other nodes would send to the old one until their neighbour entries age."""
+"""A fixed address. By default a bridge uses the lowest address of its ports, which changes when a
+node joins or leaves. Then other nodes would send to the old address until their neighbour entries
+expire."""
 PODS = "10.91.0.0/16"
 SERVICES = "10.92.0.0/16"
 KUBERNETES_SERVICE = "10.92.0.1"
@@ -57,7 +58,8 @@ def connect_node(control_plane: Group, node: Group, index: int) -> None:
     holder = node.find("holder")
     if holder is None:
         raise ClusterError(f"{node.folder.name} is not running")
-    # A node that died a moment ago may still hold the name: its namespace goes asynchronously.
+    # Delete the interface first. A node that has just died may still have the name, because the
+    # kernel removes its namespace asynchronously.
     _script(
         control_plane,
         f"""
@@ -91,7 +93,7 @@ def disconnect_node(control_plane: Group, index: int) -> None:
 
 
 def limit_bandwidth(control_plane: Group, index: int, rate: str | None) -> None:
-    """What the node may receive, as tc(8) writes it (`200mbit`); None lifts the limit."""
+    """Limits the node's incoming rate, as tc(8) writes it (`200mbit`); None removes the limit."""
     verb = f"replace dev node{index} root tbf rate {rate} burst 256kb latency 400ms"
     if rate is None:
         verb = f"delete dev node{index} root 2>/dev/null || true"

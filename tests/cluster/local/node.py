@@ -1,4 +1,4 @@
-"""A node: network and mount namespace with containerd, kubelet and kube-proxy of its own."""
+"""A node: network and mount namespaces with their own containerd, kubelet and kube-proxy."""
 
 import datetime as dt
 import shutil
@@ -20,7 +20,7 @@ from tests.cluster.local.registries import NAMES, Registry
 from tests.cluster.local.state import NodeRecord
 
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
-# What a node has for itself, by bind mounts from its folder.
+# The paths that each node has for itself, by bind mounts from its folder.
 _OWN = ("run", "var/lib", "var/log", "etc/hosts")
 
 
@@ -67,14 +67,14 @@ class Node:
     # Life
 
     def start(self) -> None:
-        """Boots the node; does not wait until it is Ready. Does nothing where it runs."""
+        """Boots the node; does not wait until it is Ready. Does nothing if it runs."""
         if not self.running:
             self.start_runtime()
             self.start_kubelet()
 
     def start_runtime(self) -> None:
-        """Namespaces and containerd: what needs no API server."""
-        cgroups.kill(self.group.cgroup)  # what a half-dead node left
+        """Starts namespaces and containerd, which need no API server."""
+        cgroups.kill(self.group.cgroup)  # remaining processes of a node that died in part
         self._write_files()
         self.group.hold(binaries.path(binaries.pause(), "pause"))
         network.connect_node(self.control_plane.group, self.group, self.record.index)
@@ -86,25 +86,25 @@ class Node:
         self._start_daemon("kube-proxy")
 
     def stop(self) -> None:
-        """Pulls the plug: everything is killed at once, the Node object stays."""
+        """Kills all processes of the node, as a power failure does. The Node object stays."""
         cgroups.kill(self.group.cgroup)
         network.disconnect_node(self.control_plane.group, self.record.index)
 
     def wipe(self) -> None:
-        """Empties the disk of a node that is stopped, as an upgrade does that re-images it: its
-        Node object stays. It comes back with another boot id."""
+        """Empties the disk of a stopped node, as an upgrade that re-images the machine. The Node
+        object stays. The node returns with another boot id."""
         for folder in ("containerd", "kubelet"):
             shutil.rmtree(self.disk / "var" / "lib" / folder, ignore_errors=True)
         self._new_boot_id()
 
     def reboot(self) -> None:
-        """Stop and start with a new boot id; does not wait until it is Ready again."""
+        """Stops and starts the node with a new boot id; does not wait until it is Ready again."""
         self.stop()
         self._new_boot_id()
         self.start()
 
     def restart(self, daemon: str) -> None:
-        """Restarts kubelet, containerd or kube-proxy; containers go on, as on a real node."""
+        """Restarts kubelet, containerd or kube-proxy; containers keep running."""
         if daemon not in ("kubelet", "containerd", "kube-proxy"):
             raise ClusterError(f"no daemon {daemon!r}: there is kubelet, containerd, kube-proxy")
         self.group.stop(daemon)
@@ -114,20 +114,20 @@ class Node:
             self._start_daemon(daemon)
 
     def limit_bandwidth(self, rate: str | None) -> None:
-        """Slows the node's network down, so that a pull takes a while: `200mbit` makes 300 MiB
-        take 13 s. None lifts the limit, and so does a stop."""
+        """Limits the node's network, so that a pull takes a known time: 300 MiB take 13 s with
+        `200mbit`. None removes the limit, and so does a stop."""
         network.limit_bandwidth(self.control_plane.group, self.record.index, rate)
 
     def limit_disk(self, size: str) -> None:
-        """Gives containerd an empty disk of this size (`16m`), until the node stops. Pods of this
-        node are lost with the old one: for nodes that have just joined."""
+        """Gives containerd an empty disk of this size (`16m`), until the node stops. Use it only
+        for a node that has just joined, because its pods are lost with the old disk."""
         self.group.stop("containerd")
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/var/lib/containerd"]
         network.run(self.group, mount)
         self.restart("containerd")
 
     def remove(self, *, delete_object: bool = True) -> None:
-        """The machine is gone, with its disk; and its Node object, unless told otherwise."""
+        """Removes the machine with its disk and, by default, its Node object."""
         self.stop()
         cgroups.remove(self.group.cgroup)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -138,16 +138,17 @@ class Node:
                 if error.status != 404:
                     raise
 
-    # What Kubernetes says of it
+    # State in Kubernetes
 
     def object(self) -> Json:
         return self.api.get(f"/api/v1/nodes/{self.name}")
 
     def ready(self) -> bool:
-        """Ready, and said so of this boot and by the kubelet that runs now.
+        """Whether the node is Ready in this boot and by the running kubelet.
 
-        A node that was stopped keeps its conditions for 50 s, and a restarted kubelet does not
-        write a status that has not changed; but it renews the node's Lease at once.
+        The condition alone is not enough, because a stopped node keeps its conditions for 50 s, and
+        a restarted kubelet does not write an unchanged status. But the kubelet renews the node's
+        Lease immediately.
         """
         try:
             status, lease = self.object()["status"], self.api.get(f"{_LEASES}/{self.name}")
@@ -173,7 +174,7 @@ class Node:
     def boot_id(self) -> str:
         return (self.folder / "boot_id").read_text().strip()
 
-    # What containerd says of it
+    # State in containerd
 
     def ctr(self, *args: str) -> str:
         done = subprocess.run(self.ctr_command(*args), capture_output=True, text=True, check=False)
@@ -182,20 +183,20 @@ class Node:
         return done.stdout
 
     def ctr_command(self, *args: str) -> list[str]:
-        """The socket is a file on the node's disk, so there is no need to enter the node."""
+        """The command line of ctr. It runs outside the node, because the socket is on the disk."""
         socket = self.disk / nodefiles.SOCKET.lstrip("/")
         program = binaries.path(self._containerd, "ctr")
         return [str(program), f"--address={socket}", "--namespace=k8s.io", *args]
 
     def images(self) -> set[str]:
-        """Names that containerd has an image under, also `name@digest` and bare digests."""
+        """The names of images in containerd, also `name@digest` and bare digests."""
         return set(self.ctr("images", "ls", "-q").split())
 
     def has_image(self, reference: str) -> bool:
         return reference in self.images()
 
     def remove_image(self, reference: str) -> None:
-        """As kubelet's garbage collection would: all names of the image, then its content."""
+        """Removes all names and the content of an image, as kubelet's garbage collection does."""
         lines = self.ctr("images", "ls").splitlines()[1:]
         names = {line.split()[0]: line.split()[2] for line in lines}
         digest = names.get(reference)
@@ -210,7 +211,7 @@ class Node:
     # Files and daemons
 
     def _write_files(self) -> None:
-        shutil.rmtree(self.disk / "run", ignore_errors=True)  # does not survive a boot
+        shutil.rmtree(self.disk / "run", ignore_errors=True)  # /run does not survive a boot
         folders = [self.disk / each for each in _OWN if each != "etc/hosts"]
         for folder in [*folders, self.etc / "cni"]:
             folder.mkdir(parents=True, exist_ok=True)
@@ -254,13 +255,13 @@ class Node:
         (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
 
     def _mount(self) -> None:
-        """Inside the node's mount namespace only; it goes with the node's last process.
+        """Mounts the node's folders in its mount namespace, which ends with its last process.
 
-        Shared, as kubelet wants it for mount propagation into containers: but a peer group of its
-        own, for the holder made the namespace private first.
+        The mounts are shared, because kubelet needs mount propagation into containers. They are in
+        their own peer group, because the holder has made the namespace private before.
         """
         binds = [f"mount --bind {self.disk / own} /{own}" for own in _OWN]
-        # Where it is a link to somewhere below /run, its target went with the bind mount of /run.
+        # If /etc/resolv.conf is a link to a file below /run, the bind mount of /run hides the file.
         names = f"""
             target=$(readlink -m /etc/resolv.conf)
             [ -e "$target" ] || install -D /dev/null "$target"
@@ -276,7 +277,7 @@ class Node:
         wait_until(self._import_sandbox, f"containerd on {self.name}", 30, [process])
 
     def _import_sandbox(self) -> bool:
-        """Brings the image of every pod's first container; False while containerd starts."""
+        """Imports the image of the sandbox container. Returns False while containerd starts."""
         try:
             if nodefiles.SANDBOX_IMAGE not in self.images():
                 with tempfile.NamedTemporaryFile() as file:
@@ -302,7 +303,7 @@ class Node:
                 f"--node-labels={labels}",
             ]
         else:
-            # Conntrack's table belongs to the whole machine: its size is not ours to set.
+            # Do not set the size of the conntrack table, because it applies to the whole machine.
             flags += ["--proxy-mode=iptables", "--conntrack-max-per-core=0"]
             flags += [f"--cluster-cidr={network.PODS}"]
         flags += self.control_plane.extra_args.get(name, ())

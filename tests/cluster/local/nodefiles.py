@@ -1,7 +1,7 @@
-"""The configuration files of a node: containerd, CNI, kubelet. Text in, text out.
+"""The configuration files of a node: containerd, CNI, kubelet. Pure functions that return texts.
 
-A node has a mount namespace of its own with its own /run, /var/lib, /var/log and /etc/hosts, so
-programs are left at their default paths wherever that is possible.
+A node has its own mount namespace with its own /run, /var/lib, /var/log and /etc/hosts, so programs
+keep their default paths if possible.
 """
 
 import json
@@ -19,8 +19,8 @@ SOCKET = "/run/containerd/containerd.sock"
 
 
 def containerd_toml(etc: Path, cgroup: str, shim: Path, options: NodeOptions) -> str:
-    """`pinned_images` keeps the sandbox image from kubelet's garbage collection. `shim` is that of
-    the same containerd: by its name alone the first on PATH would be taken."""
+    """`pinned_images` protects the sandbox image from kubelet's garbage collection. `shim` is the
+    full path of the same containerd's shim, because a bare name would select the first on PATH."""
     runc = paths.system("runc")
     if options.containerd == "1.7":
         return _containerd_1_7_toml(etc, cgroup, shim, options)
@@ -51,7 +51,7 @@ version = 3
 
 
 def _containerd_1_7_toml(etc: Path, cgroup: str, shim: Path, options: NodeOptions) -> str:
-    """The same in the older layout: one plugin for all of CRI."""
+    """The same settings in the older format, with one plugin for all of CRI."""
     runc = paths.system("runc")
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     return f"""\
@@ -118,15 +118,16 @@ def kubelet_yaml(etc: Path, pki: Path, name: str, cgroup: str, options: NodeOpti
         "clusterDNS": [network.CONTROL_PLANE],
         "clusterDomain": "cluster.local",
         "resolvConf": str(etc / "resolv.conf"),
-        # The disks of CI machines are nearly full; what is tested here is not kubelet's eviction.
+        # Low thresholds, because the disks of CI machines are nearly full and the tests are not
+        # about kubelet's eviction.
         "evictionHard": {
             "memory.available": "50Mi",
             "nodefs.available": "1%",
             "nodefs.inodesFree": "1%",
             "imagefs.available": "1%",
         },
-        # localStorageCapacityIsolation stays on: without it cAdvisor has no figures of the file
-        # system, hence no image garbage collection, no eviction and no /stats/summary.
+        # localStorageCapacityIsolation stays on. Without it cAdvisor has no file system statistics,
+        # so there is no image garbage collection, no eviction and no /stats/summary.
         "registerWithTaints": [_taint(text) for text in options.register_with_taints],
     }
     return yaml.safe_dump(_merged(config, options.kubelet))

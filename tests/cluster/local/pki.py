@@ -1,4 +1,4 @@
-"""A throw-away certificate authority, and kubeconfigs with its client certificates."""
+"""A temporary certificate authority, and kubeconfigs with its client certificates."""
 
 import base64
 import datetime as dt
@@ -26,7 +26,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """The cluster's CA: it signs API server, kubelets, clients and the secure registry alike."""
+    """The cluster's CA. It signs for the API server, kubelets, clients and the secure registry."""
 
     folder: Path
 
@@ -57,8 +57,8 @@ class Authority:
         names: Sequence[str] = (),
         addresses: Sequence[str] = (),
     ) -> Pair:
-        """A certificate for a client (Kubernetes takes user and groups from it) and, with names
-        or addresses, for a server."""
+        """Issues a certificate for a client, with user and groups for Kubernetes. With names or
+        addresses it is also valid for a server."""
         pair = Pair(self.folder / f"{file}.crt", self.folder / f"{file}.key")
         ca = x509.load_pem_x509_certificate(self.certificate.read_bytes())
         ca_key = serialization.load_pem_private_key((self.folder / "ca.key").read_bytes(), None)
@@ -83,7 +83,7 @@ class Authority:
         return pair
 
     def key_pair(self, file: str) -> tuple[Path, Path]:
-        """A bare private and public key, as service account tokens are signed with."""
+        """Creates a key pair without a certificate, to sign service account tokens."""
         private, public = self.folder / f"{file}.key", self.folder / f"{file}.pub"
         key = ec.generate_private_key(ec.SECP256R1())
         _write_key(private, key)
@@ -95,7 +95,7 @@ class Authority:
         return private, public
 
     def kubeconfig(self, path: Path, server: str, pair: Pair) -> Path:
-        """Self-contained, so that it may be copied away or put into a Secret."""
+        """Writes a self-contained kubeconfig, so that it can be copied or put into a Secret."""
         cluster = {"server": server, "certificate-authority-data": _base64(self.certificate)}
         user = {
             "client-certificate-data": _base64(pair.certificate),

@@ -1,8 +1,8 @@
 """Starts, watches and stops the processes of a cluster.
 
-Each is recorded with its start time, so a later run recognises its own and never mistakes another
-process that was given the same pid. Each enters its cgroup and its namespaces before it becomes the
-program that was asked for, so there is no moment at which it is outside of them.
+Each process is recorded with its start time, so that a later run recognises its processes and does
+not confuse them with another process of the same pid. Each process enters its cgroup and namespaces
+before it executes the program, so that the program never runs outside of them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from tests.cluster import paths
 from tests.cluster.errors import ClusterError
 from tests.cluster.local import cgroups
 
-# Writes itself into the cgroups named before `--`, then becomes the rest of its arguments.
+# Writes its pid into the cgroup files before `--`, then executes the remaining arguments.
 _ENTER = (
     'ulimit -n "$(ulimit -H -n)"; '
     'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
@@ -33,13 +33,13 @@ class Process:
 
     name: str
     pid: int
-    start_time: int  # in clock ticks since boot, from /proc: with the pid it is unique
+    start_time: int  # in clock ticks since boot, from /proc; unique together with the pid
     log: str
 
     @property
     def alive(self) -> bool:
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)  # where it is a child of ours: no zombies
+            os.waitpid(self.pid, os.WNOHANG)  # reaps it if it is a child of this process
         stat = _stat(self.pid)
         return stat is not None and stat == self.start_time
 
@@ -49,7 +49,8 @@ class Process:
                 os.kill(self.pid, number)
 
     def stop(self, grace: float = 5) -> None:
-        """SIGTERM, and SIGKILL after `grace` seconds: a stopping apiserver may take a minute."""
+        """Sends SIGTERM, and SIGKILL after `grace` seconds, because the API server may take a
+        minute to stop."""
         self.signal(signal.SIGTERM if grace else signal.SIGKILL)
         if not _until(lambda: not self.alive, grace):
             self.signal(signal.SIGKILL)
@@ -66,15 +67,15 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Processes that share a cgroup and the namespaces of one holder: a node, or the masters."""
+    """Processes that share a cgroup and a holder's namespaces: a node or the control plane."""
 
     folder: Path  # records in run/, logs in log/
     cgroup: str
     namespaces: tuple[str, ...] = ()  # flags of nsenter(1) and unshare(1)
 
     def hold(self, pause: Path) -> Process:
-        """Makes the namespaces. They live as long as a process is in them and leave no mount or
-        file behind: that is why they are held by a process and not by a bind mount."""
+        """Creates the namespaces and a holder process. They exist as long as a process is in them.
+        A process holds them, because a bind mount would stay after the cluster."""
         flags = [*self.namespaces, "--propagation=private"]
         holder = self._spawn("holder", [paths.system("unshare"), *flags, "--", str(pause)])
         own = Path("/proc/self/ns/net").readlink()
@@ -89,7 +90,8 @@ class Group:
     def enter(self, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` inside the namespaces.
 
-        Not `ip netns exec`: that mounts another /sys and hides the cgroups from kubelet.
+        It does not use `ip netns exec`, which mounts another /sys and hides the cgroups from
+        kubelet.
         """
         holder = self.find("holder")
         if holder is None:
@@ -100,11 +102,11 @@ class Group:
         return self._spawn(name, self.enter(command))
 
     def start_outside(self, name: str, command: Sequence[str]) -> Process:
-        """In the group's cgroup, but in this machine's namespaces."""
+        """Starts a process in the group's cgroup, but in this machine's namespaces."""
         return self._spawn(name, command)
 
     def find(self, name: str) -> Process | None:
-        """The process of that name, if it is alive."""
+        """The process of that name if it is alive, or None."""
         try:
             process = Process(**json.loads((self.folder / "run" / f"{name}.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -140,7 +142,7 @@ class Group:
                 (os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o644),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
-            setsid=True,  # Ctrl-C is for the harness, which then stops things in order
+            setsid=True,  # Ctrl-C reaches only the harness, which stops the processes in order
             setsigmask=[],
             setsigdef=_SIGNALS,
         )
@@ -152,7 +154,7 @@ class Group:
 def wait_until(
     done: Callable[[], bool], what: str, timeout: float, needed: Sequence[Process] = ()
 ) -> None:
-    """Polls until `done`; ends early with the log of a needed process that died."""
+    """Polls until `done`. Fails early with the log if a needed process has died."""
     deadline = time.monotonic() + timeout
     while True:
         dead = next((process for process in needed if not process.alive), None)
@@ -179,7 +181,7 @@ def _until(done: Callable[[], bool], timeout: float) -> bool:
 
 
 def _stat(pid: int) -> int | None:
-    """The process's start time; None when there is none or only its zombie."""
+    """The process' start time; None if the process does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Debian's Prometheus, on demand, in the control plane's network: it reaches pods directly."""
+"""Debian's Prometheus, on demand, in the control plane's network, from which it reaches pods."""
 
 import json
 import sys
@@ -20,14 +20,14 @@ from tests.cluster.local.processes import wait_until
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """One server; starting it again with other jobs replaces it."""
+    """One server. A start with other jobs replaces the running server."""
 
     control_plane: ControlPlane
     port: int  # of loopback
 
     def start(self, jobs: list[Json], interval: str = "2s") -> None:
         """`jobs` are scrape_configs. `kubernetes_sd_configs` may have the roles pod and
-        endpoints (see `discovery.py`); a namespace is chosen by relabelling."""
+        endpoints (see `discovery.py`). Use relabelling to select a namespace."""
         group = self.control_plane.group
         group.stop("prometheus", grace=0)
         config = {

@@ -2,8 +2,8 @@
 
 A third name, `faulty.registry.test`, leads to the open one through a proxy (`faulty.py`).
 
-They listen on the default ports of addresses of their own, so that image references read like real
-ones: `open.registry.test/team/app:1`. Nodes know the names from /etc/hosts, pods from `dns.py`.
+Each listens on the default port of its own address, so that image references have the usual form:
+`open.registry.test/team/app:1`. Nodes resolve the names by /etc/hosts, pods by `dns.py`.
 """
 
 import base64
@@ -48,7 +48,7 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """One registry; it keeps its images over stop and start."""
+    """One registry. It keeps its images over stop and start."""
 
     name: str  # open, secure, faulty
     group: Group
@@ -66,7 +66,7 @@ class Registry:
 
     @property
     def address(self) -> str:
-        """Where it listens, inside."""
+        """The address and port on which it listens, inside the cluster's network."""
         return f"{NAMES[self.host]}:{443 if self.secure else 80}"
 
     @property
@@ -79,7 +79,7 @@ class Registry:
 
     @property
     def ca_pem(self) -> str:
-        """The CA of its certificate: what a client has to trust."""
+        """The CA of its certificate, which a client must trust."""
         return self.authority.certificate.read_text()
 
     @property
@@ -117,14 +117,14 @@ class Registry:
             wait_until(self._answers, f"{self.name} registry", 20, [process])
 
     def stop(self) -> None:
-        """Nobody listens any more: pulls get `connection refused`."""
+        """Stops the registry, so that pulls get `connection refused`."""
         self.group.stop(f"registry-{self.name}", grace=0)
 
     @contextmanager
     def notifying(self, url: str, authorization: str) -> Iterator[None]:
-        """It tells of every push, by its configuration, as its administrator would have it do.
+        """Configures the registry to send an event for every push, in a `with` block.
 
-        Both changes take a restart, and it is away for a moment.
+        The registry restarts at the beginning and at the end, and is down for a moment.
         """
         file = self.folder / "config.yml"
         before = file.read_text()
@@ -150,7 +150,7 @@ class Registry:
         self.start()
 
     def push(self, layout: Path, repository: str) -> str:
-        """Copies an OCI layout here; returns its reference."""
+        """Copies an OCI layout into the registry; returns its reference."""
         login = []
         if self.secure:
             certificates = self.folder / "trusted"
@@ -168,7 +168,7 @@ class Registry:
         return sorted(json.loads(body).get("tags") or [])
 
     def digest(self, repository: str) -> str:
-        """The digest of `team/app:1`, as the registry says it."""
+        """The digest of `team/app:1`, from the registry."""
         name, _, tag = repository.rpartition(":")
         status, headers, _ = self.request("HEAD", f"/v2/{name}/manifests/{tag}")
         if status != 200:
@@ -176,7 +176,7 @@ class Registry:
         return headers["Docker-Content-Digest"]
 
     def delete(self, repository: str) -> None:
-        """Deletes the manifest that `team/app:1` names, and so every tag of it."""
+        """Deletes the manifest of `team/app:1`, and therefore every tag of this manifest."""
         name = repository.rpartition(":")[0]
         status, _, body = self.request("DELETE", f"/v2/{name}/manifests/{self.digest(repository)}")
         if status != 202:
@@ -188,7 +188,7 @@ class Registry:
         return json.dumps({"auths": {self.host: entry}})
 
     def hosts_files(self) -> dict[str, str]:
-        """How containerd is told to reach it: certs.d/HOST/hosts.toml by host."""
+        """containerd's configuration for this registry: certs.d/HOST/hosts.toml by host."""
         scheme = "https" if self.secure else "http"
         text = f'server = "{scheme}://{self.host}"\n'
         text += f'ca = "{self.authority.certificate}"\n' if self.secure else ""
@@ -197,8 +197,8 @@ class Registry:
     def push_manifest(
         self, repository: str, config: tuple[str, bytes], *layers: tuple[str, bytes]
     ) -> str:
-        """Pushes to `team/odd:1` what no tool would make: config and layers, each with its media
-        type and content, whatever these are. The reference to pull."""
+        """Pushes an unusual manifest to `team/odd:1`: config and layers with any media types and
+        contents. Returns the reference to pull."""
         name, _, tag = repository.rpartition(":")
 
         def blob(media_type: str, content: bytes) -> dict[str, object]:
@@ -227,7 +227,7 @@ class Registry:
     def request(
         self, method: str, path: str, body: bytes | None = None, content_type: str = ""
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """One request of the registry API, with the password where one is needed."""
+        """One request to the registry API, with the password if the registry needs it."""
         connection: http.client.HTTPConnection
         headers = {"Accept": _MANIFESTS}
         if content_type:
@@ -266,10 +266,10 @@ class Registry:
 
 
 def copy(group: Group, layout: Path, target: str, *login: str) -> None:
-    """Copies an OCI layout to `host:port/team/app:1`, all platforms, byte by byte; without `login`
-    over plain HTTP.
+    """Copies an OCI layout to `host:port/team/app:1`, with all platforms and unchanged digests.
+    Uses plain HTTP without `login`.
 
-    skopeo runs inside the network namespace: nothing has to pass the forwarder.
+    skopeo runs inside the network namespace, so that the data does not pass the forwarder.
     """
     command = [
         paths.system("skopeo"),

@@ -1,4 +1,4 @@
-"""What a running cluster has to remember between two commands: one JSON file."""
+"""The state of a running cluster between two commands: one JSON file."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ _PORTS = ("api", "open", "secure", "faulty", "prometheus")
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """A node that exists: its number decides its addresses, its options outlive a stop."""
+    """An existing node. Its number determines its addresses; its options outlive a stop."""
 
     index: int
     options: NodeOptions
@@ -28,7 +28,7 @@ class NodeRecord:
 
 @dataclass(slots=True)
 class State:
-    """The file `cluster.json`; it is changed by `changed()`."""
+    """The content of the file `cluster.json`. Use `changed()` to change it."""
 
     options: ClusterOptions
     ports: dict[str, int]
@@ -79,7 +79,7 @@ def load(name: str) -> State:
 
 @contextmanager
 def changed(name: str) -> Iterator[State]:
-    """The state to change: nobody else does meanwhile, and it is saved at the end."""
+    """The state, locked against other writers, and saved at the end of the `with` block."""
     with paths.locked(f"state-{name}"):
         state = load(name)
         yield state
@@ -96,8 +96,8 @@ def _node_options(content: dict[str, Any]) -> NodeOptions:
 
 
 def free_ports(count: int, taken: Iterable[int] = ()) -> list[int]:
-    """Loopback ports on which nobody listens. They are not of the kernel's ephemeral range: those
-    may go to a connection of another cluster's tests before this cluster listens on them."""
+    """Loopback ports on which no process listens. They are not in the kernel's ephemeral range,
+    because another cluster's connection could get such a port before this cluster listens."""
     free = [port for port in random.sample(PORTS, 200) if port not in taken and _is_free(port)]
     return free[:count]
 
@@ -112,7 +112,7 @@ def _is_free(port: int) -> bool:
 
 
 def _recorded_ports() -> Iterator[int]:
-    """Those of all clusters: one that starts does not listen on its own yet."""
+    """The ports of all clusters, because a starting cluster does not listen on its ports yet."""
     for path in paths.state_root().glob("*/cluster.json"):
         try:
             yield from json.loads(path.read_text())["ports"].values()

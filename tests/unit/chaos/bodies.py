@@ -1,4 +1,4 @@
-"""Objects as the API server would show them, small."""
+"""Small objects in the format of the API server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as not converged, or as left over: each thing that may be wrong is told."""
+"""`astray` reports each kind of difference from the converged state."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def served(**changes: Any) -> Body:
     return node(**{**facts, **changes})
 
 
-def test_nothing_is_astray() -> None:
+def test_converged_cluster_has_no_differences() -> None:
     assert astray._prefetches([settled()], [served()], {"p": {}}) == []
     assert astray._node(served(), [settled()]) == []
     pods = [pod(phase="Succeeded")]
@@ -62,11 +62,11 @@ def test_nothing_is_astray() -> None:
         {**settled(), "metadata": {**settled()["metadata"], **GOING}},
     ],
 )
-def test_a_prefetch_that_is_not_settled(body: Body) -> None:
+def test_unsettled_prefetch_is_reported(body: Body) -> None:
     assert astray._prefetches([body], [served()], {"p": {}})
 
 
-def test_a_prefetch_too_many_or_too_few() -> None:
+def test_unexpected_or_missing_prefetch_is_reported() -> None:
     assert astray._prefetches([settled()], [served()], {})
     assert astray._prefetches([], [served()], {"p": {}})
 
@@ -82,7 +82,7 @@ def test_a_prefetch_too_many_or_too_few() -> None:
         {"boot": "another"},
     ],
 )
-def test_a_node_that_is_held_or_says_what_is_not_so(changes: dict[str, Any]) -> None:
+def test_held_node_and_wrong_labels_or_annotations_are_reported(changes: dict[str, Any]) -> None:
     assert astray._node(served(**changes), [settled()])
 
 
@@ -97,11 +97,11 @@ def test_a_node_that_is_held_or_says_what_is_not_so(changes: dict[str, Any]) -> 
         [pod(phase="Succeeded"), pod("lost", on="gone", phase="Succeeded")],
     ],
 )
-def test_puller_pods_that_are_missing_too_many_or_not_finished(pods: list[Body]) -> None:
+def test_missing_surplus_or_unfinished_puller_pods_are_reported(pods: list[Body]) -> None:
     assert astray._pods(pods, [served()], [settled()], everything=False)
 
 
-def test_what_kubernetes_has_still_to_collect_counts_only_at_the_very_end() -> None:
+def test_pods_that_await_garbage_collection_are_reported_only_at_the_end() -> None:
     pods = [pod(phase="Succeeded"), pod("lost", on="gone", **GOING)]
     assert astray._pods(pods, [served()], [settled()], everything=False) == []
     assert astray._pods(pods, [served()], [settled()], everything=True)

@@ -1,4 +1,4 @@
-"""The short version has every fault in it, and what is drawn can be repeated and overlaps well."""
+"""The short version has every fault. Drawn faults are repeatable and break different parts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import random
 from tests.chaos.faults import FAULTS, ONCE, draw, named
 
 
-def test_each_fault_is_in_the_short_version_once() -> None:
+def test_short_version_has_each_fault_once() -> None:
     names = [name for round_ in ONCE for name in round_]
     assert sorted(names) == sorted(fault.name for fault in FAULTS)
     assert all(len({f.breaks for f in named(*round_)}) == len(round_) for round_ in ONCE)
 
 
-def test_a_seed_repeats_itself_and_no_two_faults_break_the_same() -> None:
+def test_seed_repeats_its_faults_and_no_two_faults_break_the_same_part() -> None:
     for seed in range(200):
         faults = draw(random.Random(seed))
         assert [f.name for f in faults] == [f.name for f in draw(random.Random(seed))]

@@ -1,7 +1,7 @@
-"""The witness of the chaos tests objects to what is forbidden, and to nothing else.
+"""The witness of the chaos tests reports each violation, and nothing else.
 
-Each test tells it a history as the API server, containerd and the audit log would: a witness that
-cannot object would make every fault look harmless.
+Each test gives it a history of the API server, containerd and the audit log. These tests are needed
+because every fault looks harmless to a witness that reports nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPERATOR = "system:serviceaccount:imagegate-system:imagegate"
 
 @dataclass
 class Told:
-    """containerd and the audit log, as the tests tell them."""
+    """The evidence of containerd and the audit log, as a test sets it."""
 
     complete: dict[tuple[str, str], float] = field(default_factory=dict)
     deaf: set[str] = field(default_factory=set)
@@ -42,7 +42,7 @@ class Told:
 
 
 class Story:
-    """A history that is told step by step; every version is seen 10 s after the one before."""
+    """A history step by step. Each version is seen 10 s after the previous version."""
 
     def __init__(self, **told: Any) -> None:
         self.told = Told(**told)
@@ -80,21 +80,21 @@ class Story:
 # ---- taints
 
 
-def test_a_foreign_taint_that_vanishes() -> None:
+def test_removed_foreign_taint_is_a_violation() -> None:
     story = Story()
     story.see("Node", "ADDED", node())
     story.see("Node", "MODIFIED", node(taints=(GATE,)))
     assert story.rules == ["foreign taints are not touched"]
 
 
-def test_a_foreign_taint_that_changes_its_value() -> None:
+def test_changed_value_of_a_foreign_taint_is_a_violation() -> None:
     story = Story()
     story.see("Node", "ADDED", node())
     story.see("Node", "MODIFIED", node(taints=(GATE, {**FOREIGN, "value": "y"})))
     assert story.rules == ["foreign taints are not touched"]
 
 
-def test_kubernetes_own_taints_come_and_go_but_not_with_ours() -> None:
+def test_kubernetes_taints_may_change_but_not_in_the_same_write_as_our_taint() -> None:
     not_ready = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
     story = Story()
     story.see("Node", "ADDED", node(taints=(GATE, not_ready)))
@@ -105,7 +105,7 @@ def test_kubernetes_own_taints_come_and_go_but_not_with_ours() -> None:
     assert story.rules == ["foreign taints are not touched"]
 
 
-def test_another_machine_of_the_same_name_brings_its_own_taints() -> None:
+def test_new_node_with_the_same_name_may_have_other_taints() -> None:
     story = Story()
     story.see("Node", "ADDED", node())
     other = node(taints=(GATE,))
@@ -125,14 +125,14 @@ def released(story: Story, **kwargs: Any) -> None:
 EARLY = "no release before the images are there"
 
 
-def test_released_without_its_images() -> None:
+def test_release_without_the_images_is_a_violation() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     released(story)
     assert story.rules == [EARLY]
 
 
-def test_released_with_its_images() -> None:
+def test_release_with_the_images_is_accepted() -> None:
     story = Story(complete={("n1", IMAGE): 1_025.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     released(story)
@@ -140,8 +140,8 @@ def test_released_with_its_images() -> None:
     assert story.witness.checked[EARLY] == 1
 
 
-def test_released_before_the_image_was_complete_by_the_audit_log() -> None:
-    """The watch was late: only the audit log knows that the patch came first."""
+def test_audit_log_shows_a_release_before_the_image_is_complete() -> None:
+    """The watch event was late. Only the audit log shows that the patch came first."""
     story = Story(complete={("n1", IMAGE): 1_039.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("Node", "ADDED", node())
@@ -150,8 +150,9 @@ def test_released_before_the_image_was_complete_by_the_audit_log() -> None:
     assert story.rules == [EARLY]
 
 
-def test_the_watch_may_be_faster_than_the_answer_to_the_patch() -> None:
-    """An earlier write that was answered in time is not the one that released."""
+def test_watch_event_may_arrive_before_the_response_to_the_patch() -> None:
+    """The last write that began before the event is the release, and not an earlier completed
+    write."""
     story = Story(complete={("n1", IMAGE): 1_039.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("Node", "ADDED", node())
@@ -163,7 +164,7 @@ def test_the_watch_may_be_faster_than_the_answer_to_the_patch() -> None:
     assert story.rules == []
 
 
-def test_two_leaders_may_do_twice_as_much_and_no_more() -> None:
+def test_two_leaders_may_create_twice_as_many_pods_and_no_more() -> None:
     story = Story()
     story.witness.leaders.append((0.0, float("inf"), 2))
     story.see("ImagePrefetch", "ADDED", prefetch())
@@ -178,7 +179,7 @@ def test_two_leaders_may_do_twice_as_much_and_no_more() -> None:
     assert story.rules == ["one puller pod per node, prefetch and group", MANY]
 
 
-def test_every_gating_prefetch_counts() -> None:
+def test_release_requires_the_images_of_every_gating_prefetch() -> None:
     story = Story(complete={("n1", IMAGE): 0.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("ImagePrefetch", "ADDED", prefetch("q", images=(IMAGE, "other:1")))
@@ -186,7 +187,7 @@ def test_every_gating_prefetch_counts() -> None:
     assert story.rules == [EARLY]
 
 
-def test_who_does_not_gate_or_does_not_match_or_is_gone_does_not_count() -> None:
+def test_prefetch_that_does_not_gate_or_match_or_is_deleted_does_not_count() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch("a", gate={"mode": "Never"}))
     story.see("ImagePrefetch", "ADDED", prefetch("b", nodeSelector={"matchLabels": {"x": "y"}}))
@@ -200,7 +201,7 @@ def test_who_does_not_gate_or_does_not_match_or_is_gone_does_not_count() -> None
     assert story.rules == []
 
 
-def test_a_prefetch_that_is_younger_than_the_lag_is_not_held_against_anybody() -> None:
+def test_prefetch_younger_than_the_lag_causes_no_violation() -> None:
     story = Story()
     story.see("Node", "ADDED", node())
     story.see("ImagePrefetch", "ADDED", prefetch())
@@ -208,7 +209,7 @@ def test_a_prefetch_that_is_younger_than_the_lag_is_not_held_against_anybody() -
     assert story.rules == []
 
 
-def test_fail_open_releases_at_the_timeout_and_not_before() -> None:
+def test_fail_open_may_release_at_the_timeout_and_not_before() -> None:
     for timeout, expected in ((60, [EARLY]), (30, [])):
         story = Story()
         story.see("ImagePrefetch", "ADDED", prefetch(gate={"timeoutSeconds": timeout}))
@@ -216,7 +217,7 @@ def test_fail_open_releases_at_the_timeout_and_not_before() -> None:
         assert story.rules == expected
 
 
-def test_fail_closed_never_releases() -> None:
+def test_fail_closed_may_never_release_without_the_images() -> None:
     story = Story()
     gate = {"policy": "FailClosed", "timeoutSeconds": 1}
     story.see("ImagePrefetch", "ADDED", prefetch(gate=gate))
@@ -225,7 +226,7 @@ def test_fail_closed_never_releases() -> None:
     assert story.rules == [EARLY]
 
 
-def test_fail_open_releases_when_the_failure_is_permanent() -> None:
+def test_fail_open_may_release_when_the_failure_is_permanent() -> None:
     for message, expected in (("app:1: not found", []), ("connection refused", [EARLY])):
         story = Story()
         story.see("ImagePrefetch", "ADDED", prefetch())
@@ -235,7 +236,7 @@ def test_fail_open_releases_when_the_failure_is_permanent() -> None:
         assert story.rules == expected
 
 
-def test_a_suspended_gate_releases_everybody() -> None:
+def test_suspended_gate_may_release_every_node() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     gate = {"metadata": {"name": "default"}, "spec": {"suspend": True}}
@@ -245,7 +246,7 @@ def test_a_suspended_gate_releases_everybody() -> None:
     assert story.rules == []
 
 
-def test_containerd_that_was_not_listened_to_is_no_proof_but_is_counted() -> None:
+def test_missing_containerd_events_are_no_violation_but_are_counted() -> None:
     story = Story(deaf={"n1"})
     story.see("ImagePrefetch", "ADDED", prefetch())
     released(story)
@@ -253,7 +254,7 @@ def test_containerd_that_was_not_listened_to_is_no_proof_but_is_counted() -> Non
     assert story.witness.unknown > 0
 
 
-def test_on_simulated_nodes_the_finished_pod_is_the_proof() -> None:
+def test_finished_pod_proves_the_images_of_a_simulated_node() -> None:
     for phase, expected in (("Pending", [EARLY]), ("Succeeded", [])):
         story = Story()
         story.see("ImagePrefetch", "ADDED", prefetch())
@@ -266,7 +267,7 @@ def test_on_simulated_nodes_the_finished_pod_is_the_proof() -> None:
 # ---- labels
 
 
-def test_a_label_without_the_images() -> None:
+def test_label_without_the_images_is_a_violation() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("Node", "ADDED", node(taints=()))
@@ -274,7 +275,7 @@ def test_a_label_without_the_images() -> None:
     assert story.rules == ["a label says what the node holds"]
 
 
-def test_a_label_with_a_target_that_nobody_ever_asked_for() -> None:
+def test_label_with_an_unknown_target_is_a_violation() -> None:
     story = Story(complete={("n1", IMAGE): 0.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("Node", "ADDED", node(taints=()))
@@ -282,7 +283,7 @@ def test_a_label_with_a_target_that_nobody_ever_asked_for() -> None:
     assert story.rules == ["a label says what the node holds"]
 
 
-def test_a_label_with_the_images_also_of_a_target_that_was_just_replaced() -> None:
+def test_label_with_a_target_that_was_just_replaced_is_accepted() -> None:
     story = Story(complete={("n1", IMAGE): 0.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("Node", "ADDED", node(taints=()))
@@ -296,7 +297,7 @@ def test_a_label_with_the_images_also_of_a_target_that_was_just_replaced() -> No
 MANY = "at most maxParallel nodes of a prefetch pull"
 
 
-def test_more_nodes_pull_than_may() -> None:
+def test_more_pulling_nodes_than_max_parallel_are_a_violation() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     for name in ("n1", "n2"):
@@ -306,7 +307,7 @@ def test_more_nodes_pull_than_may() -> None:
     assert story.rules == [MANY]
 
 
-def test_a_pod_that_ended_has_all_images_or_lost_its_node_takes_no_place() -> None:
+def test_pod_that_ended_or_has_all_images_or_lost_its_node_uses_no_slot() -> None:
     story = Story(complete={("n2", IMAGE): 0.0})
     story.see("ImagePrefetch", "ADDED", prefetch())
     for name in ("n1", "n2", "n3", "n4"):
@@ -320,7 +321,7 @@ def test_a_pod_that_ended_has_all_images_or_lost_its_node_takes_no_place() -> No
     assert story.witness.checked[MANY] == 4
 
 
-def test_a_percentage_is_of_the_nodes_that_match() -> None:
+def test_percentage_applies_to_the_matching_nodes() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch(rollout={"maxParallel": "50%"}))
     for name in ("n1", "n2", "n3", "n4"):
@@ -332,7 +333,7 @@ def test_a_percentage_is_of_the_nodes_that_match() -> None:
     assert story.rules == [MANY]
 
 
-def test_joining_nodes_have_a_bound_of_their_own() -> None:
+def test_joining_nodes_have_their_own_limit() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch(gate={"maxParallel": 2}))
     for name in ("n1", "n2", "n3"):
@@ -345,7 +346,7 @@ def test_joining_nodes_have_a_bound_of_their_own() -> None:
     assert story.rules == [MANY]
 
 
-def test_two_puller_pods_for_the_same() -> None:
+def test_two_puller_pods_for_one_node_prefetch_and_group_are_a_violation() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("Node", "ADDED", node())
@@ -354,7 +355,7 @@ def test_two_puller_pods_for_the_same() -> None:
     assert story.rules == ["one puller pod per node, prefetch and group"]
 
 
-def test_a_second_puller_pod_after_the_first_has_ended_or_goes() -> None:
+def test_second_puller_pod_is_accepted_when_the_first_has_ended_or_is_being_deleted() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     story.see("Node", "ADDED", node())
@@ -377,21 +378,21 @@ def cancelled(story: Story, before: Body, *, by: str = OPERATOR) -> None:
     story.see("Pod", "DELETED", going)
 
 
-def test_the_operator_cancels_a_pull() -> None:
+def test_pull_cancelled_by_the_operator_is_a_violation() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     cancelled(story, pod())
     assert story.rules == [CANCELLED]
 
 
-def test_a_pull_that_somebody_else_cancels() -> None:
+def test_pull_cancelled_by_another_user_is_accepted() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", prefetch())
     cancelled(story, pod(), by="system:serviceaccount:kube-system:pod-garbage-collector")
     assert story.rules == []
 
 
-def test_a_pull_that_failed_is_over_or_not_wanted_may_go() -> None:
+def test_pull_that_failed_or_ended_or_is_not_wanted_may_be_cancelled() -> None:
     failing = pod(waiting=("ImagePullBackOff", "connection refused"))
     for before in (failing, pod(phase="Succeeded"), pod(annotations={OBSERVED: "uid-n1/earlier"})):
         story = Story()
@@ -407,7 +408,7 @@ def test_a_pull_that_failed_is_over_or_not_wanted_may_go() -> None:
     assert edited.rules == []
 
 
-def test_a_pull_may_be_cancelled_when_its_time_is_over() -> None:
+def test_pull_may_be_cancelled_after_its_timeout() -> None:
     for timeout, expected in ((20, []), (3600, [CANCELLED])):
         story = Story()
         story.see("ImagePrefetch", "ADDED", prefetch(retry={"timeoutSeconds": timeout}))
@@ -418,14 +419,14 @@ def test_a_pull_may_be_cancelled_when_its_time_is_over() -> None:
 # ---- status, gaps
 
 
-def test_a_status_without_bounds() -> None:
+def test_oversized_status_is_a_violation() -> None:
     story = Story()
     story.see("ImagePrefetch", "ADDED", {**prefetch(), "status": {"failures": [{}] * 11}})
     story.see("ImagePrefetch", "MODIFIED", {**prefetch(), "status": {"message": "x" * 16384}})
     assert story.rules == ["the status is bounded"] * 2
 
 
-def test_the_rules_hold_across_a_gap_in_the_watch() -> None:
+def test_rules_apply_across_a_gap_in_the_watch() -> None:
     story = Story()
     story.relist("ImagePrefetch", prefetch())
     story.relist("Node", node())
@@ -436,23 +437,23 @@ def test_the_rules_hold_across_a_gap_in_the_watch() -> None:
     assert story.rules[-1] == "one puller pod per node, prefetch and group"
 
 
-def test_what_vanished_in_a_gap_is_gone_and_what_stayed_is_not_judged_again() -> None:
+def test_gap_removes_missing_objects_and_does_not_judge_unchanged_objects_again() -> None:
     story = Story(complete={("n1", IMAGE): 0.0})
     first = prefetch()
     first["metadata"]["resourceVersion"] = "7"
     story.relist("ImagePrefetch", first, prefetch("q", images=("other:1",)))
     applied = story.witness.checked["the status is bounded"]
     story.relist("ImagePrefetch", first)
-    assert story.witness.checked["the status is bounded"] == applied + 1  # q, as it went
+    assert story.witness.checked["the status is bounded"] == applied + 1  # for the deletion of q
     story.relist("Node", node())
     story.relist("Node", node(taints=(FOREIGN,)))
     assert story.rules == []
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_what_a_gap_changed_may_have_been_so_when_others_acted_in_it(known: bool) -> None:
-    """The ImagePrefetch was deleted in the gap, and so the pod; also where it was made only in
-    the same part of the history."""
+def test_change_in_a_gap_may_precede_the_actions_in_the_gap(known: bool) -> None:
+    """The ImagePrefetch was deleted in the gap, and therefore the pod. The same applies if the
+    ImagePrefetch was created in the same part of the history."""
     story = Story()
     body = prefetch()
     body["metadata"]["resourceVersion"] = "7"
@@ -475,7 +476,7 @@ def test_what_a_gap_changed_may_have_been_so_when_others_acted_in_it(known: bool
     assert story.rules == []
 
 
-def test_writes_that_a_gap_has_hidden_are_counted() -> None:
+def test_writes_hidden_by_a_gap_are_counted() -> None:
     story = Story()
     story.relist("Node", node())
     story.wrote("patch", "nodes", "n1")

@@ -1,4 +1,4 @@
-"""The registry that misbehaves on command does so, and only as it was told."""
+"""The faulty registry's proxy applies the requested faults, and only these."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Proxy:
     def get(
         self, path: str = LAYER, method: str = "GET", begin: int = 0, timeout: float = 5
     ) -> tuple[int, bytes, str]:
-        """Status, what came of the body, and how it broke off."""
+        """The status, the received part of the body, and the error that ended it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         body = b""
         with closing(connection):
@@ -117,10 +117,10 @@ def proxy(running: Proxy) -> Iterator[Proxy]:
 HALF = BLOB[: len(BLOB) // 2]
 
 
-def test_without_a_fault_everything_passes_and_is_counted(proxy: Proxy) -> None:
+def test_proxy_without_faults_passes_and_records_every_request(proxy: Proxy) -> None:
     assert proxy.get() == (200, BLOB, "")
     assert proxy.get(MANIFEST, "HEAD") == (200, b"", "")
-    # The client has the last byte before the proxy has noted that it was sent.
+    # Poll, because the client gets the last byte before the proxy records it as sent.
     end = time.monotonic() + 5
     while True:
         last = json.loads(proxy.call("GET", "/requests"))[-2:]
@@ -134,7 +134,9 @@ def test_without_a_fault_everything_passes_and_is_counted(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
-def test_a_status_hits_what_it_was_meant_for_and_as_often(proxy: Proxy, status: int) -> None:
+def test_status_fault_applies_to_matching_requests_the_given_number_of_times(
+    proxy: Proxy, status: int
+) -> None:
     proxy.fault(str(status), operation="manifest", repository="team/*", times=2)
     assert [proxy.get(MANIFEST)[0] for _ in range(3)] == [status, status, 200]
     proxy.fault(str(status), operation="manifest", repository="other")
@@ -145,7 +147,7 @@ def test_a_status_hits_what_it_was_meant_for_and_as_often(proxy: Proxy, status: 
 @pytest.mark.parametrize(
     ("kind", "end"), [("reset", "ConnectionResetError"), ("truncated", "short")]
 )
-def test_a_broken_transfer_ends_at_half_and_does_not_resume(
+def test_broken_transfer_ends_at_half_and_cannot_be_resumed(
     proxy: Proxy, kind: str, end: str
 ) -> None:
     proxy.fault(kind)
@@ -155,7 +157,7 @@ def test_a_broken_transfer_ends_at_half_and_does_not_resume(
     assert proxy.get(method="HEAD")[0] == 0
 
 
-def test_a_stall_lasts_until_it_is_cleared(proxy: Proxy) -> None:
+def test_stall_lasts_until_it_is_cleared(proxy: Proxy) -> None:
     proxy.fault("stall", after_bytes=1000)
     assert proxy.get(timeout=0.5) == (200, BLOB[:1000], "TimeoutError")
     threading.Timer(0.3, lambda: proxy.call("DELETE", "/faults")).start()
@@ -163,21 +165,21 @@ def test_a_stall_lasts_until_it_is_cleared(proxy: Proxy) -> None:
     assert proxy.get() == (200, BLOB, "")
 
 
-def test_corrupt_is_one_byte(proxy: Proxy) -> None:
+def test_corrupt_fault_changes_exactly_one_byte(proxy: Proxy) -> None:
     proxy.fault("corrupt")
     status, body, end = proxy.get()
     assert (status, len(body), end) == (200, len(BLOB), "")
     assert sum(a != b for a, b in zip(body, BLOB, strict=True)) == 1
 
 
-def test_what_ends_before_the_fault_is_whole_and_uses_nothing_up(proxy: Proxy) -> None:
+def test_shorter_body_is_complete_and_does_not_use_up_the_fault(proxy: Proxy) -> None:
     proxy.fault("truncated", after_bytes=len(BLOB), times=1)
     assert proxy.get() == (200, BLOB, "")
     proxy.fault("truncated", after_bytes=1000, times=1)
     assert [proxy.get()[1] for _ in range(2)] == [BLOB[:1000], BLOB]
 
 
-def test_slow_is_slow(proxy: Proxy) -> None:
+def test_slow_fault_limits_the_transfer_rate(proxy: Proxy) -> None:
     proxy.fault("slow", bytes_per_second=len(BLOB) * 2)
     begin = time.monotonic()
     assert proxy.get() == (200, BLOB, "")

@@ -1,4 +1,4 @@
-"""The cache of test images: what is used stays, what is not goes."""
+"""The cache of test images keeps used layouts and deletes unused layouts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import images
 
 
-def test_layouts_of_earlier_versions_go_when_nobody_has_used_them_for_a_week(
+def test_layouts_that_are_unused_for_a_week_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGEGATE_CACHE", str(tmp_path))
@@ -23,7 +23,7 @@ def test_layouts_of_earlier_versions_go_when_nobody_has_used_them_for_a_week(
         layout.mkdir(exist_ok=True)
         at = time.time() - days * 86400
         os.utime(layout, (at, at))
-    assert images.build("tiny", seed=1) == used, "which makes it used again"
+    assert images.build("tiny", seed=1) == used, "build() marks the layout as used"
     images.build("tiny", seed=3)
     assert not old.exists()
     assert young.exists()

@@ -1,4 +1,4 @@
-"""`make test`: what runs beside what, what is reported, and what an interrupt leaves behind."""
+"""`make test`: which jobs run in parallel, what the summary reports, and how an interrupt ends."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def job(folder: Path, name: str, target: str) -> jobs.Job:
     return jobs.Job(name, ("-f", f"{folder}/Makefile", target))
 
 
-def test_every_e2e_test_has_a_lane_and_every_lane_a_job() -> None:
+def test_every_e2e_test_has_a_lane_and_every_lane_has_a_job() -> None:
     modules = {path.stem for path in (CHECKOUT / "tests" / "e2e").glob("test_*.py")}
     named = {key.partition("::")[0].removesuffix("_begin").removesuffix("_end") for key in LANES}
     assert named == modules
@@ -86,10 +86,10 @@ def test_every_e2e_test_has_a_lane_and_every_lane_a_job() -> None:
     run = {each.name.removeprefix("e2e-") for each in jobs.CLUSTERS if "LANE=" in each.target[-1]}
     assert run == set(LANES.values())
     clusters = [each.cluster for each in jobs.CLUSTERS]
-    assert len(set(clusters)) == len(clusters), "two jobs would take each other's cluster away"
+    assert len(set(clusters)) == len(clusters), "two jobs would remove each other's cluster"
 
 
-def test_jobs_run_beside_each_other_and_the_failed_test_is_named_at_the_end(
+def test_jobs_run_in_parallel_and_summary_names_the_failed_test(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()
@@ -97,9 +97,7 @@ def test_jobs_run_beside_each_other_and_the_failed_test_is_named_at_the_end(
         job(folder, f"c{number}", "fails" if number == 1 else "passes") for number in (0, 1)
     ]
     results = jobs.run_all([job(folder, "lint", "passes")], clusters, [job(folder, "s", "passes")])
-    assert time.monotonic() - began < 3.5, (
-        "four jobs of one second, all but the first beside each other"
-    )
+    assert time.monotonic() - began < 3.5, "four jobs of one second, all but the first in parallel"
     assert [result.status for result in results] == [0, 0, 2, 0]
     for dump, modified in (("tests_e2e_test_x.py_test_that", 2000), ("of_another_run", 1000)):
         (folder / dump).mkdir()
@@ -118,14 +116,14 @@ def test_no_cluster_starts_when_a_check_fails(folder: Path) -> None:
     beside = [job(folder, "s", "sleeps")]
     began = time.monotonic()
     results = jobs.run_all(checks, [job(folder, "c", "interrupted")], beside)
-    assert time.monotonic() - began < 10, "nobody waits for the simulation then"
+    assert time.monotonic() - began < 10, "the run does not wait for the simulation"
     assert [result.status for result in results] == [2, 0]
     assert not (folder / "started").exists()
     assert "mypy: something is wrong" in jobs.summary(results, since=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_waits_until_every_job_has_taken_its_cluster_down(
+def test_interrupt_waits_until_every_job_has_removed_its_cluster(
     folder: Path, number: signal.Signals
 ) -> None:
     runner = subprocess.Popen(
@@ -146,13 +144,14 @@ def test_an_interrupt_waits_until_every_job_has_taken_its_cluster_down(
     finally:
         runner.kill()
         runner.wait()
-    assert (folder / "down").exists(), "it was killed, or not waited for"
+    assert (folder / "down").exists(), "the job was killed before it had removed its cluster"
 
 
 def test_two_clusters_that_start_together_get_different_ports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None of them listens yet, and no ephemeral port is among them."""
+    """The clusters do not listen yet, so only the records show their ports. No port is
+    ephemeral."""
     monkeypatch.setenv("IMAGEGATE_STATE", str(tmp_path))
     monkeypatch.setattr(state, "PORTS", range(20000, 20000 + 2 * len(state._PORTS) + 200))
     made = [state.create(ClusterOptions(name=f"c{number}")) for number in range(2)]
@@ -163,7 +162,7 @@ def test_two_clusters_that_start_together_get_different_ports(
 
 
 def test_an_idle_job_yields_the_cores_to_other_sessions(folder: Path) -> None:
-    """SCHED_IDLE alone does not, where the kernel groups tasks by session."""
+    """SCHED_IDLE alone has no effect on other sessions if the kernel groups tasks by session."""
     autogroup = Path("/proc/self/autogroup")
     if not autogroup.exists():
         pytest.skip("no autogroups in this kernel")
