@@ -132,6 +132,10 @@ class Judge:
     returned_at: dict[str, float] = field(default_factory=dict)
     """By uid, when a node was last seen to become Ready."""
     gate_at: float = 0.0
+    _indexed: int = -1
+    """The version of the API server's state that `_pods` is of."""
+    _pods: dict[tuple[Any, Any], list[Body]] = field(default_factory=dict)
+    """Pods by the names of their node and their prefetch."""
     recent: deque[Request] = field(default_factory=lambda: deque(maxlen=40_000))
     _told: set[tuple[str, str]] = field(default_factory=set)
 
@@ -267,12 +271,13 @@ class Judge:
         return machine.used + needed > ask.max_usage * 1e9 * 0.85
 
     def pods(self, node: str, prefetch: str) -> list[Body]:
-        return [
-            pod
-            for pod in self.truth.server.all("pods")
-            if pod["spec"].get("nodeName") == node
-            and (pod["metadata"].get("labels") or {}).get(PREFETCH) == prefetch
-        ]
+        server = self.truth.server
+        if self._indexed != server.version:
+            self._indexed, self._pods = server.version, {}
+            for pod in server.all("pods"):
+                owner = (pod["metadata"].get("labels") or {}).get(PREFETCH)
+                self._pods.setdefault((pod["spec"].get("nodeName"), owner), []).append(pod)
+        return self._pods.get((node, prefetch), [])
 
 
 def phase(pod: Body) -> str:
