@@ -40,7 +40,7 @@ lint: setup ## static checks, and whether what is generated is current
 
 .PHONY: unit
 unit: setup binaries ## tests without a cluster (the API's and the chart's start an API server)
-	$(PYTHON) -m pytest tests/unit --numprocesses=2 --dist=loadfile --durations=15
+	$(PYTHON) -m pytest tests/unit --numprocesses=4 --dist=loadfile --durations=15
 
 .PHONY: simulate
 simulate: setup ## the whole operator in virtual time: a story of each mended fault, and some lives
