@@ -153,7 +153,7 @@ def test_push_hooks_have_their_own_pods(helm: Helm) -> None:
     assert (settings.namespace, settings.pushes_configmap) == (NAMESPACE, "imagegate-pushes")
     (mount,) = container["volumeMounts"]
     assert str(settings.file.parent) == mount["mountPath"]
-    assert "subPath" not in mount, "the kubelet would never renew it"
+    assert "subPath" not in mount, "the kubelet does not update a subPath mount"
     (volume,) = pod["volumes"]
     assert volume["secret"] == {"secretName": "receivers", "optional": True}
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -170,7 +170,7 @@ def test_push_hooks_have_their_own_pods(helm: Helm) -> None:
     assert (port["port"], port["targetPort"]) == (9443, "hooks")
     for other in ("imagegate", "imagegate-hooks-metrics"):
         (port,) = services[other]["spec"]["ports"]
-        assert port["targetPort"] == "http", "metrics are not where the hooks are"
+        assert port["targetPort"] == "http", "the port of the hooks serves no metrics"
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     for name in ("imagegate-hooks", "imagegate-hooks-metrics"):
         assert services[name]["spec"]["selector"].items() <= labels.items()
@@ -234,7 +234,7 @@ def test_account_of_push_hooks_may_only_write_the_pushes_configmap(helm: Helm) -
     of_maps = [each for each in granted("imagegate") if "configmaps" in each["resources"]]
     assert of_maps == [{**rule, "verbs": ["get", "list", "watch"]}], "the leader only reads"
     (configmap,) = release.of("ConfigMap").values()
-    assert "data" not in configmap, "an upgrade must not take away what waits there"
+    assert "data" not in configmap, "an upgrade must not delete waiting pushes"
 
 
 @pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])

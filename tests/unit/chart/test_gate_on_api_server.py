@@ -420,6 +420,8 @@ def test_uninstall_keeps_the_crds(
     )
     assert code == 404
     code, namespace = cluster.api.request("GET", f"/api/v1/namespaces/{PULLERS}")
-    assert (code, namespace["status"]["phase"]) == (200, "Active"), "with the secrets in it"
+    assert (code, namespace["status"]["phase"]) == (200, "Active"), (
+        "the namespace with the secrets is kept"
+    )
     # A new installation adopts the kept CRDs and namespace, because they still name the release.
     install()

@@ -342,7 +342,7 @@ def test_object_older_than_a_limit_can_be_kept_corrected_and_deleted(
     path = f"{PATH}/{earlier()}"
     assert patch({"metadata": {"finalizers": ["imagegate.dev/cleanup"]}})[0] == 200
     assert api.server.request("DELETE", path)[0] == 200
-    assert api.server.request("GET", path)[0] == 200, "the finalizer holds it"
+    assert api.server.request("GET", path)[0] == 200, "the finalizer delays the deletion"
     assert patch({"metadata": {"finalizers": None}})[0] == 200
     assert api.server.request("GET", path)[0] == 404
 

@@ -37,7 +37,7 @@ def test_table_names_every_rule_that_the_chart_renders(helm: Helm) -> None:
         row for values in (VALUES, MORE) for row in rules(helm.render(values, served=(POLICY_V1,)))
     }
     documented = list(rows(DOCUMENT.read_text(encoding="utf-8")))
-    assert len(documented) == len(set(documented)), "a rule stands there twice"
+    assert len(documented) == len(set(documented)), "the table lists a rule twice"
     missing = ["| " + " | ".join(row) + " |" for row in sorted(rendered - set(documented))]
     excess = ["| " + " | ".join(row) + " |" for row in sorted(set(documented) - rendered)]
     assert (missing, excess) == ([], []), (

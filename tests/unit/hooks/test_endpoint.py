@@ -355,7 +355,9 @@ async def test_connections_of_a_peer_are_limited(
     opened = await half_sent(served.port, HEADERS, 3 * connections.MOST_PER_PEER, "127.0.0.2")
     await asyncio.sleep(0.05)
     assert await still_open(opened) == connections.MOST_PER_PEER
-    assert await still_open(opened[: 2 * connections.MOST_PER_PEER]) == 0, "the oldest end first"
+    assert await still_open(opened[: 2 * connections.MOST_PER_PEER]) == 0, (
+        "the oldest connections are closed first"
+    )
     await close(opened)
 
 

@@ -132,7 +132,7 @@ async def test_refused_token_is_replaced_after_a_delay(monkeypatch: pytest.Monke
     granted = tokens(api)
     for _ in range(3):
         granted.refused(await granted.get())
-    assert len(api.asked) == 1, "one hostile kubelet refuses every token"
+    assert len(api.asked) == 1, "a hostile kubelet may refuse every token"
     monkeypatch.setattr(token_module, "REPLACED_AFTER", 0.0)
     granted.refused(await granted.get())
     granted.refused("another token")
@@ -306,7 +306,7 @@ async def test_hostile_kubelets_do_not_block_the_others(tmp_path: Path, kubelet:
         task.cancel()
     assert [usage.used for usage in found[1::2]] == [600] * 3 * len(HOSTILE)
     assert all(usage.problem for usage in found[0::2])
-    assert late < 0.5, "the loop that renews the Lease"
+    assert late < 0.5, "the loop must renew the Lease"
 
 
 async def test_self_signed_kubelet_certificate_is_not_trusted(

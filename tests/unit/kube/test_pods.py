@@ -42,7 +42,7 @@ async def mode(api: MemoryApi, wanted: Mode) -> Mode:
         parts: dict[str, Any] = {"manifests": Manifests(registries), "kubelets": kubelets}
         app = App(settings, client, metrics, Clock(), watching=client, **parts)
         await app._probe_image_volumes()
-    assert api.objects == {}, "nothing is really created"
+    assert api.objects == {}, "the probe creates no object"
     return app._reconciler.actor.puller.mode
 
 

@@ -110,7 +110,9 @@ def test_container_that_cannot_be_created_does_not_prove_a_pull(
 def test_pod_is_pending_until_its_last_image_is_pulled(last: dict[str, Any]) -> None:
     pod = read.pod(containers(exited(), exited(), last))
     assert pod.phase == "Pending"
-    assert read.pod(containers(exited(), exited())).phase == "Pending", "one is not there yet"
+    assert read.pod(containers(exited(), exited())).phase == "Pending", (
+        "the status of an image is missing"
+    )
     assert read.pod(body((1, 34), phase="Pending")).phase == "Pending"
 
 

@@ -86,7 +86,7 @@ async def test_realm_at_another_private_address_gets_no_password(
     async with Client(allowed, resolver=zone) as client:
         with pytest.raises(errors.Unauthorized):
             await client.resolve(reference, keys)
-    assert len(internal.seen) == 1, "the value allows it"
+    assert len(internal.seen) == 1, "private_hosts allows this host"
 
 
 async def test_redirect_to_another_private_address_is_not_followed(

@@ -136,7 +136,7 @@ async def test_layers_of_a_prefetch_have_a_budget(
     scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegate.runtime.inspector.LAYERS_BUDGET", 250)
-    assert LAYERS_BUDGET > 64 * 100, "ordinary images are all within it"
+    assert LAYERS_BUDGET > 64 * 100, "the budget is enough for ordinary images"
     for number in range(3):
         serve(scripted, f"a{number}", manifest(number, 100))
     inspector, prefetch = await inspected(scripted, make_client, 3)
@@ -192,6 +192,6 @@ def test_cache_is_bounded_by_bytes() -> None:
     cache.put("b", b"123456")
     assert (len(cache), cache.get("a")) == (2, b"1234")
     cache.put("c", b"1")
-    assert (len(cache), cache.get("b")) == (2, None), "the one that was used longest ago"
+    assert (len(cache), cache.get("b")) == (2, None), "the least recently used entry is deleted"
     cache.put("d", b"x" * 11)
     assert len(cache) == 0

@@ -160,7 +160,7 @@ class TestProtocol:
         assert await logins(make()) == [("u", "p")]
         [(request, args, environ)] = plugins.runs()
         assert request == {"apiVersion": V1, "kind": "CredentialProviderRequest", "image": IMAGE}
-        assert args == ["get-credentials", "--v=3; $HOME"], "no shell"
+        assert args == ["get-credentials", "--v=3; $HOME"], "no shell expands the arguments"
         assert environ["AWS_ROLE_ARN"] == "arn:aws:iam::1:role/imagegate"
         assert environ["AZURE_TENANT_ID"] == "inside"
         assert environ["https_proxy"] == "http://proxy.test:3128"
@@ -184,7 +184,7 @@ class TestProtocol:
         providers = make()
         assert await logins(providers) == []
         assert await logins(providers) == []
-        assert len(plugins.runs()) == 1, "that there are none is an answer, and kept"
+        assert len(plugins.runs()) == 1, "an empty answer is cached"
 
     async def test_most_specific_entry_is_first_then_the_first_provider(
         self, plugins: Plugins, make: Make
@@ -603,7 +603,9 @@ class TestWithARegistry:
         facts = await manifests.describe(reference, Platform.of("linux", "amd64"))
         assert facts.reference.digest == pushed["digest"]
         assert facts.compressed_bytes == facts.config_bytes + 6
-        assert plugins.asked() == [f"{basic_registry.domain}/cloud/app"], "once for three requests"
+        assert plugins.asked() == [f"{basic_registry.domain}/cloud/app"], (
+            "one run for three requests"
+        )
 
     async def test_plugin_credentials_are_tried_after_refused_pull_secrets(
         self, scripted: Scripted, plugins: Plugins, make_client: MakeClient
@@ -646,7 +648,7 @@ class TestWithARegistry:
             keyring((basic_registry.domain, USER, PASSWORD)),
         )
         assert digest == pushed["digest"]
-        assert not plugins.log().exists(), "it is not even run"
+        assert not plugins.log().exists(), "the plugin did not run"
 
     async def test_failure_of_the_plugin_is_part_of_the_refusal(
         self, basic_registry: Registry, plugins: Plugins, make_client: MakeClient
