@@ -1,4 +1,4 @@
-"""Golden files: what is sent to the API server, whole, for a person to read in a review."""
+"""Golden files: complete requests to the API server, so that a reviewer can read them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """An API server in memory, with the semantics that make operators fail: resourceVersions, JSON
 patches whose ``test`` fails (422), names that exist (409), preconditions, finalizers, watches.
 
-It stands in for the real one where a fault must come at one exact request. Everything else is
-tested on a real cluster in ``tests/e2e``.
+Tests use it where a fault must occur at an exact request. Everything else is tested on a real
+cluster in ``tests/e2e``.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class MemoryApi:
         self.requests: list[tuple[str, str]] = []
         self.watchers: list[Watcher] = []
         self.before: Callable[[str, str], None] = lambda method, path: None
-        """Called before every request; what it raises is the answer."""
+        """Called before every request; an exception that it raises is the answer."""
         self.fence: Callable[[], None] = lambda: None
         self.now: Callable[[], float] = time.time
         self._version = 100
         self.watched: list[tuple[str, str]] = []
-        """The watches that were begun, each with the version from which it goes on."""
+        """The started watches, each with the version from which it continues."""
         self._history: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         self._watches: list[tuple[str, asyncio.Queue[Any]]] = []
 
-    # ---- what the Client offers
+    # ---- the interface of Client
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         self._request("GET", path)
@@ -64,7 +64,7 @@ class MemoryApi:
     async def watch(
         self, path: str, version: str, **_: str
     ) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-        """What happens in a collection; until `end_watches`."""
+        """The changes of a collection, until `end_watches`."""
         self._request("WATCH", path)
         self.watched.append((path, version))
         news: asyncio.Queue[tuple[str, dict[str, Any]] | None] = asyncio.Queue()
@@ -78,7 +78,7 @@ class MemoryApi:
             yield event
 
     def end_watches(self, code: int = 0) -> None:
-        """As the API server does: after its time, or with an ERROR of this code."""
+        """Ends all watches as the API server does: normally, or with an ERROR of `code`."""
         watches, self._watches = self._watches, []
         for _, news in watches:
             news.put_nowait(("ERROR", {"code": code}) if code else None)
@@ -145,10 +145,10 @@ class MemoryApi:
         self.remove(path)
         return old
 
-    # ---- what the rest of the cluster does
+    # ---- changes by the rest of the cluster
 
     def put(self, path: str, body: dict[str, Any]) -> None:
-        """Somebody else writes an object."""
+        """Another client writes an object."""
         self._store(path, copy.deepcopy(body), "MODIFIED" if path in self.objects else "ADDED")
 
     def change(self, path: str, edit: Callable[[dict[str, Any]], None]) -> None:

@@ -1,4 +1,4 @@
-"""The series of an ImagePrefetch end with it."""
+"""The metrics of a deleted ImagePrefetch are removed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from imagegate.metrics import Metrics
 
 
-def test_a_deleted_prefetch_leaves_no_series_and_gets_none() -> None:
+def test_deleted_prefetch_keeps_no_series_and_gets_no_new_series() -> None:
     metrics = Metrics(CollectorRegistry(), version="test")
 
     def count(prefetch: str) -> None:

@@ -1,4 +1,4 @@
-"""``imagegate plan``: what is read, and how it is shown."""
+"""``imagegate plan``: its input and its output."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ spec:
         (GOOD.replace("llm:1", "LLM:1"), "spec.images[0].image"),
     ],
 )
-def test_what_cannot_be_applied_is_refused_with_the_place(text: str, said: str) -> None:
+def test_invalid_prefetch_is_rejected_with_its_field(text: str, said: str) -> None:
     with pytest.raises(plan.InvalidPlan) as caught:
         plan.read(text, "prefetch.yaml")
     assert str(caught.value).startswith("prefetch.yaml")
     assert said in str(caught.value)
 
 
-def test_the_namespace_is_one_of_the_installation() -> None:
+def test_puller_namespace_must_be_one_of_the_installation() -> None:
     (prefetch,) = plan.read(GOOD, "f", ["ml", "web"])
     assert prefetch.namespace == "ml"
     named = GOOD.replace("spec:", "spec:\n  pullerNamespace: elsewhere")
@@ -60,7 +60,7 @@ def test_the_namespace_is_one_of_the_installation() -> None:
     assert prefetch.namespace == "elsewhere"
 
 
-def test_what_the_policy_forbids_is_refused_with_the_bound() -> None:
+def test_prefetch_against_the_policy_is_rejected_with_the_rule() -> None:
     policy = PrefetchPolicy(registries=("other.test",))
     with pytest.raises(plan.InvalidPlan, match=r"prefetchPolicy\.registries"):
         plan.read(GOOD, "f", [], policy)
@@ -70,16 +70,14 @@ def test_what_the_policy_forbids_is_refused_with_the_bound() -> None:
     "policy",
     ["", "[]", '{"registry": ["a.test"]}', '{"maxHoldSeconds": "9"}', '{"registries": "a.test"}'],
 )
-def test_policy_that_is_not_understood_is_no_policy(
-    policy: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_policy_is_a_usage_error(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["run"], ["plan", "-f", "-"]):
         with pytest.raises(SystemExit):
             cli.main([*command, f"--prefetch-policy={policy}"])
         assert "is no prefetchPolicy" in capsys.readouterr().err
 
 
-def test_defaults_are_those_of_the_api_server() -> None:
+def test_defaults_are_those_of_the_crd() -> None:
     (prefetch,) = plan.read(GOOD, "prefetch.yaml")
     assert (prefetch.name, prefetch.max_usage, prefetch.rollout.max_parallel) == ("llm", 75, 10)
 
@@ -109,7 +107,7 @@ def made() -> plan.Plan:
 
 
 DEPLOYMENTS = "/apis/apps/v1/namespaces/serving/deployments"
-# At port 1 nobody answers: no registry is asked.
+# Port 1 has no server, so no registry gets a request.
 FROM = """
 apiVersion: imagegate.dev/v1alpha1
 kind: ImagePrefetch
@@ -130,7 +128,7 @@ async def planned(api: MemoryApi) -> plan.Plan:
     return made
 
 
-async def test_images_of_workloads_are_counted_too() -> None:
+async def test_images_of_workloads_are_included() -> None:
     api = MemoryApi()
     container = {"name": "c", "image": "127.0.0.1:1/web:1"}
     spec = {"template": {"spec": {"containers": [container]}}}
@@ -145,8 +143,8 @@ async def test_images_of_workloads_are_counted_too() -> None:
     assert [image["from"] for image in entry["images"]] == [None, "Deployment serving/web"]
 
 
-async def test_a_followed_tag_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Docker Hub counts, and the tag may move between two answers."""
+async def test_followed_tag_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker Hub limits the number of requests, and the tag may change between two of them."""
     asked: list[str] = []
 
     async def resolve(_: Manifests, reference: Reference, __: object = None) -> str:
@@ -166,7 +164,7 @@ async def test_a_followed_tag_is_looked_up_once(monkeypatch: pytest.MonkeyPatch)
     assert asked == ["127.0.0.1:1/llm:1"]
 
 
-async def test_without_the_right_to_list_them_there_is_no_plan() -> None:
+async def test_plan_fails_without_the_right_to_list_workloads() -> None:
     api = MemoryApi()
 
     def refuse(method: str, path: str) -> None:
@@ -179,13 +177,13 @@ async def test_without_the_right_to_list_them_there_is_no_plan() -> None:
 
 
 @pytest.mark.parametrize(("to_pull", "hopeless"), [(0, True), (1, False)])
-def test_a_plan_without_room_on_any_node_fails_a_pipeline(to_pull: int, hopeless: bool) -> None:
+def test_plan_without_disk_space_on_any_node_is_hopeless(to_pull: int, hopeless: bool) -> None:
     given = made()
     forecast_ = dataclasses.replace(given.forecast, to_pull=to_pull)
     assert dataclasses.replace(given, forecast=forecast_).hopeless is hopeless
 
 
-def test_the_table() -> None:
+def test_table_shows_images_nodes_and_time() -> None:
     assert plan.table([made()]).splitlines() == [
         "ImagePrefetch llm",
         "",
@@ -211,7 +209,7 @@ def test_the_table() -> None:
     ]
 
 
-def test_the_same_for_programs() -> None:
+def test_json_shows_images_nodes_and_time() -> None:
     (entry,) = json.loads(plan.as_json([made()]))
     assert entry["toPull"] == 1
     assert entry["bytesPerNode"] == 7 * GB
@@ -226,17 +224,19 @@ def test_the_same_for_programs() -> None:
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "fast", "inf", "nan"])
-def test_rates_are_positive_numbers(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rate_that_is_not_a_positive_number_is_rejected(
+    rate: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         cli.main(["plan", "-f", "-", f"--node-rate={rate}"])
     assert "MB/s" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_an_error_and_no_traceback() -> None:
+def test_missing_file_is_an_error_without_a_traceback() -> None:
     assert cli.main(["plan", "-f", "/nowhere/prefetch.yaml"]) == 1
 
 
-def test_log_lines_are_not_part_of_what_a_command_prints(
+def test_log_lines_go_to_stderr_and_not_to_the_output(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = logging.getLogger()

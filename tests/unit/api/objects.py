@@ -1,8 +1,8 @@
-"""Objects that the API server must accept or refuse, and what it must say.
+"""Objects that the API server must accept or reject, with its message.
 
-The unit tests run the read path over this table; the end-to-end tests apply each row to a real API
-server with `kubectl apply --dry-run=server`, which is what proves the CEL rules. Standard library
-only. Add a row here for every new rule, on both sides of its limit.
+The unit tests decode each row. The end-to-end tests apply each row to a real API server with
+`kubectl apply --dry-run=server`, because only that tests the CEL rules. This file uses the standard
+library only. For every new rule, add a row on each side of its limit.
 """
 
 from collections.abc import Mapping
@@ -18,24 +18,24 @@ LABEL_KEY_MAX = "d" * 63 + "." + "e" * 63 + "." + "f" * 63 + "." + "g" * 61 + "/
 
 @dataclass(frozen=True)
 class Row:
-    """One object, and what becomes of it."""
+    """An object, and the expected result."""
 
     id: str
     body: Object
     refused: str | None = None
-    """A fragment of the API server's message; None where the object is accepted."""
+    """A fragment of the API server's message; None if the object is accepted."""
     filled: Object = field(default_factory=dict)
-    """What the accepted object must contain, defaults filled in by the API server."""
+    """Fields that the accepted object must contain, with the API server's defaults."""
     stored: Object | None = None
-    """An object that has to be there before: then `body` is an update of it."""
+    """An object that must exist before; `body` is then an update of it."""
     read: str | None = None
-    """A fragment of the read path's message, where that differs from `refused`."""
+    """A fragment of the decoder's message, if it differs from `refused`."""
     only_api_server: bool = False
-    """Whether the read path accepts what the API server refuses."""
+    """Whether only the API server rejects the object, and the decoder accepts it."""
 
 
 def prefetch(*images: str, name: str = "example", **spec: Any) -> Object:
-    """Make an ImagePrefetch; without images it has one. Names in `spec` are as on the wire."""
+    """Make an ImagePrefetch, with a default image. Names in `spec` are those of the JSON fields."""
     entries = [{"image": image} for image in images or ("registry.example/app:1",)]
     return {
         "apiVersion": "imagegate.dev/v1alpha1",
@@ -266,7 +266,7 @@ ACCEPTED = (
 )
 
 REFUSED = (
-    # what every object must have
+    # required fields
     Row(
         "no-spec",
         {key: value for key, value in prefetch().items() if key != "spec"},

@@ -1,4 +1,4 @@
-"""The CRDs: current, readable, and saying what the models say."""
+"""The CRDs are current, have descriptions, and match the models."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ def version(plural: str) -> Any:
     return definition(plural)["spec"]["versions"][0]
 
 
-def test_the_committed_crds_are_current(capsys: pytest.CaptureFixture[str]) -> None:
+def test_committed_crds_are_current(capsys: pytest.CaptureFixture[str]) -> None:
     code = crd.main(["--check", "--output", str(CRDS)])
 
     assert code == 0, capsys.readouterr().out
 
 
-def test_they_are_written_where_there_is_nothing(tmp_path: Path) -> None:
+def test_crds_are_written_to_a_new_folder(tmp_path: Path) -> None:
     output = tmp_path / "new" / "crds"
 
     assert crd.main(["--output", str(output)]) == 0
@@ -37,7 +37,7 @@ def test_they_are_written_where_there_is_nothing(tmp_path: Path) -> None:
     }
 
 
-def test_check_shows_what_is_not_current_and_writes_nothing(
+def test_check_shows_the_difference_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crd.main(["--output", str(tmp_path)])
@@ -51,7 +51,7 @@ def test_check_shows_what_is_not_current_and_writes_nothing(
     assert path.read_text(encoding="utf-8") == old
 
 
-def test_check_fails_where_there_is_nothing(tmp_path: Path) -> None:
+def test_check_fails_in_an_empty_folder(tmp_path: Path) -> None:
     assert crd.main(["--check", "--output", str(tmp_path)]) == 1
     assert not list(tmp_path.iterdir())
 
@@ -60,7 +60,7 @@ def test_check_fails_where_there_is_nothing(tmp_path: Path) -> None:
     ("plural", "kind", "short_name"),
     [("imageprefetches", "ImagePrefetch", "ipf"), ("nodegates", "NodeGate", "ngate")],
 )
-def test_names(plural: str, kind: str, short_name: str) -> None:
+def test_crd_names_are_as_documented(plural: str, kind: str, short_name: str) -> None:
     crd_object = definition(plural)
 
     assert crd_object["metadata"]["name"] == f"{plural}.imagegate.dev"
@@ -87,14 +87,14 @@ def test_names(plural: str, kind: str, short_name: str) -> None:
         ("nodegates", "Armed Held Heartbeat Age", ""),
     ],
 )
-def test_columns(plural: str, narrow: str, wide: str) -> None:
+def test_printer_columns_are_as_documented(plural: str, narrow: str, wide: str) -> None:
     columns = version(plural)["additionalPrinterColumns"]
 
     assert [c["name"] for c in columns if not c.get("priority")] == narrow.split()
     assert [c["name"] for c in columns if c.get("priority")] == wide.split()
 
 
-def test_the_status_has_no_defaults() -> None:
+def test_status_has_no_defaults() -> None:
     def defaults(node: Any) -> bool:
         match node:
             case dict():
@@ -108,7 +108,7 @@ def test_the_status_has_no_defaults() -> None:
         assert defaults(properties["spec"])
 
 
-def test_every_field_is_explained() -> None:
+def test_every_field_has_a_description() -> None:
     def unexplained(node: dict[str, Any], path: str) -> list[str]:
         found = [] if path == ".metadata" or "description" in node else [path]
         for name, child in node.get("properties", {}).items():

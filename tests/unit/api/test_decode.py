@@ -1,4 +1,4 @@
-"""The read path: it accepts what the API server accepts, and says in a sentence what it refuses."""
+"""Decoding accepts the objects that the API server accepts, and explains each rejection."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,12 +21,12 @@ def spec_of(**spec: Any) -> v1alpha1.ImagePrefetchSpec:
 
 
 @pytest.mark.parametrize("row", objects.ACCEPTED, ids=lambda row: row.id)
-def test_accepted(row: objects.Row) -> None:
+def test_object_that_the_api_server_accepts_is_decoded(row: objects.Row) -> None:
     read(row.body)
 
 
 @pytest.mark.parametrize("row", objects.REFUSED, ids=lambda row: row.id)
-def test_refused(row: objects.Row) -> None:
+def test_object_that_the_api_server_rejects_is_rejected(row: objects.Row) -> None:
     if row.only_api_server:
         read(row.body)
         return
@@ -39,7 +39,7 @@ def test_refused(row: objects.Row) -> None:
 @pytest.mark.parametrize(
     "row", [row for row in objects.ACCEPTED if row.filled], ids=lambda row: row.id
 )
-def test_the_models_have_the_defaults_of_the_api_server(row: objects.Row) -> None:
+def test_models_have_the_defaults_of_the_api_server(row: objects.Row) -> None:
     def assert_contains(have: Any, want: Any) -> None:
         match want:
             case dict():
@@ -54,7 +54,7 @@ def test_the_models_have_the_defaults_of_the_api_server(row: objects.Row) -> Non
     assert_contains(read(row.body).model_dump(mode="json", by_alias=True), row.filled)
 
 
-def test_a_prefetch_in_full() -> None:
+def test_complete_prefetch_is_decoded() -> None:
     prefetch = decode.parse_prefetch(
         {
             **objects.prefetch("redis:7", nodeSelector={"matchLabels": {"pool": "gpu"}}),
@@ -79,7 +79,7 @@ def test_a_prefetch_in_full() -> None:
     assert prefetch.status.nodes == v1alpha1.NodeCounts(desired=4)
 
 
-def test_no_secrets_is_not_the_same_as_the_default_secrets() -> None:
+def test_empty_pull_secrets_differ_from_unset_pull_secrets() -> None:
     inherited, none = decode.parse_prefetch(
         {
             **objects.prefetch(),
@@ -91,7 +91,7 @@ def test_no_secrets_is_not_the_same_as_the_default_secrets() -> None:
     assert none.image_pull_secrets == ()
 
 
-def test_views_of_a_body_are_read_too() -> None:
+def test_read_only_mappings_are_decoded() -> None:
     body = MappingProxyType(
         {
             key: MappingProxyType(v) if isinstance(v, dict) else v
@@ -103,11 +103,11 @@ def test_views_of_a_body_are_read_too() -> None:
 
 
 @pytest.mark.parametrize("status", [{"nodes": {"desired": "many"}}, {"target": 5}, [], "garbage"])
-def test_a_status_that_cannot_be_read_does_not_make_the_object_invalid(status: object) -> None:
+def test_unreadable_status_does_not_make_the_object_invalid(status: object) -> None:
     assert decode.parse_prefetch({**objects.prefetch(), "status": status}).status is None
 
 
-def test_the_first_problem_is_told_and_the_others_are_counted() -> None:
+def test_error_names_the_first_problem_and_counts_the_others() -> None:
     with pytest.raises(decode.InvalidObject) as caught:
         decode.parse_prefetch(
             objects.prefetch("Nginx", gate={"timeoutSeconds": 0}, rollout={"maxParallel": 0})
@@ -118,14 +118,14 @@ def test_the_first_problem_is_told_and_the_others_are_counted() -> None:
 
 
 @pytest.mark.parametrize("value", [True, None, ["10%"]])
-def test_the_path_of_a_bad_union_is_the_field(value: object) -> None:
+def test_error_in_a_union_names_the_field(value: object) -> None:
     with pytest.raises(decode.InvalidObject) as caught:
         decode.parse_prefetch(objects.prefetch(rollout={"maxParallel": value}))
 
     assert caught.value.field == "spec.rollout.maxParallel"
 
 
-def test_long_values_are_cut() -> None:
+def test_long_value_is_truncated_in_the_error() -> None:
     with pytest.raises(decode.InvalidObject) as caught:
         decode.parse_prefetch(objects.prefetch(gate={"mode": "x" * 5000}))
 
@@ -133,7 +133,7 @@ def test_long_values_are_cut() -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"metadata": {"name": "a"}}, {"spec": None}])
-def test_any_mapping_is_read_or_refused(body: Mapping[str, Any]) -> None:
+def test_incomplete_mapping_is_rejected(body: Mapping[str, Any]) -> None:
     with pytest.raises(decode.InvalidObject):
         decode.parse_prefetch(body)
 
@@ -145,5 +145,5 @@ def test_models_are_frozen() -> None:
         spec.dry_run = True  # type: ignore[misc]
 
 
-def test_models_are_made_by_the_names_of_their_attributes_too() -> None:
+def test_models_accept_attribute_names() -> None:
     assert v1alpha1.Rollout(max_parallel=5) == v1alpha1.Rollout.model_validate({"maxParallel": 5})

@@ -1,7 +1,7 @@
-"""References, against the cases that github.com/distribution/reference publishes (v0.6.0).
+"""Image references, with the test cases of github.com/distribution/reference (v0.6.0).
 
-Its `TestReferenceParse` does not normalise; here the expected domain and path are those of
-`ParseNormalizedNamed`, which is what the kubelet calls and what `parse` ports.
+Its `TestReferenceParse` does not normalise. The expected domain and path here are those of
+`ParseNormalizedNamed`, because the kubelet calls that function and `parse` is a port of it.
 """
 
 import json
@@ -127,7 +127,7 @@ VALID = {
     DBCC[:-1]: ("docker.io", f"library/{DBCC[:-1]}", None, None),
     "localhost/foo": ("localhost", "foo", None, None),
     "docker.io/library/foo/bar": ("docker.io", "library/foo/bar", None, None),
-    # A registry that the grammar cannot say but runtimes dial; Domain() of the package is empty.
+    # The grammar has no such registry, but runtimes connect to it; the package's Domain() is empty.
     "foo_bar.com/app": ("foo_bar.com", "app", None, None),
 }
 
@@ -184,7 +184,7 @@ INVALID = {
         "characters: at most 255 are allowed"
     ),
     "-foo": "cannot be part of a repository name",
-    # and what people write
+    # frequent mistakes of users
     "nginx:": "there is no tag after ':'",
     "nginx:-foo": '"-foo" is not a tag',
     "nginx:1:2": '"1:2" is not a tag',
@@ -205,14 +205,14 @@ INVALID = {
 
 
 @pytest.mark.parametrize("text", VALID)
-def test_valid(text: str) -> None:
+def test_valid_reference_is_parsed(text: str) -> None:
     reference = references.parse(text)
 
     assert reference == references.Reference(*VALID[text])
 
 
 @pytest.mark.parametrize("text", INVALID)
-def test_invalid(text: str) -> None:
+def test_invalid_reference_is_rejected_with_the_reason(text: str) -> None:
     with pytest.raises(references.InvalidReference, match=re.escape(INVALID[text])):
         references.parse(text)
 
@@ -249,7 +249,7 @@ NAMES = {
     ("text", "familiar", "full"),
     [(text, *expected) for texts, expected in NAMES.items() for text in texts],
 )
-def test_familiar_and_full_name(text: str, familiar: str, full: str) -> None:
+def test_reference_has_a_familiar_and_a_full_name(text: str, familiar: str, full: str) -> None:
     reference = references.parse(text)
 
     assert (reference.familiar, reference.name) == (familiar, full)
@@ -264,11 +264,11 @@ def test_tag_and_digest_are_both_kept() -> None:
     assert reference.normalized == f"docker.io/library/busybox:1@sha256:{F64}"
 
 
-def test_a_digest_needs_no_latest() -> None:
+def test_reference_with_a_digest_gets_no_latest_tag() -> None:
     assert references.parse(f"busybox@sha256:{F64}").normalized.endswith(f"busybox@sha256:{F64}")
 
 
-def test_long_text_is_cut_in_messages() -> None:
+def test_long_text_is_truncated_in_messages() -> None:
     with pytest.raises(references.InvalidReference) as caught:
         references.parse("a" * 5000)
 
@@ -298,7 +298,7 @@ def valid_texts(draw: st.DrawFn) -> str:
 
 
 @given(valid_texts())
-def test_what_the_grammar_makes_is_parsed_and_nothing_is_lost(text: str) -> None:
+def test_reference_of_the_grammar_is_parsed_completely(text: str) -> None:
     assume(not re.fullmatch("[a-f0-9]{64}", text))
     reference = references.parse(text)
 
@@ -316,7 +316,7 @@ def test_normalizing_twice_changes_nothing(text: str) -> None:
 
 
 @given(valid_texts())
-def test_familiar_names_the_same_image(text: str) -> None:
+def test_familiar_name_refers_to_the_same_image(text: str) -> None:
     reference = references.parse(text)
     on_hub = reference.domain == references.DEFAULT_DOMAIN
     first = reference.path.split("/")[0]
@@ -326,7 +326,7 @@ def test_familiar_names_the_same_image(text: str) -> None:
 
 
 @given(st.text(alphabet="aZ09._-:/@[]%~ \né", max_size=24) | st.text(max_size=12))
-def test_any_text_is_parsed_to_something_stable_or_refused_with_its_quote(text: str) -> None:
+def test_arbitrary_text_is_parsed_stably_or_rejected_with_a_quote(text: str) -> None:
     try:
         reference = references.parse(text)
     except references.InvalidReference as error:

@@ -1,4 +1,4 @@
-"""The rewriter: what pydantic says in its way, and what no CRD may say."""
+"""The rewriter of pydantic's JSON schema into the structural schema of a CRD."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -36,7 +36,7 @@ class Known(meta.ApiModel):
     flag: bool = False
 
 
-def test_everything_that_is_known() -> None:
+def test_supported_keywords_are_rewritten() -> None:
     inner = {
         "type": "object",
         "description": "The inner one.",
@@ -120,10 +120,10 @@ def field(annotation: Any) -> type[meta.ApiModel]:
         (Annotated[int, Field(json_schema_extra={"readOnly": True})], "readOnly is not"),
     ],
 )
-def test_everything_else_is_refused(annotation: Any, problem: str) -> None:
+def test_unsupported_keyword_is_rejected_with_the_remedy(annotation: Any, problem: str) -> None:
     with pytest.raises(schema.NotStructural, match=problem):
         schema.structural(field(annotation))
 
 
-def test_a_closed_model_is_left_to_pruning() -> None:
+def test_closed_model_is_left_to_pruning() -> None:
     assert "additionalProperties" not in schema.structural(Closed)

@@ -1,4 +1,4 @@
-"""A real API server with its etcd, and nothing else: no controllers, no nodes. All on loopback."""
+"""A real API server with its etcd on loopback, without controllers and nodes."""
 
 import contextlib
 import dataclasses
@@ -48,10 +48,10 @@ class ApiServer:
 
 @contextlib.contextmanager
 def running(folder: pathlib.Path, tokens: dict[str, str], version: str = "") -> Iterator[ApiServer]:
-    """Start both, with RBAC and NodeRestriction; stop them at the end.
+    """Start etcd and an API server with RBAC and NodeRestriction; stop both at the end.
 
-    `tokens` are further ones besides the administrator's: `user,uid,"groups"` by token. `version`:
-    of Kubernetes, as in "v1.34"; default: what there is (`programs.find`).
+    `tokens` maps additional tokens to `user,uid,"groups"`; the administrator's token always exists.
+    `version` is that of Kubernetes, as "v1.34"; by default `programs.find` chooses.
     """
     etcd = programs.find("etcd", "IMAGEGATE_ETCD", version)
     apiserver = programs.find("kube-apiserver", "IMAGEGATE_KUBE_APISERVER", version)

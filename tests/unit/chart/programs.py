@@ -1,4 +1,4 @@
-"""Finds the programs that these tests run: Helm, and for some an API server with its etcd."""
+"""Finds the programs that these tests run: Helm, the API server and etcd."""
 
 import os
 import pathlib
@@ -9,10 +9,10 @@ import pytest
 
 
 def find(name: str, variable: str, version: str = "") -> pathlib.Path:
-    """The program that `variable` names, else one on PATH, else the newest of tests/cluster.
+    """The program that `variable` names, else that on PATH, else the newest of tests/cluster.
 
-    `version`, as in "v1.34": only one of tests/cluster, of that Kubernetes. Where there is none the
-    test is skipped; in CI (`CI` is set) it fails instead.
+    With a `version`, as "v1.34", it is the program of tests/cluster for that Kubernetes. If no
+    program is found, the test is skipped; in CI (`CI` is set) it fails instead.
     """
     if not version and (given := os.environ.get(variable)):
         return pathlib.Path(given)

@@ -19,7 +19,7 @@ Object = dict[str, Any]
 
 
 class RenderError(Exception):
-    """Helm refused; the message is what its user reads."""
+    """Helm failed; the message is the text that Helm printed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Release:
     objects: list[Object]
 
     def of(self, kind: str) -> dict[str, Object]:
-        """The objects of a kind, by name; as namespace/name outside the release's namespace."""
+        """The objects of a kind, by name, or by namespace/name outside the release's namespace."""
         found = {}
         for obj in self.objects:
             if obj["kind"] == kind:
@@ -80,7 +80,7 @@ class Helm:
         served: tuple[str, ...] = (),
         release: str = "imagegate",
     ) -> Release:
-        """Render as `helm install` would where the API server serves `served` as well."""
+        """Render as `helm install` does if the API server also serves the APIs `served`."""
         arguments = ["template", release, str(self.chart), "--namespace", NAMESPACE, "--values=-"]
         arguments += [f"--api-versions={version}" for version in served]
         output = self.run(*arguments, stdin=json.dumps(values or {}))

@@ -1,4 +1,4 @@
-"""values.yaml, its schema, the README, the CRDs and the versions say the same."""
+"""values.yaml, its schema, the README, the CRDs and the versions are consistent."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import yaml
 from . import rendering
 
 CHART = rendering.CHART
-# Helm itself, or an umbrella chart, may set these; they are no values of ours.
+# Helm or an umbrella chart may set these values; the chart does not use them.
 FOREIGN = {"enabled", "global"}
 
 Path = tuple[str, ...]
@@ -53,12 +53,12 @@ def walk(node: dict[str, Any], path: Path = ()) -> Iterator[tuple[Path, dict[str
         yield from walk(below, (*path, key))
 
 
-def test_derived_files_are_current(generate: ModuleType) -> None:
+def test_generated_files_are_current(generate: ModuleType) -> None:
     assert generate.main(["--check"]) == 0, "run: python deploy/helm/generate.py"
 
 
-def test_crds_are_real_copies_of_the_generated_ones() -> None:
-    # Not links: Flux drops those from a GitRepository, and the chart would come without its CRDs.
+def test_crds_are_copies_of_the_generated_crds() -> None:
+    # Not links, because Flux drops links from a GitRepository: the chart would have no CRDs.
     assert not any(
         path.is_symlink() for path in [CHART / "crds-src", *(CHART / "crds-src").iterdir()]
     )
@@ -82,12 +82,12 @@ def test_every_value_is_documented(values: dict[str, Any], documented: set[Path]
     assert list(undocumented(values)) == []
 
 
-def test_readme_has_every_value(documented: set[Path]) -> None:
+def test_readme_documents_every_value(documented: set[Path]) -> None:
     readme = (CHART / "README.md").read_text(encoding="utf-8")
     assert [path for path in documented if f"| `{'.'.join(path)}` |" not in readme] == []
 
 
-def test_schema_has_the_values_and_no_others(
+def test_schema_has_exactly_the_documented_values(
     schema: dict[str, Any], values: dict[str, Any], documented: set[Path]
 ) -> None:
     described = {path for path, node in walk(schema) if "description" in node}
@@ -95,7 +95,7 @@ def test_schema_has_the_values_and_no_others(
     assert set(schema["properties"]) - FOREIGN == set(values)
 
 
-def test_schema_is_strict_wherever_it_names_keys(schema: dict[str, Any]) -> None:
+def test_schema_rejects_unknown_keys_everywhere(schema: dict[str, Any]) -> None:
     loose = [
         path
         for path, node in [((), schema), *walk(schema)]
@@ -127,20 +127,22 @@ def test_schema_is_strict_wherever_it_names_keys(schema: dict[str, Any]) -> None
         ),
     ],
 )
-def test_schema_refuses(helm: rendering.Helm, values: dict[str, Any], where: str) -> None:
+def test_schema_rejects_an_invalid_value(
+    helm: rendering.Helm, values: dict[str, Any], where: str
+) -> None:
     with pytest.raises(rendering.RenderError, match=where):
         helm.render(values)
 
 
-def test_schema_lets_an_umbrella_chart_in(helm: rendering.Helm) -> None:
+def test_schema_accepts_the_values_of_an_umbrella_chart(helm: rendering.Helm) -> None:
     helm.render({"enabled": True, "global": {"imageRegistry": "registry.example"}})
 
 
-def test_lint(helm: rendering.Helm) -> None:
+def test_helm_lint_passes(helm: rendering.Helm) -> None:
     assert "0 chart(s) failed" in helm.run("lint", "--strict", str(CHART))
 
 
-def test_one_version() -> None:
+def test_chart_and_project_have_the_same_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     project = tomllib.loads((rendering.CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))[
         "project"
@@ -148,7 +150,7 @@ def test_one_version() -> None:
     assert chart["version"] == chart["appVersion"] == project["version"]
 
 
-def test_license_is_whole() -> None:
+def test_license_is_complete() -> None:
     text = (rendering.CHECKOUT / "LICENSE").read_text(encoding="utf-8")
     assert "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text

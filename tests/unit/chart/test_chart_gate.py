@@ -1,4 +1,4 @@
-"""Which gate is rendered, and that the policy can touch nothing but the creation of a node."""
+"""The choice of the gate's source, and that the policy matches only the creation of nodes."""
 
 import re
 
@@ -29,7 +29,7 @@ def source(args: list[str]) -> str:
         ("none", (POLICY_V1,), None, "none"),
     ],
 )
-def test_source(
+def test_source_of_the_gate_follows_from_value_and_served_apis(
     helm: Helm, wanted: str, served: tuple[str, ...], version: str | None, result: str
 ) -> None:
     release = helm.render({"gate": {"source": wanted}}, served=served)
@@ -41,7 +41,7 @@ def test_source(
         assert versions == ([f"admissionregistration.k8s.io/{version}"] if version else [])
 
 
-def test_policy_that_nobody_serves_is_refused_with_the_remedy(helm: Helm) -> None:
+def test_policy_without_a_served_api_is_rejected_with_the_remedy(helm: Helm) -> None:
     with pytest.raises(
         RenderError,
         match=r"serves MutatingAdmissionPolicy neither .* gate\.source=auto .* --api-versions",
@@ -52,7 +52,7 @@ def test_policy_that_nobody_serves_is_refused_with_the_remedy(helm: Helm) -> Non
 @pytest.mark.parametrize("served", [POLICY_V1, POLICY_BETA])
 def test_policy_matches_the_creation_of_nodes_only(helm: Helm, served: str) -> None:
     spec = helm.render(served=(served,)).one("MutatingAdmissionPolicy")["spec"]
-    # Any more, UPDATE or nodes/status, and NodeRestriction refuses the kubelets' heartbeats.
+    # No UPDATE and no nodes/status, because NodeRestriction would then reject heartbeats.
     assert spec["matchConstraints"] == {
         "resourceRules": [
             {
@@ -69,7 +69,7 @@ def test_policy_matches_the_creation_of_nodes_only(helm: Helm, served: str) -> N
     assert spec["paramKind"] == {"apiVersion": "imagegate.dev/v1alpha1", "kind": "NodeGate"}
 
 
-def test_binding(helm: Helm) -> None:
+def test_binding_allows_nodes_without_a_parameter_and_has_the_selector(helm: Helm) -> None:
     spec = helm.render(served=(POLICY_V1,)).one("MutatingAdmissionPolicyBinding")["spec"]
     assert spec == {
         "policyName": "imagegate-node-gate",
@@ -82,7 +82,7 @@ def test_binding(helm: Helm) -> None:
     assert spec["matchResources"] == {"objectSelector": selector}
 
 
-def test_optional_fields_are_guarded(helm: Helm) -> None:
+def test_missing_optional_fields_get_defaults(helm: Helm) -> None:
     values = {"gate": {"taintKey": "example.com/hold", "silenceSeconds": 600}}
     spec: Object = helm.render(values, served=(POLICY_V1,)).one("MutatingAdmissionPolicy")["spec"]
     expressions = [each["expression"] for each in [*spec["matchConditions"], *spec["variables"]]]
@@ -95,7 +95,7 @@ def test_optional_fields_are_guarded(helm: Helm) -> None:
     )
 
 
-def test_control_plane_can_be_gated_too(helm: Helm) -> None:
+def test_control_plane_nodes_can_be_gated(helm: Helm) -> None:
     def conditions(values: Object) -> list[str]:
         spec = helm.render(values, served=(POLICY_V1,)).one("MutatingAdmissionPolicy")["spec"]
         return [condition["name"] for condition in spec["matchConditions"]]

@@ -1,4 +1,4 @@
-"""The rendered objects: what they are called, what they run, what a user can change."""
+"""The rendered objects: their names, their arguments, and the settings of a user."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def test_every_object_has_its_labels_and_namespace(helm: Helm) -> None:
         assert metadata["labels"]["app.kubernetes.io/name"] == "imagegate", metadata["name"]
         assert metadata["labels"]["app.kubernetes.io/instance"] == "imagegate", metadata["name"]
         assert metadata["labels"]["team"] == "platform", metadata["name"]
-        # Events of objects without a namespace are in `default`.
+        # Kubernetes stores Events of objects without a namespace in `default`.
         places = {"events": "default", "puller": PULLERS}
         own = places.get(metadata["name"].rpartition("-")[2], NAMESPACE)
         assert metadata.get("namespace") == (None if obj["kind"] in CLUSTER_SCOPED else own), (
@@ -55,7 +55,9 @@ def test_every_object_has_its_labels_and_namespace(helm: Helm) -> None:
         ("a" * 53, {}, "a" * 52),
     ],
 )
-def test_fullname(helm: Helm, release: str, values: Object, name: str) -> None:
+def test_names_begin_with_the_full_name_of_the_release(
+    helm: Helm, release: str, values: Object, name: str
+) -> None:
     rendered = helm.render(values, served=(POLICY_V1,), release=release)
     names = {
         obj["metadata"]["name"]
@@ -69,7 +71,7 @@ def test_fullname(helm: Helm, release: str, values: Object, name: str) -> None:
     assert f"--deployment={name}" in rendered.container("Job")["args"]
 
 
-def test_arguments(helm: Helm) -> None:
+def test_values_become_arguments(helm: Helm) -> None:
     values = {
         "gate": {"taintKey": "example.com/hold", "silenceSeconds": 600, "suspend": True},
         "puller": {
@@ -114,7 +116,7 @@ def test_arguments(helm: Helm) -> None:
     ]
 
 
-def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
+def test_commands_in_the_pod_read_registry_and_kubelet_settings(
     helm: Helm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {
@@ -141,7 +143,7 @@ def test_registries_and_kubelets_are_known_to_commands_in_the_pod(
 HOOKS = {"enabled": True, "secretName": "receivers", "port": 9443}
 
 
-def test_push_hooks_meet_pods_of_their_own(helm: Helm) -> None:
+def test_push_hooks_have_their_own_pods(helm: Helm) -> None:
     release = helm.render({"hooks": HOOKS, "networkPolicy": {"enabled": True}})
     deployment = release.of("Deployment")["imagegate-hooks"]
     pod = deployment["spec"]["template"]["spec"]
@@ -151,7 +153,7 @@ def test_push_hooks_meet_pods_of_their_own(helm: Helm) -> None:
     assert (settings.namespace, settings.pushes_configmap) == (NAMESPACE, "imagegate-pushes")
     (mount,) = container["volumeMounts"]
     assert str(settings.file.parent) == mount["mountPath"]
-    assert "subPath" not in mount, "the kubelet would never renew it"
+    assert "subPath" not in mount, "the kubelet does not update a subPath mount"
     (volume,) = pod["volumes"]
     assert volume["secret"] == {"secretName": "receivers", "optional": True}
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -168,7 +170,7 @@ def test_push_hooks_meet_pods_of_their_own(helm: Helm) -> None:
     assert (port["port"], port["targetPort"]) == (9443, "hooks")
     for other in ("imagegate", "imagegate-hooks-metrics"):
         (port,) = services[other]["spec"]["ports"]
-        assert port["targetPort"] == "http", "metrics are not where the hooks are"
+        assert port["targetPort"] == "http", "the port of the hooks serves no metrics"
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     for name in ("imagegate-hooks", "imagegate-hooks-metrics"):
         assert services[name]["spec"]["selector"].items() <= labels.items()
@@ -182,8 +184,8 @@ def test_push_hooks_meet_pods_of_their_own(helm: Helm) -> None:
     )
 
 
-def test_the_operator_opens_nothing_for_push_hooks(helm: Helm) -> None:
-    """Strangers reach no pod that may lead, and no Secret of receivers is mounted there."""
+def test_push_hooks_open_no_port_of_the_operator(helm: Helm) -> None:
+    """Senders reach no pod that may become leader, and such a pod mounts no receiver Secret."""
     values: Object = {"networkPolicy": {"enabled": True}}
     without, release = helm.render(values), helm.render({**values, "hooks": HOOKS})
     before, pod = (each.of("Deployment")["imagegate"]["spec"] for each in (without, release))
@@ -202,7 +204,7 @@ def test_the_operator_opens_nothing_for_push_hooks(helm: Helm) -> None:
     assert policies["imagegate"] == without.one("NetworkPolicy")
 
 
-def test_who_may_send_push_hooks(helm: Helm) -> None:
+def test_network_policy_limits_the_senders_of_push_hooks(helm: Helm) -> None:
     gateway = {"namespaceSelector": {"matchLabels": {"name": "gateway"}}}
     policy = {"enabled": True, "hooksFrom": [gateway]}
     release = helm.render({"hooks": HOOKS, "networkPolicy": policy})
@@ -210,14 +212,14 @@ def test_who_may_send_push_hooks(helm: Helm) -> None:
     assert rules[1]["from"] == [gateway]
 
 
-def test_the_account_of_push_hooks_may_hand_over_and_nothing_else(helm: Helm) -> None:
+def test_account_of_push_hooks_may_only_write_the_pushes_configmap(helm: Helm) -> None:
     release = helm.render({"hooks": HOOKS})
     deployment = release.of("Deployment")["imagegate-hooks"]
     account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
     assert account == "imagegate-hooks"
 
     def granted(account: str) -> list[Object]:
-        """All rules that are bound to an account."""
+        """All rules that are granted to an account."""
         roles = release.of("Role") | release.of("ClusterRole")
         bindings = release.of("RoleBinding") | release.of("ClusterRoleBinding")
         return [
@@ -232,11 +234,11 @@ def test_the_account_of_push_hooks_may_hand_over_and_nothing_else(helm: Helm) ->
     of_maps = [each for each in granted("imagegate") if "configmaps" in each["resources"]]
     assert of_maps == [{**rule, "verbs": ["get", "list", "watch"]}], "the leader only reads"
     (configmap,) = release.of("ConfigMap").values()
-    assert "data" not in configmap, "an upgrade must not take away what waits there"
+    assert "data" not in configmap, "an upgrade must not delete waiting pushes"
 
 
 @pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
-def test_the_pods_of_push_hooks_are_scraped_with_the_operator(helm: Helm, kind: str) -> None:
+def test_pods_of_push_hooks_are_scraped_with_the_operator(helm: Helm, kind: str) -> None:
     monitor = {kind[0].lower() + kind[1:]: {"enabled": True}}
     release = helm.render(
         {"metrics": monitor, "hooks": HOOKS}, served=(f"monitoring.coreos.com/v1/{kind}",)
@@ -250,7 +252,7 @@ def test_the_pods_of_push_hooks_are_scraped_with_the_operator(helm: Helm, kind: 
         assert labels[expression["key"]] in expression["values"]
 
 
-def test_push_hooks_are_off_unless_asked_for(helm: Helm) -> None:
+def test_push_hooks_are_off_by_default(helm: Helm) -> None:
     release = helm.render()
     assert set(release.of("Service")) == {"imagegate"}
     assert "volumes" not in release.pod()
@@ -262,18 +264,18 @@ def test_push_hooks_are_off_unless_asked_for(helm: Helm) -> None:
     ("values", "problem"),
     [({"enabled": True}, "hooks.secretName is needed"), ({**HOOKS, "port": 8080}, "port")],
 )
-def test_push_hooks_refused(helm: Helm, values: Object, problem: str) -> None:
+def test_invalid_push_hook_values_are_rejected(helm: Helm, values: Object, problem: str) -> None:
     with pytest.raises(RenderError, match=problem):
         helm.render({"hooks": values})
 
 
 @pytest.mark.parametrize("half", ["configFile", "binDir"])
-def test_half_of_the_credential_providers_is_refused(helm: Helm, half: str) -> None:
+def test_incomplete_credential_providers_are_rejected(helm: Helm, half: str) -> None:
     with pytest.raises(RenderError, match="configFile and binDir go together"):
         helm.render({"registry": {"credentialProviders": {half: "/cloud"}}})
 
 
-def test_credential_providers_are_none_of_an_installation_without(helm: Helm) -> None:
+def test_no_credential_provider_variables_are_set_by_default(helm: Helm) -> None:
     names = {entry["name"] for entry in helm.render({}).container()["env"]}
     assert not {name for name in names if "CREDENTIAL_PROVIDER" in name}
 
@@ -297,7 +299,7 @@ def test_operator_understands_its_arguments(helm: Helm, kind: str, served: tuple
         assert parsed.puller_container_image == "docker.io/library/busybox:1.37.0-musl"
 
 
-def test_image(helm: Helm) -> None:
+def test_image_is_set_by_version_tag_or_digest(helm: Helm) -> None:
     digest = "sha256:" + "1" * 64
     assert helm.render().container()["image"] == "ghcr.io/imagegate/imagegate:0.1.0"
     assert (
@@ -312,8 +314,8 @@ def test_image(helm: Helm) -> None:
     )
 
 
-def test_every_image_can_be_given_by_digest(helm: Helm) -> None:
-    """A tag may be moved. What runs on every node is then what was checked."""
+def test_every_image_can_be_set_by_digest(helm: Helm) -> None:
+    """A tag may change; a digest makes every node run the checked image."""
     ours, pause, busybox = ("sha256:" + digit * 64 for digit in "123")
     release = helm.render(
         {
@@ -339,13 +341,13 @@ def test_every_image_can_be_given_by_digest(helm: Helm) -> None:
         {"puller": {"container": {"image": {"digest": "sha512:" + "1" * 64}}}},
     ],
 )
-def test_what_is_no_digest_is_refused(helm: Helm, values: Object) -> None:
+def test_invalid_digest_is_rejected(helm: Helm, values: Object) -> None:
     with pytest.raises(RenderError, match="digest"):
         helm.render(values)
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])
-def test_pods_are_confined(helm: Helm, kind: str) -> None:
+def test_pods_are_restricted_and_tolerate_every_taint(helm: Helm, kind: str) -> None:
     release = helm.render()
     pod, container = release.pod(kind), release.container(kind)
     assert pod["securityContext"] == {
@@ -358,7 +360,7 @@ def test_pods_are_confined(helm: Helm, kind: str) -> None:
         "readOnlyRootFilesystem": True,
     }
     assert not {"hostNetwork", "hostPID", "hostIPC", "volumes"} & set(pod)
-    # A new cluster has only nodes that are held, not ready or uninitialized: it has to run there.
+    # The pods must run on held, unready and uninitialized nodes: a new cluster has no others.
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["priorityClassName"] == "system-cluster-critical"
     assert container["resources"]["limits"] == {"memory": "512Mi"}
@@ -446,7 +448,7 @@ def test_puller_priority_is_low_and_preempts_nothing(helm: Helm) -> None:
         helm.render({"puller": {"priorityClass": {"create": False}}})
 
 
-def test_crds_are_what_was_generated(helm: Helm) -> None:
+def test_crds_are_the_generated_ones(helm: Helm) -> None:
     rendered = helm.render().of("CustomResourceDefinition")
     for path in (CHART / "crds-src").glob("*.yaml"):
         source = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -459,13 +461,13 @@ def test_crds_are_what_was_generated(helm: Helm) -> None:
     assert not rendered
 
 
-def test_crds_can_be_given_up(helm: Helm) -> None:
+def test_crds_can_be_disabled_or_not_kept(helm: Helm) -> None:
     assert not helm.render({"crds": {"enabled": False}}).of("CustomResourceDefinition")
     for crd in helm.render({"crds": {"keep": False}}).of("CustomResourceDefinition").values():
         assert "helm.sh/resource-policy" not in crd["metadata"].get("annotations", {})
 
 
-def test_monitors(helm: Helm) -> None:
+def test_monitors_need_the_crds_of_the_prometheus_operator(helm: Helm) -> None:
     service, pod = "monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PodMonitor"
     monitor = {"enabled": True, "labels": {"release": "prometheus"}, "interval": "30s"}
     spec = helm.render({"metrics": {"serviceMonitor": monitor}}, served=(service,)).one(
@@ -490,7 +492,7 @@ def test_monitors(helm: Helm) -> None:
         )
 
 
-def test_network_policy(helm: Helm) -> None:
+def test_network_policy_is_optional_and_limits_ingress(helm: Helm) -> None:
     assert not helm.render().of("NetworkPolicy")
     peers = [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]
     spec = helm.render({"networkPolicy": {"enabled": True, "ingressFrom": peers}}).one(
@@ -500,7 +502,7 @@ def test_network_policy(helm: Helm) -> None:
     assert spec["egress"] == [{}]
 
 
-def test_cleanup_is_a_hook_and_nothing_else(helm: Helm) -> None:
+def test_cleanup_consists_of_hooks(helm: Helm) -> None:
     release = helm.render()
     hooks = [
         obj for obj in release.objects if "helm.sh/hook" in obj["metadata"].get("annotations", {})
@@ -523,7 +525,7 @@ def test_cleanup_is_a_hook_and_nothing_else(helm: Helm) -> None:
     assert weights["ServiceAccount"] < weights["ClusterRoleBinding"] < weights["Job"]
     assert weights["Role"] < weights["RoleBinding"] < weights["Job"]
     job = release.one("Job")["spec"]
-    # Helm waits 5 minutes: the Job has to give up before, or its error is a mere timeout.
+    # Helm waits 5 minutes. The Job must fail earlier, so that Helm reports more than a timeout.
     assert job["activeDeadlineSeconds"] < 300
     assert release.pod("Job")["restartPolicy"] == "Never"
     assert release.pod("Job")["serviceAccountName"] == "imagegate-cleanup"
@@ -553,7 +555,7 @@ def test_cleanup_is_a_hook_and_nothing_else(helm: Helm) -> None:
         ({"gate": {"source": "none"}}, (POLICY_V1,), "none", "=pending:NoSchedule"),
     ],
 )
-def test_notes_say_which_gate_is_in_force(
+def test_notes_name_the_active_gate(
     helm: Helm,
     tmp_path: pathlib.Path,
     values: Object,
@@ -561,7 +563,8 @@ def test_notes_say_which_gate_is_in_force(
     source: str,
     saying: str,
 ) -> None:
-    # `helm template` prints no notes, and `helm install` knows no --api-versions.
+    # A copied chart, because `helm template` prints no notes and `helm install` has no
+    # --api-versions.
     chart = shutil.copytree(CHART, tmp_path / "imagegate")
     text = '{{ include "imagegate/templates/NOTES.txt" . | toJson }}'
     template = f"kind: Notes\nmetadata: {{name: notes}}\ntext: {text}\n"

@@ -1,4 +1,4 @@
-"""What the operator and its cleanup may do, and nothing more."""
+"""The exact rights of the operator, its cleanup and its watchdog."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ def roles(release: Release) -> list[Object]:
     return [*release.of("ClusterRole").values(), *release.of("Role").values()]
 
 
-def test_cluster_wide_rights_of_the_operator(release: Release) -> None:
+def test_operator_has_exactly_the_needed_cluster_rights(release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate"])) == {
         ("", "nodes", frozenset(READ | {"patch"}), ()),
         ("imagegate.dev", "imageprefetches", frozenset(READ | {"patch"}), ()),
@@ -48,13 +48,13 @@ def test_cluster_wide_rights_of_the_operator(release: Release) -> None:
     }
 
 
-def test_policy_is_readable_only_where_there_is_one(helm: Helm) -> None:
+def test_right_to_read_the_policy_exists_only_with_a_policy(helm: Helm) -> None:
     assert "admissionregistration.k8s.io" not in {
         group for role in roles(helm.render()) for group, *_ in grants(role)
     }
 
 
-def test_rights_in_namespaces(release: Release) -> None:
+def test_roles_in_namespaces_have_exactly_the_needed_rights(release: Release) -> None:
     assert {name: set(grants(role)) for name, role in release.of("Role").items()} == {
         "imagegate": {
             ("coordination.k8s.io", "leases", frozenset({"create"}), ()),
@@ -91,7 +91,7 @@ def test_rights_in_namespaces(release: Release) -> None:
     }
 
 
-def test_rights_where_prefetches_wait_for_daemonsets(helm: Helm) -> None:
+def test_start_after_namespaces_get_rights_to_read_daemonsets(helm: Helm) -> None:
     values = {"startAfter": {"namespaces": ["kube-system", "mirrors"]}}
     named = helm.render(values)
     added = set(named.of("Role")) - set(helm.render().of("Role"))
@@ -121,25 +121,25 @@ READ_WORKLOADS = {
 }
 
 
-def test_rights_where_prefetches_name_workloads(helm: Helm) -> None:
+def test_images_from_namespaces_get_rights_to_read_workloads(helm: Helm) -> None:
     named = helm.render({"imagesFrom": {"namespaces": ["serving", "batch"]}})
     added = set(named.of("Role")) - set(helm.render().of("Role"))
     assert added == {f"{ns}/imagegate-images-from" for ns in ("serving", "batch")}
     for name in added:
         assert set(grants(named.of("Role")[name])) == READ_WORKLOADS
     assert "imagegate-images-from" not in named.of("ClusterRole")
-    test_every_binding_is_of_a_role_and_account_in_the_chart(named)
+    test_every_binding_names_a_role_and_an_account_of_the_chart(named)
 
 
-def test_rights_to_read_all_workloads_are_one_cluster_role(helm: Helm) -> None:
+def test_right_to_read_all_workloads_is_a_cluster_role(helm: Helm) -> None:
     values = {"imagesFrom": {"allNamespaces": True, "namespaces": ["serving"]}}
     everywhere = helm.render(values)
     assert set(grants(everywhere.of("ClusterRole")["imagegate-images-from"])) == READ_WORKLOADS
     assert set(everywhere.of("Role")) == set(helm.render().of("Role"))
-    test_every_binding_is_of_a_role_and_account_in_the_chart(everywhere)
+    test_every_binding_names_a_role_and_an_account_of_the_chart(everywhere)
 
 
-def test_cluster_wide_rights_of_the_cleanup(release: Release) -> None:
+def test_cleanup_has_exactly_the_needed_cluster_rights(release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate-cleanup"])) == {
         ("", "nodes", frozenset({"get", "list", "patch"}), ()),
         ("imagegate.dev", "imageprefetches", frozenset({"get", "list", "patch"}), ()),
@@ -147,7 +147,7 @@ def test_cluster_wide_rights_of_the_cleanup(release: Release) -> None:
     }
 
 
-def test_cluster_wide_rights_of_the_watchdog(helm: Helm, release: Release) -> None:
+def test_watchdog_has_exactly_the_needed_cluster_rights(helm: Helm, release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate-watchdog"])) == {
         ("", "nodes", frozenset({"get", "list", "patch"}), ()),
         ("imagegate.dev", "nodegates", frozenset({"get"}), ("default",)),
@@ -161,7 +161,7 @@ def test_cluster_wide_rights_of_the_watchdog(helm: Helm, release: Release) -> No
     ]
 
 
-def test_puller_pods_have_a_namespace_of_their_own(helm: Helm) -> None:
+def test_puller_pods_have_their_own_namespace(helm: Helm) -> None:
     release = helm.render()
     assert set(release.of("Role")) == {
         "imagegate",
@@ -176,7 +176,7 @@ def test_puller_pods_have_a_namespace_of_their_own(helm: Helm) -> None:
     namespace = release.one("Namespace")["metadata"]
     assert namespace["name"] == PULLERS
     assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    # People put their pull secrets there.
+    # It is kept, because it contains the users' pull secrets.
     assert namespace["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert f"--puller-namespaces={PULLERS}" in release.container()["args"]
 
@@ -186,13 +186,13 @@ def test_puller_pods_have_a_namespace_of_their_own(helm: Helm) -> None:
     [{"namespaces": ["ml"]}, {"namespaces": [NAMESPACE]}, {"createNamespace": False}],
     ids=["others", "the operator's own", "made by somebody else"],
 )
-def test_namespace_is_created_only_where_it_is_asked_for(helm: Helm, puller: Object) -> None:
+def test_no_namespace_is_created_for_other_puller_settings(helm: Helm, puller: Object) -> None:
     release = helm.render({"puller": puller})
     assert not release.of("Namespace")
     assert len(release.of("Role")) == 8
 
 
-def test_kubelets_get_the_token_of_an_account_of_their_own(helm: Helm, release: Release) -> None:
+def test_kubelets_receive_the_token_of_a_separate_account(helm: Helm, release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate-kubelets"])) == {
         ("", "nodes/stats", frozenset({"get"}), ())
     }
@@ -211,26 +211,26 @@ def test_kubelets_get_the_token_of_an_account_of_their_own(helm: Helm, release: 
 FENCE = {f"imagegate-fence-{name}" for name in ("nodes", "prefetches", "gates", "pods")}
 
 
-def test_fence_is_on_by_default_and_may_be_left_out(helm: Helm) -> None:
+def test_fence_is_on_by_default_and_can_be_disabled(helm: Helm) -> None:
     release = helm.render()
     assert set(release.of("ValidatingAdmissionPolicy")) == FENCE
     assert set(release.of("ValidatingAdmissionPolicyBinding")) == FENCE
     for policy in release.of("ValidatingAdmissionPolicy").values():
         assert policy["spec"]["failurePolicy"] == "Fail"
-        # A parameter that cannot be read would refuse everybody's requests.
+        # Without a parameter, because an unreadable parameter would reject all requests.
         assert "paramKind" not in policy["spec"]
         (condition,) = policy["spec"]["matchConditions"]
         assert condition["expression"].startswith("request.userInfo.username in ['system:service")
     assert not helm.render({"fence": {"enabled": False}}).of("ValidatingAdmissionPolicy")
 
 
-def test_chart_installs_where_validating_policies_are_switched_off(helm: Helm) -> None:
+def test_chart_renders_no_fence_if_validating_policies_are_not_served(helm: Helm) -> None:
     policy = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
     assert not helm.render(served=("v1/Pod",)).of("ValidatingAdmissionPolicy")
     assert helm.render(served=("v1/Pod", policy)).of("ValidatingAdmissionPolicy")
 
 
-def test_fence_is_of_the_release_and_its_accounts(helm: Helm) -> None:
+def test_fence_uses_the_names_and_accounts_of_the_release(helm: Helm) -> None:
     values = {
         "serviceAccount": {"create": False, "name": "mine"},
         "gate": {"taintKey": "example.com/hold", "otherTaintKeys": ["example.com/old"]},
@@ -260,12 +260,12 @@ def test_fence_is_of_the_release_and_its_accounts(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("key", ["node.kubernetes.io/not-ready", "karpenter.sh/x", "a'b", "a/b/c"])
-def test_key_that_is_somebody_elses_is_refused(helm: Helm, key: str) -> None:
+def test_foreign_or_invalid_taint_key_is_rejected(helm: Helm, key: str) -> None:
     with pytest.raises(RenderError, match="otherTaintKeys"):
         helm.render({"gate": {"otherTaintKeys": [key]}})
 
 
-def test_what_nobody_gets(release: Release) -> None:
+def test_no_role_has_a_dangerous_right(release: Release) -> None:
     for role in roles(release):
         for group, resource, verbs, _ in grants(role):
             assert "*" not in {group, resource, *verbs}
@@ -280,18 +280,18 @@ def test_what_nobody_gets(release: Release) -> None:
                 assert resource not in ("pods", "secrets")
 
 
-def test_reading_pull_secrets_can_be_forbidden(helm: Helm) -> None:
+def test_right_to_read_pull_secrets_can_be_disabled(helm: Helm) -> None:
     release = helm.render({"registry": {"readPullSecrets": False}})
     assert "secrets" not in {r for role in roles(release) for _, r, *_ in grants(role)}
 
 
-def test_named_pull_secrets_are_all_that_can_be_read(helm: Helm) -> None:
+def test_only_named_pull_secrets_can_be_read(helm: Helm) -> None:
     release = helm.render({"prefetchPolicy": {"pullSecrets": ["ml-pull", "web-pull"]}})
     read = {grant for role in roles(release) for grant in grants(role) if grant[1] == "secrets"}
     assert read == {("", "secrets", frozenset({"get"}), ("ml-pull", "web-pull"))}
 
 
-def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -> None:
+def test_every_binding_names_a_role_and_an_account_of_the_chart(release: Release) -> None:
     accounts = set(release.of("ServiceAccount"))
     assert accounts == {
         "imagegate",
@@ -310,7 +310,7 @@ def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -
                 "name": name.rpartition("/")[2],
             }
             helpers = ["cleanup", "watchdog"]
-            if kind == "ClusterRole":  # the Role is the operator's: to ask for the token
+            if kind == "ClusterRole":  # the Role is bound to the operator, to request the token
                 helpers.append("kubelets")
             account = next((f"imagegate-{each}" for each in helpers if each in name), "imagegate")
             assert binding["subjects"] == [
@@ -318,14 +318,14 @@ def test_every_binding_is_of_a_role_and_account_in_the_chart(release: Release) -
             ]
 
 
-def test_service_account_can_be_given(helm: Helm) -> None:
+def test_existing_service_account_can_be_used(helm: Helm) -> None:
     release = helm.render({"serviceAccount": {"create": False, "name": "mine"}})
     assert "imagegate" not in release.of("ServiceAccount")
     assert release.pod()["serviceAccountName"] == "mine"
     assert release.of("ClusterRoleBinding")["imagegate"]["subjects"][0]["name"] == "mine"
 
 
-def test_people_get_prefetches_by_the_built_in_roles(helm: Helm, release: Release) -> None:
+def test_built_in_roles_include_the_rights_for_prefetches(helm: Helm, release: Release) -> None:
     view, edit = (release.of("ClusterRole")[f"imagegate-{name}"] for name in ("view", "edit"))
     assert set(grants(view)) == {
         ("imagegate.dev", "imageprefetches", frozenset(READ), ()),
@@ -344,7 +344,7 @@ def test_people_get_prefetches_by_the_built_in_roles(helm: Helm, release: Releas
         {key.removeprefix(prefix) for key in role["metadata"]["labels"] if key.startswith(prefix)}
         for role in (view, edit)
     ]
-    # Writing only where it is asked for: an ImagePrefetch can hold every joining node.
+    # `edit` may write only if a value says so, because an ImagePrefetch can hold joining nodes.
     assert aggregated == [{"view", "edit", "admin"}, {"admin"}]
     edit = helm.render({"rbac": {"aggregateToEdit": True}}).of("ClusterRole")["imagegate-edit"]
     assert {f"{prefix}edit", f"{prefix}admin"} <= set(edit["metadata"]["labels"])

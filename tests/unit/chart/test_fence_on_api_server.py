@@ -1,5 +1,5 @@
-"""The fence on a real API server: with the operator's own token, of a real service account, what it
-does passes, and what somebody who has stolen the token would do is refused.
+"""The fence on a real API server, with the tokens of real service accounts: it allows the requests
+of the operator, and rejects other requests, so that a stolen token is of little use.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Answer = tuple[int, Any]
 class Cluster:
     api: apiserver.ApiServer
     tokens: dict[str, str]
-    """Of service accounts, from the API server itself."""
+    """The tokens of the service accounts, issued by the API server."""
 
     def admin(self, method: str, path: str, body: object = None, patch: str = "") -> Object:
         code, answer = self.api.request(method, path, body, patch=patch)
@@ -78,7 +78,7 @@ class Cluster:
         return self.api.request(method, path, body, token=self.tokens[account], patch=patch)
 
     def node(self, *taints: Object) -> Object:
-        """A node that is held, with labels and annotations of ours and of others."""
+        """A held node, with labels and annotations of the operator and of other programs."""
         name = f"node-{next(serial)}"
         metadata = {
             "name": name,
@@ -93,7 +93,7 @@ class Cluster:
             "spec": {"providerID": "test:///one"},
         }
         self.admin("POST", NODES, body)
-        # Afterwards: the API server adds a taint of its own to every new Node.
+        # The taints are set afterwards, because the API server adds a taint to every new Node.
         tainted = {"spec": {"taints": list(taints) or [CORDON, GATE, MAINTENANCE]}}
         return self.admin("PATCH", f"{NODES}/{name}", tainted, "merge")
 
@@ -126,7 +126,7 @@ def gate(key: str) -> Object:
 
 
 def puller(mode: Mode = Mode.IMAGE_VOLUME) -> Object:
-    """A puller pod as the operator makes it."""
+    """A puller pod as the operator creates it."""
     settings = PullerSettings("pause", "busybox", mode, priority_class="imagegate-puller")
     wanted = dataclasses.replace(
         prefetch("llm", "reg.test/llm:1", "reg.test/data:1"), namespace=PULLERS
@@ -138,7 +138,7 @@ def puller(mode: Mode = Mode.IMAGE_VOLUME) -> Object:
 def cluster(
     request: pytest.FixtureRequest, helm: rendering.Helm, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    """The chart is installed; the accounts have tokens; the fence is in force."""
+    """A cluster with the installed chart and the accounts' tokens; the fence has taken effect."""
     version = str(request.param)
     with apiserver.running(tmp_path_factory.mktemp("apiserver"), {}, version) as api:
         flags = [
@@ -151,18 +151,18 @@ def cluster(
         flags += ["--set", f"gate.otherTaintKeys={{{EARLIER}}}"]
         helm.run("install", "imagegate", str(rendering.CHART), *flags)
         cluster = Cluster(api, {})
-        # Helm makes the clean-up's account and rights only while it uninstalls.
+        # Helm creates the cleanup's account and rights only during an uninstallation.
         for obj in helm.render().objects:
             if "-cleanup" in obj["metadata"]["name"] and obj["kind"] != "Job":
                 cluster.admin("POST", collection(obj), obj)
         for role, account in ACCOUNTS.items():
             path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
             cluster.tokens[role] = cluster.admin("POST", path, {"spec": {}})["status"]["token"]
-        # No controller makes it here.
+        # Created here, because no controller creates it.
         default = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
         for namespace in (PULLERS, "default"):
             cluster.admin("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", default)
-        # As a namespace of somebody's: what Pod Security would refuse the fence has to refuse.
+        # Pod Security is switched off, as in a user's namespace, so that only the fence rejects.
         level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": None}}}
         restricted = cluster.admin("GET", f"/api/v1/namespaces/{PULLERS}")["metadata"]["labels"]
         assert restricted["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -179,7 +179,7 @@ def collection(obj: Object) -> str:
 
 
 def wait_for_the_fence(cluster: Cluster) -> None:
-    """The API server takes up policies a moment after they are made."""
+    """Waits, because the API server enforces a policy some time after its creation."""
     name = cluster.node()["metadata"]["name"]
     cluster.set_gate()
     wanted = cluster.prefetch()["metadata"]["name"]
@@ -226,7 +226,7 @@ def specified(**changes: Any) -> Callable[[Cluster], Answer]:
 
 
 def taints(*wanted: Object, of: tuple[Object, ...] = ()) -> Callable[[Cluster], Answer]:
-    """Write a Node's taints; by default of one with CORDON, GATE and MAINTENANCE."""
+    """Write a Node's taints; by default the Node has CORDON, GATE and MAINTENANCE."""
 
     def attack(cluster: Cluster) -> Answer:
         name = cluster.node(*of)["metadata"]["name"]
@@ -247,7 +247,7 @@ def on_prefetch(**changes: Any) -> Callable[[Cluster], Answer]:
 def pod(
     change: Callable[[Object], Any], mode: Mode = Mode.IMAGE_VOLUME
 ) -> Callable[[Cluster], Answer]:
-    """Create a puller pod that is not quite one."""
+    """Create a puller pod with a change that the operator does not make."""
 
     def attack(cluster: Cluster) -> Answer:
         body = copy.deepcopy(puller(mode))
@@ -278,7 +278,7 @@ def volume(**source: Any) -> Callable[[Object], Any]:
 
 
 def unowned(cluster: Cluster, **changes: Any) -> str:
-    """Somebody's pod with the labels of a puller pod."""
+    """A user's pod with the labels of a puller pod."""
     body = puller()
     del body["metadata"]["ownerReferences"]
     body["metadata"].update(changes)
@@ -289,7 +289,7 @@ OWNER = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "n1", "uid": "u",
 NODE_OWNER = {**OWNER, "apiVersion": "v1", "kind": "Node"}
 
 BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
-    # Nodes. RBAC allows every one of these.
+    # Nodes.
     "add a label": patched(labels={"node-role.kubernetes.io/control-plane": ""}),
     "change a label": patched(labels={"pool": "other"}),
     "remove a label": patched(labels={"kubernetes.io/os": None}),
@@ -389,7 +389,7 @@ BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
         f"{PODS}/{unowned(cluster, name=f'etcd-{next(serial)}', ownerReferences=[NODE_OWNER])}",
     ),
 }
-"""RBAC allows them."""
+"""Requests that RBAC allows and the fence must reject."""
 
 BY_RBAC: dict[str, Callable[[Cluster], Answer]] = {
     "write a node's status": lambda cluster: cluster.ask(
@@ -439,7 +439,7 @@ BY_RBAC: dict[str, Callable[[Cluster], Answer]] = {
 
 
 @pytest.mark.parametrize("attack", BY_THE_FENCE.values(), ids=BY_THE_FENCE)
-def test_write_that_the_operator_does_not_make_is_refused(
+def test_request_that_the_operator_does_not_send_is_rejected(
     cluster: Cluster, attack: Callable[[Cluster], Answer]
 ) -> None:
     code, answer = attack(cluster)
@@ -448,15 +448,15 @@ def test_write_that_the_operator_does_not_make_is_refused(
 
 
 @pytest.mark.parametrize("attack", BY_RBAC.values(), ids=BY_RBAC)
-def test_write_without_the_right_is_refused(
+def test_request_without_the_right_is_rejected(
     cluster: Cluster, attack: Callable[[Cluster], Answer]
 ) -> None:
     code, answer = attack(cluster)
     assert code == 403, answer
 
 
-def test_rights_that_somebody_adds_do_not_open_the_fence(cluster: Cluster) -> None:
-    """What RBAC refuses otherwise; a NodeGate is left as it is by dry runs."""
+def test_fence_rejects_also_with_additional_rights(cluster: Cluster) -> None:
+    """With cluster-admin rights, RBAC allows these requests, and the fence still rejects them."""
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",
@@ -484,7 +484,7 @@ def test_rights_that_somebody_adds_do_not_open_the_fence(cluster: Cluster) -> No
 
 
 @pytest.mark.parametrize("account", ["cleanup", "watchdog"])
-def test_clean_up_and_watchdog_remove_and_do_nothing_else(cluster: Cluster, account: str) -> None:
+def test_cleanup_and_watchdog_can_only_remove(cluster: Cluster, account: str) -> None:
     def on_node(body: Object, *of: Object) -> Answer:
         name = cluster.node(*of)["metadata"]["name"]
         return cluster.ask("PATCH", f"{NODES}/{name}", body, "merge", account)
@@ -574,7 +574,7 @@ def test_nodes_are_released_labelled_and_held(
     ],
     ids=["of a node pool", "of an earlier key", "of the gate under a key that is not listed"],
 )
-def test_taints_of_the_gate_may_go_in_every_form(cluster: Cluster, held: Object) -> None:
+def test_gate_taint_can_be_removed_in_every_form(cluster: Cluster, held: Object) -> None:
     body = cluster.node(CORDON, held, MAINTENANCE, GATE)
     given = facts(body)
     release = PatchNode(given, remove=given.taints_of({KEY, held["key"]}))
@@ -587,7 +587,7 @@ def test_taints_of_the_gate_may_go_in_every_form(cluster: Cluster, held: Object)
     ]
 
 
-def test_refusal_says_where_the_key_is_to_be_named(cluster: Cluster) -> None:
+def test_rejection_names_the_value_for_additional_taint_keys(cluster: Cluster) -> None:
     code, answer = taints(CORDON, of=(CORDON, {"key": "example.com/own", "effect": "NoExecute"}))(
         cluster
     )
@@ -596,7 +596,7 @@ def test_refusal_says_where_the_key_is_to_be_named(cluster: Cluster) -> None:
     assert KEY in answer["message"]
 
 
-def test_prefetches_get_their_finalizer_and_status(cluster: Cluster) -> None:
+def test_finalizer_and_status_of_a_prefetch_can_be_written(cluster: Cluster) -> None:
     reader = kube_prefetches.Reader([PULLERS])
     body = cluster.prefetch()
     path = f"{PREFETCHES}/{body['metadata']['name']}"
@@ -610,7 +610,7 @@ def test_prefetches_get_their_finalizer_and_status(cluster: Cluster) -> None:
     assert code == 200, answer
 
 
-def test_nodegate_is_created_and_reported_in(cluster: Cluster) -> None:
+def test_nodegate_and_its_status_can_be_written(cluster: Cluster) -> None:
     cluster.admin("DELETE", f"{GATES}/default")
     code, answer = cluster.ask("POST", GATES, gate(KEY))
     assert code == 201, answer
@@ -627,7 +627,7 @@ def test_puller_pods_are_created_and_deleted(cluster: Cluster, mode: Mode) -> No
     assert code == 200, answer
 
 
-def test_image_volumes_are_probed_and_the_labels_of_a_pod_may_be_lost(cluster: Cluster) -> None:
+def test_image_volume_probe_and_deletion_of_an_unlabelled_pod_are_allowed(cluster: Cluster) -> None:
     settings = PullerSettings("pause", "busybox", priority_class="imagegate-puller")
     code, answer = cluster.ask("POST", PODS + "?dryRun=All", build.probe(PULLERS, settings))
     assert code == 201, answer
@@ -638,7 +638,7 @@ def test_image_volumes_are_probed_and_the_labels_of_a_pod_may_be_lost(cluster: C
     assert code == 200, answer
 
 
-def test_operator_elects_reports_and_asks_for_the_kubelets_token(cluster: Cluster) -> None:
+def test_lease_and_token_for_kubelets_can_be_created(cluster: Cluster) -> None:
     leases = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
     lease = {
         "apiVersion": "coordination.k8s.io/v1",
@@ -656,12 +656,12 @@ def test_operator_elects_reports_and_asks_for_the_kubelets_token(cluster: Cluste
     name = cluster.node()["metadata"]["name"]
     for path in (NODES, f"{NODES}/{name}", "/api/v1/pods", f"/api/v1/namespaces/{PULLERS}/secrets"):
         assert cluster.api.request("GET", path, token=token)[0] == 403
-    # There is no kubelet: the API server would have to reach it.
+    # 403 comes from the API server itself, because no kubelet runs.
     assert cluster.api.request("GET", f"{NODES}/{name}/proxy/stats/summary", token=token)[0] == 403
 
 
-def test_others_are_not_hindered(cluster: Cluster) -> None:
-    """The administrator here, a kubelet and everybody else likewise: other names do not match."""
+def test_other_users_are_not_restricted(cluster: Cluster) -> None:
+    """The policies match only our accounts; the administrator represents all other users."""
     name = cluster.node()["metadata"]["name"]
     cluster.admin("PATCH", f"{NODES}/{name}", LABEL, "merge")
     cluster.admin("PATCH", f"{NODES}/{name}", {"spec": {"taints": []}}, "merge")
@@ -676,8 +676,8 @@ def test_others_are_not_hindered(cluster: Cluster) -> None:
     cluster.admin("DELETE", "/api/v1/namespaces/default/pods/somebodys?gracePeriodSeconds=0")
 
 
-def test_nodegate_that_is_gone_hinders_nobody(cluster: Cluster) -> None:
-    """Nor a CRD that is gone: the policies have no parameter."""
+def test_fence_works_without_a_nodegate(cluster: Cluster) -> None:
+    """The same holds without the CRD, because the policies have no parameter."""
     cluster.admin("DELETE", f"{GATES}/default")
     try:
         body = cluster.node(CORDON, GATE)
@@ -693,7 +693,7 @@ def test_nodegate_that_is_gone_hinders_nobody(cluster: Cluster) -> None:
         cluster.set_gate()
 
 
-def test_policies_pass_the_type_check(cluster: Cluster) -> None:
+def test_policies_have_no_type_errors(cluster: Cluster) -> None:
     for name in ("nodes", "prefetches", "gates", "pods"):
         path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
         policy = cluster.admin("GET", f"{path}/imagegate-fence-{name}")
@@ -712,7 +712,7 @@ def kubeconfig(cluster: Cluster, account: str, folder: pathlib.Path) -> pathlib.
 def command(
     cluster: Cluster, account: str, folder: pathlib.Path, *arguments: str
 ) -> tuple[list[str], dict[str, str]]:
-    """``imagegate`` under one of the accounts, outside of the cluster."""
+    """The command line and environment of ``imagegate`` with an account, outside the cluster."""
     common = [f"--namespace={NAMESPACE}", f"--puller-namespaces={PULLERS}", "--log-level=debug"]
     environment = {
         **os.environ,
@@ -725,7 +725,7 @@ def command(
 
 @contextlib.contextmanager
 def operating(cluster: Cluster, folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The operator as a process, with its own token; gives its log."""
+    """Runs the operator as a process with its own token; yields the path of its log."""
     (port,) = apiserver.free_ports(1)
     settings = [f"--http-port={port}", "--puller-priority-class=imagegate-puller"]
     settings += [
@@ -753,7 +753,7 @@ def soon(condition: Callable[[], Any], log: pathlib.Path, timeout: float = 40) -
 
 
 def joins(cluster: Cluster) -> str:
-    """A kubelet has registered, and is Ready."""
+    """Creates a Ready node as a kubelet registers it."""
     name = f"node-{next(serial)}"
     now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     ready = {
@@ -782,10 +782,10 @@ def pullers(cluster: Cluster, node: str) -> list[Object]:
     return [pod for pod in pods if pod["spec"].get("nodeName") == node]
 
 
-def test_operator_and_clean_up_do_all_their_work_behind_the_fence(
+def test_operator_and_cleanup_work_completely_with_the_fence(
     cluster: Cluster, tmp_path: pathlib.Path
 ) -> None:
-    """The programs themselves; the test takes the kubelet's part."""
+    """Runs the real programs; the test simulates the kubelet."""
     for kind in (NODES, PREFETCHES, PODS):
         for each in cluster.admin("GET", kind)["items"]:
             path = f"{kind}/{each['metadata']['name']}"

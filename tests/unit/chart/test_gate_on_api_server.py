@@ -1,4 +1,4 @@
-"""The chart on a real API server: Helm installs it; nodes that join are tainted or left alone."""
+"""The chart on a real API server: Helm installs it, and its policy taints joining nodes."""
 
 import dataclasses
 import datetime as dt
@@ -29,12 +29,12 @@ serial = itertools.count()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the tests do to the API server."""
+    """Operations of the tests on the API server."""
 
     api: apiserver.ApiServer
 
     def node(self, **changes: Object) -> Object:
-        """A node as a kubelet would send it, and as the API server then has it."""
+        """Creates a node as a kubelet does; returns it as the API server stored it."""
         name = f"node-{next(serial)}"
         labels = {"kubernetes.io/hostname": name, **changes.get("labels", {})}
         body = {
@@ -56,7 +56,7 @@ class Cluster:
         return GATE in taints
 
     def set_gate(self, spec: Object | None = None, heartbeat: dt.timedelta | None = None) -> None:
-        """The NodeGate as the operator keeps it; `heartbeat` is its age, None for none at all."""
+        """Writes the NodeGate; `heartbeat` is the age of the heartbeat, None for no heartbeat."""
         self.delete_gate()
         body = {
             "apiVersion": "imagegate.dev/v1alpha1",
@@ -104,7 +104,7 @@ def install(helm: rendering.Helm, api: apiserver.ApiServer) -> Callable[..., str
     """`helm upgrade --install` with values."""
 
     def run(*values: str) -> str:
-        # --reset-values: an upgrade without any value would take the last release's.
+        # --reset-values, because an upgrade without values would reuse those of the last release.
         flags = ["--install", "--create-namespace", "--reset-values", "--namespace", NAMESPACE]
         flags += ["--kubeconfig", str(api.kubeconfig), *(f"--set={value}" for value in values)]
         return helm.run("upgrade", "imagegate", str(rendering.CHART), *flags)
@@ -114,8 +114,8 @@ def install(helm: rendering.Helm, api: apiserver.ApiServer) -> Callable[..., str
 
 @pytest.fixture(scope="module")
 def cluster(api: apiserver.ApiServer, install: Callable[..., str]) -> Cluster:
-    """The chart is installed, and its policy is in force."""
-    # One release brings the CRD, and a policy with it as the parameter.
+    """A cluster with the installed chart; its policy has taken effect."""
+    # The same release contains the CRD and a policy that uses it as its parameter.
     notes = install()
     assert "GATE (source: policy)" in notes
     cluster = Cluster(api)
@@ -130,18 +130,20 @@ def cluster(api: apiserver.ApiServer, install: Callable[..., str]) -> Cluster:
 def test_joining_node_is_tainted_in_its_first_version(cluster: Cluster) -> None:
     cluster.set_gate(heartbeat=FRESH)
     taints = cluster.node()["spec"]["taints"]
-    # What the API server itself adds to every new node stays.
+    # The taint that the API server adds to every new node stays.
     assert taints == [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}, GATE]
 
 
 @pytest.mark.parametrize("heartbeat", [OLD, None], ids=["old heartbeat", "no heartbeat"])
-def test_silent_operator_gates_nobody(cluster: Cluster, heartbeat: dt.timedelta | None) -> None:
+def test_old_or_missing_heartbeat_gates_no_node(
+    cluster: Cluster, heartbeat: dt.timedelta | None
+) -> None:
     cluster.set_gate(heartbeat=heartbeat)
     assert not cluster.gated()
 
 
-def test_heartbeat_from_the_future_gates_nobody(cluster: Cluster) -> None:
-    # A node's clock may be behind a little, and that is no reason.
+def test_heartbeat_more_than_5_minutes_in_the_future_gates_no_node(cluster: Cluster) -> None:
+    # 4 minutes are accepted, because the clocks of machines may differ a little.
     cluster.set_gate(heartbeat=dt.timedelta(minutes=-4))
     assert cluster.gated()
     cluster.set_gate(heartbeat=dt.timedelta(minutes=-6))
@@ -150,34 +152,34 @@ def test_heartbeat_from_the_future_gates_nobody(cluster: Cluster) -> None:
     assert not cluster.gated()
 
 
-def test_no_nodegate_gates_nobody(cluster: Cluster) -> None:
+def test_missing_nodegate_gates_no_node(cluster: Cluster) -> None:
     cluster.delete_gate()
     time.sleep(0.5)
     assert not cluster.gated()
 
 
-def test_silence_is_what_the_nodegate_says(cluster: Cluster) -> None:
+def test_silence_limit_is_that_of_the_nodegate(cluster: Cluster) -> None:
     cluster.set_gate({"silenceSeconds": 900}, heartbeat=OLD)
     assert cluster.gated()
     cluster.set_gate({"silenceSeconds": 60}, heartbeat=dt.timedelta(seconds=90))
     assert not cluster.gated()
 
 
-def test_suspended_gate_is_open(cluster: Cluster) -> None:
+def test_suspended_gate_adds_no_taint(cluster: Cluster) -> None:
     cluster.set_gate({"suspend": True}, heartbeat=FRESH)
     assert not cluster.gated()
     cluster.set_gate({"suspend": False}, heartbeat=FRESH)
     assert cluster.gated()
 
 
-def test_taint_key_is_what_the_nodegate_says(cluster: Cluster) -> None:
+def test_taint_key_is_that_of_the_nodegate(cluster: Cluster) -> None:
     cluster.set_gate({"taintKey": "example.com/hold"}, heartbeat=FRESH)
     taints = cluster.node()["spec"]["taints"]
     assert {"key": "example.com/hold", "value": "pending", "effect": "NoSchedule"} in taints
     assert GATE not in taints
 
 
-def test_taints_that_are_there_stay(cluster: Cluster) -> None:
+def test_existing_taints_stay(cluster: Cluster) -> None:
     cluster.set_gate(heartbeat=FRESH)
     mine = {"key": "example.com/mine", "value": "yes", "effect": "NoExecute"}
     taints = cluster.node(spec={"taints": [mine]})["spec"]["taints"]
@@ -185,7 +187,7 @@ def test_taints_that_are_there_stay(cluster: Cluster) -> None:
     assert taints[-1] == GATE
 
 
-def test_node_that_brings_the_gate_taint_is_not_tainted_twice(cluster: Cluster) -> None:
+def test_node_with_the_gate_taint_is_not_tainted_twice(cluster: Cluster) -> None:
     cluster.set_gate(heartbeat=FRESH)
     own = {"key": KEY, "value": "set-by-kubelet", "effect": "NoSchedule"}
     taints = cluster.node(spec={"taints": [own]})["spec"]["taints"]
@@ -200,7 +202,7 @@ def test_node_that_brings_the_gate_taint_is_not_tainted_twice(cluster: Cluster) 
     ],
     ids=["by label", "by taint"],
 )
-def test_control_plane_is_left_alone(cluster: Cluster, changes: Object) -> None:
+def test_control_plane_node_is_not_gated(cluster: Cluster, changes: Object) -> None:
     cluster.set_gate(heartbeat=FRESH)
     assert not cluster.gated(**changes)
 
@@ -210,13 +212,13 @@ def test_control_plane_is_left_alone(cluster: Cluster, changes: Object) -> None:
     [{}, {"conditions": []}, {"conditions": [{"type": "Ready", "status": "False"}]}],
     ids=["no conditions", "no Ready condition", "no heartbeat in it"],
 )
-def test_node_that_no_kubelet_made_is_left_alone(cluster: Cluster, given: Object) -> None:
+def test_node_that_no_kubelet_created_is_not_gated(cluster: Cluster, given: Object) -> None:
     cluster.set_gate(heartbeat=FRESH)
     assert not cluster.gated(status=given)
 
 
 def test_kubelet_joins_and_keeps_reporting(cluster: Cluster) -> None:
-    # As a kubelet, so that NodeRestriction looks: it must see nothing to refuse in a heartbeat.
+    # With a kubelet's token, because NodeRestriction checks it: a heartbeat must be accepted.
     cluster.set_gate(heartbeat=FRESH)
     body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "real"}, "status": status()}
     code, node = cluster.api.request("POST", "/api/v1/nodes", body, token=KUBELET)
@@ -247,7 +249,7 @@ def test_selector_gate_and_source_follow_an_upgrade(
     assert soon(expected=True, labels={"pool": "gpu"})
     install("gate.source=watch")
     assert soon(expected=False, labels={"pool": "gpu"})
-    # The same policy again, with a parameter kind that another had before: it has to work.
+    # The policy is created again with the same parameter kind, and must take effect again.
     install()
     assert soon(expected=True)
 
@@ -259,7 +261,7 @@ def test_pods_pass_restricted_pod_security(cluster: Cluster, helm: rendering.Hel
     )
     assert code == 200, answer
     for kind in ("Deployment", "Job"):
-        # The Job's own account exists only while it runs.
+        # The Job's own account exists only while the Job runs.
         spec = helm.render().pod(kind) | {"serviceAccountName": "imagegate"}
         pod: Object = {
             "apiVersion": "v1",
@@ -274,7 +276,7 @@ def test_pods_pass_restricted_pod_security(cluster: Cluster, helm: rendering.Hel
         settings = PullerSettings("pause", "busybox", mode, priority_class="imagegate-puller")
         wanted = prefetch("llm", "reg.test/llm:1", "reg.test/data:1")
         pod = build.build(wanted, node(), wanted.groups[0], 1, settings)
-        pod["spec"]["serviceAccountName"] = "imagegate"  # nobody makes the default one here
+        pod["spec"]["serviceAccountName"] = "imagegate"  # no controller creates `default` here
         code, answer = cluster.api.request("POST", path, pod)
         assert code == 201, answer
         images = {each["image"] for each in answer["spec"]["containers"]}
@@ -332,7 +334,7 @@ LEASES = {"namespace": NAMESPACE, "group": "coordination.k8s.io", "resource": "l
         ("create", {"resource": "events", "namespace": "kube-system"}, False),
     ],
 )
-def test_rights_as_the_api_server_sees_them(
+def test_operator_has_exactly_the_needed_rights_on_the_api_server(
     cluster: Cluster, verb: str, attributes: dict[str, str], allowed: bool
 ) -> None:
     spec = {
@@ -356,7 +358,7 @@ def keys_of_the_fence(cluster: Cluster) -> set[str]:
     return set(policy["metadata"]["annotations"]["imagegate.dev/taint-keys"].split(","))
 
 
-def test_fence_knows_the_keys_of_the_nodegate_and_of_the_release_before(
+def test_fence_has_the_keys_of_the_nodegate_and_of_the_last_release(
     cluster: Cluster, install: Callable[..., str]
 ) -> None:
     cluster.delete_gate()
@@ -382,15 +384,15 @@ def puller_namespaces(cluster: Cluster) -> str:
     return result
 
 
-def test_upgrade_leaves_puller_pods_where_they_are(
+def test_upgrade_keeps_the_namespace_of_the_puller_pods(
     cluster: Cluster, install: Callable[..., str]
 ) -> None:
-    """The release's own namespace was the default: the pods that pin images and the pull secrets
-    are there. To move is decided by a value.
+    """The release's namespace was the default, so the pods that pin images and the pull secrets are
+    in it. An upgrade moves them only if a value says so.
     """
     assert puller_namespaces(cluster) == PULLERS
     role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles/imagegate-puller"
-    install(f"puller.namespaces={{{NAMESPACE}}}")  # what the default rendered before
+    install(f"puller.namespaces={{{NAMESPACE}}}")  # the earlier default
     assert cluster.api.request("GET", role)[0] == 200
     for _ in range(2):
         notes = install()
@@ -410,7 +412,7 @@ def test_uninstall_keeps_the_crds(
 ) -> None:
     arguments = ["uninstall", "imagegate", "--namespace", NAMESPACE, "--no-hooks"]
     helm.run(*arguments, "--kubeconfig", str(cluster.api.kubeconfig))
-    cluster.set_gate(heartbeat=FRESH)  # still a known kind
+    cluster.set_gate(heartbeat=FRESH)  # works, because the CRD still exists
     time.sleep(2)
     assert not cluster.gated()
     code, _ = cluster.api.request(
@@ -418,6 +420,8 @@ def test_uninstall_keeps_the_crds(
     )
     assert code == 404
     code, namespace = cluster.api.request("GET", f"/api/v1/namespaces/{PULLERS}")
-    assert (code, namespace["status"]["phase"]) == (200, "Active"), "with the secrets in it"
-    # Kept CRDs and the namespace still name the release: it adopts them again.
+    assert (code, namespace["status"]["phase"]) == (200, "Active"), (
+        "the namespace with the secrets is kept"
+    )
+    # A new installation adopts the kept CRDs and namespace, because they still name the release.
     install()

@@ -1,5 +1,5 @@
-"""What administrators let an ImagePrefetch ask for: a real API server refuses the rest, and says
-the same as the operator does of objects that were there before.
+"""The administrator's limits for ImagePrefetches: a real API server rejects objects that violate
+them, with the text that the operator reports for objects that existed before.
 """
 
 import itertools
@@ -47,7 +47,7 @@ serial = itertools.count()
 
 
 def operators_policy(helm: rendering.Helm, values: Object) -> policy.PrefetchPolicy:
-    """What the operator makes of the chart's values."""
+    """The policy that the operator reads from the chart's values."""
     (container,) = helm.render(values).pod()["containers"]
     env = {each["name"]: each.get("value") for each in container["env"]}
     return cli._prefetch_policy(env["IMAGEGATE_PREFETCH_POLICY"])
@@ -63,7 +63,7 @@ def body(name: str, spec: Object) -> Object:
 
 
 class Api:
-    """An API server on which the chart is installed with some values."""
+    """An API server with the installed chart; `install` changes the values."""
 
     def __init__(
         self, server: apiserver.ApiServer, helm: rendering.Helm, folder: pathlib.Path
@@ -86,7 +86,7 @@ class Api:
         return self.server.request("POST", PATH + query, body(f"p-{next(serial)}", spec))
 
     def refusal(self, spec: Object) -> str:
-        """What the policy says; empty: it says nothing."""
+        """The message of the policy; empty if the object is accepted."""
         code, answer = self.create(spec)
         if code == 201:
             return ""
@@ -121,7 +121,7 @@ def allowed(helm: rendering.Helm) -> policy.PrefetchPolicy:
 
 @pytest.fixture
 def earlier(api: Api) -> Callable[[], str]:
-    """Makes an object that breaks every bound, from before there was any."""
+    """Creates an object that violates every limit, before the limits are set."""
 
     def make() -> str:
         api.install({})
@@ -150,7 +150,7 @@ def bound(api: Api) -> None:
     api.wait({**FINE, "nodeSelector": {}}, refused=True)
 
 
-def test_without_bounds_nothing_is_refused(api: Api) -> None:
+def test_chart_without_limits_rejects_no_prefetch(api: Api) -> None:
     api.install({})
     api.wait(FOREIGN, refused=False)
     assert api.server.request("GET", f"{POLICIES}/{POLICY}")[0] == 404
@@ -187,7 +187,7 @@ def test_without_bounds_nothing_is_refused(api: Api) -> None:
         "disk usage",
     ],
 )
-def test_refusal_names_bound_and_value_as_the_operator_does(
+def test_rejection_has_the_same_text_as_the_operator(
     api: Api, allowed: policy.PrefetchPolicy, spec: Object
 ) -> None:
     bound(api)
@@ -211,7 +211,7 @@ def test_refusal_names_bound_and_value_as_the_operator_does(
         },
     ],
 )
-def test_what_keeps_to_the_bounds_is_taken(
+def test_prefetch_within_the_limits_is_accepted(
     api: Api, allowed: policy.PrefetchPolicy, spec: Object
 ) -> None:
     bound(api)
@@ -220,7 +220,7 @@ def test_what_keeps_to_the_bounds_is_taken(
     assert operator.invalid is None
 
 
-def test_fail_closed_can_be_forbidden_by_itself(api: Api, helm: rendering.Helm) -> None:
+def test_fail_closed_alone_can_be_forbidden(api: Api, helm: rendering.Helm) -> None:
     values = {"prefetchPolicy": {"allowFailClosed": False}}
     spec = {"images": [{"image": "a"}], "gate": {"policy": "FailClosed"}}
     api.install(values)
@@ -281,7 +281,7 @@ REFERENCES = {
     "[::1]:50001/a": False,
     "my_reg.test/a": False,
 }
-"""Valid references, and whether they are from a registry in VALUES."""
+"""Valid references, and whether VALUES allows their registry."""
 INVALID = [
     "reg.test@evil.test/a",
     "reg.test:secret@evil.test/a",
@@ -309,20 +309,20 @@ def test_cel_and_operator_agree_on_every_reference(
 
 
 @pytest.mark.parametrize("reference", INVALID)
-def test_trick_with_a_reference_is_refused_by_both(api: Api, reference: str) -> None:
+def test_invalid_reference_is_rejected_by_parser_and_api_server(api: Api, reference: str) -> None:
     with pytest.raises(references.InvalidReference):
         references.parse(reference)
     code, _ = api.create({**FINE, "images": [{"image": reference}]})
     assert code == 422
 
 
-def test_chart_normalises_as_the_api_does(helm: rendering.Helm) -> None:
+def test_chart_normalizes_references_as_the_api_does(helm: rendering.Helm) -> None:
     spec = helm.render(VALUES).of("ValidatingAdmissionPolicy")[POLICY]["spec"]
     (outside,) = (each for each in spec["variables"] if each["name"] == "outside")
     assert images.repository("i.image") in outside["expression"]
 
 
-def test_object_from_before_a_bound_can_be_kept_corrected_and_deleted(
+def test_object_older_than_a_limit_can_be_kept_corrected_and_deleted(
     api: Api, earlier: Callable[[], str]
 ) -> None:
     path = f"{PATH}/{earlier()}"
@@ -333,7 +333,7 @@ def test_object_from_before_a_bound_can_be_kept_corrected_and_deleted(
     assert patch({"metadata": {"finalizers": ["imagegate.dev/cleanup"]}})[0] == 200
     assert patch({"metadata": {"labels": {"team": "a"}}})[0] == 200
     assert patch({"status": {"observedGeneration": 1}}, "/status")[0] == 200
-    # Another edit does not get past the policy, nor does one that corrects a part.
+    # Other edits are rejected, and so is an edit that corrects only a part.
     code, answer = patch({"spec": {"dryRun": True}})
     assert (code, POLICY in answer["message"]) == (422, True)
     assert patch({"spec": {"images": [{"image": "reg.test/a"}]}})[0] == 422
@@ -342,12 +342,12 @@ def test_object_from_before_a_bound_can_be_kept_corrected_and_deleted(
     path = f"{PATH}/{earlier()}"
     assert patch({"metadata": {"finalizers": ["imagegate.dev/cleanup"]}})[0] == 200
     assert api.server.request("DELETE", path)[0] == 200
-    assert api.server.request("GET", path)[0] == 200, "the finalizer holds it"
+    assert api.server.request("GET", path)[0] == 200, "the finalizer delays the deletion"
     assert patch({"metadata": {"finalizers": None}})[0] == 200
     assert api.server.request("GET", path)[0] == 404
 
 
-def test_largest_spec_and_longest_lists_cost_not_too_much(api: Api) -> None:
+def test_largest_spec_and_longest_lists_stay_within_the_cel_budget(api: Api) -> None:
     long = [f"{'r' * 180}{number}.test/team" for number in range(64)]
     secrets = [f"{'s' * 200}{number}" for number in range(64)]
     values = {"prefetchPolicy": {"registries": long, "pullSecrets": secrets}}
@@ -385,20 +385,20 @@ def test_largest_spec_and_longest_lists_cost_not_too_much(api: Api) -> None:
         "",
     ],
 )
-def test_registry_that_could_never_match_is_refused_by_the_chart(
+def test_registry_that_can_never_match_is_rejected_by_the_chart(
     helm: rendering.Helm, registry: str
 ) -> None:
     with pytest.raises(rendering.RenderError, match="registries"):
         helm.render({"prefetchPolicy": {"registries": [registry]}})
 
 
-def test_registries_of_workloads_are_checked_in_the_same_way(helm: rendering.Helm) -> None:
+def test_registries_of_images_from_are_checked_in_the_same_way(helm: rendering.Helm) -> None:
     with pytest.raises(rendering.RenderError, match="pullSecretRegistries"):
         helm.render({"imagesFrom": {"pullSecretRegistries": ["index.docker.io"]}})
 
 
-def test_upgrade_that_reuses_older_values_renders(helm: rendering.Helm) -> None:
-    # As --reuse-values from a chart that had none of these.
+def test_chart_renders_with_values_of_an_older_release(helm: rendering.Helm) -> None:
+    # With --reuse-values, the values of an older chart lack these keys.
     values: Object = {"prefetchPolicy": None, "imagesFrom": {"pullSecretRegistries": None}}
     assert operators_policy(helm, values) == cli._prefetch_policy("{}")
     assert POLICY not in helm.render(values).of("ValidatingAdmissionPolicy")

@@ -1,4 +1,4 @@
-"""docs/security.md names every rule that the chart can render, and no other."""
+"""docs/security.md lists exactly the rules that the chart can render."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ MORE: Object = {
 }
 
 Row = tuple[str, str, str, str]
-"""Account, where, resource, verbs; as they stand in the table."""
+"""Account, where, resource and verbs, as in the table."""
 
 
 def test_table_names_every_rule_that_the_chart_renders(helm: Helm) -> None:
@@ -37,7 +37,7 @@ def test_table_names_every_rule_that_the_chart_renders(helm: Helm) -> None:
         row for values in (VALUES, MORE) for row in rules(helm.render(values, served=(POLICY_V1,)))
     }
     documented = list(rows(DOCUMENT.read_text(encoding="utf-8")))
-    assert len(documented) == len(set(documented)), "a rule stands there twice"
+    assert len(documented) == len(set(documented)), "the table lists a rule twice"
     missing = ["| " + " | ".join(row) + " |" for row in sorted(rendered - set(documented))]
     excess = ["| " + " | ".join(row) + " |" for row in sorted(set(documented) - rendered)]
     assert (missing, excess) == ([], []), (
@@ -45,7 +45,7 @@ def test_table_names_every_rule_that_the_chart_renders(helm: Helm) -> None:
     )
 
 
-def test_table_says_why() -> None:
+def test_table_has_a_reason_for_each_rule() -> None:
     for line in table(DOCUMENT.read_text(encoding="utf-8")):
         assert len(line) == 5
         assert line[4].endswith("."), line
@@ -59,7 +59,7 @@ def test_fence_of_the_chart_is_described(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("path", ["docs/security.md", "README.md"])
-def test_how_to_report_is_found(path: str) -> None:
+def test_documents_name_the_way_to_report_a_vulnerability(path: str) -> None:
     assert "SECURITY.md" in (CHECKOUT / path).read_text(encoding="utf-8")
     assert "Report a vulnerability" in (CHECKOUT / "SECURITY.md").read_text(encoding="utf-8")
 

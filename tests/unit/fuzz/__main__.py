@@ -1,8 +1,8 @@
-"""The long run: random changes, and the known attacks as large as they may be, for some minutes.
+"""The long run: random changes for some minutes, and the known attacks in their maximum size.
 
     python -m tests.unit.fuzz --minutes 30 --seed 7 --only manifest
 
-What a parser must not do is printed with the input, which is kept in ``.artifacts/fuzz``.
+Each violation is printed with the path of its input, which is kept in ``.artifacts/fuzz``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _changes(parser: Parser, failed: dict[str, str], number: int) -> int:
 
     try:
         check()
-    except Exception as error:  # noqa: BLE001  # Hypothesis' own, too: a failure may not repeat
+    except Exception as error:  # noqa: BLE001  # also Hypothesis' error for a flaky failure
         failed[parser.name] = f"{parser.name}: {error} (seed {number}): {_keep(last)}"
     return tried
 

@@ -1,4 +1,4 @@
-"""What one input may cost, and what may come of it."""
+"""The limits of time, memory and error text for the parsing of an input."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from tests.unit.fuzz.parsers import MIB, Parser
 
 SECONDS = 0.05
 SECONDS_PER_BYTE = 300e-9
-"""Of CPU time: 0.36 s for 1 MiB."""
+"""CPU time: 0.36 s for 1 MiB."""
 TIMES_JSON = 16
-"""On a slow or busy machine: as often as `json.loads` reads as many bytes of empty objects in that
-very moment (0.04 s for 1 MiB on an idle one). A Secret's docker config, the slowest, takes 10."""
+"""A second limit for slow or busy machines, as a multiple of the time that `json.loads` takes now
+for as many bytes of empty objects (0.04 s for 1 MiB on an idle machine). The slowest parser, for a
+Secret's docker config, takes 10 times as long as `json.loads`."""
 MEMORY = 512 * 1024
 MEMORY_PER_BYTE = 64
-"""`{},` becomes an empty dict of 64 bytes and a pointer of 8, a factor of 24; pydantic has a copy
-of its own of parts of it."""
+"""`{},` becomes an empty dict of 64 bytes and a pointer of 8 bytes, a factor of 24; pydantic copies
+parts of the document."""
 RESIDENT = 8 * MIB
 LONGEST_MESSAGE = 4096
-"""Characters of an error: they go to logs, Events and the status."""
+"""Characters of an error text. It is limited because it goes to logs, Events and the status."""
 LARGE = 256 * 1024
 _TRIES = 4
 
 
 def check(parser: Parser, data: bytes) -> None:
-    """Raises AssertionError with what the parser should not have done."""
+    """Raises AssertionError if the parser violates a limit or raises another error."""
     _check_outcome_and_time(parser, data)
     _check_memory(parser, data)
 
@@ -50,8 +51,8 @@ def _check_outcome_and_time(parser: Parser, data: bytes) -> None:
         except parser.raises as error:
             length = len(str(error))
             assert length <= LONGEST_MESSAGE, f"{parser.name}: an error of {length} characters"
-        except Exception as error:  # noqa: BLE001  # that is what is looked for
-            # Not from the error, whose context may hold a document of megabytes.
+        except Exception as error:  # noqa: BLE001  # any other error is a defect
+            # `from None`, because the error's context may contain a document of megabytes.
             said = f"{parser.name} raised {type(error).__name__}: {str(error)[:200]}"
             raise AssertionError(said) from None
         taken.append(time.process_time() - begin)
@@ -70,7 +71,7 @@ def _json_seconds(size: int) -> float:
 
 
 def _check_memory(parser: Parser, data: bytes) -> None:
-    """Of Python's objects, and for large inputs of the process: extensions have memory as well."""
+    """Checks Python's memory, and for large inputs also that of the process (C extensions)."""
     most = MEMORY + MEMORY_PER_BYTE * len(data)
     peak = _least(lambda: _traced(parser, data), most)
     assert peak <= most, f"{parser.name} took {peak} bytes for {len(data)}, more than {most}"
@@ -82,7 +83,7 @@ def _check_memory(parser: Parser, data: bytes) -> None:
 
 
 def _least(measure: Callable[[], int], most: int) -> int:
-    """The least of a few measurements, until one is small enough: a first one may load modules."""
+    """The smallest of a few measurements, because the first parse may load modules."""
     least = measure()
     for _ in range(_TRIES - 1):
         if least <= most:
@@ -108,7 +109,7 @@ def _grown(parser: Parser, data: bytes) -> int:
 
 
 def _resident(*, reset: bool = False) -> int:
-    """The most bytes of this process that were resident since the last reset (Linux)."""
+    """The peak of resident bytes of this process since the last reset (Linux)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Bytes that mean harm: what is known to break parsers, and random changes of what is usual."""
+"""Malicious inputs: known attacks on parsers, and random changes of valid inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tests.unit.fuzz.parsers import MIB, Parser
 
 MARK = "\ue000imagegate\ue000"
-"""Stands in a document where JSON goes that `json.dumps` would not write."""
+"""A placeholder in a document for JSON text that `json.dumps` cannot write."""
 
 Steps = tuple[str | int, ...]
 
-# What repeats to any size, in brackets or not.
+# Beginning, repeated part and end of JSON documents of any size.
 _REPEATED_JSON: dict[str, tuple[str, str, str]] = {
     "scalars": ("[", "0,", "0]"),
     "texts": ("[", '"ab",', '""]'),
@@ -65,14 +65,14 @@ _NASTY_BYTES = (b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\\ud800", b"
 
 
 def repeated(name: str, size: int) -> bytes:
-    """One of the JSON documents that repeat, of `size` bytes or a little less."""
+    """The document `name` of `_REPEATED_JSON`, of `size` bytes or a little less."""
     begin, again, end = _REPEATED_JSON[name]
     times = (size - len(begin) - len(end)) // len(again)
     return (begin + again * max(times, 1) + end).encode()
 
 
 def attacks(parser: Parser, most: int) -> Iterator[tuple[str, bytes]]:
-    """Documents of up to `most` bytes, each named."""
+    """Documents of up to `most` bytes, each with a name."""
     yield "nothing", b""
     if not parser.reads_json:
         for text in _REPEATED_TEXT:
@@ -98,12 +98,12 @@ def attacks(parser: Parser, most: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _names(most: int) -> bytes:
-    """An object of many different names."""
+    """An object with many different keys."""
     return ("{" + ",".join(f'"{number:x}":0' for number in range(most // 11)) + "}").encode()
 
 
 def _places(document: Any, steps: Steps = ()) -> Iterator[Steps]:
-    """Where something stands in a document: every value of every object and list."""
+    """The path of every value in a document."""
     inside: Iterator[tuple[str | int, Any]]
     if isinstance(document, dict):
         inside = iter(document.items())
@@ -117,7 +117,7 @@ def _places(document: Any, steps: Steps = ()) -> Iterator[Steps]:
 
 
 def _with(document: Any, put: dict[Steps, str]) -> bytes:
-    """The document, with JSON of any kind in some places."""
+    """The document, with the JSON texts of `put` at their paths."""
 
     def replaced(value: Any, steps: Steps) -> Any:
         if steps in put:
@@ -135,7 +135,7 @@ def _with(document: Any, put: dict[Steps, str]) -> bytes:
 
 
 def mutations(parser: Parser) -> st.SearchStrategy[bytes]:
-    """Random changes of the seeds, a few in a row."""
+    """The seeds with a few random changes each."""
     seeds = st.sampled_from(parser.seeds)
     if parser.reads_json:
         seeds = st.one_of(seeds, st.sampled_from(parser.seeds).flatmap(_changed))

@@ -1,4 +1,4 @@
-"""Every parser that reads bytes which somebody else wrote. A new one belongs into `PARSERS`."""
+"""All parsers of untrusted bytes. Add each new parser to `PARSERS`."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ MIB = 1024 * KIB
 
 TESTS = Path(__file__).parents[1]
 HEADER = 8190
-"""Bytes of one header that aiohttp reads, as a client and as a server."""
+"""The limit of aiohttp for a header in bytes, for clients and servers."""
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
 @dataclass(frozen=True, slots=True)
 class Parser:
-    """`parse` may raise `raises` and nothing else; its result does not matter here."""
+    """A parser; `parse` may raise only `raises`, and the fuzz ignores its result."""
 
     name: str
     parse: Callable[[bytes], object]
     raises: tuple[type[Exception], ...]
     seeds: tuple[bytes, ...]
-    """What it reads in earnest."""
+    """Valid inputs."""
     most: int
-    """Bytes that its caller passes on at most."""
+    """The maximum size of an input in bytes that the caller passes on."""
 
     @property
     def reads_json(self) -> bool:
@@ -77,12 +77,12 @@ class Parser:
 
 
 def _wait(work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of what may use a thread."""
+    """The result of a coroutine that may use a thread."""
     return asyncio.run(work)
 
 
 def _text(data: bytes) -> str:
-    """A header or a line as aiohttp gives it: bytes that are no UTF-8 become surrogates."""
+    """A header or line as aiohttp decodes it: bytes that are not UTF-8 become surrogates."""
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -136,7 +136,7 @@ def _hooks() -> Iterator[Parser]:
         ("acr-eventgrid", _receiver("acr-eventgrid", secrets=(SECRET,))),
         ("ecr-sns", _receiver("ecr-sns", topics=(TOPIC,))),
     ):
-        # These look into the body of a delivery before anything proves where it comes from.
+        # These sources parse the body before the sender is verified.
         yield Parser(
             f"hook {name}, unverified",
             _verify_with(SOURCES[name], receiver),
@@ -175,7 +175,7 @@ def _verify_with(source: Source, receiver: Receiver) -> Callable[[bytes], object
 
 
 def _finish(work: Any) -> object:
-    """Run a coroutine that waits for nothing."""
+    """The result of a coroutine that must not wait."""
     assert isinstance(work, Coroutine)
     try:
         work.send(None)
@@ -263,7 +263,7 @@ def _answer(body: bytes, **headers: str) -> Answer:
 
 
 def _manifest(data: bytes) -> object:
-    """As `Client.manifest` and `Manifests` read it: its digest is right, whatever is in it."""
+    """Reads as `Client.manifest` and `Manifests` do; the digest always matches the content."""
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     document = _wait(client._document(_ACCESS, digest, _answer(data)))
     return documents.parse(document, registry=_REGISTRY, name="team/app")
@@ -274,7 +274,7 @@ def _configuration(data: bytes) -> object:
 
 
 def _realms(data: bytes) -> object:
-    """Every challenge of a header, and the realm of each."""
+    """Parses the challenges of a header, and the realm of each challenge."""
     found = challenges.parse([_text(data)])
     for challenge in found:
         if "realm" in challenge.parameters:
@@ -350,17 +350,17 @@ def _registries() -> Iterator[Parser]:
 
 
 def _glob(data: bytes) -> object:
-    place = globs.parse(data.decode("latin-1"))  # one character a byte, as `raw` makes it
+    place = globs.parse(data.decode("latin-1"))  # one character for each byte, as in `raw`
     target = globs.parse(globs.raw("registry.example/team/app"))
     assert target is not None
     return place is not None and globs.matches(place, target)
 
 
-# Secrets, and executables that make some
+# Secrets, and executables that provide credentials
 
 
 def _docker_configs() -> tuple[bytes, ...]:
-    """Those that the kubelet's own code was asked about."""
+    """The docker configs for which the answers of the kubelet's own code are recorded."""
     recorded = json.loads((TESTS / "registry" / "golden" / "kubelet-keyring.json").read_bytes())
     configs = [
         base64.b64decode(secret["data"])

@@ -1,6 +1,6 @@
-"""Parsers of foreign bytes: one class of error, bounded time and bounded memory, whatever comes.
+"""Parsers of untrusted bytes: expected errors, limited time and limited memory for any input.
 
-The long run of the same: ``make fuzz MINUTES=30``.
+``make fuzz MINUTES=30`` runs the same checks for longer.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from tests.unit.fuzz.parsers import MIB, PARSERS, Parser
 
 EXAMPLES = 40
 SHORT = 64 * 1024
-"""Bytes of an attack here; the long run has them as large as they may be."""
+"""The size of an attack in bytes here; the long run uses each parser's maximum."""
 LARGEST = ("scalars", "objects", "brackets")
 
 every_parser = pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 
 
 @every_parser
-def test_usual_input_is_read(parser: Parser) -> None:
-    """A first seed that is refused would test nothing behind that."""
+def test_valid_input_is_read(parser: Parser) -> None:
+    """A rejected first seed would leave the rest of the parser untested."""
     if Unverified not in parser.raises:
         parser.parse(parser.seeds[0])
     for seed in parser.seeds:
@@ -35,7 +35,7 @@ def test_usual_input_is_read(parser: Parser) -> None:
 
 
 @every_parser
-def test_known_attacks_cost_little(parser: Parser) -> None:
+def test_known_attacks_stay_within_the_limits(parser: Parser) -> None:
     found = []
     known = list(inputs.attacks(parser, min(parser.most, SHORT)))
     if parser.reads_json:
@@ -50,7 +50,7 @@ def test_known_attacks_cost_little(parser: Parser) -> None:
 
 
 @every_parser
-def test_changed_input_costs_little(parser: Parser) -> None:
+def test_changed_input_stays_within_the_limits(parser: Parser) -> None:
     @settings(
         max_examples=EXAMPLES,
         deadline=None,
@@ -71,17 +71,17 @@ def reading(parse: object, most: int = MIB) -> Parser:
 
 
 class TestTheFuzzItself:
-    def test_sees_other_errors(self) -> None:
+    def test_unexpected_error_is_detected(self) -> None:
         with pytest.raises(AssertionError, match="raised RecursionError"):
             bounds.check(reading(json.loads), inputs.repeated("brackets", 100_000))
 
-    def test_sees_memory(self) -> None:
+    def test_excess_of_python_memory_is_detected(self) -> None:
         with pytest.raises(AssertionError, match=r"took .* bytes"):
             bounds.check(
                 reading(lambda data: [{"at": at} for at in range(len(data))]), b" " * 10_000
             )
 
-    def test_sees_memory_that_is_not_of_python(self) -> None:
+    def test_excess_of_c_memory_is_detected(self) -> None:
         libc = ctypes.CDLL(None)
         libc.malloc.restype = ctypes.c_void_p
 
@@ -94,11 +94,11 @@ class TestTheFuzzItself:
         with pytest.raises(AssertionError, match="resident"):
             bounds.check(reading(take), b" " * MIB)
 
-    def test_sees_time(self) -> None:
+    def test_excess_of_time_is_detected(self) -> None:
         with pytest.raises(AssertionError, match=r"took .* s for"):
             bounds.check(reading(lambda data: sum(range(len(data) * 100))), b" " * 100_000)
 
-    def test_sees_long_errors(self) -> None:
+    def test_too_long_error_is_detected(self) -> None:
         def quote(data: bytes) -> None:
             raise ImagegateError(data.decode())
 
@@ -106,13 +106,13 @@ class TestTheFuzzItself:
             bounds.check(reading(quote), b" " * 5000)
 
     @pytest.mark.parametrize("parser", [p for p in PARSERS if p.reads_json][:1])
-    def test_attacks_are_as_large_as_they_may_be(self, parser: Parser) -> None:
+    def test_attacks_have_the_maximum_size(self, parser: Parser) -> None:
         sizes = {name: len(data) for name, data in inputs.attacks(parser, 10_000)}
         assert max(sizes.values()) <= 10_000
         assert sizes["scalars"] > 9_990
 
     @given(st.data())
     @settings(max_examples=10, deadline=None, derandomize=True)
-    def test_changes_reach_every_part(self, data: st.DataObject) -> None:
+    def test_mutations_are_generated(self, data: st.DataObject) -> None:
         parser = next(p for p in PARSERS if p.reads_json)
         assert isinstance(data.draw(inputs.mutations(parser)), bytes)

@@ -1,4 +1,4 @@
-"""Issuers of tokens and SNS, as the tests play them: keys, a certificate, and what they sign."""
+"""Simulated token issuers and SNS: their keys, a certificate, and signed tokens and messages."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def recorded(name: str) -> Any:
 
 
 def delivery(content: object = None, **headers: str) -> Delivery:
-    """As `content` says it, in JSON unless it is bytes."""
+    """A delivery with `content` as its body, encoded as JSON unless it is bytes."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     return Delivery({name.replace("_", "-"): value for name, value in headers.items()}, data)
 
 
 class Web:
-    """A `Fetch` of what is published; remembers what was asked for."""
+    """A `Fetch` that serves `pages` and records the requested URLs in `asked`."""
 
     def __init__(self, pages: Mapping[str, bytes]) -> None:
         self.pages = dict(pages)
         self.newer: dict[str, bytes] = {}
-        """What is published by now."""
+        """Pages that only a fetch with `fresh` sees."""
         self.asked: list[str] = []
 
     async def __call__(self, url: str, *, fresh: bool = False) -> bytes:
@@ -79,7 +79,7 @@ def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, name: str, **more: 
     else:
         algorithm = jwt.algorithms.ECAlgorithm
     public = json.loads(algorithm.to_jwk(key.public_key()))
-    # As PyJWT writes it, the key may do nothing but verify; issuers say what it is for instead.
+    # PyJWT writes `key_ops`; real issuers write `use` instead.
     return {k: v for k, v in public.items() if k != "key_ops"} | {"kid": name, "use": "sig"} | more
 
 
@@ -95,7 +95,7 @@ def token(
     expires: float = 3600,
     **claims: Any,
 ) -> str:
-    """Signed as the issuer does it, but for what is said otherwise; a claim of None is left out."""
+    """A token as the issuer signs it, with changed claims; a claim of None is left out."""
     now = int(time.time())
     said = {**CLAIMS, "iat": now, "exp": now + int(expires), **claims}
     return jwt.encode(
@@ -108,7 +108,7 @@ def token(
 
 @cache
 def certificate(days: int = 30, *, elliptic: bool = False) -> bytes:
-    """Of SNS, good from yesterday on, for as many days; PEM."""
+    """A certificate of SNS in PEM that expires in `days`; with negative `days`, it has expired."""
     now = datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sns.amazonaws.com")])
     key: Any = ec_key("sns") if elliptic else rsa_key("sns")
@@ -126,7 +126,7 @@ def certificate(days: int = 30, *, elliptic: bool = False) -> bytes:
 
 
 def message(version: str = "2", *, key: rsa.RSAPrivateKey | None = None, **more: Any) -> Any:
-    """A notification of SNS with an event of ECR in it, signed after `more` was put in."""
+    """An SNS notification that contains an ECR event; the signature covers `more`."""
     sent = {
         "Type": "Notification",
         "MessageId": "17dea24b-55c2-540b-8362-f916557af765",
@@ -145,7 +145,7 @@ def message(version: str = "2", *, key: rsa.RSAPrivateKey | None = None, **more:
 
 
 def confirmation(version: str = "2", **more: Any) -> Any:
-    """What SNS sends first: whoever fetches the URL wants the topic's messages."""
+    """The first message of SNS; a GET of its URL confirms the subscription."""
     url = f"https://sns.us-west-2.amazonaws.com/?Action=ConfirmSubscription&TopicArn={TOPIC}"
     return message(
         version,

@@ -1,4 +1,4 @@
-"""Which tokens are accepted, and what is asked for before that is known."""
+"""Bearer tokens: which are accepted, and which requests are sent before a token is verified."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ async def verify(shown: str, rule: TokenRule = RULE, web: Web | None = None) -> 
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
-async def test_accepted(scheme: str) -> None:
+async def test_valid_token_is_accepted(scheme: str) -> None:
     await verify(f"{scheme} {token()}")
 
 
-async def test_accepted_with_an_elliptic_key() -> None:
+async def test_token_signed_with_an_elliptic_key_is_accepted() -> None:
     await verify(f"Bearer {token(ec_key(), algorithm='ES256', headers={'kid': 'two'})}")
 
 
-async def test_a_clock_may_be_a_minute_off() -> None:
+async def test_token_is_accepted_up_to_a_minute_after_its_expiry() -> None:
     await verify(f"Bearer {token(expires=-30)}")
 
 
-async def test_keys_without_an_algorithm_or_a_use() -> None:
-    """As Microsoft publishes the first, and some issuers the second."""
+async def test_key_without_algorithm_and_use_is_accepted() -> None:
+    """Microsoft publishes keys without `alg`, and some issuers publish keys without `use`."""
     key = jwk(rsa_key(), "one")
     bare = {name: value for name, value in key.items() if name not in {"alg", "use"}}
     await verify(f"Bearer {token()}", web=Web({KEYS_URL: jwks(bare)}))
 
 
-async def test_a_key_that_is_new_is_asked_for() -> None:
+async def test_keys_are_fetched_again_for_an_unknown_key() -> None:
     web = Web({KEYS_URL: jwks(jwk(rsa_key("older"), "older"))})
     web.newer = dict(PUBLISHED)
     await verify(f"Bearer {token()}", web=web)
     assert web.asked == [KEYS_URL] * 2
 
 
-async def test_keys_of_the_rule() -> None:
+async def test_keys_url_of_the_rule_replaces_the_default() -> None:
     web = Web({"https://other.test/keys": PUBLISHED[KEYS_URL]})
     rule = TokenRule(RULE.issuer, RULE.audience, RULE.email, "https://other.test/keys")
     await verify(f"Bearer {token()}", rule, web)
     assert web.asked == ["https://other.test/keys"]
 
 
-async def test_a_token_may_live_for_a_day() -> None:
+async def test_token_that_is_valid_for_more_than_a_day_is_rejected() -> None:
     await verify(f"Bearer {token(expires=24 * 3600)}")
     with pytest.raises(Unverified, match="more than 24 hours"):
         await verify(f"Bearer {token(expires=25 * 3600)}")
@@ -80,7 +80,7 @@ async def test_a_token_may_live_for_a_day() -> None:
         await verify(f"Bearer {token(iat=int(time.time()) - year, expires=60)}")
 
 
-async def test_no_email_asked_for() -> None:
+async def test_rule_without_email_accepts_a_token_without_email() -> None:
     rule = TokenRule(RULE.issuer, RULE.audience)
     await verify(f"Bearer {token(email=None, email_verified=None)}", rule)
 
@@ -112,7 +112,7 @@ async def test_no_email_asked_for() -> None:
     ],
     ids=str,
 )
-async def test_refused_for_what_it_says(claims: dict[str, Any]) -> None:
+async def test_token_with_wrong_claims_is_rejected(claims: dict[str, Any]) -> None:
     with pytest.raises(Unverified):
         await verify(f"Bearer {token(**claims)}")
 
@@ -128,7 +128,7 @@ def unsigned(algorithm: str) -> str:
 
 
 def hmac_with_the_public_key() -> str:
-    """What a verifier that believes the token's algorithm would take for the issuer's."""
+    """A verifier that trusts the token's `alg` would accept this signature as the issuer's."""
     shown = unsigned("HS256").removesuffix(".")
     public = rsa_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return f"{shown}.{encoded(hmac.digest(public, shown.encode(), 'sha256'))}"
@@ -158,13 +158,13 @@ def other_signature() -> str:
         lambda: token() + "xx",
     ],
 )
-async def test_refused_for_how_it_is_signed(forge: Callable[[], str]) -> None:
+async def test_token_with_wrong_signature_is_rejected(forge: Callable[[], str]) -> None:
     with pytest.raises(Unverified):
         await verify(f"Bearer {forge()}")
 
 
 @pytest.mark.parametrize("header", ["jku", "x5u"])
-async def test_keys_that_the_token_names_are_not_fetched(header: str) -> None:
+async def test_key_url_in_the_token_is_not_fetched(header: str) -> None:
     theirs = "https://evil.test/keys"
     web = Web({**PUBLISHED, theirs: jwks(jwk(rsa_key("forger"), "mine"))})
     forged = token(rsa_key("forger"), headers={"kid": "mine", header: theirs})
@@ -173,7 +173,7 @@ async def test_keys_that_the_token_names_are_not_fetched(header: str) -> None:
     assert set(web.asked) == {KEYS_URL}
 
 
-async def test_a_key_that_the_token_brings() -> None:
+async def test_key_inside_the_token_is_not_trusted() -> None:
     forged = token(rsa_key("forger"), headers={"jwk": jwk(rsa_key("forger"), "one")})
     with pytest.raises(Unverified):
         await verify(f"Bearer {forged}")
@@ -193,7 +193,7 @@ async def test_a_key_that_the_token_brings() -> None:
         unsigned("RS256"),
     ],
 )
-async def test_what_is_no_token_fetches_nothing(shown: str) -> None:
+async def test_invalid_token_causes_no_fetch(shown: str) -> None:
     web = Web(PUBLISHED)
     with pytest.raises(Unverified):
         await verify(shown, web=web)
@@ -201,7 +201,7 @@ async def test_what_is_no_token_fetches_nothing(shown: str) -> None:
 
 
 @pytest.mark.parametrize("name", [None, 1, ["one"], {"one": 1}])
-async def test_no_name_of_a_key(name: Any) -> None:
+async def test_token_without_a_valid_key_id_is_rejected(name: Any) -> None:
     head, rest = token().split(".", 1)
     header = json.loads(base64.urlsafe_b64decode(head + "==")) | {"kid": name}
     with pytest.raises(Unverified):
@@ -225,31 +225,31 @@ async def test_no_name_of_a_key(name: Any) -> None:
         b"[" * 100_000,
     ],
 )
-async def test_keys_that_are_none(published: bytes) -> None:
+async def test_unreadable_keys_are_rejected(published: bytes) -> None:
     with pytest.raises(Unverified):
         await verify(f"Bearer {token()}", web=Web({KEYS_URL: published}))
 
 
 @pytest.mark.parametrize(("name", "use"), [("other", "sig"), ("one", "enc")])
-async def test_keys_for_something_else(name: str, use: str) -> None:
+async def test_key_with_another_id_or_use_is_not_used(name: str, use: str) -> None:
     web = Web({KEYS_URL: jwks(jwk(rsa_key(), name, use=use))})
     with pytest.raises(Unverified):
         await verify(f"Bearer {token()}", web=web)
 
 
 @pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
-async def test_a_key_that_is_too_short() -> None:
+async def test_rsa_key_below_2048_bits_is_rejected() -> None:
     weak = rsa_key("weak", 1024)
     with pytest.raises(Unverified, match="2048"):
         await verify(f"Bearer {token(weak)}", web=Web({KEYS_URL: jwks(jwk(weak, "one"))}))
 
 
-async def test_no_keys_to_be_had() -> None:
+async def test_token_is_rejected_if_the_keys_cannot_be_fetched() -> None:
     with pytest.raises(Unverified, match="404"):
         await verify(f"Bearer {token()}", web=Web({}))
 
 
-async def test_a_key_that_was_withdrawn() -> None:
+async def test_withdrawn_key_is_rejected() -> None:
     web = Web(PUBLISHED)
     await verify(f"Bearer {token()}", web=web)
     web.pages[KEYS_URL] = jwks(jwk(rsa_key("next"), "next"))
@@ -260,19 +260,19 @@ async def test_a_key_that_was_withdrawn() -> None:
 
 @settings(deadline=None)
 @given(st.one_of(st.text(), st.binary().map(lambda data: data.decode("utf-8", "surrogateescape"))))
-async def test_any_header(text: str) -> None:
+async def test_arbitrary_header_is_rejected(text: str) -> None:
     with pytest.raises(Unverified):
         await verify(f"Bearer {text}")
 
 
 @settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists), st.text())
-async def test_any_parts(header: object, rest: str) -> None:
+async def test_token_of_arbitrary_json_is_rejected(header: object, rest: str) -> None:
     with pytest.raises(Unverified):
         await verify(f"Bearer {encoded(header)}.{encoded(header)}.{rest}")
 
 
 @pytest.mark.parametrize("deep", [b"[" * 50_000, b'{"a":' * 50_000])
-async def test_deep_parts(deep: bytes) -> None:
+async def test_token_of_deeply_nested_json_is_rejected(deep: bytes) -> None:
     with pytest.raises(Unverified):
         await verify(f"Bearer {encoded(deep)}.{encoded(deep)}.{encoded(deep)}")

@@ -1,4 +1,4 @@
-"""From the file of receivers and a delivery to the tag that is asked about, for the clouds."""
+"""Deliveries of cloud registries, from the file of receivers to the tag that is checked."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def world(tmp_path: Path) -> World:
 ECR = "123456789012.dkr.ecr.us-west-2.amazonaws.com/my-repository-name:latest"
 
 
-async def test_ecr(world: World) -> None:
+async def test_ecr_delivery_is_forwarded(world: World) -> None:
     for secret in ("old-secret", "Bearer new-secret"):
         assert await world.deliver("ecr", recorded("ecr.json"), authorization=secret) == ACCEPTED
     assert world.asked == [ECR]
@@ -100,8 +100,8 @@ async def test_ecr(world: World) -> None:
     assert await world.deliver("ecr", recorded("ecr.json")) == NOT_FOUND
 
 
-async def test_a_topic(world: World) -> None:
-    """The subscription is confirmed once it is proven, and only then."""
+async def test_sns_subscription_is_confirmed_only_after_verification(world: World) -> None:
+    """A forged confirmation must not cause a GET of its URL."""
     forged = {**confirmation(), "Timestamp": "2030-01-01T00:00:00.000Z"}
     assert await world.deliver("topic", forged) == NOT_FOUND
     assert world.web.asked == [CERTIFICATE_URL]
@@ -113,7 +113,7 @@ async def test_a_topic(world: World) -> None:
     assert world.asked == [ECR]
 
 
-async def test_google(world: World) -> None:
+async def test_google_delivery_needs_a_token_of_the_configured_account(world: World) -> None:
     shown = f"Bearer {token(aud='imagegate', email='push@us.example')}"
     assert await world.deliver("google", recorded("gar.json"), authorization=shown) == ACCEPTED
     assert world.asked == ["us-west1-docker.pkg.dev/my-project/my-repo/hello-world:1.1"]
@@ -124,7 +124,7 @@ async def test_google(world: World) -> None:
         assert await world.deliver("google", sent, authorization=shown) == NOT_FOUND
 
 
-async def test_event_grid(world: World) -> None:
+async def test_event_grid_delivery_needs_the_secret_after_the_handshake(world: World) -> None:
     shake = await world.deliver("grid", recorded("acr-eventgrid-validation.json"))
     assert (shake.status, b"512d38b6-c7b8-40c8-89fe-f46f9e9622b6" in shake.body) == (200, True)
     origin = {"webhook_request_origin": "eventgrid.azure.net"}
@@ -136,21 +136,21 @@ async def test_event_grid(world: World) -> None:
     assert world.asked == ["demo.azurecr.io/aci-helloworld:v1"]
 
 
-async def test_the_registry_of_the_receiver_wins(world: World) -> None:
+async def test_registry_of_the_receiver_replaces_that_of_the_event(world: World) -> None:
     sent = {"action": "ping"}
     assert (await world.deliver("acr", sent, authorization="new-secret")).status == 200
     await world.deliver("acr", recorded("acr.json"), authorization="new-secret")
     assert world.asked == ["own.example/hello-world:v1"]
 
 
-async def test_a_virtual_repository(world: World) -> None:
+async def test_registry_of_the_receiver_may_name_a_virtual_repository(world: World) -> None:
     body = json.dumps(recorded("jfrog.json")).encode()
     signed = hmac.new(b"the-new-secret-of-jfrog", body, hashlib.sha256).hexdigest()
     assert await world.deliver("artifactory", body, x_jfrog_event_auth=signed) == ACCEPTED
     assert "art.example/virtual/library/ubuntu:latest" in world.asked
 
 
-async def test_nexus(world: World) -> None:
+async def test_nexus_delivery_is_forwarded_with_both_possible_names(world: World) -> None:
     sent = recorded("nexus.json") | {"repositoryName": "docker-hosted"}
     sent["component"] |= {"format": "docker", "name": "team/app", "version": "1.2.3"}
     assert await world.deliver("nexus", sent) == ACCEPTED
@@ -160,8 +160,10 @@ async def test_nexus(world: World) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "OPTIONS"])
 @pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100_000, b"\xff\x00", b'{"a":1}'])
-async def test_garbage(world: World, body: bytes, method: str) -> None:
-    """Proven or not: 202 or 404, and nothing is asked or fetched."""
+async def test_invalid_body_causes_no_check_and_no_fetch(
+    world: World, body: bytes, method: str
+) -> None:
+    """The answer is 202 or 404, with a valid proof and without."""
     shown = {"authorization": "new-secret", "x_jfrog_event_auth": "new-secret"}
     for name in world.receivers:
         answer = await world.deliver(name, body, method, **shown)

@@ -1,4 +1,4 @@
-"""The file of receivers: what is accepted, and how it is told what is wrong."""
+"""The file of receivers: which configuration is accepted, and which errors are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GOOD = """
 """
 
 
-def test_whole() -> None:
+def test_complete_file_is_read() -> None:
     assert configuration.parse(GOOD.encode(), MORE) == (
         Receiver(
             "mine",
@@ -56,7 +56,7 @@ def test_whole() -> None:
     )
 
 
-def test_none() -> None:
+def test_empty_file_has_no_receivers() -> None:
     assert configuration.parse(b"", MORE) == ()
     assert configuration.parse(b"[]", MORE) == ()
 
@@ -108,7 +108,7 @@ GAR = "name: a, source: gar, path: 0123456789abcdef"
         ),
     ],
 )
-def test_what_is_wrong(entry: str, problem: str) -> None:
+def test_invalid_entry_is_rejected_with_its_field(entry: str, problem: str) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         configuration.parse(f"- {{{entry}}}".encode(), MORE)
     assert problem in str(caught.value)
@@ -124,13 +124,13 @@ def test_what_is_wrong(entry: str, problem: str) -> None:
         f"{QUAY}, path: 0123456789abcdef, pathOnly: true",
     ],
 )
-def test_what_is_enough(entry: str) -> None:
+def test_minimal_entry_is_accepted(entry: str) -> None:
     (receiver,) = configuration.parse(f"- {{{entry}}}".encode(), MORE)
     assert receiver.path_only == ("pathOnly" in entry)
 
 
-def test_receivers_are_bounded_by_number() -> None:
-    """Each request is compared with every path."""
+def test_number_of_receivers_is_limited() -> None:
+    """The limit exists because each request is compared with every path."""
     lines = [f"- {{name: r{n}, source: quay, path: 0123456789abcdef{n}}}" for n in range(1001)]
     assert len(configuration.parse("\n".join(lines[:1000]).encode(), MORE)) == 1000
     with pytest.raises(InvalidConfiguration, match="more than 1000 receivers"):
@@ -140,12 +140,12 @@ def test_receivers_are_bounded_by_number() -> None:
 @pytest.mark.parametrize(
     "text", [b"- hello", b"a: [", b"\xff", b"{a: b}", b"7", b"a: b", b"- !!python/x a"]
 )
-def test_no_list(text: bytes) -> None:
+def test_text_that_is_no_list_is_rejected(text: bytes) -> None:
     with pytest.raises(InvalidConfiguration):
         configuration.parse(text, MORE)
 
 
-def test_names_and_paths_are_unique() -> None:
+def test_duplicate_names_and_paths_are_rejected() -> None:
     one = "- {name: a, source: quay, path: 0123456789abcdef}\n"
     with pytest.raises(InvalidConfiguration) as caught:
         configuration.parse((one + one).encode(), MORE)
@@ -164,19 +164,19 @@ def test_names_and_paths_are_unique() -> None:
         GOOD + "\n  - new-secret: [0123456789abcdef",
     ],
 )
-def test_errors_quote_nothing_secret(text: str) -> None:
+def test_errors_contain_no_secret(text: str) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         configuration.parse(text.encode(), MORE)
     for secret in ("new-secret", "old-secret", "0123456789abcdef"):
         assert secret not in str(caught.value)
 
 
-# ---- the file, as the kubelet keeps it
+# ---- the file as the kubelet updates it
 
 
 class Mounted:
-    """A Secret's key in a volume: a link to a link to a folder that is replaced as a whole
-    (pkg/volume/util/atomic_writer.go).
+    """A Secret's key in a volume: a link through a second link to a directory, which the kubelet
+    replaces as a whole (pkg/volume/util/atomic_writer.go).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -196,7 +196,9 @@ class Mounted:
             self.file.symlink_to("..data/receivers.yaml")
 
 
-def test_rotation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rotated_secret_is_read_and_an_invalid_file_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     mounted = Mounted(tmp_path)
     directory = Directory(mounted.file, MORE)
 
@@ -230,7 +232,7 @@ def test_rotation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert directory.find("0123456789abcdef") is None
 
 
-def test_paths_are_whole(tmp_path: Path) -> None:
+def test_receiver_is_found_by_its_exact_path_only(tmp_path: Path) -> None:
     (tmp_path / "f").write_text(GOOD)
     directory = Directory(tmp_path / "f", MORE)
     directory.reload()

@@ -1,7 +1,7 @@
-"""What one delivery may cost: memory and time of the event loop, measured in a process of its own.
+"""The memory and event-loop time that a delivery costs, measured in a separate process.
 
-Bounds are generous, because the machine is busy; before they were met, the figures were 10 to 30
-times as high.
+The bounds are generous, because the machine is busy; the figures of the first implementation were
+10 to 30 times as high.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NUMBERS = b"[" + b"0," * ((MIB - 4) // 2) + b"0]"
 
 
 def within(field: str) -> bytes:
-    """An object whose field is that list."""
+    """An object with NUMBERS in `field`."""
     return b'{"' + field.encode() + b'":' + NUMBERS[: MIB - 64].rstrip(b",") + b"]}"
 
 
@@ -53,14 +53,14 @@ async def deliver(source: str, bodies: list[bytes], headers: dict[str, str]) -> 
 
 
 def ids() -> list[bytes]:
-    """Deliveries with names of almost 1 MiB; each is verified and new."""
+    """Valid deliveries with a different id of almost 1 MiB each."""
     event = {"action": "push", "target": {"repository": "a/b", "tag": "1"}}
     name = "x" * (MIB - 512)
     return [json.dumps({"events": [{**event, "id": f"{n}{name}"}]}).encode() for n in range(120)]
 
 
 def many() -> list[bytes]:
-    """One delivery that tells of as many pushes as 1 MiB holds."""
+    """One delivery with as many pushes as fit into 1 MiB."""
     event = {"action": "push", "target": {"repository": "a/b", "tag": "1"}}
     text = json.dumps(event)
     return [('{"events":[' + ",".join([text] * ((MIB - 64) // (len(text) + 1))) + "]}").encode()]
@@ -83,7 +83,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], list[bytes]], dict[str, str]]] = {
 
 
 def measure(attack: str) -> tuple[float, float]:
-    """Runs in a process of its own: MiB that it grew by, and seconds of the loop per delivery."""
+    """The growth of this process in MiB, and the CPU seconds per delivery."""
     source, make, headers = ATTACKS[attack]
     asyncio.run(deliver(source, [b"{}"], headers))
     bodies = make()
@@ -98,7 +98,7 @@ def parts(of: type[body.Part] = body.Part) -> list[type[body.Part]]:
 
 
 def unbounded(schema: object, where: str) -> list[str]:
-    """The strings and lists of a JSON schema that may have any length."""
+    """The strings and lists of a JSON schema without a length limit."""
     match schema:
         case {"type": "string", **rest} if not {"maxLength", "enum", "const"} & rest.keys():
             return [where]
@@ -120,14 +120,14 @@ def test_every_string_and_list_of_a_body_is_bounded(part: type[body.Part]) -> No
 
 
 def peak() -> float:
-    """MiB of this process at most so far. Not ru_maxrss, which a process inherits by fork."""
+    """Peak memory of this process in MiB. Not ru_maxrss, which a process inherits by fork."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = (each for each in status.splitlines() if each.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_one_delivery_of_1_mib_costs_little_more_than_itself(attack: str) -> None:
+def test_delivery_of_1_mib_costs_little_memory_and_time(attack: str) -> None:
     root = Path(__file__).parents[3]
     script = f"from tests.unit.hooks import test_costs; print(*test_costs.measure({attack!r}))"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The port itself, over HTTP: what is answered to whom, and that nobody can keep it from others."""
+"""The port over HTTP: its answers, and that no sender can block it for other senders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET = "the-secret-of-them-all"
 
 
 class Slow:
-    """The source whose verification waits."""
+    """A source whose verification waits for `let_go`."""
 
     let_go: asyncio.Event
 
@@ -124,7 +124,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     Slow.let_go = asyncio.Event()
     one = Served(file)
     for _ in range(10):
-        with contextlib.suppress(OSError):  # Another socket was faster.
+        with contextlib.suppress(OSError):  # Another process took the port.
             site = await connections.serve(one.endpoint.app(), one.port, one.connections)
             break
         one.port = free_port()
@@ -143,19 +143,23 @@ async def post(
     method: str = "POST",
     **headers: str,
 ) -> Seen:
-    # aiohttp warns of large bodies that are plain bytes.
+    # BytesIO, because aiohttp warns about large bodies of plain bytes.
     async with session.request(method, url, data=io.BytesIO(body), headers=headers) as response:
         shown = {k: v for k, v in response.headers.items() if k not in ("Date", "Connection")}
         return response.status, await response.read(), shown
 
 
-async def test_a_push(session: aiohttp.ClientSession, served: Served) -> None:
+async def test_push_is_accepted_and_handed_over(
+    session: aiohttp.ClientSession, served: Served
+) -> None:
     status, body, _ = await post(session, served.url(), payload("distribution"), **AUTHORIZED)
     assert (status, body) == (202, b"")
     assert served.asked == [Push("team/app", "1", "r.example")]
 
 
-async def test_all_misses_look_the_same(session: aiohttp.ClientSession, served: Served) -> None:
+async def test_unknown_paths_and_failed_verifications_get_the_same_404(
+    session: aiohttp.ClientSession, served: Served
+) -> None:
     body = payload("distribution")
     root = f"http://{served.address}"
     forged = {"X-Signature": "sha256=" + "0" * 64}
@@ -184,7 +188,7 @@ async def test_all_misses_look_the_same(session: aiohttp.ClientSession, served: 
     assert served.asked == []
 
 
-async def test_too_large(session: aiohttp.ClientSession, served: Served) -> None:
+async def test_too_large_body_gets_413(session: aiohttp.ClientSession, served: Served) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(17):
             yield b"x" * (MOST // 16)
@@ -196,14 +200,14 @@ async def test_too_large(session: aiohttp.ClientSession, served: Served) -> None
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=lambda each: each.name)
-def test_bodies_are_bounded_per_source(source: Source) -> None:
-    """Few senders have more than some KiB to say; none gets more than a receiver's share."""
+def test_body_limit_of_each_source_is_below_the_receiver_limit(source: Source) -> None:
+    """Sources without a proof get a lower limit, because anybody may send to them."""
     assert source.max_body <= 1 << 20 < module.MOST_BYTES_OF_RECEIVER
     if not source.proofs:
         assert source.max_body <= 256 << 10
 
 
-async def test_a_body_that_does_not_come(
+async def test_incomplete_body_is_rejected_at_its_deadline(
     session: aiohttp.ClientSession, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BODY_SECONDS", 0.2)
@@ -217,10 +221,10 @@ async def test_a_body_that_does_not_come(
     assert served.endpoint._memory.taken == 0
 
 
-async def test_compressed_bodies_are_not_unpacked(
+async def test_compressed_body_is_not_decompressed(
     session: aiohttp.ClientSession, served: Served
 ) -> None:
-    """What is signed is what was sent; and a small one must not become a large one."""
+    """The signature covers the bytes as sent, and a small body must not become a large one."""
     body = payload("generic")
     value = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     headers = {"X-Signature": value, "Content-Encoding": "gzip"}
@@ -228,7 +232,9 @@ async def test_compressed_bodies_are_not_unpacked(
     assert served.asked == [Push("team/app", "1.2", "registry.example")]
 
 
-async def test_hostile_requests(session: aiohttp.ClientSession, served: Served) -> None:
+async def test_invalid_request_gets_400_or_404(
+    session: aiohttp.ClientSession, served: Served
+) -> None:
     for text in (
         f"POST /hooks/{PATH}%00 HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{{}}",
         f"POST /hooks/{PATH} HTTP/1.1\r\nHost: h\r\nAuthorization: \xff\xfe\r\n\r\n",
@@ -243,7 +249,7 @@ async def test_hostile_requests(session: aiohttp.ClientSession, served: Served) 
         await writer.wait_closed()
 
 
-async def test_too_many_of_one_receiver_at_once(
+async def test_too_many_concurrent_requests_to_a_receiver_get_503(
     session: aiohttp.ClientSession, served: Served
 ) -> None:
     most = module.AT_ONCE_OF_RECEIVER
@@ -259,14 +265,14 @@ async def test_too_many_of_one_receiver_at_once(
     assert (await post(session, served.url(SLOW)))[0] == 202
 
 
-# ---- senders that mean harm
+# ---- malicious senders
 
 
 Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def half_sent(port: int, text: str, number: int, peer: str = "127.0.0.1") -> list[Opened]:
-    """Connections on which a part of a request was sent."""
+    """Opens connections and sends only the beginning of a request on each."""
     opened = []
     for _ in range(number):
         both = await asyncio.open_connection("127.0.0.1", port, local_addr=(peer, 0))
@@ -276,7 +282,7 @@ async def half_sent(port: int, text: str, number: int, peer: str = "127.0.0.1") 
 
 
 async def still_open(opened: list[Opened]) -> int:
-    """How many the server has not closed."""
+    """The number of connections that the server has not closed."""
 
     async def is_closed(reader: asyncio.StreamReader) -> bool:
         try:
@@ -317,7 +323,7 @@ async def test_headers_have_a_deadline(served: Served, monkeypatch: pytest.Monke
     await close(opened)
 
 
-async def test_a_whole_request_has_a_deadline(
+async def test_whole_request_has_a_deadline(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "SECONDS", 0.5)
@@ -328,7 +334,7 @@ async def test_a_whole_request_has_a_deadline(
 
 
 @pytest.mark.parametrize("text", ["", HEADERS, BODY], ids=["nothing", "headers", "bodies"])
-async def test_600_half_sent_requests_keep_nobody_out(
+async def test_600_incomplete_requests_do_not_block_other_senders(
     session: aiohttp.ClientSession, served: Served, text: str
 ) -> None:
     opened = []
@@ -343,15 +349,19 @@ async def test_600_half_sent_requests_keep_nobody_out(
     await until(lambda: served.endpoint._memory.taken == 0)
 
 
-async def test_one_peer_has_only_its_share(session: aiohttp.ClientSession, served: Served) -> None:
+async def test_connections_of_a_peer_are_limited(
+    session: aiohttp.ClientSession, served: Served
+) -> None:
     opened = await half_sent(served.port, HEADERS, 3 * connections.MOST_PER_PEER, "127.0.0.2")
     await asyncio.sleep(0.05)
     assert await still_open(opened) == connections.MOST_PER_PEER
-    assert await still_open(opened[: 2 * connections.MOST_PER_PEER]) == 0, "the oldest end first"
+    assert await still_open(opened[: 2 * connections.MOST_PER_PEER]) == 0, (
+        "the oldest connections are closed first"
+    )
     await close(opened)
 
 
-async def test_large_half_sent_bodies_take_the_room_of_one_receiver_only(
+async def test_incomplete_bodies_use_the_memory_of_their_receiver_only(
     session: aiohttp.ClientSession, served: Served
 ) -> None:
     size = MOST - 1
@@ -367,7 +377,7 @@ async def test_large_half_sent_bodies_take_the_room_of_one_receiver_only(
     await until(lambda: served.endpoint._memory.taken == 0)
 
 
-async def test_a_complete_request_is_not_closed_for_another(
+async def test_complete_request_is_not_closed_for_a_new_connection(
     session: aiohttp.ClientSession, served: Served
 ) -> None:
     waiting = asyncio.create_task(post(session, served.url(SLOW)))
@@ -379,8 +389,8 @@ async def test_a_complete_request_is_not_closed_for_another(
     await close(opened)
 
 
-async def test_half_sent_requests_do_not_hold_up_the_end(served: Served) -> None:
-    """The pod has 10 s, in which what waits has to be handed over, too."""
+async def test_incomplete_requests_do_not_delay_the_shutdown(served: Served) -> None:
+    """The pod has 10 s to stop, and it needs a part of them to hand over waiting pushes."""
     port = free_port()
     site = await connections.serve(served.endpoint.app(), port)
     opened = await half_sent(port, HEADERS, 5) + await half_sent(port, BODY, 5)
@@ -391,7 +401,7 @@ async def test_half_sent_requests_do_not_hold_up_the_end(served: Served) -> None
     await close(opened)
 
 
-async def test_a_connection_serves_one_request(served: Served) -> None:
+async def test_connection_serves_only_one_request(served: Served) -> None:
     text = f"POST /hooks/{SLOW} HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{{}}"
     Slow.let_go.set()
     ((reader, writer),) = await half_sent(served.port, text * 3, 1)

@@ -1,4 +1,4 @@
-"""GET of keys and certificates: bounded, kept, and nothing but https."""
+"""GET of keys and certificates: https only, with a limited size and a cache."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ async def fetch(issuer: Issuer) -> AsyncIterator[tuple[Fetcher, Hands]]:
         yield made, hands
 
 
-async def test_kept_for_a_while(issuer: Issuer, fetch: tuple[Fetcher, Hands]) -> None:
+async def test_answer_is_cached_until_its_lifetime_ends(
+    issuer: Issuer, fetch: tuple[Fetcher, Hands]
+) -> None:
     get, hands = fetch
     found = await asyncio.gather(*(get(issuer.url("/keys")) for _ in range(5)))
     assert set(found) == {b"keys 1"}
@@ -83,7 +85,7 @@ async def test_kept_for_a_while(issuer: Issuer, fetch: tuple[Fetcher, Hands]) ->
     assert await get(issuer.url("/keys")) == b"keys 2"
 
 
-async def test_what_is_to_be_fresh_is_asked_for_once_in_a_while(
+async def test_fresh_fetches_are_limited_in_rate(
     issuer: Issuer, fetch: tuple[Fetcher, Hands]
 ) -> None:
     get, hands = fetch
@@ -96,7 +98,7 @@ async def test_what_is_to_be_fresh_is_asked_for_once_in_a_while(
     assert len(issuer.hits) == 2
 
 
-async def test_a_failure_is_not_tried_again_at_once(
+async def test_failed_fetch_is_not_repeated_immediately(
     issuer: Issuer, fetch: tuple[Fetcher, Hands]
 ) -> None:
     get, hands = fetch
@@ -110,7 +112,7 @@ async def test_a_failure_is_not_tried_again_at_once(
     assert len(issuer.hits) == 2
 
 
-async def test_one_who_gives_up_does_not_end_it_for_others(
+async def test_cancelled_caller_does_not_cancel_a_shared_fetch(
     issuer: Issuer, fetch: tuple[Fetcher, Hands]
 ) -> None:
     get, _ = fetch
@@ -122,13 +124,17 @@ async def test_one_who_gives_up_does_not_end_it_for_others(
 
 
 @pytest.mark.parametrize("path", ["/large", "/moved", "/missing"])
-async def test_refused(issuer: Issuer, fetch: tuple[Fetcher, Hands], path: str) -> None:
+async def test_large_answer_redirect_and_error_are_rejected(
+    issuer: Issuer, fetch: tuple[Fetcher, Hands], path: str
+) -> None:
     with pytest.raises(FetchFailed):
         await fetch[0](issuer.url(path))
     assert issuer.hits == [path]
 
 
-async def test_exactly_as_large_as_allowed(issuer: Issuer, fetch: tuple[Fetcher, Hands]) -> None:
+async def test_answer_of_the_maximum_size_is_accepted(
+    issuer: Issuer, fetch: tuple[Fetcher, Hands]
+) -> None:
     assert len(await fetch[0](issuer.url("/exact"))) == module.MAX_BYTES
 
 
@@ -136,12 +142,14 @@ async def test_exactly_as_large_as_allowed(issuer: Issuer, fetch: tuple[Fetcher,
     "url",
     ["http://localhost/", "file:///etc/passwd", "localhost", "", "https://", "https://[", "ftp://a"],
 )  # fmt: skip
-async def test_only_https(fetch: tuple[Fetcher, Hands], url: str) -> None:
+async def test_url_without_https_is_rejected(fetch: tuple[Fetcher, Hands], url: str) -> None:
     with pytest.raises(FetchFailed):
         await fetch[0](url)
 
 
-async def test_nobody_listens_or_answers(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_timeout_and_refused_connection_are_fetch_failures(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SECONDS", 0.2)
     async with Fetcher(user_agent="test") as get:
         with pytest.raises(FetchFailed, match="TimeoutError"):
@@ -150,7 +158,9 @@ async def test_nobody_listens_or_answers(issuer: Issuer, monkeypatch: pytest.Mon
             await get("https://localhost:1/")
 
 
-async def test_an_unknown_certificate(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificate_of_an_unknown_authority_is_rejected(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     async with Fetcher(user_agent="test") as get:
         with pytest.raises(FetchFailed, match="Certificate"):
@@ -158,7 +168,7 @@ async def test_an_unknown_certificate(issuer: Issuer, monkeypatch: pytest.Monkey
     assert issuer.hits == []
 
 
-async def test_bounded(fetch: tuple[Fetcher, Hands]) -> None:
+async def test_cache_is_bounded(fetch: tuple[Fetcher, Hands]) -> None:
     for number in range(3 * module.MOST):
         with pytest.raises(FetchFailed):
             await fetch[0](f"http://localhost/{number}")

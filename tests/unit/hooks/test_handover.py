@@ -1,4 +1,4 @@
-"""From the process that receives pushes to the leader, through the API server."""
+"""The handover of pushes from the receiving process to the leader, through the API server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def told(name: str, tag: str = "1") -> Told:
 
 def api_with_configmap() -> MemoryApi:
     api = MemoryApi()
-    # As the chart makes it: labels, and no data.
+    # As the chart creates it: with labels, without data.
     api.put(PATH, {"metadata": {"name": "pushes", "labels": {"of": "the chart"}}})
     api.put(f"{pushes.collection('ns')}/other", {"metadata": {"name": "other"}})
     return api
@@ -74,7 +74,7 @@ class Leader:
         self.reflector = Reflector(client, path, query, self._tell, listing=True)
 
     def _tell(self, _: str | None, body: Any) -> None:
-        # A watch with a selector tells of no other object; the one in memory does.
+        # The watch of MemoryApi ignores the selector, so it also reports other objects.
         if body["metadata"]["name"] == "pushes":
             self.asker.read(pushes.text(body))
 
@@ -86,7 +86,7 @@ class Leader:
         self.outcomes.update([(source, str(outcome))])
 
 
-async def test_a_push_gets_from_one_process_to_the_other() -> None:
+async def test_push_reaches_the_leader_from_the_receiving_process() -> None:
     api = api_with_configmap()
     sender, leader = outbox(api), Leader(api)
     async with running(sender.run(), leader.reflector.run(), leader.asker.run()):
@@ -94,14 +94,14 @@ async def test_a_push_gets_from_one_process_to_the_other() -> None:
         began = time.monotonic()
         assert sender.add([told("a")])
         await until(lambda: leader.asked == ["a:1"])
-        assert time.monotonic() - began < 0.5, "the first of several is written at once"
+        assert time.monotonic() - began < 0.5, "the first push is written immediately"
         assert sender.add([told("b"), told("c")])
         await until(lambda: set(leader.asked) == {"a:1", "b:1", "c:1"})
     assert leader.outcomes == {("harbor", "asked"): 3}
     assert api.objects[PATH]["metadata"]["labels"] == {"of": "the chart"}
 
 
-async def test_a_push_waits_for_the_next_leader() -> None:
+async def test_push_waits_for_the_next_leader() -> None:
     api = api_with_configmap()
     sender = outbox(api)
     sender.add([told("a")])
@@ -111,7 +111,7 @@ async def test_a_push_waits_for_the_next_leader() -> None:
         await until(lambda: leader.asked == ["a:1"])
 
 
-async def test_a_push_is_asked_about_once_however_often_it_is_read() -> None:
+async def test_push_that_is_read_several_times_is_checked_once() -> None:
     leader = Leader(MemoryApi(), images=0)
     first, second = Entry("1", told("a")), Entry("2", told("b"))
     async with running(leader.asker.run()):
@@ -124,7 +124,7 @@ async def test_a_push_is_asked_about_once_however_often_it_is_read() -> None:
         await until(lambda: leader.asked == ["a:1", "b:1", "a:1"])
 
 
-async def test_two_processes_lose_nothing_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_senders_do_not_overwrite_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SPACING", 0.01)
     api = api_with_configmap()
     senders = [outbox(api), outbox(api)]
@@ -138,7 +138,7 @@ async def test_two_processes_lose_nothing_of_each_other(monkeypatch: pytest.Monk
     assert len({each.id for each in entries}) == 50
 
 
-async def test_nothing_is_lost_while_the_api_server_is_away(
+async def test_no_push_is_lost_while_the_api_server_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "SPACING", 0.01)
@@ -160,8 +160,8 @@ async def test_nothing_is_lost_while_the_api_server_is_away(
     assert [each.told.push.repository for each in entries] == ["a", "b"]
 
 
-async def test_a_push_that_comes_during_a_write_is_handed_over_again() -> None:
-    """The leader may have looked at the tag before the second push moved it."""
+async def test_push_that_arrives_during_a_write_is_handed_over_again() -> None:
+    """The leader may have resolved the tag before the second push changed it."""
     api = api_with_configmap()
     sender = outbox(api)
     writes: list[str] = []
@@ -181,13 +181,13 @@ async def test_a_push_that_comes_during_a_write_is_handed_over_again() -> None:
     assert first.id != second.id
 
 
-async def test_what_waits_is_bounded_and_then_refused() -> None:
+async def test_full_outbox_refuses_a_push() -> None:
     sender = outbox(api_with_configmap())
     assert all(sender.add([told(f"a{n}")]) for n in range(module.MOST))
     assert not sender.add([told("one-more")])
 
 
-async def test_any_number_of_pushes_is_two_writes_a_second() -> None:
+async def test_outbox_writes_at_most_twice_a_second() -> None:
     api = api_with_configmap()
     sender = outbox(api)
     async with running(sender.run()):
@@ -197,14 +197,14 @@ async def test_any_number_of_pushes_is_two_writes_a_second() -> None:
     assert 2 <= len([each for each in api.writes() if each[0] == "PATCH"]) <= 5
 
 
-def test_the_text_is_bounded() -> None:
+def test_encoded_text_is_bounded() -> None:
     longest = Told(Push("r" * 255, "t" * 128, "h" * 255), "n" * 100_000, "acr-eventgrid")
     text = handover.encode(Entry(str(n), longest) for n in range(10 * MOST))
     assert len(text) < handover.MOST_BYTES
     assert len(handover.decode(text)) == MOST
 
 
-# ---- a process that was broken into
+# ---- The receiving process may be compromised, so that the leader does not trust its text.
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_the_text_is_bounded() -> None:
     ],
     ids=lambda text: text[:12],
 )
-async def test_what_cannot_be_read_changes_nothing(text: str) -> None:
+async def test_unreadable_text_is_ignored(text: str) -> None:
     leader = Leader(MemoryApi())
     began = time.process_time()
     with pytest.raises(Unreadable):
@@ -233,8 +233,8 @@ async def test_what_cannot_be_read_changes_nothing(text: str) -> None:
     assert not leader.asker._waiting
 
 
-async def test_no_number_of_pushes_keeps_the_leader_from_its_work() -> None:
-    """Thousands of pushes, each of which takes 2 ms: less than a fifth of the loop is used."""
+async def test_flood_of_pushes_does_not_block_the_leader() -> None:
+    """Thousands of pushes of 2 ms each use less than a fifth of the event loop's time."""
     leader, took = Leader(MemoryApi()), 0.0
 
     def slow(_: Push) -> int:
@@ -257,12 +257,12 @@ async def test_no_number_of_pushes_keeps_the_leader_from_its_work() -> None:
             worst = max(worst, time.monotonic() - before)
         passed = time.monotonic() - began
     assert took < 0.2 * passed, f"{took:.2f} s of {passed:.2f} s"
-    assert worst < 0.5, f"the loop stood still for {worst:.2f} s"
+    assert worst < 0.5, f"the loop was blocked for {worst:.2f} s"
     assert len(leader.asker._waiting) <= asking.MOST_WAITING
     assert leader.outcomes["harbor", "limited"] > 10_000
 
 
-async def test_no_source_is_invented_for_the_metrics() -> None:
+async def test_unknown_source_has_one_label_value_in_the_metrics() -> None:
     leader = Leader(MemoryApi(), images=0)
     entries = [
         {

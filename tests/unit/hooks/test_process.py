@@ -38,7 +38,7 @@ PATH = f"{pushes.collection('ns')}/pushes"
 
 
 async def attack(seconds: float) -> dict[str, Any]:
-    """Memory, and the longest that a good delivery waits, while strangers do what they can."""
+    """Measures memory growth and the waiting times of valid deliveries during an attack."""
     file = Path(tempfile.mkdtemp()) / "receivers.yaml"
     file.write_text(yaml.safe_dump(RECEIVERS))
     settings = HooksSettings("ns", "pushes", file, free_port(), free_port())
@@ -118,7 +118,7 @@ def main() -> None:
     print(json.dumps(asyncio.run(attack(6.0))))
 
 
-def test_strangers_fill_no_memory_and_keep_no_sender_out() -> None:
+def test_attack_fills_no_memory_and_blocks_no_valid_sender() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", "from tests.unit.hooks import test_process; test_process.main()"],
@@ -138,6 +138,6 @@ def test_strangers_fill_no_memory_and_keep_no_sender_out() -> None:
     )
     assert found["refused"] == 0
     assert found["pushes"] == ["team/app"]
-    # Attackers and senders are in the same process here.
+    # The figures include the attackers and senders, because they run in the same process.
     assert found["mib"] < 128, f"the process grew by {found['mib']:.0f} MiB"
     assert waits[-1] < 3.0, f"a good delivery waited for {waits[-1]:.1f} s"

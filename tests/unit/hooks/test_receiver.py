@@ -1,4 +1,4 @@
-"""From a delivery to a question, with time in the test's hands."""
+"""From a delivery to the check of a tag; the test controls the clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def verified(delivery: Delivery, _: object, fetch: Callable[[str], object]
 
 
 def scripted(delivery: Delivery, _: Receiver) -> Parsed:
-    """What the body says, as Python."""
+    """A source whose JSON body says what `parse` returns."""
     if delivery.body == b"malformed":
         raise Malformed("not what it should be")
     script = json.loads(delivery.body)
@@ -92,7 +92,7 @@ class World:
         return sum(n for (_, each), n in self.outcomes.items() if each == outcome)
 
     async def pass_time(self, seconds: float) -> None:
-        """Let `run` do what is due by then."""
+        """Advances the clock and lets `run` do the checks that become due."""
         end = self.now + seconds
         while self.now < end:
             self.now = min(end, self.asker._debounce.next() or end)
@@ -109,7 +109,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def test_a_push_is_asked_about_at_once_and_twice_more(world: World) -> None:
+async def test_push_is_checked_immediately_and_twice_later(world: World) -> None:
     to = Receiver("r", "distribution", "p" * 16, secrets=("the-secret",))
     answer = await world.deliver(payload("distribution"), to, authorization="Bearer the-secret")
     assert answer == Answer(202)
@@ -119,7 +119,7 @@ async def test_a_push_is_asked_about_at_once_and_twice_more(world: World) -> Non
     assert world.outcomes == {("distribution", "forwarded"): 1, ("distribution", "asked"): 1}
 
 
-async def test_a_burst_is_asked_about_no_more_often(world: World) -> None:
+async def test_burst_of_pushes_causes_no_additional_checks(world: World) -> None:
     for number in range(50):
         await world.deliver({"pushes": [["a", "1", "r.example"]], "id": str(number)})
     await world.pass_time(60)
@@ -128,28 +128,28 @@ async def test_a_burst_is_asked_about_no_more_often(world: World) -> None:
     assert (world.count("asked"), world.count("debounced")) == (1, 49)
 
 
-async def test_a_delivery_that_comes_again_is_asked_about_once(world: World) -> None:
+async def test_repeated_delivery_is_checked_once(world: World) -> None:
     for _ in range(3):
         answer = await world.deliver({"pushes": [["a", "1", "r.example"]], "id": "1"})
         assert answer.status == 202
         await world.pass_time(20)
     assert world.count("asked") == 1
     assert world.count("duplicate") == 2
-    # Another sender's numbers are its own.
+    # The same id at another receiver is another delivery.
     await world.deliver(
         {"pushes": [["a", "1", "r.example"]], "id": "1"}, Receiver("o", "scripted", "q" * 16)
     )
     assert world.count("duplicate") == 2
 
 
-async def test_without_an_id_there_are_no_duplicates(world: World) -> None:
+async def test_delivery_without_an_id_is_never_a_duplicate(world: World) -> None:
     for _ in range(2):
         await world.deliver({"pushes": [["a", "1", "r.example"]]})
         await world.pass_time(20)
     assert world.count("asked") == 2
 
 
-async def test_what_concerns_no_image_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_push_without_a_matching_image_is_not_remembered(tmp_path: Path) -> None:
     world = World(tmp_path, images=0)
     for number in range(100):
         await world.deliver({"pushes": [[f"a{number}", "1", "r.example"]]})
@@ -158,20 +158,20 @@ async def test_what_concerns_no_image_leaves_nothing_behind(tmp_path: Path) -> N
     assert len(world.asker._debounce) == 0
 
 
-async def test_forged(world: World) -> None:
+async def test_forged_delivery_gets_404(world: World) -> None:
     answer = await world.deliver({"pushes": [["a", "1", "r.example"]]}, forged="yes")
     assert answer == Answer(404, b"not found\n")
     assert world.asked == []
     assert world.outcomes == {("scripted", "unverified"): 1}
 
 
-async def test_malformed_is_taken_or_it_would_come_again_and_again(world: World) -> None:
+async def test_malformed_delivery_gets_202_so_that_it_is_not_repeated(world: World) -> None:
     assert (await world.deliver(b"malformed")).status == 202
     assert (await world.deliver(b"malformed", method="OPTIONS")).status == 404
     assert world.outcomes == {("scripted", "malformed"): 2}
 
 
-async def test_options_only_where_the_source_answers(world: World) -> None:
+async def test_options_gets_404_unless_the_source_answers_it(world: World) -> None:
     assert await world.deliver({"answer": True}, method="OPTIONS") == Answer(
         200, b"shake", {"x": "y"}
     )
@@ -181,7 +181,7 @@ async def test_options_only_where_the_source_answers(world: World) -> None:
     assert world.asked == []
 
 
-async def test_limited_only_for_those_who_are_verified(world: World) -> None:
+async def test_rate_limit_counts_only_verified_deliveries(world: World) -> None:
     for _ in range(1000):
         await world.deliver({}, forged="yes")
     statuses = Counter([(await world.deliver({})).status for _ in range(300)])
@@ -191,7 +191,7 @@ async def test_limited_only_for_those_who_are_verified(world: World) -> None:
     assert (await world.deliver({})).status == 202
 
 
-async def test_refusals_are_logged_now_and_then(
+async def test_refusals_are_logged_at_a_limited_rate(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(100):
@@ -229,7 +229,7 @@ async def test_refusals_are_logged_now_and_then(
         ("", ("app\n", "1", "r.example"), None),
     ],
 )
-async def test_names_are_those_of_images(
+async def test_push_is_checked_only_under_a_valid_image_name(
     world: World,
     registry: str,
     event: tuple[str, str, str],
@@ -241,12 +241,12 @@ async def test_names_are_those_of_images(
     assert world.count("asked" if expected else "ignored") == 1
 
 
-async def test_one_delivery_asks_only_so_much(world: World) -> None:
+async def test_number_of_checks_per_delivery_is_limited(world: World) -> None:
     await world.deliver({"pushes": [[f"a{n}", "1", "r.example"] for n in range(5000)]})
     assert len(world.asked) == 100
 
 
-async def test_a_push_that_cannot_be_handed_over_is_taken_when_it_comes_again(
+async def test_push_that_got_503_is_accepted_when_it_is_repeated(
     world: World,
 ) -> None:
     push = {"pushes": [["a", "1", "r.example"]], "id": "1"}
@@ -258,7 +258,7 @@ async def test_a_push_that_cannot_be_handed_over_is_taken_when_it_comes_again(
     assert (world.count("unavailable"), world.count("duplicate")) == (1, 0)
 
 
-async def test_nothing_is_kept_of_receivers_that_are_gone(world: World, tmp_path: Path) -> None:
+async def test_state_of_a_removed_receiver_is_deleted(world: World, tmp_path: Path) -> None:
     for number in range(10):
         to = Receiver(f"r{number}", "scripted", "p" * 16)
         await world.deliver({}, to)
@@ -273,13 +273,13 @@ async def test_nothing_is_kept_of_receivers_that_are_gone(world: World, tmp_path
     assert set(world.receiver._buckets) == {"r3"}
 
 
-async def test_a_subscription_is_confirmed_by_a_visit(world: World) -> None:
+async def test_subscription_is_confirmed_by_a_get_of_its_url(world: World) -> None:
     await world.deliver({"visit": "https://sns.example/confirm"})
     await asyncio.sleep(0.01)
     assert world.fetched == ["https://sns.example/confirm"]
 
 
-async def test_secrets_change_while_it_runs(tmp_path: Path) -> None:
+async def test_changed_secrets_take_effect_without_a_restart(tmp_path: Path) -> None:
     world, file = World(tmp_path), tmp_path / "receivers.yaml"
 
     def write(*secrets: str) -> None:
@@ -302,7 +302,7 @@ async def test_secrets_change_while_it_runs(tmp_path: Path) -> None:
     assert [await status("secret-one"), await status("secret-two")] == [404, 202]
 
 
-async def test_a_defect_does_not_end_the_loop(world: World) -> None:
+async def test_exception_in_a_check_does_not_end_the_loop(world: World) -> None:
     await world.deliver({"pushes": [["a", "1", "r.example"], ["b", "1", "r.example"]]})
     asked: list[Push] = []
 
@@ -317,6 +317,6 @@ async def test_a_defect_does_not_end_the_loop(world: World) -> None:
     assert len(asked) == 4
 
 
-def test_bucket_of_a_receiver_is_large_enough_for_a_registry_that_tells_of_blobs() -> None:
+def test_burst_limit_allows_a_registry_that_reports_each_blob() -> None:
     bucket = Bucket(20, BURST)
     assert all(bucket.take(1.0) for _ in range(150))

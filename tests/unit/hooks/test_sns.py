@@ -1,4 +1,4 @@
-"""Which messages of SNS are believed, and which URLs are fetched because of them."""
+"""SNS messages: which messages are accepted, and which URLs are fetched because of them."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def parse(sent: object) -> Parsed:
         ("sns-subject.json", datetime(2017, 6, 20, tzinfo=UTC)),
     ],
 )
-async def test_what_aws_signed(name: str, day: datetime) -> None:
-    """Real messages and the certificates that they name: the signed text is as AWS builds it."""
+async def test_message_that_aws_signed_is_accepted(name: str, day: datetime) -> None:
+    """Real messages with their certificates show that we build the signed text as AWS does."""
     sent = recorded(name)
     url = sent["SigningCertURL"]
     pages = Web({url: (PAYLOADS / url.rpartition("/")[2]).read_bytes()})
@@ -66,20 +66,20 @@ async def test_what_aws_signed(name: str, day: datetime) -> None:
 
 @pytest.mark.parametrize("version", ["1", "2"])
 @pytest.mark.parametrize("more", [{}, {"Subject": "pushed"}, {"Subject": None}])
-async def test_notification(version: str, more: dict[str, Any]) -> None:
+async def test_notification_is_verified_and_read(version: str, more: dict[str, Any]) -> None:
     sent = message(version, **more)
     await verify(sent)
     assert parse(sent) == Parsed((PUSHED,), sent["MessageId"])
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-async def test_subscription(version: str) -> None:
+async def test_subscription_confirmation_is_verified_and_read(version: str) -> None:
     sent = confirmation(version)
     await verify(sent)
     assert parse(sent) == Parsed((), sent["MessageId"], None, sent["SubscribeURL"])
 
 
-async def test_the_end_of_a_subscription_is_not_undone() -> None:
+async def test_unsubscribe_confirmation_does_not_subscribe_again() -> None:
     sent = confirmation(Type="UnsubscribeConfirmation")
     await verify(sent)
     assert parse(sent) == Parsed((), sent["MessageId"])
@@ -103,33 +103,33 @@ async def test_the_end_of_a_subscription_is_not_undone() -> None:
     ],
     ids=str,
 )
-async def test_forged(changed: dict[str, Any]) -> None:
+async def test_changed_message_is_rejected(changed: dict[str, Any]) -> None:
     with pytest.raises(Unverified):
         await verify({**message(), **changed})
 
 
 @pytest.mark.parametrize("changed", ["SubscribeURL", "Token"])
-async def test_forged_confirmation(changed: str) -> None:
+async def test_changed_confirmation_is_rejected(changed: str) -> None:
     sent = confirmation()
     with pytest.raises(Unverified, match="Signature"):
         await verify({**sent, changed: sent[changed] + "0"})
 
 
-async def test_signed_by_somebody_else() -> None:
+async def test_signature_of_another_key_is_rejected() -> None:
     with pytest.raises(Unverified, match="Signature"):
         await verify(message(key=rsa_key("forger")))
 
 
 @pytest.mark.parametrize("topic", ["", TOPIC + "2", TOPIC.replace("123", "999"), TOPIC.upper()])
-async def test_a_topic_of_somebody_else(topic: str) -> None:
-    """SNS signs for everybody; nothing is fetched for those who do not even know the topic."""
+async def test_message_of_another_topic_is_rejected_without_a_fetch(topic: str) -> None:
+    """SNS signs for every AWS account, so the topic is checked before a certificate is fetched."""
     pages = web()
     with pytest.raises(Unverified, match="topic"):
         await verify(message(TopicArn=topic), pages)
     assert pages.asked == []
 
 
-async def test_no_topic_is_configured() -> None:
+async def test_receiver_without_topics_rejects_every_message() -> None:
     with pytest.raises(Unverified, match="topic"):
         await verify(message(), receiver=Receiver(name="r", source="ecr-sns", path="p" * 16))
 
@@ -177,7 +177,7 @@ NAME = "SimpleNotificationService-0123abcd.pem"
         f"HTTPS://SNS.US-WEST-2.AMAZONAWS.COM/{NAME}",
     ],
 )
-async def test_a_certificate_of_somebody_else(url: str) -> None:
+async def test_certificate_url_outside_sns_is_not_fetched(url: str) -> None:
     pages = Web({url: certificate()})
     with pytest.raises(Unverified, match="SigningCertURL"):
         await verify({**message(), "SigningCertURL": url}, pages)
@@ -193,7 +193,7 @@ async def test_a_certificate_of_somebody_else(url: str) -> None:
         "sns.cn-northwest-1.amazonaws.com.cn",
     ],
 )
-async def test_hosts_of_sns(host: str) -> None:
+async def test_certificate_is_fetched_from_the_hosts_of_sns(host: str) -> None:
     url = f"https://{host}/{NAME}"
     pages = Web({url: certificate()})
     await verify(message(SigningCertURL=url), pages)
@@ -220,34 +220,37 @@ async def test_hosts_of_sns(host: str) -> None:
         f"https://sns.us-west-2.amazonaws.com/x?Action=ConfirmSubscription&TopicArn={TOPIC}",
     ],
 )
-def test_nothing_else_is_visited(url: str | None) -> None:
+def test_subscribe_url_outside_sns_is_rejected(url: str | None) -> None:
     with pytest.raises(Malformed, match="SubscribeURL"):
         parse(confirmation(SubscribeURL=url))
 
 
 @pytest.mark.parametrize("pem", [b"", b"no certificate", b"\xff", certificate()[:200]])
-async def test_a_certificate_that_is_none(pem: bytes) -> None:
+async def test_unreadable_certificate_is_rejected(pem: bytes) -> None:
     with pytest.raises(Unverified, match="certificate"):
         await verify(message(), web(pem))
 
 
-async def test_no_certificate_to_be_had() -> None:
+async def test_message_is_rejected_if_its_certificate_cannot_be_fetched() -> None:
     with pytest.raises(Unverified, match="404"):
         await verify(message(), Web({}))
 
 
-async def test_a_certificate_that_is_over() -> None:
+async def test_expired_certificate_is_rejected() -> None:
     with pytest.raises(Unverified, match="not valid now"):
         await verify(message(), web(certificate(-1)))
 
 
-async def test_a_certificate_for_another_algorithm() -> None:
+async def test_certificate_without_an_rsa_key_is_rejected() -> None:
     with pytest.raises(Unverified, match="RSA"):
         await verify(message(), web(certificate(elliptic=True)))
 
 
-async def test_a_message_to_another_topic_does_not_read_as_one_to_ours() -> None:
-    """Whoever has a topic chooses what SNS signs there: here a text that ends like one of ours."""
+async def test_signed_message_of_another_topic_cannot_pass_as_ours() -> None:
+    """The owner of another topic chooses the text that SNS signs there.
+
+    Here that text contains the fields of a message to our topic, separated by line breaks.
+    """
     theirs = "arn:aws:sns:us-west-2:999999999999:mine"
     event = json.dumps(recorded("ecr.json"))
     inner = f"{event}\nMessageId\nforged\nTimestamp\nnow\nTopicArn\n{TOPIC}\nType\nNotification"
@@ -267,30 +270,30 @@ async def test_a_message_to_another_topic_does_not_read_as_one_to_ours() -> None
 
 @pytest.mark.parametrize("field", ["MessageId", "Timestamp", "Subject", "TopicArn"])
 @pytest.mark.parametrize("text", ["a\nb", "a\n", "\ra"])
-async def test_only_the_message_has_line_breaks(field: str, text: str) -> None:
+async def test_line_break_outside_the_message_text_is_rejected(field: str, text: str) -> None:
     with pytest.raises(Unverified, match=field):
         await verify({**message(), field: text})
 
 
-def test_the_type_has_to_be_one_of_theirs() -> None:
+def test_unknown_type_is_malformed() -> None:
     with pytest.raises(Malformed, match="Type"):
         parse({**message(), "Type": "Other"})
 
 
 @pytest.mark.parametrize("inner", ["", "Hello world", "[]", "[" * 100_000, '{"source":"aws.ecr"}'])
-def test_what_is_in_it_is_no_event(inner: str) -> None:
+def test_message_without_an_ecr_event_is_malformed(inner: str) -> None:
     with pytest.raises(Malformed):
         parse(message(Message=inner))
 
 
-async def test_raw_delivery_is_not_signed() -> None:
+async def test_raw_delivery_is_rejected_because_it_is_not_signed() -> None:
     with pytest.raises(Unverified, match="no signed message"):
         await verify(recorded("ecr.json"))
 
 
 @settings(deadline=None)
 @given(st.binary())
-async def test_any_body(data: bytes) -> None:
+async def test_arbitrary_body_is_rejected(data: bytes) -> None:
     with pytest.raises(Unverified):
         await verify(data)
 
@@ -300,8 +303,8 @@ FIELDS = [*message(), "Subject", "Token", "SubscribeURL"]
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), st.none() | st.text() | st.integers()))
-async def test_any_change(changed: dict[str, Any]) -> None:
-    """Whatever is put in the place of what was signed: it is refused, and nothing else happens."""
+async def test_any_changed_field_makes_the_message_rejected(changed: dict[str, Any]) -> None:
+    """A message with changed signed fields raises `Unverified`, and no other exception."""
     sent = {**message(), **changed}
     ignored = {"UnsubscribeURL", "Token", "SubscribeURL"}
     before = {k: v for k, v in message().items() if k not in ignored}
@@ -315,8 +318,8 @@ async def test_any_change(changed: dict[str, Any]) -> None:
             await verify(sent)
 
 
-def test_the_text_that_is_signed() -> None:
-    """Byte by byte as AWS' documentation shows it, with a subject and without."""
+def test_signed_text_is_as_aws_documents_it() -> None:
+    """Each byte is as AWS' documentation shows it, with a subject and without."""
     sent = message(Message="m", MessageId="i", Timestamp="t", TopicArn="a")
     read = sns.Message.model_validate(sent)
     assert (

@@ -1,4 +1,4 @@
-"""What each source's own payloads mean, and that nothing else does any harm."""
+"""Each source reads its own payloads, and any other body is rejected without a crash."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def parse(source: str, body: bytes, **headers: str) -> tuple[list[Push], str]:
         ("generic", "generic", [Push("team/app", "1.2", "registry.example")], "u-1"),
     ],
 )
-def test_recorded(source: str, name: str, pushes: list[Push], id_: str) -> None:
+def test_recorded_payload_is_read(source: str, name: str, pushes: list[Push], id_: str) -> None:
     headers = {n.replace("-", "_"): v for n, v in GITHUB.items()} if source == "ghcr" else {}
     assert parse(source, payload(name), **headers) == (pushes, id_)
 
 
-def test_distribution_tells_of_much_else() -> None:
+def test_distribution_events_other_than_tag_pushes_are_skipped() -> None:
     events = [
         {"id": "1", "action": "pull", "target": {"repository": "a/b", "tag": "1"}},
         {"id": "2", "action": "push", "target": {"repository": "a/b", "digest": "sha256:00"}},
@@ -98,21 +98,21 @@ def test_distribution_tells_of_much_else() -> None:
 
 
 @pytest.mark.parametrize("source", ["harbor", "quay", "ghcr"])
-def test_other_events_are_no_error(source: str) -> None:
+def test_unrelated_event_is_accepted_without_pushes(source: str) -> None:
     assert parse(source, b'{"type": "SCANNING_COMPLETED", "build_id": "1", "zen": "Keep it"}') == (
         [],
         "",
     )
 
 
-def test_github_packages_that_are_no_images() -> None:
+def test_github_package_that_is_not_an_image_is_skipped() -> None:
     body = json.loads(payload("ghcr"))
     body["package"]["package_type"] = "npm"
     headers = {n.replace("-", "_"): v for n, v in GITHUB.items()}
     assert parse("ghcr", json.dumps(body).encode(), **headers) == ([], "")
 
 
-def test_github_form_is_told_what_to_choose() -> None:
+def test_github_form_encoding_error_names_the_right_content_type() -> None:
     with pytest.raises(Malformed, match="application/json"):
         parse(
             "ghcr",
@@ -122,12 +122,12 @@ def test_github_form_is_told_what_to_choose() -> None:
         )
 
 
-def test_cloud_events_in_binary_mode() -> None:
+def test_cloud_event_in_binary_mode_is_read() -> None:
     pushes, id_ = parse("generic", b'{"image": "a.example/b:2"}', ce_id="7", ce_specversion="1.0")
     assert (pushes, id_) == ([Push("b", "2", "a.example")], "7")
 
 
-# ---- who may send
+# ---- verification of the sender
 
 
 async def proven(source: str, body: bytes, to: Receiver, **headers: str) -> bool:
@@ -140,7 +140,7 @@ async def proven(source: str, body: bytes, to: Receiver, **headers: str) -> bool
 
 
 @pytest.mark.parametrize("source", ["distribution", "harbor", "generic"])
-async def test_secret_header(source: str) -> None:
+async def test_any_configured_secret_in_the_header_is_accepted(source: str) -> None:
     to, body = receiver(source, "old-secret", "new-secret"), payload(source)
     for secret in to.secrets:
         assert await proven(source, body, to, authorization=f"Bearer {secret}")
@@ -152,7 +152,7 @@ async def test_secret_header(source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "header"), [("ghcr", "x_hub_signature_256"), ("generic", "x_signature")]
 )
-async def test_signature(source: str, header: str) -> None:
+async def test_signature_with_any_configured_secret_is_accepted(source: str, header: str) -> None:
     to, body = receiver(source, "old-secret", "new-secret"), payload(source)
     for secret in to.secrets:
         assert await proven(source, body, to, **{header: f"sha256={signed(secret, body=body)}"})
@@ -163,7 +163,7 @@ async def test_signature(source: str, header: str) -> None:
     assert not await proven(source, body, to)
 
 
-async def test_signature_that_is_wrong_is_not_mended_by_a_secret() -> None:
+async def test_wrong_signature_is_rejected_also_with_a_right_secret() -> None:
     to, body = receiver("generic", "new-secret"), payload("generic")
     assert not await proven(
         "generic", body, to, x_signature="sha256=00", authorization="Bearer new-secret"
@@ -171,12 +171,12 @@ async def test_signature_that_is_wrong_is_not_mended_by_a_secret() -> None:
 
 
 @pytest.mark.parametrize("source", ["dockerhub", "quay"])
-async def test_those_who_can_prove_nothing_say_so(source: str) -> None:
+async def test_source_without_proofs_accepts_every_delivery(source: str) -> None:
     assert SOURCES[source].proofs == frozenset()
     assert await proven(source, b"", receiver(source))
 
 
-# ---- garbage
+# ---- invalid bodies
 
 FIELDS = (
     *("events", "action", "target", "repository", "tag", "request", "host", "id"),
@@ -205,21 +205,21 @@ def harmless(source: str, body: bytes) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(MINE), anything)
-def test_any_json(source: str, document: Any) -> None:
+def test_arbitrary_json_does_not_crash_a_source(source: str, document: Any) -> None:
     harmless(source, json.dumps(document).encode())
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(MINE), st.binary(max_size=200))
-def test_any_bytes(source: str, body: bytes) -> None:
+def test_arbitrary_bytes_do_not_crash_a_source(source: str, body: bytes) -> None:
     harmless(source, body)
 
 
 @pytest.mark.parametrize(
     "name", sorted(p.stem for p in PAYLOADS.glob("*.json") if p.stem.split("-")[0] in MINE)
 )
-def test_damaged_payloads(name: str) -> None:
-    """Each value in turn of another kind, and the text cut anywhere."""
+def test_damaged_payload_does_not_crash_a_source(name: str) -> None:
+    """Replaces each value in turn by a value of another type, and cuts the text at random."""
     source = name.split("-", maxsplit=1)[0]
     text, chance = payload(name), random.Random(1)
     for _ in range(50):
@@ -245,6 +245,6 @@ def test_damaged_payloads(name: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"null", b"[]", b"[" * 100_000, b'"\\ud800"', b'{"a":' * 5000, b"\xff\xfe"]
 )
-def test_hostile_bodies(source: str, body: bytes) -> None:
+def test_hostile_body_is_rejected(source: str, body: bytes) -> None:
     with pytest.raises(ImagegateError):
         SOURCES[source].parse(Delivery(GITHUB, body), receiver(source))

@@ -1,4 +1,4 @@
-"""What proves a delivery, and what does not."""
+"""Verification of a delivery by a secret in a header, or by an HMAC signature."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def signed(secret: str, algorithm: str = "sha256", body: bytes = BODY) -> str:
 
 @pytest.mark.parametrize("secret", ["old", "new", "sécret"])
 @pytest.mark.parametrize("form", ["{}", "Bearer {}", "bearer  {}"])
-def test_any_secret_in_authorization(secret: str, form: str) -> None:
+def test_authorization_with_any_configured_secret_is_accepted(secret: str, form: str) -> None:
     verify.by_header(
         delivery(authorization=form.format(secret)),
         receiver("old", "new", "sécret"),
@@ -36,7 +36,7 @@ def test_any_secret_in_authorization(secret: str, form: str) -> None:
     )
 
 
-def test_basic_credentials() -> None:
+def test_basic_credentials_are_accepted() -> None:
     shown = base64.b64encode(b"user:password").decode()
     verify.by_header(
         delivery(authorization=f"Basic {shown}"), receiver("user:password"), "authorization"
@@ -48,12 +48,12 @@ def test_basic_credentials() -> None:
     ["", "Bearer ", "Bearer", "Basic ", "Basic !!", "Basic dXNlcg==", "secre", "secrets", "Secret",
      "Token secret", "Bearer secret secret", "\udcff"],
 )  # fmt: skip
-def test_no_secret_in_authorization(value: str) -> None:
+def test_authorization_without_a_configured_secret_is_rejected(value: str) -> None:
     with pytest.raises(Unverified):
         verify.by_header(delivery(authorization=value), receiver("secret"), "authorization")
 
 
-def test_header_with_prefix() -> None:
+def test_header_is_accepted_only_with_its_prefix() -> None:
     to = receiver("one", "two")
     verify.by_header(delivery(x_key="key=two"), to, "x-key", "key=")
     for headers in ({"x_key": "two"}, {"x_key": "key=Bearer two"}, {"other": "key=two"}):
@@ -62,7 +62,7 @@ def test_header_with_prefix() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
-def test_hmac(algorithm: str) -> None:
+def test_hmac_with_any_configured_secret_is_accepted(algorithm: str) -> None:
     to = receiver("old", "new")
     for secret in to.secrets:
         value = f"{algorithm}={signed(secret, algorithm)}"
@@ -75,13 +75,13 @@ def test_hmac(algorithm: str) -> None:
      "sha256=" + signed("secret", body=BODY + b" "), "sha1=" + signed("secret", "sha1"),
      "sha256=" + signed("secret") + "0", "sha256=\udcff"],
 )  # fmt: skip
-def test_forged_hmac(value: str) -> None:
+def test_wrong_hmac_is_rejected(value: str) -> None:
     with pytest.raises(Unverified):
         verify.by_hmac(delivery(x_sign=value), receiver("secret"), "x-sign", "sha256", "sha256=")
     with pytest.raises(Unverified):
         verify.by_hmac(delivery(), receiver("secret"), "x-sign", "sha256", "sha256=")
 
 
-def test_without_secrets_the_path_is_all() -> None:
+def test_receiver_without_secrets_accepts_every_delivery() -> None:
     verify.by_header(delivery(), receiver(), "authorization")
     verify.by_hmac(delivery(), receiver(), "x-sign", "sha256")

@@ -1,4 +1,4 @@
-"""The client of the API server: the fence before every send, and connections that are shared."""
+"""The client of the API server: the leadership check before each send, and its connections."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def throttled() -> web.Response:
     return web.json_response({"message": "slow down"}, status=429, headers={"Retry-After": "0"})
 
 
-async def test_a_write_that_was_throttled_is_not_sent_again_after_leadership_was_lost() -> None:
+async def test_throttled_write_is_not_repeated_after_leadership_is_lost() -> None:
     leadership, received = Leadership(), list[tuple[str, bool]]()
 
     async def handler(request: web.Request) -> web.StreamResponse:
         received.append((request.method, leadership.lost))
-        leadership.lost = True  # while the client waits before it sends again
+        leadership.lost = True  # while the client waits before its next attempt
         return throttled()
 
     async with serving(handler, leadership) as client:
@@ -65,7 +65,7 @@ async def test_a_write_that_was_throttled_is_not_sent_again_after_leadership_was
 
 
 @pytest.mark.parametrize("method", ["create", "patch", "replace", "delete"])
-async def test_no_write_is_sent_that_waited_for_a_connection_while_leadership_was_lost(
+async def test_write_that_waits_for_a_connection_is_not_sent_after_leadership_is_lost(
     method: str,
 ) -> None:
     leadership, received, go = Leadership(), list[str](), asyncio.Event()
@@ -94,7 +94,7 @@ async def test_no_write_is_sent_that_waited_for_a_connection_while_leadership_wa
     assert received == ["GET"]
 
 
-async def test_the_renewal_of_the_lease_waits_for_no_other_request_and_is_not_fenced() -> None:
+async def test_lease_renewal_waits_for_no_other_request_and_is_not_fenced() -> None:
     leadership, go = Leadership(), asyncio.Event()
     leadership.lost = True
 
@@ -113,7 +113,7 @@ async def test_the_renewal_of_the_lease_waits_for_no_other_request_and_is_not_fe
         await other
 
 
-async def test_the_wait_for_a_connection_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_for_a_connection_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_client, "CONNECTION_WAIT", 0.05)
     go = asyncio.Event()
 
@@ -131,7 +131,7 @@ async def test_the_wait_for_a_connection_is_bounded(monkeypatch: pytest.MonkeyPa
         assert await client.get("/version") == {}
 
 
-async def test_the_end_of_an_outage_is_told_once_and_a_failing_webhook_is_none(
+async def test_end_of_an_outage_is_reported_once_and_status_500_is_no_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kube_client, "OUTAGE", 0.0)

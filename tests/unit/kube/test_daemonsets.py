@@ -1,4 +1,4 @@
-"""Is a DaemonSet's pod Ready on a node? Every answer that there is."""
+"""Whether a DaemonSet has a Ready pod on a node, and the reason if it has none."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ async def unready(api: MemoryApi, *refs: DaemonSetRef) -> dict[DaemonSetRef, str
     return await DaemonSets(client).unready("n1", refs or (MIRROR,))
 
 
-async def test_a_ready_pod_is_enough(api: MemoryApi) -> None:
+async def test_one_ready_pod_is_enough(api: MemoryApi) -> None:
     api.put(f"{PODS}/old", pod("old", ready="False"))
     api.put(f"{PODS}/new", pod("new"))
     assert await unready(api) == {}
     assert api.requests == [("LIST", PODS)]
 
 
-async def test_a_pod_that_is_not_ready_is_named(api: MemoryApi) -> None:
+async def test_unready_pod_is_named(api: MemoryApi) -> None:
     api.put(f"{PODS}/spegel-1", pod(ready="False"))
     assert await unready(api) == {MIRROR: "its pod spegel-1 is not Ready"}
 
 
-async def test_a_pod_that_goes_does_not_count(api: MemoryApi) -> None:
+async def test_pod_that_is_being_deleted_does_not_count(api: MemoryApi) -> None:
     body = pod()
     body["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x/y"]}
     api.put(f"{PODS}/spegel-1", body)
@@ -72,12 +72,12 @@ async def test_a_pod_that_goes_does_not_count(api: MemoryApi) -> None:
         pod(apiVersion="apps.kruise.io/v1alpha1"),
     ],
 )
-async def test_pods_of_others_do_not_count(api: MemoryApi, other: Any) -> None:
+async def test_pod_of_another_owner_or_node_does_not_count(api: MemoryApi, other: Any) -> None:
     api.put(f"{PODS}/other", other)
     assert await unready(api) == {MIRROR: "it has no pod there: does it tolerate the taints?"}
 
 
-async def test_a_daemonset_that_does_not_exist(api: MemoryApi) -> None:
+async def test_missing_daemonset_is_reported(api: MemoryApi) -> None:
     missing = DaemonSetRef("mirrors", "dragonfly")
     assert await unready(api, missing, MIRROR) == {
         missing: "it does not exist",
@@ -85,7 +85,7 @@ async def test_a_daemonset_that_does_not_exist(api: MemoryApi) -> None:
     }
 
 
-async def test_a_namespace_that_may_not_be_read_names_the_charts_value(api: MemoryApi) -> None:
+async def test_forbidden_namespace_is_reported_with_the_value_of_the_chart(api: MemoryApi) -> None:
     api.put(f"{PODS}/spegel-1", pod())
 
     def forbid(method: str, path: str) -> None:
@@ -98,7 +98,7 @@ async def test_a_namespace_that_may_not_be_read_names_the_charts_value(api: Memo
     assert "startAfter.namespaces" in why
 
 
-async def test_an_error_is_a_reason_and_never_raised(api: MemoryApi) -> None:
+async def test_api_error_is_returned_as_a_reason_and_not_raised(api: MemoryApi) -> None:
     def fail(method: str, path: str) -> None:
         raise errors.Unavailable(f"{method} {path}", 0, "TimeoutError: " + "x" * 1000)
 

@@ -1,4 +1,4 @@
-"""Events are written beside the work, for as long as there is room for them."""
+"""Events are written by a background task with a bounded queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def made() -> tuple[Events, MemoryApi]:
     return Events(client, component="imagegate", instance="test"), api
 
 
-async def test_an_event_is_written_by_a_task_of_its_own() -> None:
+async def test_event_is_written_by_a_background_task() -> None:
     said, api = made()
     task = asyncio.create_task(said.run())
     said.node("n1", "uid", "ImagesCached", "gate taint removed", 0.0)
@@ -34,7 +34,7 @@ async def test_an_event_is_written_by_a_task_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("refused", [False, True])
-async def test_what_waits_at_the_end_is_written_unless_the_api_server_refuses(
+async def test_pending_events_are_written_at_shutdown_unless_one_is_refused(
     refused: bool,
 ) -> None:
     said, api = made()
@@ -59,7 +59,7 @@ async def test_what_waits_at_the_end_is_written_unless_the_api_server_refuses(
     assert len(api.requests) == (1 if refused else 10), "after a refusal the others are not tried"
 
 
-async def test_no_more_events_wait_than_there_is_room_for(
+async def test_event_is_dropped_and_logged_if_the_queue_is_full(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(events, "PENDING", 3)

@@ -1,5 +1,6 @@
-"""A kubelet's figures, over real TLS: what is read, what a kubelet gets to see, and what is said
-when there are no figures. A kubelet may be anybody who is root on a node.
+"""The disk figures of a kubelet, over real TLS: how they are read, which token the kubelet
+receives, and the problem that is reported without figures. Kubelets are not trusted, because root
+on any node controls its kubelet.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ POD = {"podRef": {"name": "web", "namespace": "serving", "uid": "u"}, "network":
 OWN = "the operator's own token"
 
 
-def test_used_is_what_is_not_available() -> None:
+def test_used_bytes_are_capacity_minus_available() -> None:
     usage = parse(json.dumps(SUMMARY).encode())
     assert (usage.capacity, usage.used, usage.problem) == (1000, 600, "")
 
 
-def test_figures_of_the_node_are_read_from_the_beginning_of_a_long_answer() -> None:
+def test_node_figures_are_read_from_the_beginning_of_a_long_answer() -> None:
     body = json.dumps({**SUMMARY, "pods": [POD] * 50_000}, indent=2).encode()
     assert len(body) > 10 * PREFIX
     assert parse(body[:PREFIX]).used == 600
@@ -69,8 +70,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
-def test_anything_else_is_no_figure_and_costs_little(body: bytes) -> None:
-    began = time.thread_time()  # processor time: the machine may be busy with other things
+def test_invalid_summary_is_rejected_at_little_cost(body: bytes) -> None:
+    began = time.thread_time()  # CPU time, because the machine may be busy
     assert "no figures" in parse(body[:PREFIX]).problem
     assert time.thread_time() - began < 0.25
     tracemalloc.start()
@@ -82,7 +83,7 @@ def test_anything_else_is_no_figure_and_costs_little(body: bytes) -> None:
 
 
 class Granting:
-    """The API server's TokenRequest: a new token each time, as long as it lasts."""
+    """The API server's TokenRequest: it grants a new token each time, valid for `seconds`."""
 
     def __init__(self, seconds: float = 600) -> None:
         self.seconds = seconds
@@ -105,7 +106,7 @@ def tokens(api: Granting) -> Tokens:
     return Tokens(client, "imagegate-system", "imagegate-kubelets")
 
 
-async def test_token_is_asked_for_once_and_again_before_its_end() -> None:
+async def test_token_is_requested_once_and_renewed_before_its_expiry() -> None:
     api = Granting()
     granted = tokens(api)
     assert set(await asyncio.gather(*(granted.get() for _ in range(100)))) == {"sesame-1"}
@@ -113,11 +114,11 @@ async def test_token_is_asked_for_once_and_again_before_its_end() -> None:
     assert api.asked == [(path, {"expirationSeconds": 600})]
     brief = tokens(api := Granting(seconds=0.2))
     assert await brief.get() == "sesame-1"
-    await asyncio.sleep(0.16)  # before its end
+    await asyncio.sleep(0.16)  # before its expiry
     assert await brief.get() == "sesame-2"
 
 
-async def test_token_that_is_not_granted_is_not_asked_for_by_every_node() -> None:
+async def test_refused_token_request_is_not_repeated_for_each_node() -> None:
     api = Granting()
     api.error = Forbidden("create token", 403, "imagegate may not")
     granted = tokens(api)
@@ -126,12 +127,12 @@ async def test_token_that_is_not_granted_is_not_asked_for_by_every_node() -> Non
     assert len(api.asked) == 1
 
 
-async def test_refused_token_is_replaced_and_not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_token_is_replaced_after_a_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     api = Granting()
     granted = tokens(api)
     for _ in range(3):
         granted.refused(await granted.get())
-    assert len(api.asked) == 1, "one hostile kubelet refuses every token"
+    assert len(api.asked) == 1, "a hostile kubelet may refuse every token"
     monkeypatch.setattr(token_module, "REPLACED_AFTER", 0.0)
     granted.refused(await granted.get())
     granted.refused("another token")
@@ -143,10 +144,10 @@ Handler = Callable[[web.Request], Any]
 
 @dataclass
 class Kubelet:
-    """A server on loopback, and what it was shown."""
+    """A server on loopback that records the received `Authorization` headers in `shown`."""
 
     folder: Path
-    """A service account's, whose CA signs the server's certificate."""
+    """The service account's folder, with the CA that signs the server's certificate."""
     node: Node = field(default_factory=lambda: Node("n1", "u", 1))
     shown: list[str] = field(default_factory=list)
 
@@ -201,7 +202,7 @@ async def kubelet(tmp_path: Path) -> AsyncIterator[Kubelet]:
         yield made
 
 
-async def test_kubelet_never_sees_the_operators_own_token(kubelet: Kubelet) -> None:
+async def test_kubelet_never_receives_the_operators_own_token(kubelet: Kubelet) -> None:
     async with Kubelets(tokens(Granting()), service_account=kubelet.folder) as kubelets:
         assert (await kubelets.usage(kubelet.node)).used == 600
     async with Kubelets(None, service_account=kubelet.folder) as kubelets:
@@ -227,7 +228,7 @@ async def test_redirect_is_not_followed(tmp_path: Path, status: int, tls: bool) 
         assert thief.shown == []
 
 
-async def test_summary_that_comes_in_pieces_is_read(tmp_path: Path) -> None:
+async def test_summary_in_several_chunks_is_read(tmp_path: Path) -> None:
     async def pieces(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -244,7 +245,7 @@ async def test_summary_that_comes_in_pieces_is_read(tmp_path: Path) -> None:
         assert (await kubelets.usage(kubelet.node)).used == 600
 
 
-async def test_endless_and_compressed_answers_are_read_to_a_bound(tmp_path: Path) -> None:
+async def test_endless_or_compressed_answer_is_read_up_to_a_limit(tmp_path: Path) -> None:
     bomb = gzip.compress(b'{"node":' + b" " * 50_000_000 + b"{}}")
     sent = 0
 
@@ -278,7 +279,7 @@ async def test_endless_and_compressed_answers_are_read_to_a_bound(tmp_path: Path
     assert sent < 64 * 2**20
 
 
-async def test_hostile_kubelets_do_not_stop_the_others(tmp_path: Path, kubelet: Kubelet) -> None:
+async def test_hostile_kubelets_do_not_block_the_others(tmp_path: Path, kubelet: Kubelet) -> None:
     bodies = iter([*HOSTILE.values()] * 3)
 
     async def hostile(_: web.Request) -> web.Response:
@@ -289,7 +290,7 @@ async def test_hostile_kubelets_do_not_stop_the_others(tmp_path: Path, kubelet: 
         Kubelets(tokens(Granting()), insecure_tls=True) as kubelets,
     ):
         late = 0.0
-        """The most processor time that the loop has spent between two turns of this task."""
+        """The longest CPU time of the loop between two iterations of `beat`."""
 
         async def beat() -> None:
             nonlocal late
@@ -305,10 +306,10 @@ async def test_hostile_kubelets_do_not_stop_the_others(tmp_path: Path, kubelet: 
         task.cancel()
     assert [usage.used for usage in found[1::2]] == [600] * 3 * len(HOSTILE)
     assert all(usage.problem for usage in found[0::2])
-    assert late < 0.5, "the loop that renews the Lease"
+    assert late < 0.5, "the loop must renew the Lease"
 
 
-async def test_a_kubelet_that_signed_its_own_certificate_is_not_believed(
+async def test_self_signed_kubelet_certificate_is_not_trusted(
     kubelet: Kubelet, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -323,7 +324,7 @@ async def test_a_kubelet_that_signed_its_own_certificate_is_not_believed(
 
 
 @pytest.mark.parametrize("address", ["thief.test/", "10.0.0.1@thief.test", "kubelet", "[::1]"])
-async def test_address_that_is_none_is_not_asked(address: str) -> None:
+async def test_invalid_node_address_gets_no_request(address: str) -> None:
     node = Node("n1", "u", 1, address=address, kubelet_port=10250)
     api = Granting()
     async with Kubelets(tokens(api), insecure_tls=True) as kubelets:
@@ -331,7 +332,7 @@ async def test_address_that_is_none_is_not_asked(address: str) -> None:
     assert api.asked == []
 
 
-async def test_what_is_wrong_is_said_and_never_raised(
+async def test_problem_is_returned_and_not_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = Node("n1", "u", 1, address="127.0.0.1", kubelet_port=1)

@@ -1,4 +1,4 @@
-"""JSON patches of Nodes: whole, and against a server that checks them."""
+"""JSON patches of Nodes: golden files, and patches applied to a changed Node."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ RELEASE = PatchNode(
 )
 
 
-def test_the_release() -> None:
+def test_patch_that_releases_a_node_matches_the_golden_file() -> None:
     golden.check(GOLDEN / "release.json", nodes.operations(RELEASE))
 
 
-def test_the_hold_of_a_node_without_labels_annotations_and_taints() -> None:
+def test_patch_that_holds_a_bare_node_matches_the_golden_file() -> None:
     bare = nodes.parse({"metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"}})
     patch = PatchNode(
         bare, set_labels={"cached.imagegate.dev/a": "x"}, observed="u/", add=GATE_TAINT
@@ -68,7 +68,7 @@ def test_the_hold_of_a_node_without_labels_annotations_and_taints() -> None:
 
 
 @pytest.mark.parametrize("field", ["labels", "annotations"])
-def test_labels_and_annotations_that_others_add_meanwhile_stay(field: str) -> None:
+def test_patch_fails_if_first_labels_or_annotations_are_added_concurrently(field: str) -> None:
     metadata = {"name": "n1", "uid": "u", "resourceVersion": "7"}
     bare = nodes.parse({"metadata": metadata})
     patch = PatchNode(bare, set_labels={"cached.imagegate.dev/a": "x"}, observed="u/")
@@ -81,7 +81,7 @@ def test_labels_and_annotations_that_others_add_meanwhile_stay(field: str) -> No
             jsonpatch.apply_patch(live, nodes.operations(only))
 
 
-def test_a_node_says_for_which_names_its_list_was_read() -> None:
+def test_parsed_node_contains_the_names_that_were_looked_up() -> None:
     images = [
         {"names": ["a@sha256:0", "a:1", "a:2", "a:3", "a:4"], "sizeBytes": 30},
         {"names": ["b:1"], "sizeBytes": 90},
@@ -109,7 +109,7 @@ def test_a_node_says_for_which_names_its_list_was_read() -> None:
         {"metadata": {"name": "n1", "uid": "another-machine", "labels": {}, "annotations": {}}},
     ],
 )
-def test_a_node_that_is_not_as_it_was_seen_is_not_changed(meanwhile: dict[str, Any]) -> None:
+def test_patch_fails_if_the_node_changed_concurrently(meanwhile: dict[str, Any]) -> None:
     with pytest.raises(jsonpatch.JsonPatchException):
         jsonpatch.apply_patch(body(**meanwhile), nodes.operations(RELEASE))
 
@@ -127,7 +127,7 @@ TAINTS = st.lists(
 
 
 @given(TAINTS, TAINTS)
-def test_adding_and_removing_touches_nothing_but_our_own(
+def test_gate_taint_is_added_and_removed_without_changing_other_taints(
     before: list[Taint], after: list[Taint]
 ) -> None:
     wire = [nodes._wire(t) for t in (*before, GATE_TAINT, *after)]
@@ -144,7 +144,7 @@ def test_adding_and_removing_touches_nothing_but_our_own(
     assert added["spec"]["taints"] == [*foreign, nodes._wire(GATE_TAINT)]
 
 
-async def test_the_error_of_one_node_is_raised_after_the_last_node_is_changed() -> None:
+async def test_error_of_a_node_is_raised_after_all_nodes_are_tried() -> None:
     changed: list[str] = []
 
     async def change(node: Node) -> bool:

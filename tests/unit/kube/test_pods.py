@@ -1,4 +1,4 @@
-"""What the API server makes of image volumes is found out at start, and decides for every node."""
+"""A probe at start shows whether the API server keeps image volumes; it decides for all nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = Settings(namespace="imagegate-system", identity="test")
 
 
 class Older(MemoryApi):
-    """Drops the field that it does not know, as with the feature gate ImageVolume off."""
+    """An API server that drops image volumes, because its feature gate ImageVolume is off."""
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
         made = await super().create(path, body, **query)
@@ -42,15 +42,15 @@ async def mode(api: MemoryApi, wanted: Mode) -> Mode:
         parts: dict[str, Any] = {"manifests": Manifests(registries), "kubelets": kubelets}
         app = App(settings, client, metrics, Clock(), watching=client, **parts)
         await app._probe_image_volumes()
-    assert api.objects == {}, "nothing is really created"
+    assert api.objects == {}, "the probe creates no object"
     return app._reconciler.actor.puller.mode
 
 
 @pytest.mark.parametrize("wanted", list(Mode))
-async def test_where_they_are_dropped_no_puller_pod_has_any(wanted: Mode) -> None:
+async def test_container_mode_is_used_if_image_volumes_are_dropped(wanted: Mode) -> None:
     assert await mode(Older(), wanted) is Mode.CONTAINER
 
 
 @pytest.mark.parametrize("wanted", list(Mode))
-async def test_where_they_are_kept_it_stays_as_it_was_asked_for(wanted: Mode) -> None:
+async def test_requested_mode_is_kept_if_image_volumes_are_kept(wanted: Mode) -> None:
     assert await mode(MemoryApi(), wanted) is wanted

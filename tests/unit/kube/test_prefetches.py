@@ -1,4 +1,4 @@
-"""Reading ImagePrefetches: each spec once."""
+"""Reading ImagePrefetches: each spec is parsed only once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def body(uid: str, image: str, **status: Any) -> dict[str, Any]:
     }
 
 
-def test_a_spec_is_parsed_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spec_is_parsed_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
     original = decode.parse_prefetch
 
@@ -41,7 +41,7 @@ def test_a_spec_is_parsed_once_until_it_changes(monkeypatch: pytest.MonkeyPatch)
     assert parsed == ["reg.test/a:1", "reg.test/a:2", "not a reference!"]
 
 
-def test_parsed_specs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_cached_specs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetches, "CACHED", 2)
     reader = Reader(["imagegate-system"])
     for uid in ("a", "b", "a", "c"):

@@ -1,4 +1,4 @@
-"""Workloads as the API server has them, and watches as it breaks them."""
+"""Images of workloads, and lists and watches of workloads with their failures."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def job(*conditions: tuple[str, str], **more: Any) -> dict[str, Any]:
     }
 
 
-# ---- what a workload names
+# ---- the images of a workload
 
 
-def test_init_containers_containers_and_image_volumes_count() -> None:
+def test_images_are_those_of_containers_init_containers_and_volumes() -> None:
     found = parse("Deployment", DEPLOYMENT)
     assert [image.reference for image in found.images] == NAMES
     assert found.labels == {"app": "llm", "tier": "gpu"}
@@ -101,11 +101,11 @@ def test_init_containers_containers_and_image_volumes_count() -> None:
 
 
 @pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet", "Job"])
-def test_other_kinds_have_their_template_at_the_same_place(kind: str) -> None:
+def test_template_of_other_kinds_is_read(kind: str) -> None:
     assert [image.reference for image in parse(kind, DEPLOYMENT).images] == NAMES
 
 
-def test_a_suspended_cron_job_wants_what_its_jobs_will() -> None:
+def test_suspended_cron_job_has_the_images_of_its_job_template() -> None:
     (image,) = parse("CronJob", CRON_JOB).images
     assert (image.reference, image.source) == (
         "registry.example/train:1",
@@ -126,12 +126,12 @@ def test_a_suspended_cron_job_wants_what_its_jobs_will() -> None:
         (job(metadata={"ownerReferences": [{"kind": "JobSet", "controller": True}]}), True),
     ],
 )
-def test_jobs_that_want_nothing_any_more(body: Any, wanted: bool) -> None:
+def test_finished_deleted_or_cron_job_owned_job_is_ignored(body: Any, wanted: bool) -> None:
     assert (workloads.parse(("Job", "serving"), body) is not None) is wanted
 
 
-def test_a_placeholder_that_a_webhook_replaces_is_no_image() -> None:
-    """Istio's gateways: ``image: auto``."""
+def test_placeholder_of_a_webhook_is_no_image() -> None:
+    """Istio's gateways have ``image: auto``, and a webhook replaces it."""
     containers = [{"name": "istio-proxy", "image": "auto"}, {"name": "c", "image": "app:1"}]
     spec = {"template": {"spec": {"containers": containers}}}
     found = workloads.parse(PLACE, {"metadata": {"name": "gateway"}, "spec": spec})
@@ -141,7 +141,7 @@ def test_a_placeholder_that_a_webhook_replaces_is_no_image() -> None:
     assert "spec.images" in why
 
 
-def test_what_is_no_reference_is_left_out_and_said() -> None:
+def test_invalid_reference_is_left_out_and_reported() -> None:
     found = workloads.parse(
         PLACE,
         {
@@ -173,21 +173,21 @@ def test_what_is_no_reference_is_left_out_and_said() -> None:
     "body", [{"metadata": {"name": "x"}}, {"metadata": {"name": "x"}, "spec": {}}]
 )
 @pytest.mark.parametrize("kind", ["Deployment", "Job", "CronJob"])
-def test_a_workload_without_a_template_names_nothing(kind: str, body: Any) -> None:
+def test_workload_without_a_template_has_no_images(kind: str, body: Any) -> None:
     found = workloads.parse((kind, "serving"), body)
     assert found is not None
     assert found.images == ()
 
 
-# ---- lists and watches, by the client that the operator has
+# ---- lists and watches, with the operator's client
 
 
 async def collect(changes: Any, into: list[Change]) -> None:
     async for change in changes:
-        into.append(change)  # noqa: PERF401 -- what came before an error counts
+        into.append(change)  # noqa: PERF401 -- keeps the changes before an error
 
 
-async def test_a_list_says_from_where_a_watch_goes_on() -> None:
+async def test_watch_continues_from_the_version_of_the_list() -> None:
     api = MemoryApi()
     client: Any = api
     body = yaml.safe_load(DEPLOYMENT)
@@ -207,7 +207,7 @@ async def test_a_list_says_from_where_a_watch_goes_on() -> None:
     ]
 
 
-def test_what_may_not_be_read_names_the_charts_value() -> None:
+def test_forbidden_namespace_is_reported_with_the_value_of_the_chart() -> None:
     text = workloads.problem(PLACE, errors.Forbidden("GET", 403, "no"))
     assert text == (
         "the operator may not list deployments in namespace serving:"
@@ -264,7 +264,7 @@ EXPIRED = {
 }
 
 
-async def test_a_watch_brings_changes_and_bookmarks_until_the_server_ends_it() -> None:
+async def test_watch_yields_changes_and_bookmarks_until_the_server_ends_it() -> None:
     asked: list[Any] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -291,7 +291,7 @@ async def test_a_watch_brings_changes_and_bookmarks_until_the_server_ends_it() -
     ]
 
 
-async def test_a_version_that_is_too_old_is_gone_as_a_status_or_in_the_stream() -> None:
+async def test_expired_version_raises_gone_from_a_status_and_from_the_stream() -> None:
     async def at_once(request: web.Request) -> web.StreamResponse:
         return web.json_response(EXPIRED["object"], status=410)
 
@@ -306,7 +306,7 @@ async def test_a_version_that_is_too_old_is_gone_as_a_status_or_in_the_stream() 
         assert len(seen) == before
 
 
-async def test_a_connection_that_breaks_is_unavailable() -> None:
+async def test_broken_connection_is_unavailable() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return await stream(request, event("ADDED", "llm", 901), cut=b'{"type": "MODIF')
 
@@ -317,8 +317,8 @@ async def test_a_connection_that_breaks_is_unavailable() -> None:
     assert [change.name for change in seen] == ["llm"]
 
 
-async def test_silence_ends_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that died without a word: nobody will ever say so."""
+async def test_silent_watch_ends_at_its_read_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead connection sends no error, so only the timeout ends the watch."""
     timeout = aiohttp.ClientTimeout(total=None, sock_read=0.1)
     monkeypatch.setattr(kube_client, "WATCH_TIMEOUT", timeout)
 
@@ -334,7 +334,7 @@ async def test_silence_ends_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 1
 
 
-async def test_a_forbidden_watch_says_so() -> None:
+async def test_forbidden_watch_raises_forbidden() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.json_response({"reason": "Forbidden", "message": "no"}, status=403)
 
@@ -343,7 +343,7 @@ async def test_a_forbidden_watch_says_so() -> None:
             await collect(Workloads(client).watch(PLACE, "1"), [])
 
 
-async def test_a_list_is_read_page_by_page() -> None:
+async def test_list_is_read_page_by_page() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         second = request.query.get("continue") == "more"
         name = "b" if second else "a"

@@ -1,4 +1,4 @@
-"""Which kind of puller pod a node gets."""
+"""The choice between image volumes and containers for a node's puller pod."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ VOLUME, CONTAINER = Mode.IMAGE_VOLUME, Mode.CONTAINER
         ("", "", CONTAINER),
     ],
 )
-def test_by_the_versions_that_the_node_reports(kubelet: str, runtime: str, expected: Mode) -> None:
+def test_mode_follows_from_the_versions_of_kubelet_and_runtime(
+    kubelet: str, runtime: str, expected: Mode
+) -> None:
     info = {"kubeletVersion": kubelet, "containerRuntimeVersion": runtime, "bootID": "b"}
     seen = nodes.parse({"metadata": {"name": "n1"}, "status": {"nodeInfo": info}})
     assert choose(seen, Mode.AUTO) is expected
 
 
-def test_a_node_that_has_not_reported_yet_gets_containers() -> None:
+def test_node_without_reported_versions_gets_containers() -> None:
     assert choose(nodes.parse({"metadata": {"name": "n1"}}), Mode.AUTO) is CONTAINER
 
 
 @pytest.mark.parametrize("wanted", [VOLUME, CONTAINER])
 @pytest.mark.parametrize("kubelet", [(1, 34), (1, 36)])
-def test_what_is_asked_for_goes_before(wanted: Mode, kubelet: tuple[int, int]) -> None:
+def test_configured_mode_takes_precedence(wanted: Mode, kubelet: tuple[int, int]) -> None:
     assert choose(node(kubelet=kubelet), wanted) is wanted
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_the_probe_has_an_image_volume_whatever_the_mode(mode: Mode) -> None:
+def test_probe_has_an_image_volume_in_every_mode(mode: Mode) -> None:
     settings = PullerSettings(image="pause", busybox="busybox", mode=mode)
     assert "image" in build.probe("imagegate-system", settings)["spec"]["volumes"][0]

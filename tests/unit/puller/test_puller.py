@@ -1,4 +1,4 @@
-"""Puller pods: the whole manifest, and what a kubelet makes of one, read back."""
+"""Puller pods: golden manifests, and reading of pods and of the kubelet's Events."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ TWO = dataclasses.replace(
 )
 
 
-def test_the_manifest() -> None:
+def test_manifest_with_image_volumes_matches_the_golden_file() -> None:
     manifest = build.build(TWO, node(), TWO.groups[0], 1, SETTINGS)
     golden.check(Path(__file__).parent / "golden" / "pod.json", manifest)
 
 
-def test_the_manifest_for_a_node_without_image_volumes() -> None:
+def test_manifest_with_containers_matches_the_golden_file() -> None:
     manifest = build.build(TWO, node(kubelet=(1, 34)), TWO.groups[0], 1, SETTINGS)
     golden.check(Path(__file__).parent / "golden" / "pod-container.json", manifest)
 
 
 @pytest.mark.parametrize("kubelet", [(1, 36), (1, 34)])
-def test_what_was_built_is_read_back(kubelet: tuple[int, int]) -> None:
+def test_built_pod_is_read_back(kubelet: tuple[int, int]) -> None:
     manifest = build.build(TWO, node(kubelet=kubelet), TWO.groups[0], 1, SETTINGS)
     pod = read.pod(manifest)
     assert pod.prefetch == "llm"
@@ -49,7 +49,7 @@ def test_what_was_built_is_read_back(kubelet: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kubelet", [(1, 36), (1, 34)])
-def test_a_followed_tag_is_asked_for_at_the_registry_and_its_digest_made_sure_of(
+def test_followed_tag_is_always_pulled_and_its_digest_if_not_present(
     kubelet: tuple[int, int],
 ) -> None:
     digest = f"sha256:{'a' * 64}"
@@ -75,7 +75,7 @@ def test_a_followed_tag_is_asked_for_at_the_registry_and_its_digest_made_sure_of
 
 
 @pytest.mark.parametrize("kubelet", [(1, 36), (1, 34)])
-def test_what_the_node_wrongly_says_it_has_is_asked_for_at_the_registry(
+def test_image_that_the_node_lists_wrongly_is_always_pulled(
     kubelet: tuple[int, int],
 ) -> None:
     spec = build.build(TWO, node(kubelet=kubelet), TWO.groups[0], 2, SETTINGS, afresh=True)["spec"]
@@ -86,7 +86,7 @@ def test_what_the_node_wrongly_says_it_has_is_asked_for_at_the_registry(
 
 
 @pytest.mark.parametrize("kubelet", [(1, 36), (1, 34)])
-def test_every_container_has_the_resources_of_the_settings(kubelet: tuple[int, int]) -> None:
+def test_containers_have_the_resources_of_the_settings(kubelet: tuple[int, int]) -> None:
     resources = {"limits": {"cpu": "10m", "memory": "64Mi"}}
     settings = dataclasses.replace(SETTINGS, resources=resources)
     spec = build.build(TWO, node(kubelet=kubelet), TWO.groups[0], 1, settings)["spec"]
@@ -94,7 +94,7 @@ def test_every_container_has_the_resources_of_the_settings(kubelet: tuple[int, i
     assert all(container["resources"] == resources for container in containers)
 
 
-def test_names_are_deterministic_and_differ_by_what_makes_another_pull() -> None:
+def test_pod_name_is_deterministic_and_unique_for_each_pull() -> None:
     group = TWO.groups[0]
     name = build.name(TWO, node(), group, 1)
     assert name == build.name(TWO, node(), group, 1)
@@ -115,7 +115,7 @@ def groups(*images: Image) -> Prefetch:
     return dataclasses.replace(prefetch(), images=images)
 
 
-def test_images_are_grouped_by_secrets_and_at_most_eight_to_a_pod() -> None:
+def test_images_are_grouped_by_secrets_with_at_most_eight_per_pod() -> None:
     many = groups(*(Image(f"reg.test/{n}:1") for n in range(20)), Image("reg.test/p:1", ("s",)))
     assert [len(group.images) for group in many.groups] == [6, 6, 8, 1]
     assert IMAGES_PER_POD == 8
@@ -123,7 +123,7 @@ def test_images_are_grouped_by_secrets_and_at_most_eight_to_a_pod() -> None:
     assert len({group.key for group in many.groups}) == 4
 
 
-def test_the_target_is_of_the_references_whatever_their_order() -> None:
+def test_target_does_not_depend_on_the_order_of_references() -> None:
     one, two = Image("a:1"), Image("b:1")
     assert groups(one, two).target == groups(two, one).target
     assert groups(one).target != groups(two).target
@@ -139,7 +139,7 @@ def event(message: str, reason: str = "Pulled", component: str = "kubelet") -> d
     }
 
 
-def test_a_pulled_event_of_the_kubelet() -> None:
+def test_pulled_event_of_the_kubelet_is_read() -> None:
     text = (
         'Successfully pulled image "open.registry.test/big:1" in 1m2.5s'
         " (1m3.1s including waiting). Image size: 314610611 bytes."
@@ -149,8 +149,8 @@ def test_a_pulled_event_of_the_kubelet() -> None:
 
 
 @pytest.mark.parametrize("ending", ["", " and can be accessed by the pod"])
-def test_that_an_image_was_there_proves_nothing(ending: str) -> None:
-    """It is the runtime's list, which has an image also when its content has gone."""
+def test_already_present_event_is_ignored(ending: str) -> None:
+    """The runtime's list may still contain an image whose content is deleted."""
     said = read.pulled(event(f'Container image "a:1" already present on machine{ending}'))
     assert said is None
 
@@ -164,7 +164,7 @@ def test_that_an_image_was_there_proves_nothing(ending: str) -> None:
         {},
     ],
 )
-def test_what_is_no_such_event_says_nothing(other: dict[str, object]) -> None:
+def test_other_event_is_ignored(other: dict[str, object]) -> None:
     assert read.pulled(other) is None
 
 
@@ -172,11 +172,11 @@ def test_what_is_no_such_event_says_nothing(other: dict[str, object]) -> None:
     ("text", "seconds"),
     [("1.5s", 1.5), ("2m0.25s", 120.25), ("1h1m1s", 3661), ("350ms", 0.35), ("12µs", 12e-6)],
 )
-def test_go_durations(text: str, seconds: float) -> None:
+def test_duration_is_read_as_go_writes_it(text: str, seconds: float) -> None:
     assert read.duration(text) == pytest.approx(seconds)
 
 
-def test_the_order_of_images_and_a_new_one_leave_the_other_pods_as_they_are() -> None:
+def test_new_image_changes_at_most_two_groups_and_order_changes_none() -> None:
     images = [Image(f"reg.test/{n}:1") for n in range(63)]
     before = {group.key for group in groups(*images).groups}
     assert {group.key for group in groups(*reversed(images)).groups} == before

@@ -1,4 +1,4 @@
-"""What kubelets make of puller pods: it is the pulls that count, whatever the containers do."""
+"""Reading the status of puller pods: the pulls count, and the exit codes of containers do not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def body(kubelet: tuple[int, int], **status: Any) -> dict[str, Any]:
 
 
 def containers(*states: dict[str, Any]) -> dict[str, Any]:
-    """A pod of containers, as an old kubelet reports it: in whatever order."""
+    """A pod in container mode; the kubelet reports its containers in any order."""
     named = [{"name": f"image-{n}", **state} for n, state in enumerate(states)]
     named.append({"name": "report", **waiting("PodInitializing")})
     return body((1, 34), phase="Pending", containerStatuses=list(reversed(named)))
@@ -45,7 +45,7 @@ START_ERROR = exited(128, "StartError")
 
 @pytest.mark.parametrize("last", [exited(), exited(1, "Error"), START_ERROR])
 @pytest.mark.parametrize("phase", ["Failed", "Pending"])
-def test_a_container_that_cannot_run_has_its_image_all_the_same(
+def test_image_is_pulled_although_its_container_cannot_run(
     last: dict[str, Any], phase: str
 ) -> None:
     seen = containers(exited(), START_ERROR, last)
@@ -61,9 +61,7 @@ def test_a_container_that_cannot_run_has_its_image_all_the_same(
         ("CreateContainerError", "unable to find user app: no matching entries in passwd file"),
     ],
 )
-def test_one_that_is_made_and_never_runs_has_its_image_all_the_same(
-    reason: str, message: str
-) -> None:
+def test_image_is_pulled_although_its_container_never_starts(reason: str, message: str) -> None:
     pod = read.pod(containers(exited(), exited(), waiting(reason, message)))
     assert pod.phase == "Succeeded"
     assert pod.finished_at is not None
@@ -85,10 +83,10 @@ LOST = (
     ],
 )
 @pytest.mark.parametrize("mounted", [False, True])
-def test_one_that_cannot_be_made_proves_nothing(
+def test_container_that_cannot_be_created_does_not_prove_a_pull(
     reason: str, message: str, failure: str, mounted: bool
 ) -> None:
-    """The label is the product's word: the node may not hold the image at all."""
+    """The node may not have the image, so it must not get the label."""
     if mounted:
         hold = {"name": "hold", **waiting(reason, message)}
         pod = read.pod(body((1, 36), phase="Pending", containerStatuses=[hold]))
@@ -109,15 +107,17 @@ def test_one_that_cannot_be_made_proves_nothing(
         {**exited(137, "ContainerStatusUnknown"), "imageID": ""},
     ],
 )
-def test_a_pod_is_not_done_before_the_last_of_its_images(last: dict[str, Any]) -> None:
+def test_pod_is_pending_until_its_last_image_is_pulled(last: dict[str, Any]) -> None:
     pod = read.pod(containers(exited(), exited(), last))
     assert pod.phase == "Pending"
-    assert read.pod(containers(exited(), exited())).phase == "Pending", "one is not there yet"
+    assert read.pod(containers(exited(), exited())).phase == "Pending", (
+        "the status of an image is missing"
+    )
     assert read.pod(body((1, 34), phase="Pending")).phase == "Pending"
 
 
 @pytest.mark.parametrize("reason", ["Evicted", "OutOfcpu", "NodeAffinity", "Terminated"])
-def test_a_pod_that_was_rejected_or_evicted_says_nothing(reason: str) -> None:
+def test_rejected_or_evicted_pod_is_retried_later(reason: str) -> None:
     seen = containers(exited(), exited(), exited())
     seen["status"] |= {"phase": "Failed", "reason": reason, "message": "why"}
     pod = read.pod(seen)
@@ -125,21 +125,21 @@ def test_a_pod_that_was_rejected_or_evicted_says_nothing(reason: str) -> None:
     assert retry.ended(pod.reason) is retry.LATER
 
 
-def test_a_failed_pull_is_found_in_any_container() -> None:
+def test_failed_pull_is_found_in_any_container() -> None:
     others = waiting("PodInitializing"), waiting("ErrImagePull", "no such thing")
     pod = read.pod(containers(*others, waiting("ContainerCreating")))
     assert (pod.waiting, pod.waiting_message) == ("ErrImagePull", "no such thing")
     assert pod.waiting_image == "reg.test/a:12"
 
 
-def test_a_failed_pull_of_a_mounted_image_is_found_as_well() -> None:
+def test_failed_pull_of_an_image_volume_is_found() -> None:
     hold = {"name": "hold", **waiting("ErrImagePull", "reg.test/b:1: not found")}
     pod = read.pod(body((1, 36), phase="Pending", containerStatuses=[hold]))
     assert (pod.waiting, pod.waiting_message) == ("ErrImagePull", "reg.test/b:1: not found")
     assert pod.waiting_image == ""
 
 
-def test_mounted_images_are_there_once_the_container_is() -> None:
+def test_image_volumes_are_pulled_once_the_container_has_started() -> None:
     hold = {"name": "hold", **exited(2, "Error")}
     pod = read.pod(body((1, 36), phase="Failed", containerStatuses=[hold]))
     assert pod.phase == "Succeeded"
@@ -149,7 +149,7 @@ def test_mounted_images_are_there_once_the_container_is() -> None:
     ("kubelet", "container", "image"),
     [((1, 34), "busybox", SETTINGS.busybox), ((1, 36), "hold", SETTINGS.image)],
 )
-def test_an_image_of_the_puller_pod_itself_that_cannot_be_pulled_is_named(
+def test_failed_pull_of_the_puller_pods_own_image_is_named(
     kubelet: tuple[int, int], container: str, image: str
 ) -> None:
     failed = {"name": container, **waiting("ImagePullBackOff", f'"{image}": not found')}
@@ -160,7 +160,7 @@ def test_an_image_of_the_puller_pod_itself_that_cannot_be_pulled_is_named(
     assert pod.waiting_image == image
 
 
-def test_an_init_container_that_fails_is_a_failure_with_a_remedy() -> None:
+def test_failed_init_container_is_a_failure_with_a_remedy() -> None:
     failed = {"name": "busybox", **START_ERROR}
     failed["state"]["terminated"]["message"] = 'exec: "/bin/busybox": no such file'
     later = [{"name": f"image-{n}", **waiting("PodInitializing")} for n in range(3)]
@@ -174,7 +174,7 @@ def test_an_init_container_that_fails_is_a_failure_with_a_remedy() -> None:
     assert "puller.container.image" in retry.ended(pod.reason).remedy
 
 
-def test_a_pulled_event_of_a_container_counts_like_one_of_a_volume() -> None:
+def test_pulled_event_of_a_container_is_read_as_of_a_volume() -> None:
     said = read.pulled(
         {
             "reason": "Pulled",

@@ -1,4 +1,4 @@
-"""A throw-away certificate authority, which signs tokens for a registry, too."""
+"""A temporary certificate authority, which also signs tokens for a registry."""
 
 from __future__ import annotations
 

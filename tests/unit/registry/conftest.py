@@ -1,4 +1,4 @@
-"""Real registries, one of each kind for the whole session, and clients that are closed."""
+"""Fixtures: a real registry of each kind for the whole session, and clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HUB_SERVICE = "registry.docker.io"
 
 
 class Names(AbstractResolver):
-    """Names of hosts that are all ports of the loopback interface."""
+    """A resolver that maps each host name to a port of the loopback interface."""
 
     def __init__(self, ports: dict[str, int]) -> None:
         self._ports = ports
@@ -44,7 +44,7 @@ class Names(AbstractResolver):
 
 @dataclass
 class Counter:
-    """Sees what the metrics would see."""
+    """Records the calls that the metrics would get."""
 
     codes: list[tuple[str, str]] = field(default_factory=list)
 
@@ -106,7 +106,7 @@ def authority(folder: Path) -> Authority:
 
 @pytest.fixture(scope="session")
 def server_files(authority: Authority) -> tuple[Path, Path]:
-    """One certificate for every name that a test uses, of an authority nobody else trusts."""
+    """One certificate for all host names of the tests, of an authority that only they trust."""
     return authority.issue(
         "registry.test",
         "registry-1.docker.io",
@@ -157,7 +157,7 @@ def hub_registry(
     server_files: tuple[Path, Path],
     trusting: ssl.SSLContext,
 ) -> Iterator[Registry]:
-    """What Docker Hub is: TLS, and tokens of a service at another name."""
+    """A registry like Docker Hub: TLS, and a token service at another host name."""
     auth = {
         "token": {
             "realm": "https://auth.docker.io/token",

@@ -1,4 +1,4 @@
-"""Debian's `docker-registry`, for real, on a free port of the loopback interface."""
+"""Runs Debian's `docker-registry` on a free port of the loopback interface."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def encoded(content: object) -> bytes:
 
 @dataclass
 class Registry:
-    """One that runs, and the way to put images into it."""
+    """A running registry, with methods that push images to it."""
 
     port: int
     context: ssl.SSLContext | None = None
@@ -131,7 +131,7 @@ def serve(
     tls: tuple[Path, Path] | None = None,
     context: ssl.SSLContext | None = None,
 ) -> Iterator[Registry]:
-    """A registry with everything in memory; `tls` is a certificate and its key."""
+    """A registry with storage in memory; `tls` is a certificate and its key."""
     port = free_port()
     http: dict[str, Any] = {"addr": f"127.0.0.1:{port}", "relativeurls": True}
     if tls is not None:

@@ -1,4 +1,4 @@
-"""A server that does what a test tells it to: for what a real registry does not do on demand."""
+"""A server that a test scripts, for behaviour that a real registry does not show on demand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Seen:
 
 
 class Scripted:
-    """Answers by (method, path); whatever is not told is a 404. Keeps every request it saw."""
+    """Answers by (method, path), and 404 for all others. Records each request in `seen`."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -86,7 +86,7 @@ class Scripted:
 
 @contextlib.asynccontextmanager
 async def talking(words: bytes) -> AsyncIterator[int]:
-    """The port of something that is no web server: it says its words and then only listens."""
+    """The port of a server that is no web server: it sends `words` and then only reads."""
     finished = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Pull secrets as the tests need them."""
+"""Builders of pull secrets for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imagegate.registry.pull_secrets import PullSecret
 def secret(
     content: object, *, name: str = "pull", kind: str = pull_secrets.CONFIG_TYPE
 ) -> PullSecret:
-    """Of the newer type unless told otherwise; `content` is JSON, or text to be taken as it is."""
+    """A secret of `kind`; `content` is encoded as JSON unless it is bytes."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     key = pull_secrets.CONFIG_KEY if kind == pull_secrets.CONFIG_TYPE else pull_secrets.LEGACY_KEY
     return PullSecret("ml", name, kind, {key: data})

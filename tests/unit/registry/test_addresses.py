@@ -1,4 +1,4 @@
-"""Where a registry can send the operator, and where not."""
+"""The addresses to which a registry can redirect the operator, and the forbidden addresses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PASSWORD = "correct-horse-battery-staple"
 
 
 class Zone(AbstractResolver):
-    """Names with addresses, which may be other ones at each question."""
+    """A resolver whose answers may change with each query."""
 
     def __init__(self, **names: list[str]) -> None:
         self.names = {name.replace("_", "."): found for name, found in names.items()}
@@ -58,7 +58,7 @@ class Zone(AbstractResolver):
 
 @pytest.fixture
 async def internal() -> AsyncIterator[Scripted]:
-    """A service that only the operator can reach: at another private address."""
+    """A service that only the operator can reach, at another private address."""
     server = await Scripted().start(host="127.0.0.2")
     server.say("GET", "/token", 200, json.dumps({"token": "internal-token"}).encode())
     yield server
@@ -70,7 +70,7 @@ def challenge(server: Scripted, realm: str) -> None:
 
 
 @pytest.mark.parametrize("literal", [True, False])
-async def test_a_realm_at_another_private_address_gets_no_password(
+async def test_realm_at_another_private_address_gets_no_password(
     scripted: Scripted, internal: Scripted, literal: bool
 ) -> None:
     host = "127.0.0.2" if literal else "internal.test"
@@ -86,10 +86,10 @@ async def test_a_realm_at_another_private_address_gets_no_password(
     async with Client(allowed, resolver=zone) as client:
         with pytest.raises(errors.Unauthorized):
             await client.resolve(reference, keys)
-    assert len(internal.seen) == 1, "the value allows it"
+    assert len(internal.seen) == 1, "private_hosts allows this host"
 
 
-async def test_a_redirect_to_another_private_address_is_not_followed(
+async def test_redirect_to_another_private_address_is_not_followed(
     scripted: Scripted, internal: Scripted, make_client: MakeClient
 ) -> None:
     location = f"http://127.0.0.2:{internal.port}/secret"
@@ -99,10 +99,10 @@ async def test_a_redirect_to_another_private_address_is_not_followed(
     assert internal.seen == []
 
 
-async def test_a_connection_of_one_registry_is_not_used_for_another(
+async def test_connection_of_a_registry_is_not_used_for_another_registry(
     scripted: Scripted, internal: Scripted, make_client: MakeClient
 ) -> None:
-    """`internal` is a registry that a user names, and so there are open connections to it."""
+    """A user names `internal` as a registry, so the client keeps open connections to it."""
     client = make_client()
     internal.say("HEAD", PATH, 200, b"", {"Docker-Content-Digest": DIGEST})
     domain = f"127.0.0.2:{internal.port}"
@@ -113,7 +113,7 @@ async def test_a_connection_of_one_registry_is_not_used_for_another(
     assert [seen.path for seen in internal.seen] == [PATH]
 
 
-async def test_another_name_of_the_registry_s_own_address_is_its_own(
+async def test_another_host_at_the_address_of_the_registry_is_allowed(
     scripted: Scripted, elsewhere: Scripted
 ) -> None:
     challenge(scripted, f"http://gitlab.test:{elsewhere.port}/token")
@@ -126,7 +126,7 @@ async def test_another_name_of_the_registry_s_own_address_is_its_own(
     assert elsewhere.requests() == ["GET /token"]
 
 
-async def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_to() -> None:
+async def test_address_of_a_name_is_checked_for_each_connection() -> None:
     zone = Zone(evil_test=["8.8.8.8", "10.96.0.1"], registry_test=["1.1.1.1"])
     guard = Guard(zone, "registry.test", ())
     assert [each["host"] for each in await guard.resolve("evil.test")] == ["8.8.8.8"]
@@ -135,7 +135,7 @@ async def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "0.0.0.0", "[fd00:ec2::254]", "[fe80::1]"])
-async def test_link_local_and_metadata_addresses_are_never_asked(
+async def test_link_local_and_metadata_addresses_get_no_request(
     make_client: MakeClient, host: str
 ) -> None:
     client = make_client(private_hosts=frozenset({host.strip("[]")}))
@@ -143,7 +143,7 @@ async def test_link_local_and_metadata_addresses_are_never_asked(
         await client.resolve(parse(f"{host}:5000/ml/llm:v1"))
 
 
-async def test_a_user_s_name_at_a_metadata_address_is_refused(scripted: Scripted) -> None:
+async def test_registry_name_at_a_metadata_address_is_rejected(scripted: Scripted) -> None:
     async with Client(resolver=Zone(meta_test=["169.254.169.254"])) as client:
         with pytest.raises(errors.InvalidAnswer, match="link-local"):
             await client.resolve(parse("meta.test/ml/llm:v1"))
@@ -178,14 +178,16 @@ async def test_a_user_s_name_at_a_metadata_address_is_refused(scripted: Scripted
         ("fe80::1%eth0", True, False),
     ],
 )
-def test_what_an_address_is(host: str, forbidden: bool, public: bool) -> None:
+def test_address_is_classified_as_forbidden_or_public(
+    host: str, forbidden: bool, public: bool
+) -> None:
     address = addresses.literal(host)
     assert address is not None
     assert addresses.is_forbidden(address) == forbidden
     assert addresses.is_public(address) == public
 
 
-def test_names_are_no_addresses() -> None:
+def test_host_name_is_no_address_literal() -> None:
     assert addresses.literal("registry.test") is None
     assert addresses.meant(ipaddress.ip_address("::1")) == ipaddress.ip_address("::1")
     assert is_loopback("127.1")
@@ -194,7 +196,7 @@ def test_names_are_no_addresses() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 404, 503])
-async def test_the_words_of_another_service_are_not_quoted(
+async def test_error_body_of_another_service_is_not_quoted(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, status: int
 ) -> None:
     challenge(scripted, f"http://{elsewhere.domain}/token")
@@ -205,7 +207,7 @@ async def test_the_words_of_another_service_are_not_quoted(
     assert "inner secret" not in str(caught.value)
 
 
-async def test_the_number_of_registries_that_are_remembered_is_bounded(
+async def test_number_of_remembered_registries_is_bounded(
     make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegate.registry.transport.MOST_REGISTRIES", 3)
@@ -217,7 +219,7 @@ async def test_the_number_of_registries_that_are_remembered_is_bounded(
 
 
 @pytest.mark.parametrize("expires", ["1e400", str(10**400), "true"])
-async def test_a_token_s_lifetime_is_capped(
+async def test_lifetime_of_a_token_is_limited(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, expires: str
 ) -> None:
     challenge(scripted, f"http://{elsewhere.domain}/token")
@@ -226,7 +228,7 @@ async def test_a_token_s_lifetime_is_capped(
         await make_client().resolve(parse(f"{scripted.domain}/ml/llm:v1"))
 
 
-def test_the_series_of_registries_are_bounded_by_number() -> None:
+def test_number_of_registry_series_is_bounded() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry, version="1")
     for number in range(MOST_REGISTRIES + 50):
@@ -237,7 +239,7 @@ def test_the_series_of_registries_are_bounded_by_number() -> None:
     assert registry.get_sample_value(name, {"registry": OTHERS, "code": "200"}) == 50
 
 
-def test_no_password_of_a_netrc_is_found_by_any_session(
+def test_passwords_of_a_netrc_file_are_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"

@@ -1,4 +1,4 @@
-"""`WWW-Authenticate`, as registries send it and as they should not."""
+"""Parsing of valid and invalid `WWW-Authenticate` headers."""
 
 from __future__ import annotations
 
@@ -62,13 +62,15 @@ HUB = (
         (['="x"'], []),
     ],
 )
-def test_parse(headers: list[str], expected: list[tuple[str, dict[str, str]]]) -> None:
+def test_challenges_are_parsed(
+    headers: list[str], expected: list[tuple[str, dict[str, str]]]
+) -> None:
     assert list(challenges.parse(headers)) == [Challenge(*each) for each in expected]
 
 
 @settings(deadline=None)
 @given(st.lists(st.text(alphabet='Bbearic =,"\\\t:/é', max_size=60), max_size=3))
-def test_never_fails(headers: list[str]) -> None:
+def test_arbitrary_header_does_not_fail(headers: list[str]) -> None:
     for challenge in challenges.parse(headers):
         assert challenge.scheme == challenge.scheme.lower() != ""
 
@@ -81,7 +83,7 @@ def test_never_fails(headers: list[str]) -> None:
         max_size=5,
     )
 )
-def test_every_quoted_value_comes_back(parameters: dict[str, str]) -> None:
+def test_quoted_value_is_read_unchanged(parameters: dict[str, str]) -> None:
     quoted = [
         '{}="{}"'.format(name, value.replace("\\", "\\\\").replace('"', '\\"'))
         for name, value in parameters.items()

@@ -1,8 +1,8 @@
-"""Which credentials the kubelet would use: its own test tables, its own answers, and random junk.
+"""The keyring finds the credentials that the kubelet would use.
 
 The tables are those of k8s.io/kubernetes v1.36.3 pkg/credentialprovider (keyring_test.go,
-config_test.go, secrets/secrets_test.go). `golden/kubelet-keyring.json` holds what that package
-itself answered to random secrets; `golden/oracle.go` is the program that was linked with it.
+config_test.go, secrets/secrets_test.go). `golden/kubelet-keyring.json` holds the answers of that
+package to random secrets; `golden/oracle.go` is the program that called the package.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class TestKubeletTables:
             ("*.*.*.kubernetes.io", "a.b.c.kubernetes.io", True),
             ("kubernetes.io", "kubernetes.com", False),
             ("k*.io", "quay.io", False),
-            ("ab*ba.io", "aba.io", False),  # not in the kubelet's table, but asked of it
+            ("ab*ba.io", "aba.io", False),  # not in the kubelet's table; tried with its code
             ("a*b*a.io", "aba.io", True),
             ("*a*a*.io", "banana.io", True),
             ("*.kubernetes.io:1234/blah", "prefix.kubernetes.io:1111/blah", False),
             ("prefix.*.io/foo", "prefix.kubernetes.io:1111/foo/bar", False),
         ],
     )
-    def test_urls_match(self, glob: str, target: str, expected: bool) -> None:
+    def test_url_matches_as_in_the_kubelet(self, glob: str, target: str, expected: bool) -> None:
         parsed = globs.parse(glob), globs.parse(target)
         assert parsed[0] is not None
         assert parsed[1] is not None
@@ -90,7 +90,7 @@ class TestKubeletTables:
             ("*.docker.io:1111", "prefix.docker.io:1111/path"),
         ],
     )
-    def test_keyring_for_glob(self, glob: str, target: str) -> None:
+    def test_keyring_finds_a_matching_glob(self, glob: str, target: str) -> None:
         assert logins(legacy(glob), f"{target}/foo/bar") == [("foo", "bar")]
 
     @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ class TestKubeletTables:
             ("suffix.*.io", "prefix.docker.io"),
         ],
     )
-    def test_keyring_miss(self, glob: str, target: str) -> None:
+    def test_keyring_ignores_another_glob(self, glob: str, target: str) -> None:
         assert logins(legacy(glob), f"{target}/foo/bar") == []
 
     @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ class TestKubeletTables:
             ("index.docker.io/v1//google/docker-registry", 1),
         ],
     )
-    def test_docker_hub(self, image: str, hits: int) -> None:
+    def test_docker_hub_entry_matches_docker_hub_images(self, image: str, hits: int) -> None:
         assert logins(legacy("https://index.docker.io/v1/"), image) == [("foo", "bar")] * hits
 
     @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ class TestKubeletTables:
             ("myhostdocker.io/foo/bar", False),
         ],
     )
-    def test_is_default_registry_match(self, image: str, expected: bool) -> None:
+    def test_docker_hub_image_is_recognized(self, image: str, expected: bool) -> None:
         assert keychain.is_docker_hub(image) is expected
 
     @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ class TestKubeletTables:
             ("foo.example.com", []),
         ],
     )
-    def test_keyring_lookup(self, image: str, users: list[str]) -> None:
+    def test_most_specific_entry_is_first(self, image: str, users: list[str]) -> None:
         content = {
             "bar.example.com/pong": {"username": "grace", "password": "squash"},
             "bar.example.com": {"username": "ada", "password": "smash"},
@@ -156,7 +156,7 @@ class TestKubeletTables:
         assert [username for username, _ in logins(keyring, image)] == users
 
     @pytest.mark.parametrize("image", ["quay.io", "quay.io/foo", "quay.io/foo/bar"])
-    def test_issue_3797(self, image: str) -> None:
+    def test_v1_suffix_is_ignored_as_in_kubernetes_issue_3797(self, image: str) -> None:
         assert logins(legacy("https://quay.io/v1/", "rex", "tiny arms"), image) == [
             ("rex", "tiny arms")
         ]
@@ -175,7 +175,9 @@ class TestKubeletTables:
             ({"auth": "Zm9vOmJhcg== "}, None),
         ],
     )
-    def test_entries(self, entry: dict[str, Any], expected: tuple[str, str] | None) -> None:
+    def test_entry_is_read_as_the_kubelet_reads_it(
+        self, entry: dict[str, Any], expected: tuple[str, str] | None
+    ) -> None:
         made = secret({"auths": {"registry.test": entry}})
         if expected is None:
             with pytest.raises(InvalidSecret):
@@ -187,7 +189,7 @@ class TestKubeletTables:
     @pytest.mark.parametrize(
         "entry", [{"auth": "dXNlcjpwYXNzd29yZA=="}, {"username": "user", "password": "password"}]
     )
-    def test_make_docker_keyring(self, kind: str, entry: dict[str, str]) -> None:
+    def test_both_secret_types_are_read(self, kind: str, entry: dict[str, str]) -> None:
         content: dict[str, Any] = {"test.registry.io": entry}
         keyring = Keyring(
             [secret({"auths": content} if kind == CONFIG_TYPE else content, kind=kind)]
@@ -197,7 +199,7 @@ class TestKubeletTables:
         assert keyring.ignored == ()
 
     @pytest.mark.parametrize("kind", [CONFIG_TYPE, LEGACY_TYPE, "Opaque"])
-    def test_a_secret_whose_key_is_not_its_type_s_is_passed_over(self, kind: str) -> None:
+    def test_secret_with_the_key_of_another_type_is_ignored(self, kind: str) -> None:
         made = secret({"auths": {"registry.test": {"auth": auth("a", "b")}}})
         wrong = pull_secrets.LEGACY_KEY if kind == CONFIG_TYPE else CONFIG_KEY
         keyring = Keyring([PullSecret("ml", "odd", kind, {wrong: made.data[CONFIG_KEY]})])
@@ -210,7 +212,7 @@ def golden() -> list[dict[str, Any]]:
     return cases
 
 
-def test_answers_as_the_kubelet_answered() -> None:
+def test_answers_are_those_of_the_kubelet() -> None:
     matches = refused = 0
     for case in golden():
         secrets = [
@@ -238,7 +240,7 @@ def test_answers_as_the_kubelet_answered() -> None:
 
 
 class TestReferences:
-    """Through `lookup`, with references as the kubelet normalises them."""
+    """Calls of `lookup`, with references normalized as the kubelet does."""
 
     @pytest.mark.parametrize(
         "place",
@@ -257,16 +259,16 @@ class TestReferences:
     @pytest.mark.parametrize(
         "image", ["nginx", "nginx:1", "docker.io/nginx", "index.docker.io/nginx"]
     )
-    def test_names_of_docker_hub(self, place: str, image: str) -> None:
+    def test_every_name_of_docker_hub_matches(self, place: str, image: str) -> None:
         assert len(legacy(place).lookup(parse(image))) == 1
 
     @pytest.mark.parametrize(
         "place", ["registry-1.docker.io", "hub.docker.com", "https://index.docker.io/v1", "nginx"]
     )
-    def test_names_that_are_not(self, place: str) -> None:
+    def test_other_names_do_not_match_docker_hub(self, place: str) -> None:
         assert legacy(place).lookup(parse("nginx")) == ()
 
-    def test_docker_hub_s_own_key_is_a_fallback_only(self) -> None:
+    def test_docker_hub_index_key_is_only_a_fallback(self) -> None:
         content = {
             "index.docker.io": {"username": "fallback", "password": ""},
             "docker.io/ml": {"username": "team", "password": ""},
@@ -275,7 +277,7 @@ class TestReferences:
         assert [c.username for c in keyring.lookup(parse("ml/llm"))] == ["team"]
         assert [c.username for c in keyring.lookup(parse("nginx"))] == ["fallback"]
 
-    def test_several_secrets_keep_their_order_where_they_are_for_the_same(self) -> None:
+    def test_secrets_for_the_same_registry_keep_their_order(self) -> None:
         keyring = Keyring(
             secret({"auths": {place: {"username": user, "password": ""}}}, name=user)
             for place, user in [
@@ -292,12 +294,12 @@ class TestReferences:
             "secret ml/second",
         ]
 
-    def test_an_ipv6_address_matches_with_its_port_only(self) -> None:
-        """A quirk of the kubelet's that is kept: see `globs`."""
+    def test_ipv6_address_matches_only_with_its_port(self) -> None:
+        """The kubelet has this defect too, and we keep it: see `globs`."""
         assert len(legacy("[::1]:5000").lookup(parse("[::1]:5000/app"))) == 1
         assert legacy("[::1]").lookup(parse("[::1]/app")) == ()
 
-    def test_tokens_are_read_although_the_kubelet_does_not(self) -> None:
+    def test_tokens_are_read_although_the_kubelet_ignores_them(self) -> None:
         entry = {"identitytoken": "refresh", "registrytoken": "bearer"}
         (found,) = Keyring([secret({"auths": {"registry.test": entry}})]).lookup_name(
             "registry.test/app"
@@ -305,11 +307,11 @@ class TestReferences:
         assert (found.identity_token, found.registry_token) == ("refresh", "bearer")
         assert not found.anonymous
 
-    def test_a_number_too_long_for_python_is_none_of_our_business(self) -> None:
+    def test_number_too_long_for_python_is_ignored(self) -> None:
         content = b'{"auths": {"registry.test": {"username": "u", "since": ' + b"9" * 5000 + b"}}}"
         assert len(Keyring([secret(content)]).lookup_name("registry.test")) == 1
 
-    def test_a_secret_s_object_form(self) -> None:
+    def test_secret_is_read_from_its_kubernetes_object(self) -> None:
         data = base64.b64encode(b'{"auths": {"registry.test": {"username": "u"}}}').decode()
         body = {
             "metadata": {"namespace": "ml", "name": "pull"},
@@ -339,7 +341,7 @@ class TestMessages:
             (b'{"HttpHeaders": {"a": 1}}', '"HttpHeaders" must be an object of strings'),
         ],
     )
-    def test_say_what_is_wrong_where_and_what_to_do(self, content: bytes, problem: str) -> None:
+    def test_error_names_problem_field_and_remedy(self, content: bytes, problem: str) -> None:
         with pytest.raises(InvalidSecret) as caught:
             Keyring([secret(content)])
         assert str(caught.value) == (
@@ -369,7 +371,7 @@ BYTES = CONFIG.map(lambda value: json.dumps(value).encode()) | st.binary()
 @settings(max_examples=300, deadline=None)
 @given(data=BYTES, kind=st.sampled_from([CONFIG_TYPE, LEGACY_TYPE]), image=st.text())
 @example(data=b'{"auths": {"\\ud800": {"auth": "\\udfff"}}}', kind=CONFIG_TYPE, image="\ud800")
-def test_no_secret_is_too_strange(data: bytes, kind: str, image: str) -> None:
+def test_arbitrary_secret_does_not_crash_the_keyring(data: bytes, kind: str, image: str) -> None:
     try:
         keyring = Keyring([secret(data, kind=kind)])
     except InvalidSecret:
@@ -391,9 +393,7 @@ MARK = "Tr0ub4dor&3"
     ),
     kind=st.sampled_from([CONFIG_TYPE, LEGACY_TYPE]),
 )
-def test_no_error_and_no_repr_holds_what_the_secret_does(
-    data: tuple[bytes, int], kind: str
-) -> None:
+def test_error_and_repr_contain_nothing_of_the_secret(data: tuple[bytes, int], kind: str) -> None:
     content, place = data
     place %= len(content) + 1
     content = content[:place] + MARK.encode() + content[place:]
@@ -410,7 +410,7 @@ def test_no_error_and_no_repr_holds_what_the_secret_does(
 
 @settings(deadline=None)
 @given(st.text())
-def test_a_good_password_survives(password: str) -> None:
+def test_password_is_kept_unchanged(password: str) -> None:
     made = secret({"auths": {"registry.test": {"username": "u", "password": password}}})
     expected = password.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     found = Keyring([made]).lookup_name("registry.test")

@@ -1,4 +1,4 @@
-"""What one ImagePrefetch can make the operator hold in memory, whoever pushed its images."""
+"""The memory that an ImagePrefetch with large manifests costs the operator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MB = 1024 * 1024
 
 
 def manifest(number: int, layers: int, padding: int = 0) -> bytes:
-    """A valid one; no two layers of two manifests are the same."""
+    """A valid manifest; the layer digests differ for each `number`."""
     return json.dumps(
         {
             "schemaVersion": 2,
@@ -89,7 +89,7 @@ async def inspected(
 async def measured(
     server: Scripted, make_client: MakeClient, images: int
 ) -> tuple[Known, int, int]:
-    """What is known afterwards, the bytes that it holds, and the most that were held meanwhile."""
+    """The known facts, the bytes held afterwards, and the peak of bytes in between."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -104,10 +104,10 @@ async def measured(
     return known, after - before, peak - before
 
 
-async def test_images_with_the_largest_manifests_cost_little_memory(
+async def test_largest_manifests_cost_little_memory(
     scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 8 instead of 64 images, and more patience: tracemalloc makes everything slower.
+    # 8 instead of 64 images, and a later deadline, because tracemalloc makes everything slower.
     monkeypatch.setattr("imagegate.runtime.inspector.PATIENCE", 60.0)
     for number in range(8):
         serve(scripted, f"a{number}", manifest(number, 24_000))
@@ -117,7 +117,7 @@ async def test_images_with_the_largest_manifests_cost_little_memory(
     assert peak < 60 * MB
 
 
-async def test_images_at_the_limit_keep_their_sums_alone(
+async def test_images_with_too_many_layers_keep_only_their_sums(
     scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegate.runtime.inspector.PATIENCE", 60.0)
@@ -132,11 +132,11 @@ async def test_images_at_the_limit_keep_their_sums_alone(
     assert peak < 60 * MB
 
 
-async def test_the_layers_of_a_prefetch_have_a_budget(
+async def test_layers_of_a_prefetch_have_a_budget(
     scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegate.runtime.inspector.LAYERS_BUDGET", 250)
-    assert LAYERS_BUDGET > 64 * 100, "ordinary images are all within it"
+    assert LAYERS_BUDGET > 64 * 100, "the budget is enough for ordinary images"
     for number in range(3):
         serve(scripted, f"a{number}", manifest(number, 100))
     inspector, prefetch = await inspected(scripted, make_client, 3)
@@ -147,7 +147,7 @@ async def test_the_layers_of_a_prefetch_have_a_budget(
 
 
 @pytest.mark.parametrize("kind", ["layers", "manifests"])
-async def test_too_many_descriptors_are_refused_with_the_bound(
+async def test_too_many_descriptors_are_rejected_with_the_limit(
     scripted: Scripted, make_client: MakeClient, kind: str
 ) -> None:
     content = json.loads(manifest(1, MOST_DESCRIPTORS + 1))
@@ -160,10 +160,10 @@ async def test_too_many_descriptors_are_refused_with_the_bound(
         await Manifests(make_client()).describe(parse(f"{scripted.domain}/a:v1"), AMD64)
 
 
-async def test_a_large_document_does_not_stop_the_loop(
+async def test_large_document_does_not_block_the_event_loop(
     scripted: Scripted, make_client: MakeClient
 ) -> None:
-    """Half a megabyte of `[` in a document is refused before it becomes objects."""
+    """A document with too many parts is rejected before it is decoded into objects."""
     body = b'{"schemaVersion":2,"x":[' + b"{}," * (MAX_MANIFEST // 3 - 100) + b"{}]}"
     serve(scripted, "a", body)
     client, reference = make_client(), parse(f"{scripted.domain}/a:v1")
@@ -185,13 +185,13 @@ async def test_a_large_document_does_not_stop_the_loop(
     assert longest < 0.25
 
 
-def test_a_cache_is_bounded_by_bytes() -> None:
+def test_cache_is_bounded_by_bytes() -> None:
     cache: Cache[str, bytes] = Cache(100, most_bytes=10, weigh=lambda _, value: len(value))
     cache.put("a", b"12345")
     cache.put("a", b"1234")
     cache.put("b", b"123456")
     assert (len(cache), cache.get("a")) == (2, b"1234")
     cache.put("c", b"1")
-    assert (len(cache), cache.get("b")) == (2, None), "the one that was used longest ago"
+    assert (len(cache), cache.get("b")) == (2, None), "the least recently used entry is deleted"
     cache.put("d", b"x" * 11)
     assert len(cache) == 0

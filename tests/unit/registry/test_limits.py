@@ -1,4 +1,4 @@
-"""The pace of one registry, on a clock that is turned by hand."""
+"""The request rate for one registry; the tests control the clock."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ WALL = 1_700_000_000.0
         ({"Retry-After": "Tue, 14 Nov 2023 22:14:20 GMT", "Date": "nonsense"}, 60),
     ],
 )
-def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_read_in_seconds_and_as_a_date(
+    headers: dict[str, str], seconds: float | None
+) -> None:
     assert limits.retry_after(headers, WALL) == seconds
 
 
@@ -56,7 +58,9 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
         ({"ratelimit-remaining": "none"}, None),
     ],
 )
-def test_allowance_pause(headers: dict[str, str], seconds: float | None) -> None:
+def test_pause_follows_from_the_rate_limit_headers(
+    headers: dict[str, str], seconds: float | None
+) -> None:
     assert limits.allowance_pause(headers) == seconds
 
 
@@ -79,7 +83,7 @@ async def go(lane: Lane, *, counted: bool = False) -> None:
         pass
 
 
-async def test_waits_for_a_short_pause_and_refuses_a_long_one() -> None:
+async def test_short_pause_is_waited_for_and_long_pause_is_an_error() -> None:
     clock = Clock()
     lane = clock.lane()
     assert lane.heed(429, {"Retry-After": "20"}) == 20
@@ -93,7 +97,7 @@ async def test_waits_for_a_short_pause_and_refuses_a_long_one() -> None:
     assert clock.slept == [20, 30]
 
 
-async def test_a_pause_that_grows_is_waited_for_to_its_new_end() -> None:
+async def test_pause_that_is_extended_is_waited_for_to_its_new_end() -> None:
     clock = Clock()
     lane = clock.lane()
     lane.heed(429, {"Retry-After": "10"})
@@ -109,7 +113,7 @@ async def test_a_pause_that_grows_is_waited_for_to_its_new_end() -> None:
     assert clock.slept == [10, 15]
 
 
-def test_pauses_double_as_long_as_it_refuses_and_are_bounded() -> None:
+def test_pauses_double_with_each_refusal_up_to_a_limit() -> None:
     clock = Clock()
     lane = clock.lane()
     pauses = []
@@ -117,7 +121,7 @@ def test_pauses_double_as_long_as_it_refuses_and_are_bounded() -> None:
         pause = lane.heed(429, {})
         assert pause is not None
         pauses.append(pause)
-        # Another that was in flight at the same time changes nothing.
+        # A refusal of a request that was in flight at the same time changes nothing.
         assert lane.heed(429, {}) == pause
         clock.now += pause
     assert pauses == [5, 10, 20, 40, 80, 160, 320, 640, 900, 900]
@@ -130,13 +134,13 @@ def test_pauses_double_as_long_as_it_refuses_and_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 401, 404, 500, 503])
-def test_other_answers_are_no_pause(status: int) -> None:
+def test_other_answers_cause_no_pause(status: int) -> None:
     lane = Clock().lane()
     assert lane.heed(status, {"Retry-After": "5"} if status != 503 else {}) is None
     assert lane.pause(counted=True) <= 0
 
 
-def test_an_allowance_used_up_holds_what_is_counted() -> None:
+def test_exhausted_rate_limit_delays_only_counted_requests() -> None:
     lane = Clock().lane()
     lane.heed(200, {"ratelimit-limit": "100;w=600", "ratelimit-remaining": "0;w=600"})
     assert lane.pause(counted=False) <= 0
@@ -144,7 +148,7 @@ def test_an_allowance_used_up_holds_what_is_counted() -> None:
 
 
 class TestCache:
-    def test_keeps_what_was_used_last(self) -> None:
+    def test_cache_keeps_the_most_recently_used_entries(self) -> None:
         cache: Cache[str, int] = Cache(2)
         cache.put("a", 1)
         cache.put("b", 2)
@@ -152,7 +156,7 @@ class TestCache:
         cache.put("c", 3)
         assert (cache.get("a"), cache.get("b"), cache.get("c"), len(cache)) == (1, None, 3, 2)
 
-    async def test_a_turn_is_for_one_and_leaves_nothing_behind(self) -> None:
+    async def test_turn_is_exclusive_and_is_deleted_after_use(self) -> None:
         cache: Cache[str, int] = Cache(2)
         made = 0
 

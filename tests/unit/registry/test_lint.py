@@ -1,4 +1,4 @@
-"""``imagegate lint`` on images in a real registry, and what it prints."""
+"""``imagegate lint`` on images in a real registry, and its output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _no_docker_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def push(
     registry: Registry, repository: str, name: str, *sizes: int, architecture: str = "amd64"
 ) -> Descriptor:
-    """An image whose manifest says that its layers have these sizes; nobody looks at the layers."""
+    """An image whose manifest claims these layer sizes; lint does not read the layers."""
     platform = {"os": "linux", "architecture": architecture}
     layers = [
         {**registry.blob(repository, f"{name} {n}".encode(), OCI_GZIP), "size": size}
@@ -50,7 +50,7 @@ def push(
 
 
 class TestCommand:
-    def test_the_fat_layer_is_an_error_and_eight_layers_of_the_same_are_none(
+    def test_large_layer_is_an_error_and_eight_small_layers_are_not(
         self, open_registry: Registry, capsys: pytest.CaptureFixture[str]
     ) -> None:
         fat = push(open_registry, "ml/lint", "fat", 100, 7 * GB, 100)
@@ -69,7 +69,7 @@ class TestCommand:
         assert platform["layers"] == 8
         assert platform["largestLayerBytes"] == 7 * GB // 8
 
-    def test_all_platforms_or_those_that_are_asked_for(
+    def test_all_platforms_or_the_requested_ones_are_checked(
         self, open_registry: Registry, capsys: pytest.CaptureFixture[str]
     ) -> None:
         entries = [
@@ -93,7 +93,7 @@ class TestCommand:
         assert cli.main(["lint", name, "--platform=linux/s390x"]) == 1
         assert f"write @{pushed['digest']} after it" in capsys.readouterr().out
 
-    def test_the_disk_is_as_large_as_one_says(
+    def test_disk_size_option_sets_the_limit_of_the_disk_advice(
         self, open_registry: Registry, capsys: pytest.CaptureFixture[str]
     ) -> None:
         push(open_registry, "ml/disk", "v1", *[GB // 2] * 8)
@@ -104,7 +104,7 @@ class TestCommand:
         assert "WARNING disk-need: it takes about 14.0 GB" in capsys.readouterr().out
         assert cli.main(["lint", name, "--disk-size=15"]) == 1
 
-    def test_what_is_not_there_is_an_error_and_the_rest_is_looked_at(
+    def test_missing_image_is_an_error_and_the_others_are_checked(
         self, open_registry: Registry, capsys: pytest.CaptureFixture[str]
     ) -> None:
         push(open_registry, "ml/there", "v1", 1000)
@@ -114,7 +114,7 @@ class TestCommand:
         assert "ml/none:v1 was not found" in output
         assert "WARNING mutable-tag" in output
 
-    def test_with_the_credentials_of_a_docker_configuration(
+    def test_credentials_of_the_docker_configuration_are_used(
         self, basic_registry: Registry, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         push(basic_registry, "ml/private", "v1", 1000)
@@ -122,7 +122,7 @@ class TestCommand:
         assert cli.main(command) == 1
         assert "docker login" in capsys.readouterr().out
         login = {"auths": {basic_registry.domain: {"auth": auth(USER, PASSWORD)}}}
-        # The default, and a file elsewhere.
+        # The default file, and then a file at another path.
         (tmp_path / "config.json").write_text(json.dumps(login))
         assert cli.main(command) == 0
         assert cli.main([*command, "--docker-config="]) == 1
@@ -136,10 +136,10 @@ class TestCommand:
         assert str(tmp_path / "config.json") in output.out
         assert "wrong-password" not in output.out + output.err
 
-    def test_without_a_home_nobody_is_logged_in(
+    def test_missing_home_directory_means_no_credentials(
         self, open_registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """As in a container: docker's file is not there, and perhaps not even its folder."""
+        """In a container, Docker's file and even the home directory may be missing."""
         push(open_registry, "ml/home", "v1", 1000)
         command = ["lint", f"{open_registry.domain}/ml/home:v1"]
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "nowhere"))
@@ -152,7 +152,7 @@ class TestCommand:
         monkeypatch.setattr(Path, "expanduser", homeless)
         assert cli.main(command) == 0
 
-    def test_a_registry_with_tls_that_is_not_trusted(
+    def test_untrusted_certificate_is_an_error(
         self, tls_registry: Registry, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert cli.main(["lint", f"{tls_registry.domain}/ml/llm:v1"]) == 1
@@ -171,7 +171,7 @@ class TestUsage:
             (["reg.test/llm:1", "--docker-config=/nowhere/config.json"], "No such file"),
         ],
     )
-    def test_is_told_with_status_2(
+    def test_usage_error_exits_with_status_2(
         self, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit) as caught:
@@ -179,7 +179,7 @@ class TestUsage:
         assert caught.value.code == 2
         assert said in capsys.readouterr().err
 
-    def test_a_docker_configuration_that_is_none(
+    def test_invalid_docker_configuration_is_a_usage_error(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "config.json").write_text('{"auths": {"reg.test": {"auth": "!secret!"}}}')
@@ -191,7 +191,7 @@ class TestUsage:
         assert "secret" not in error
 
 
-async def test_an_image_is_asked_for_once_whatever_the_number_of_platforms(
+async def test_image_is_requested_once_for_all_platforms(
     open_registry: Registry, make_client: MakeClient, counter: Counter
 ) -> None:
     entries = [
@@ -228,7 +228,7 @@ def made() -> list[lint.Linted]:
     ]
 
 
-def test_the_table() -> None:
+def test_table_shows_sizes_and_advice() -> None:
     well = f"reg.test/well@{DIGEST}"
     assert lint.table(made()).splitlines() == [
         "IMAGE".ljust(len(well)) + "  PLATFORM     COMPRESSED  LAYERS  LARGEST   PULL  ON DISK",
@@ -254,7 +254,7 @@ def test_the_table() -> None:
     ]
 
 
-def test_the_same_for_programs() -> None:
+def test_json_shows_sizes_and_advice() -> None:
     entries: list[dict[str, Any]] = json.loads(lint.as_json(made()))
     assert entries[0]["platforms"][1] == {
         "platform": "linux/arm64",

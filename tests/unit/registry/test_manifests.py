@@ -1,4 +1,4 @@
-"""Facts about images that were really pushed, and about ones that no registry should hold."""
+"""Facts about images that were pushed to a real registry, and about invalid manifests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def name(registry: Registry, rest: str) -> Reference:
 
 
 def two_platforms(registry: Registry, repository: str, *, docker: bool = False) -> Descriptor:
-    """An index of two images and, as BuildKit adds it, the attestation of one."""
+    """An index of two images, with an attestation of the first image as BuildKit adds it."""
     entries = []
     for number, architecture in enumerate(["amd64", "arm64"]):
         platform = {"os": "linux", "architecture": architecture}
@@ -64,7 +64,7 @@ def two_platforms(registry: Registry, repository: str, *, docker: bool = False) 
 
 class TestIndex:
     @pytest.mark.parametrize("docker", [False, True])
-    async def test_of_two_platforms(
+    async def test_facts_are_those_of_the_requested_platform(
         self, open_registry: Registry, make_client: MakeClient, docker: bool
     ) -> None:
         index = two_platforms(open_registry, f"ml/two-{docker}".lower(), docker=docker)
@@ -81,7 +81,7 @@ class TestIndex:
         assert facts.config_bytes == len(config)
         assert facts.compressed_bytes == 11 + 200 + len(config)
 
-    async def test_the_second_question_costs_no_request(
+    async def test_cached_facts_cost_no_request(
         self, open_registry: Registry, make_client: MakeClient, counter: Counter
     ) -> None:
         index = two_platforms(open_registry, "ml/asked-twice")
@@ -94,11 +94,11 @@ class TestIndex:
         assert await manifests.platforms(pinned) == (AMD64, ARM64)
         assert len(counter.codes) == 3
         await manifests.describe(tag, AMD64)
-        assert len(counter.codes) == 4  # the tag may have moved: one HEAD
+        assert len(counter.codes) == 4  # one HEAD, because the tag may have changed
         await manifests.describe(pinned, ARM64)
-        assert len(counter.codes) == 5  # the other platform's manifest
+        assert len(counter.codes) == 5  # one GET of the other platform's manifest
 
-    async def test_many_questions_at_once_cost_as_much_as_one(
+    async def test_concurrent_calls_share_their_requests(
         self, open_registry: Registry, make_client: MakeClient, counter: Counter
     ) -> None:
         index = two_platforms(open_registry, "ml/asked-by-many")
@@ -107,7 +107,7 @@ class TestIndex:
         await asyncio.gather(*(manifests.describe(pinned, AMD64) for _ in range(20)))
         assert len(counter.codes) == 2
 
-    async def test_without_the_platform(
+    async def test_missing_platform_is_an_error_with_the_available_platforms(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         two_platforms(open_registry, "ml/no-power")
@@ -119,7 +119,9 @@ class TestIndex:
             await Manifests(make_client()).describe(reference, Platform.of("linux", "ppc64le"))
         assert "nodeSelector" in str(caught.value)
 
-    async def test_within_an_index(self, open_registry: Registry, make_client: MakeClient) -> None:
+    async def test_nested_index_is_rejected_if_its_platform_is_needed(
+        self, open_registry: Registry, make_client: MakeClient
+    ) -> None:
         inner = two_platforms(open_registry, "ml/nested")
         image = {**inner["children"][1], "platform": {"os": "linux", "architecture": "arm64"}}
         nested = {key: inner[key] for key in ("mediaType", "digest", "size")}
@@ -130,7 +132,7 @@ class TestIndex:
         with pytest.raises(errors.UnsupportedManifest, match="an index within its index"):
             await manifests.describe(reference, AMD64)
 
-    async def test_whose_entry_says_no_platform_is_looked_into(
+    async def test_platform_is_read_from_the_image_if_the_index_has_none(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         image = open_registry.image(
@@ -143,7 +145,9 @@ class TestIndex:
         with pytest.raises(errors.NoSuchPlatform, match="is there for linux/arm64, not for"):
             await manifests.describe(reference, AMD64)
 
-    async def test_without_images(self, open_registry: Registry, make_client: MakeClient) -> None:
+    async def test_index_without_images_has_no_platform(
+        self, open_registry: Registry, make_client: MakeClient
+    ) -> None:
         open_registry.index("ml/empty", "v1", [])
         with pytest.raises(errors.NoSuchPlatform, match="is there for none"):
             await Manifests(make_client()).describe(name(open_registry, "ml/empty:v1"), AMD64)
@@ -151,7 +155,7 @@ class TestIndex:
 
 class TestSingleImage:
     @pytest.mark.parametrize("docker", [False, True])
-    async def test_has_the_platform_of_its_configuration(
+    async def test_platform_is_that_of_the_configuration(
         self, open_registry: Registry, make_client: MakeClient, counter: Counter, docker: bool
     ) -> None:
         platform = {"os": "linux", "architecture": "arm64", "variant": "v8"}
@@ -165,9 +169,9 @@ class TestSingleImage:
         assert await manifests.platforms(reference) == (ARM64,)
         with pytest.raises(errors.NoSuchPlatform, match="build it for linux/amd64"):
             await manifests.describe(reference, AMD64)
-        assert len(counter.codes) == 5  # manifest and configuration once, and a HEAD each time
+        assert len(counter.codes) == 5  # one GET of manifest and configuration, and three HEADs
 
-    async def test_with_zstd_and_without_compression(
+    async def test_compression_follows_from_the_layer_type(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         for kind, expected in [
@@ -180,12 +184,14 @@ class TestSingleImage:
             )
             assert [layer.compression for layer in facts.layers] == [expected]
 
-    async def test_without_layers(self, open_registry: Registry, make_client: MakeClient) -> None:
+    async def test_image_without_layers_has_no_largest_layer(
+        self, open_registry: Registry, make_client: MakeClient
+    ) -> None:
         open_registry.image("ml/bare", "v1", layers=())
         facts = await Manifests(make_client()).describe(name(open_registry, "ml/bare:v1"), AMD64)
         assert (facts.layers, facts.largest_layer) == ((), None)
 
-    async def test_that_is_an_artifact_is_for_any_platform(
+    async def test_artifact_is_for_every_platform(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         chart = open_registry.blob("ml/chart", b"{}", "application/vnd.cncf.helm.config.v1+json")
@@ -202,7 +208,7 @@ class TestSingleImage:
         assert facts.compressed_bytes == 7
 
     @pytest.mark.parametrize("config", [b"{}", b"nonsense", b'{"os": 5, "architecture": "arm"}'])
-    async def test_whose_configuration_says_nothing(
+    async def test_configuration_without_a_platform_is_an_invalid_answer(
         self, open_registry: Registry, make_client: MakeClient, config: bytes
     ) -> None:
         blob = open_registry.blob("ml/silent", config, OCI_CONFIG)
@@ -213,7 +219,9 @@ class TestSingleImage:
             await Manifests(make_client()).describe(reference, AMD64)
 
 
-async def test_schema_1_has_a_clear_answer(scripted: Scripted, make_client: MakeClient) -> None:
+async def test_image_of_schema_1_is_unsupported(
+    scripted: Scripted, make_client: MakeClient
+) -> None:
     body = encoded({"schemaVersion": 1, "name": "ml/old", "fsLayers": [{"blobSum": DIGEST}]})
     digest = digest_of(body)
     kind = {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws"}
@@ -223,10 +231,10 @@ async def test_schema_1_has_a_clear_answer(scripted: Scripted, make_client: Make
         await Manifests(make_client()).describe(parse(f"{scripted.domain}/ml/old:v1"), AMD64)
 
 
-async def test_a_signed_image_of_schema_1_is_called_so(
+async def test_signed_image_of_schema_1_is_unsupported(
     scripted: Scripted, make_client: MakeClient
 ) -> None:
-    """Its digest is that of what was signed, without the signatures."""
+    """The digest of such an image covers the signed content without the signatures."""
     content = {"schemaVersion": 1, "name": "ml/old", "fsLayers": [{"blobSum": DIGEST}]}
     digest = digest_of(encoded(content))
     body = encoded({**content, "signatures": [{"signature": "x", "protected": "y"}]})
@@ -246,7 +254,7 @@ def read(content: dict[str, Any], media_type: str = "") -> Index | Manifest:
 
 class TestParse:
     @pytest.mark.parametrize("media_type", ["", "application/json", "text/plain", OCI_MANIFEST])
-    def test_the_kind_is_the_body_s_own_then_the_header_s_then_the_form_s(
+    def test_kind_is_that_of_the_body_then_the_header_then_the_fields(
         self, media_type: str
     ) -> None:
         assert isinstance(read({"mediaType": OCI_INDEX, "manifests": []}, media_type), Index)
@@ -256,12 +264,12 @@ class TestParse:
             assert isinstance(read({"manifests": []}, media_type), Index)
 
     @pytest.mark.parametrize("kind", [OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST, DOCKER_LIST, ""])
-    def test_what_could_be_both_is_refused(self, kind: str) -> None:
+    def test_document_that_is_index_and_manifest_is_rejected(self, kind: str) -> None:
         content = {"mediaType": kind, "manifests": [blob()], "config": blob(), "layers": [blob()]}
         with pytest.raises(errors.InvalidAnswer, match="both an index and a manifest"):
             read(content)
 
-    def test_foreign_layers_are_told_apart(self) -> None:
+    def test_foreign_layers_are_recognized(self) -> None:
         foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
         layers = [blob(), blob(urls=["https://elsewhere.test"]), blob(mediaType=foreign)]
         manifest = read({"config": blob(), "layers": layers})
@@ -281,7 +289,9 @@ class TestParse:
             ("", Compression.NONE),
         ],
     )
-    def test_compression(self, kind: str, expected: Compression) -> None:
+    def test_compression_is_read_from_the_media_type(
+        self, kind: str, expected: Compression
+    ) -> None:
         assert Layer(DIGEST, 5, kind).compression is expected
 
     @pytest.mark.parametrize(
@@ -301,7 +311,9 @@ class TestParse:
             ({"manifests": [blob(mediaType=5)]}, "has no media type"),
         ],
     )
-    def test_what_breaks_the_format(self, content: dict[str, Any], problem: str) -> None:
+    def test_invalid_document_is_rejected_with_its_problem(
+        self, content: dict[str, Any], problem: str
+    ) -> None:
         with pytest.raises(errors.InvalidAnswer, match=problem) as caught:
             read(content)
         assert str(caught.value).startswith(f"r.test: app@{DIGEST} has ")
@@ -325,6 +337,6 @@ class TestParse:
             ),
         ).filter(lambda value: isinstance(value, dict))
     )
-    def test_anything_is_read_or_refused(self, content: Any) -> None:
+    def test_arbitrary_document_is_read_or_rejected(self, content: Any) -> None:
         with contextlib.suppress(errors.Invalid):
             read(content)

@@ -1,4 +1,4 @@
-"""What a real registry does not do on demand, and what stands between it and us may."""
+"""Faults of registries, proxies and object stores, which a real registry cannot show on demand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reference(scripted: Scripted) -> Reference:
 
 class TestWithoutHEAD:
     @pytest.mark.parametrize("status", [403, 405, 501])
-    async def test_refused(
+    async def test_get_is_sent_if_head_is_refused(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, status: int
     ) -> None:
         scripted.say("HEAD", PATH, status)
@@ -44,7 +44,7 @@ class TestWithoutHEAD:
         assert scripted.requests() == [f"HEAD {PATH}", f"GET {PATH}"]
 
     @pytest.mark.parametrize("header", [{}, {"Docker-Content-Digest": "sha256:abc"}])
-    async def test_answered_without_a_digest(
+    async def test_get_is_sent_if_head_has_no_valid_digest(
         self,
         scripted: Scripted,
         make_client: MakeClient,
@@ -55,7 +55,7 @@ class TestWithoutHEAD:
         scripted.say("GET", PATH, 200, BODY, {"Content-Type": OCI_INDEX})
         assert await make_client().resolve(reference) == DIGEST
 
-    async def test_the_digest_is_of_the_exact_bytes(
+    async def test_digest_covers_the_exact_bytes(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         odd = b'{ "schemaVersion" :2,\r\n  "manifests": [] }\n\n'
@@ -63,7 +63,7 @@ class TestWithoutHEAD:
         scripted.say("GET", PATH, 200, odd)
         assert await make_client().resolve(reference) == digest_of(odd)
 
-    async def test_all_four_types_are_asked_for(
+    async def test_all_four_manifest_types_are_accepted(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         accepted: list[str] = []
@@ -96,7 +96,7 @@ class TestWhatIsNoManifest:
             b"nul",
         ],
     )
-    async def test_is_no_digest_either(
+    async def test_body_that_is_no_manifest_is_rejected(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, body: bytes
     ) -> None:
         scripted.say("HEAD", PATH, 405)
@@ -104,7 +104,7 @@ class TestWhatIsNoManifest:
         with pytest.raises(errors.InvalidAnswer, match='no manifest for ml/llm but "text/html"'):
             await make_client().resolve(reference)
 
-    async def test_a_login_page_for_every_path_even_with_a_digest(
+    async def test_login_page_with_a_digest_header_is_rejected(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         headers = {"Content-Type": "text/html", "Docker-Content-Digest": DIGEST}
@@ -113,7 +113,7 @@ class TestWhatIsNoManifest:
         with pytest.raises(errors.InvalidAnswer, match="no login page or proxy before it"):
             await make_client().resolve(reference)
 
-    async def test_other_bytes_than_the_digest_s(
+    async def test_bytes_that_do_not_match_the_digest_are_rejected(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         scripted.say("GET", f"/v2/ml/llm/manifests/{DIGEST}", 200, BODY + b" ")
@@ -122,7 +122,7 @@ class TestWhatIsNoManifest:
             with pytest.raises(errors.InvalidAnswer, match=f"are not of {DIGEST}"):
                 await ask(reference, DIGEST)
 
-    async def test_other_bytes_than_the_header_s(
+    async def test_bytes_that_do_not_match_the_digest_header_are_rejected(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         scripted.say("HEAD", PATH, 405)
@@ -130,7 +130,7 @@ class TestWhatIsNoManifest:
         with pytest.raises(errors.InvalidAnswer, match="changes or cuts answers"):
             await make_client().resolve(reference)
 
-    async def test_more_than_4_mib(
+    async def test_body_over_4_mib_is_rejected(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         sent = 0
@@ -150,7 +150,7 @@ class TestWhatIsNoManifest:
             await make_client().resolve(reference)
         assert sent < 32
 
-    async def test_more_than_4_mib_once_unpacked(
+    async def test_body_over_4_mib_after_decompression_is_rejected(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         bomb = gzip.compress(b" " * 16 * 1024 * 1024, 1)
@@ -162,7 +162,7 @@ class TestWhatIsNoManifest:
 
 class TestFailures:
     @pytest.mark.parametrize("status", [500, 502, 503, 504])
-    async def test_5xx_is_for_later(
+    async def test_5xx_is_unavailable_and_not_permanent(
         self,
         scripted: Scripted,
         make_client: MakeClient,
@@ -177,7 +177,7 @@ class TestFailures:
         assert counter.codes == [(scripted.domain, str(status))]
 
     @pytest.mark.parametrize("status", [204, 302, 400, 409, 418])
-    async def test_what_has_no_meaning_is_invalid(
+    async def test_unexpected_status_is_an_invalid_answer(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, status: int
     ) -> None:
         scripted.say("HEAD", PATH, status)
@@ -186,10 +186,10 @@ class TestFailures:
             await make_client().resolve(reference)
 
     @pytest.mark.parametrize("status", [412, 451])
-    async def test_a_policy_of_the_registry_is_told_in_its_own_words(
+    async def test_refusal_by_policy_quotes_the_registry(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, status: int
     ) -> None:
-        """Harbor answers HEAD with 412; why, it says to a GET alone."""
+        """Harbor answers HEAD with 412, and gives the reason only in the answer to a GET."""
         why = "current image with 3 vulnerabilities cannot be pulled due to configured policy"
         said = {"errors": [{"code": "PROJECTPOLICYVIOLATION", "message": why}]}
         scripted.say("HEAD", PATH, status)
@@ -200,7 +200,7 @@ class TestFailures:
         assert "its policy refuses" in str(caught.value)
         assert scripted.requests() == [f"HEAD {PATH}", f"GET {PATH}"]
 
-    async def test_403_has_the_registry_s_words(
+    async def test_403_quotes_the_registry(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         said = {"errors": [{"code": "DENIED", "message": "account\x1b[31m\nsuspended"}]}
@@ -210,7 +210,7 @@ class TestFailures:
             await make_client().resolve(reference)
         assert "403 DENIED: account [31m suspended" in str(caught.value)
 
-    async def test_no_answer_in_time(
+    async def test_request_has_a_deadline(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, counter: Counter
     ) -> None:
         async def stall(_: web.Request) -> web.StreamResponse:
@@ -222,7 +222,7 @@ class TestFailures:
             await make_client(total_timeout=0.2).resolve(reference)
         assert counter.codes == [(scripted.domain, "<error>")]
 
-    async def test_no_handshake_in_time(self, make_client: MakeClient) -> None:
+    async def test_connection_has_a_deadline(self, make_client: MakeClient) -> None:
         async with talking(b"") as port:
             names = {"registry.test": port}
             client = make_client(names=names, connect_timeout=0.2)
@@ -230,7 +230,7 @@ class TestFailures:
                 await client.resolve(parse("registry.test/ml/llm"))
 
     @pytest.mark.parametrize("written", [0, 10])
-    async def test_broken_off(
+    async def test_aborted_connection_is_unavailable(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, written: int
     ) -> None:
         async def reset(request: web.Request) -> web.StreamResponse:
@@ -247,14 +247,14 @@ class TestFailures:
         with pytest.raises(errors.Unavailable, match="broke off the connection"):
             await make_client().resolve(reference)
 
-    async def test_no_http(self, make_client: MakeClient) -> None:
+    async def test_server_that_is_no_web_server_is_rejected(self, make_client: MakeClient) -> None:
         async with talking(b"220 mail.example ESMTP\r\n\r\n") as port:
             with pytest.raises(errors.InvalidAnswer, match="does not answer in plain HTTP"):
                 await make_client().resolve(parse(f"127.0.0.1:{port}/app"))
 
 
 class TestThrottling:
-    async def test_429_makes_the_next_request_wait(
+    async def test_429_delays_the_next_request(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         scripted.say("HEAD", PATH, 429, b"", {"Retry-After": "1"})
@@ -267,7 +267,7 @@ class TestThrottling:
         assert await client.resolve(reference) == DIGEST
         assert 0.9 < asyncio.get_running_loop().time() - started < 5
 
-    async def test_a_long_pause_is_told_at_once_and_nothing_is_sent(
+    async def test_long_pause_fails_immediately_without_a_request(
         self,
         scripted: Scripted,
         make_client: MakeClient,
@@ -286,7 +286,7 @@ class TestThrottling:
         assert caught.value.retry_after == pytest.approx(60, abs=1)
         assert len(scripted.seen) == 1
 
-    async def test_another_registry_does_not_wait(
+    async def test_pause_does_not_delay_another_registry(
         self,
         scripted: Scripted,
         elsewhere: Scripted,
@@ -300,7 +300,7 @@ class TestThrottling:
             await client.resolve(reference)
         assert await client.resolve(parse(f"{elsewhere.domain}/ml/llm:v1")) == DIGEST
 
-    async def test_an_allowance_used_up_holds_gets_and_no_heads(
+    async def test_exhausted_rate_limit_stops_gets_but_not_heads(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         used_up = {
@@ -317,7 +317,7 @@ class TestThrottling:
         assert caught.value.retry_after == pytest.approx(216, abs=1)
         assert scripted.requests("GET") == []
 
-    async def test_only_so_many_requests_at_once(
+    async def test_number_of_concurrent_requests_is_limited(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference
     ) -> None:
         running = most = 0
@@ -348,7 +348,7 @@ class TestRedirects:
         return f"/v2/ml/llm/blobs/{DIGEST}"
 
     def guard(self, server: Scripted, path: str, location: str, status: int = 307) -> None:
-        """Redirects whoever is logged in."""
+        """Redirects a request that has credentials, and challenges the others."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             if "Authorization" not in request.headers:
@@ -358,7 +358,7 @@ class TestRedirects:
         server.on("GET", path, answer)
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    async def test_to_another_host_take_no_credentials_along(
+    async def test_redirect_to_another_host_gets_no_credentials(
         self,
         scripted: Scripted,
         elsewhere: Scripted,
@@ -374,7 +374,7 @@ class TestRedirects:
             ({"X-Signature": "s"}, None)
         ]
 
-    async def test_back_to_the_registry_neither(
+    async def test_redirect_back_to_the_registry_gets_no_credentials(
         self, scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, blob: str
     ) -> None:
         self.guard(scripted, blob, f"http://{elsewhere.domain}/store")
@@ -385,7 +385,7 @@ class TestRedirects:
         assert scripted.seen[-1].path == "/back"
         assert scripted.seen[-1].authorization is None
 
-    async def test_within_the_registry_keep_them(
+    async def test_redirect_within_the_registry_keeps_the_credentials(
         self, scripted: Scripted, make_client: MakeClient, blob: str
     ) -> None:
         self.guard(scripted, blob, "/other")
@@ -393,7 +393,7 @@ class TestRedirects:
         assert await self.ask(make_client, scripted.domain) == BODY
         assert scripted.seen[-1].authorization is not None
 
-    async def test_another_host_s_challenge_is_not_answered(
+    async def test_challenge_of_another_host_is_not_answered(
         self, scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, blob: str
     ) -> None:
         self.guard(scripted, blob, f"http://{elsewhere.domain}/store?X-Signature=signed-secret")
@@ -404,7 +404,7 @@ class TestRedirects:
         assert "signed-secret" not in str(caught.value)
         assert [s.authorization for s in elsewhere.seen] == [None]
 
-    async def test_another_host_s_challenge_before_any_login_neither(
+    async def test_challenge_of_another_host_is_not_answered_before_a_login(
         self, scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, blob: str
     ) -> None:
         realm = f'Bearer realm="http://{elsewhere.domain}/thief"'
@@ -414,7 +414,7 @@ class TestRedirects:
             await self.ask(make_client, scripted.domain)
         assert elsewhere.requests() == ["GET /store"]
 
-    async def test_a_store_that_fails_leaves_no_signature_in_the_error(
+    async def test_error_of_an_object_store_contains_no_signature(
         self, scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, blob: str
     ) -> None:
         async def stall(_: web.Request) -> web.StreamResponse:
@@ -438,7 +438,7 @@ class TestRedirects:
             await self.ask(make_client, scripted.domain)
         assert "signed-secret" not in "".join(traceback.format_exception(caught.value))
 
-    async def test_have_an_end(
+    async def test_number_of_redirects_is_limited(
         self, scripted: Scripted, make_client: MakeClient, blob: str
     ) -> None:
         scripted.say("GET", blob, 302, b"", {"Location": blob})
@@ -449,14 +449,14 @@ class TestRedirects:
     @pytest.mark.parametrize(
         "location", ["ftp://store.test/x", "http://user:pw@store.test/x", "http://[", "data:x"]
     )
-    async def test_to_what_is_no_address(
+    async def test_redirect_to_an_invalid_address_is_rejected(
         self, scripted: Scripted, make_client: MakeClient, blob: str, location: str
     ) -> None:
         scripted.say("GET", blob, 302, b"", {"Location": location})
         with pytest.raises(errors.InvalidAnswer, match="redirects to what is no address"):
             await self.ask(make_client, scripted.domain)
 
-    async def test_from_tls_to_plain_http(
+    async def test_redirect_from_tls_to_plain_http_is_rejected(
         self,
         make_client: MakeClient,
         authority: Authority,
@@ -482,7 +482,7 @@ class TestProxy:
     def client_settings(self) -> dict[str, object]:
         return {"names": {}, "plain_http": frozenset({"registry.test"})}
 
-    async def test_is_taken_from_the_environment(
+    async def test_proxy_is_read_from_the_environment(
         self,
         scripted: Scripted,
         make_client: MakeClient,
@@ -498,7 +498,7 @@ class TestProxy:
             await client.resolve(parse("registry.test/ml/llm:v1"))
 
     @pytest.mark.parametrize("scheme", ["http", "https"])
-    async def test_that_is_down_is_named_as_such_and_its_password_is_not(
+    async def test_failed_proxy_is_named_without_its_password(
         self,
         make_client: MakeClient,
         client_settings: dict[str, object],
@@ -511,7 +511,7 @@ class TestProxy:
             await make_client(**client_settings).resolve(parse(f"{domain}/ml/llm:v1"))
         assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
-    async def test_is_never_used_for_loopback(
+    async def test_proxy_is_not_used_for_loopback(
         self,
         scripted: Scripted,
         make_client: MakeClient,
@@ -524,7 +524,7 @@ class TestProxy:
 
 
 class TestSecrets:
-    async def test_are_in_no_log(
+    async def test_log_contains_no_secret(
         self,
         scripted: Scripted,
         make_client: MakeClient,
@@ -547,7 +547,7 @@ class TestSecrets:
         assert login.removeprefix("Basic ") not in logged
 
     @pytest.mark.parametrize("status", [400, 403, 404, 429, 500])
-    async def test_repeated_by_the_registry_are_not_repeated_here(
+    async def test_secret_in_an_error_of_the_registry_is_not_quoted(
         self, scripted: Scripted, make_client: MakeClient, reference: Reference, status: int
     ) -> None:
         async def answer(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""Platforms, against what github.com/containerd/platforms v1.0.0-rc.5 says of them."""
+"""Platforms, checked against github.com/containerd/platforms v1.0.0-rc.5."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from imagegate.registry.platforms import Platform, acceptable, choose
         ("linux/riscv64", "linux/riscv64"),
     ],
 )
-def test_one_platform_is_written_one_way(written: str, meant: str) -> None:
+def test_platform_is_normalized(written: str, meant: str) -> None:
     assert str(Platform.parse(written)) == meant
 
 
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux//v8"])
-def test_parse_refuses(text: str) -> None:
+def test_invalid_platform_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="write os/architecture"):
         Platform.parse(text)
 
@@ -57,7 +57,7 @@ def test_parse_refuses(text: str) -> None:
         ("windows/amd64", "windows/amd64 windows/386"),
     ],
 )
-def test_acceptable(node: str, pulls: str) -> None:
+def test_acceptable_platforms_are_ordered_by_preference(node: str, pulls: str) -> None:
     assert " ".join(map(str, acceptable(Platform.parse(node)))) == pulls
 
 
@@ -76,6 +76,8 @@ def test_acceptable(node: str, pulls: str) -> None:
         ("linux/amd64", [], None),
     ],
 )
-def test_choose(node: str, offered: list[str | None], place: int | None) -> None:
+def test_most_preferred_platform_is_chosen(
+    node: str, offered: list[str | None], place: int | None
+) -> None:
     platforms = [Platform.parse(each) if each else None for each in offered]
     assert choose(Platform.parse(node), platforms) == place

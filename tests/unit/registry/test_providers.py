@@ -1,4 +1,4 @@
-"""Credential provider plugins: real executables, by the kubelet's exec protocol."""
+"""Credential provider plugins: real executables that use the kubelet's exec protocol."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMAGE = "reg.test/team/app"
 
 
 class Plugins:
-    """A directory of executables that do what the test says, and note each run."""
+    """A directory of executables that run a test's script and log each run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -134,7 +134,7 @@ async def logins(providers: Providers, image: str = IMAGE) -> list[tuple[str, st
 
 
 async def until_gone(pid: int) -> None:
-    """Dead, be it that its parent has not noticed yet: a zombie has no command line."""
+    """Waits until the process has ended. A zombie counts as ended: it has no command line."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
@@ -148,7 +148,7 @@ async def until_gone(pid: int) -> None:
 
 
 class TestProtocol:
-    async def test_the_request_and_what_the_plugin_is_given(
+    async def test_plugin_gets_request_arguments_and_environment(
         self, plugins: Plugins, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/imagegate")
@@ -160,7 +160,7 @@ class TestProtocol:
         assert await logins(make()) == [("u", "p")]
         [(request, args, environ)] = plugins.runs()
         assert request == {"apiVersion": V1, "kind": "CredentialProviderRequest", "image": IMAGE}
-        assert args == ["get-credentials", "--v=3; $HOME"], "no shell"
+        assert args == ["get-credentials", "--v=3; $HOME"], "no shell expands the arguments"
         assert environ["AWS_ROLE_ARN"] == "arn:aws:iam::1:role/imagegate"
         assert environ["AZURE_TENANT_ID"] == "inside"
         assert environ["https_proxy"] == "http://proxy.test:3128"
@@ -168,7 +168,7 @@ class TestProtocol:
         assert environ["PATH"] == os.environ["PATH"]
         assert "DATABASE_PASSWORD" not in environ
 
-    async def test_an_older_protocol_is_spoken_throughout(
+    async def test_older_protocol_version_is_used_in_request_and_answer(
         self, plugins: Plugins, make: Make
     ) -> None:
         older = "credentialprovider.kubelet.k8s.io/v1beta1"
@@ -177,16 +177,16 @@ class TestProtocol:
         assert plugins.runs()[0][0]["apiVersion"] == older
 
     @pytest.mark.parametrize("auth", [None, {}])
-    async def test_no_credentials_are_no_failure(
+    async def test_answer_without_credentials_is_valid_and_cached(
         self, plugins: Plugins, make: Make, auth: object
     ) -> None:
         plugins.add(saying(answer() | {"auth": auth}))
         providers = make()
         assert await logins(providers) == []
         assert await logins(providers) == []
-        assert len(plugins.runs()) == 1, "that there are none is an answer, and kept"
+        assert len(plugins.runs()) == 1, "an empty answer is cached"
 
-    async def test_the_most_specific_place_then_the_first_provider(
+    async def test_most_specific_entry_is_first_then_the_first_provider(
         self, plugins: Plugins, make: Make
     ) -> None:
         def login(name: str, *places: str) -> str:
@@ -216,13 +216,15 @@ class TestProtocol:
             ("*.azurecr.io", "a.team.azurecr.io/app", False),
         ],
     )
-    def test_which_images_it_is_asked_for(
+    def test_match_images_decides_for_which_images_a_plugin_runs(
         self, plugins: Plugins, pattern: str, image: str, asked: bool
     ) -> None:
         [provider] = plugins.add("", matchImages=["nowhere.test", pattern]).read()
         assert provider.matches(image) is asked
 
-    async def test_others_do_not_run_it(self, plugins: Plugins, make: Make) -> None:
+    async def test_plugin_does_not_run_for_an_image_that_does_not_match(
+        self, plugins: Plugins, make: Make
+    ) -> None:
         plugins.add(saying(answer()))
         assert await logins(make(), "docker.io/library/busybox") == []
         assert not plugins.log().exists()
@@ -237,7 +239,7 @@ class TestCache:
             (CacheKeyType.GLOBAL, ["reg.test/a"]),
         ],
     )
-    async def test_is_for_what_the_answer_says(
+    async def test_answer_is_cached_for_image_registry_or_all(
         self, plugins: Plugins, make: Make, key: CacheKeyType, runs: list[str]
     ) -> None:
         plugins.add(saying(answer(key=key.value)))
@@ -255,7 +257,7 @@ class TestCache:
             ({}, "2m", 120.0),
         ],
     )
-    async def test_lasts_as_long_as_the_answer_says_or_the_configuration(
+    async def test_cache_duration_is_that_of_the_answer_or_the_configuration(
         self,
         plugins: Plugins,
         make: Make,
@@ -277,7 +279,7 @@ class TestCache:
     @pytest.mark.parametrize(
         ("said", "default"), [({"cacheDuration": "0s"}, "1h"), ({}, "0"), ({}, "0s")]
     )
-    async def test_nothing_is_kept_where_that_is_said(
+    async def test_answer_with_duration_zero_is_not_cached(
         self, plugins: Plugins, make: Make, said: dict[str, Any], default: str
     ) -> None:
         plugins.add(saying(answer(**said)), defaultCacheDuration=default)
@@ -287,7 +289,7 @@ class TestCache:
         assert len(plugins.runs()) == 2
 
     @pytest.mark.parametrize("said", ["1h", "0s"])
-    async def test_two_who_ask_at_once_share_a_run(
+    async def test_concurrent_lookups_share_a_run(
         self, plugins: Plugins, make: Make, said: str
     ) -> None:
         plugins.add(saying(answer(cacheDuration=said), "time.sleep(0.2)"))
@@ -296,7 +298,7 @@ class TestCache:
         assert one == other == [("u", "p")]
         assert len(plugins.runs()) == 1
 
-    async def test_images_of_one_registry_wait_for_the_answer_that_is_for_all(
+    async def test_concurrent_images_of_a_registry_share_a_run(
         self, plugins: Plugins, make: Make
     ) -> None:
         plugins.add(saying(answer(), "time.sleep(0.2)"))
@@ -304,7 +306,7 @@ class TestCache:
         await asyncio.gather(*(providers.lookup(f"reg.test/{n}") for n in range(5)))
         assert plugins.asked() == ["reg.test/0"]
 
-    async def test_only_some_run_at_once(self, plugins: Plugins, make: Make) -> None:
+    async def test_number_of_concurrent_runs_is_limited(self, plugins: Plugins, make: Make) -> None:
         running = plugins.folder / "running"
         running.mkdir()
         script = (
@@ -326,7 +328,7 @@ class TestCache:
         assert max(counts) <= AT_ONCE
         assert max(counts) > 1
 
-    async def test_a_failure_is_not_kept(self, plugins: Plugins, make: Make) -> None:
+    async def test_failure_is_not_cached(self, plugins: Plugins, make: Make) -> None:
         first = f"sys.exit(3) if len(open({str(plugins.log())!r}).readlines()) < 2 else None"
         plugins.add(saying(answer(), first))
         providers = make()
@@ -334,7 +336,7 @@ class TestCache:
         assert problem == "credential provider cloud: exit status 3"
         assert await logins(providers) == [("u", "p")]
 
-    async def test_who_asks_no_more_does_not_end_the_run(
+    async def test_cancelled_lookup_does_not_end_the_run(
         self, plugins: Plugins, make: Make
     ) -> None:
         plugins.add(saying(answer(), "time.sleep(0.3)"))
@@ -345,7 +347,7 @@ class TestCache:
         assert await logins(providers) == [("u", "p")]
         assert len(plugins.runs()) == 1
 
-    async def test_closing_ends_the_run(self, plugins: Plugins, make: Make) -> None:
+    async def test_close_ends_the_run(self, plugins: Plugins, make: Make) -> None:
         pid = plugins.folder / "pid"
         plugins.add(f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
         providers = make()
@@ -358,7 +360,7 @@ class TestCache:
 
 
 class TestFailures:
-    """Each is told, none is raised, and none holds what the plugin answered."""
+    """Each failure is returned and not raised, and its text contains nothing of the answer."""
 
     async def problem(self, providers: Providers) -> str:
         found = await providers.lookup(IMAGE)
@@ -392,17 +394,19 @@ class TestFailures:
             ),
         ],
     )
-    async def test_is_told(self, plugins: Plugins, make: Make, script: str, expected: str) -> None:
+    async def test_failure_is_described(
+        self, plugins: Plugins, make: Make, script: str, expected: str
+    ) -> None:
         plugins.add(script)
         assert await self.problem(make()) == expected
 
-    async def test_no_executable_any_more(self, plugins: Plugins, make: Make) -> None:
+    async def test_missing_executable_is_a_failure(self, plugins: Plugins, make: Make) -> None:
         plugins.add("")
         providers = make()
         (plugins.folder / "cloud").unlink()
         assert await self.problem(providers) == "it cannot be run: No such file or directory"
 
-    async def test_a_plugin_that_hangs_is_killed_with_what_it_has_started(
+    async def test_plugin_that_times_out_is_killed_with_its_children(
         self, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pid = plugins.folder / "pid"
@@ -417,14 +421,16 @@ class TestFailures:
             await plugin.run(provider, IMAGE, timeout=3)
         await until_gone(int(pid.read_text()))
 
-    async def test_one_that_does_not_read_what_it_is_asked(self, plugins: Plugins) -> None:
+    async def test_plugin_that_does_not_read_its_request_is_accepted(
+        self, plugins: Plugins
+    ) -> None:
         [provider] = plugins.add("").read()
         script = f"#!/bin/sh\nexec 0<&-\necho '{json.dumps(answer())}'\n"
         (plugins.folder / "cloud").write_text(script)
         response = await plugin.run(provider, "reg.test/" + "a" * 200_000, timeout=10)
         assert list(response.entries) == ["reg.test"]
 
-    async def test_what_it_complains_of_is_bounded_and_holds_no_secret(
+    async def test_stderr_in_the_failure_is_bounded_and_has_no_secret(
         self, plugins: Plugins, make: Make
     ) -> None:
         secret, token = "client-secret", "eyJhbGciOiJSUzI1NiIsImtpZCI6IjEyMyJ9.eyJhIjoxfQ"
@@ -437,7 +443,7 @@ class TestFailures:
         assert len(problem) < 400
         assert problem.endswith("x bad *** *** *** at /var/run/secrets/tokens/cloud-identity-token")
 
-    async def test_no_more_of_it_is_kept_than_is_shown_and_some(self) -> None:
+    async def test_stderr_is_kept_up_to_a_bound(self) -> None:
         dialogue = plugin._Dialogue()
         for _ in range(100):
             dialogue.pipe_data_received(2, b"x" * 1000)
@@ -445,7 +451,7 @@ class TestFailures:
         assert len(dialogue.complaint) == 4096
         assert dialogue.complaint.endswith(b"xend")
 
-    async def test_the_other_provider_is_asked_all_the_same(
+    async def test_failure_of_a_provider_does_not_stop_the_next_provider(
         self, plugins: Plugins, make: Make
     ) -> None:
         plugins.add("sys.exit(1)", "broken").add(saying(answer()))
@@ -455,16 +461,18 @@ class TestFailures:
 
 
 class TestConfiguration:
-    def test_none_is_none(self) -> None:
+    def test_no_configuration_means_no_providers(self) -> None:
         assert read("", "") == ()
 
     @pytest.mark.parametrize(("config", "directory"), [("/a", ""), ("", "/a")])
-    def test_both_or_neither(self, config: str, directory: str) -> None:
+    def test_configuration_and_directory_are_required_together(
+        self, config: str, directory: str
+    ) -> None:
         with pytest.raises(errors.InvalidSettings, match="both or neither"):
             read(config, directory)
 
     @pytest.mark.parametrize("version", ["v1", "v1beta1", "v1alpha1"])
-    def test_json_and_every_version_of_the_file(self, plugins: Plugins, version: str) -> None:
+    def test_json_and_every_api_version_are_read(self, plugins: Plugins, version: str) -> None:
         plugins.add("", env=[{"name": "A", "value": "b"}], args=["x"], tokenAttributes=None).read()
         document = yaml.safe_load(plugins.file.read_text())
         document["apiVersion"] = f"kubelet.config.k8s.io/{version}"
@@ -498,14 +506,14 @@ class TestConfiguration:
             ({"matchImage": ["a"]}, r"providers\[0\] has what is not known: matchImage"),
         ],
     )
-    def test_what_is_wrong_is_named(
+    def test_invalid_provider_is_rejected_with_its_field(
         self, plugins: Plugins, changes: dict[str, Any], expected: str
     ) -> None:
         plugins.add("").entries[0] |= changes
         with pytest.raises(errors.InvalidSettings, match=expected):
             plugins.read()
 
-    def test_a_name_twice(self, plugins: Plugins) -> None:
+    def test_duplicate_name_is_rejected(self, plugins: Plugins) -> None:
         plugins.add("").add("")
         with pytest.raises(errors.InvalidSettings, match="cloud is there twice"):
             plugins.read()
@@ -523,14 +531,16 @@ class TestConfiguration:
             ),
         ],
     )
-    def test_no_configuration(self, tmp_path: Path, text: str, expected: str) -> None:
+    def test_file_that_is_no_configuration_is_rejected(
+        self, tmp_path: Path, text: str, expected: str
+    ) -> None:
         path = tmp_path / "config.yaml"
         path.write_text(text)
         with pytest.raises(errors.InvalidSettings, match=expected) as caught:
             read(str(path), str(tmp_path))
         assert "s3cret" not in str(caught.value)
 
-    def test_the_operator_s_settings_have_them(self, plugins: Plugins) -> None:
+    def test_operator_flags_set_the_providers(self, plugins: Plugins) -> None:
         providers = plugins.add("").read()
         flags = [
             f"--credential-provider-config={plugins.file}",
@@ -542,7 +552,7 @@ class TestConfiguration:
         with pytest.raises(errors.InvalidSettings, match="there is no executable"):
             cli._settings(arguments)
 
-    def test_no_file(self, tmp_path: Path) -> None:
+    def test_missing_file_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(errors.InvalidSettings, match="cannot be read: No such file"):
             read(str(tmp_path / "none"), str(tmp_path))
 
@@ -568,12 +578,12 @@ class TestConfiguration:
             (None, None),
         ],
     )
-    def test_durations_are_those_of_go(self, text: object, seconds: float | None) -> None:
+    def test_duration_is_read_as_go_does(self, text: object, seconds: float | None) -> None:
         assert duration(text) == (None if seconds is None else pytest.approx(seconds))
 
 
 class TestWithARegistry:
-    """Debian's docker-registry behind Basic."""
+    """Debian's docker-registry with Basic authentication."""
 
     def login(self, domain: str, password: str = PASSWORD) -> str:
         return saying(answer({domain: {"username": USER, "password": password}}))
@@ -581,7 +591,7 @@ class TestWithARegistry:
     def matching(self, plugins: Plugins, script: str, registry: Registry) -> Any:
         return plugins.add(script, matchImages=[registry.domain]).read()
 
-    async def test_the_plugin_alone_has_the_password(
+    async def test_credentials_of_the_plugin_are_used(
         self, basic_registry: Registry, plugins: Plugins, make_client: MakeClient, counter: Counter
     ) -> None:
         pushed = basic_registry.image("cloud/app", "v1", layers=(b"one", b"two"))
@@ -593,9 +603,11 @@ class TestWithARegistry:
         facts = await manifests.describe(reference, Platform.of("linux", "amd64"))
         assert facts.reference.digest == pushed["digest"]
         assert facts.compressed_bytes == facts.config_bytes + 6
-        assert plugins.asked() == [f"{basic_registry.domain}/cloud/app"], "once for three requests"
+        assert plugins.asked() == [f"{basic_registry.domain}/cloud/app"], (
+            "one run for three requests"
+        )
 
-    async def test_pull_secrets_go_first_and_the_plugin_s_when_they_are_refused(
+    async def test_plugin_credentials_are_tried_after_refused_pull_secrets(
         self, scripted: Scripted, plugins: Plugins, make_client: MakeClient
     ) -> None:
         challenge = {"WWW-Authenticate": 'Basic realm="r"'}
@@ -613,7 +625,7 @@ class TestWithARegistry:
         sent = list(dict.fromkeys(s.authorization for s in scripted.seen if s.authorization))
         assert sent == ["Basic c2VjcmV0OmE=", "Basic cGx1Z2luOmI="]
 
-    async def test_the_same_password_is_not_tried_twice(
+    async def test_same_password_is_not_tried_twice(
         self, basic_registry: Registry, plugins: Plugins, make_client: MakeClient, counter: Counter
     ) -> None:
         login = self.login(basic_registry.domain, "wrong")
@@ -626,7 +638,7 @@ class TestWithARegistry:
         assert len(plugins.runs()) == 1
         assert [code for _, code in counter.codes] == ["401", "401"], "the challenge, and one login"
 
-    async def test_a_failing_plugin_does_no_harm_where_a_secret_is_enough(
+    async def test_plugin_does_not_run_if_a_pull_secret_is_accepted(
         self, basic_registry: Registry, plugins: Plugins, make_client: MakeClient
     ) -> None:
         pushed = basic_registry.image("cloud/app", "v1")
@@ -636,9 +648,9 @@ class TestWithARegistry:
             keyring((basic_registry.domain, USER, PASSWORD)),
         )
         assert digest == pushed["digest"]
-        assert not plugins.log().exists(), "it is not even run"
+        assert not plugins.log().exists(), "the plugin did not run"
 
-    async def test_a_failing_plugin_is_told_with_the_refusal(
+    async def test_failure_of_the_plugin_is_part_of_the_refusal(
         self, basic_registry: Registry, plugins: Plugins, make_client: MakeClient
     ) -> None:
         script = "print('no identity', file=sys.stderr); sys.exit(1)"

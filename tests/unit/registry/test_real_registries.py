@@ -1,4 +1,4 @@
-"""The client against Debian's docker-registry: open, Basic, TLS, and tokens as on Docker Hub."""
+"""The client against Debian's docker-registry: no login, Basic, TLS, and Docker Hub's tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.registry.secrets import keyring, secret
 
 class TestOpen:
     @pytest.mark.parametrize("docker", [False, True])
-    async def test_resolves_a_tag_to_the_digest_of_its_manifest(
+    async def test_tag_resolves_to_the_digest_of_its_manifest(
         self, open_registry: Registry, make_client: MakeClient, counter: Counter, docker: bool
     ) -> None:
         pushed = open_registry.image("ml/llm", f"tag-{docker}", docker=docker)
@@ -32,7 +32,7 @@ class TestOpen:
         assert counter.codes == [(open_registry.domain, "200")]
 
     @pytest.mark.parametrize("docker", [False, True])
-    async def test_resolves_to_the_index_not_to_one_of_its_images(
+    async def test_tag_resolves_to_the_index_and_not_to_an_image_in_it(
         self, open_registry: Registry, make_client: MakeClient, docker: bool
     ) -> None:
         entry = open_registry.image("ml/many", "", docker=docker)
@@ -41,14 +41,14 @@ class TestOpen:
         reference = parse(f"{open_registry.domain}/ml/many:tag-{docker}")
         assert await make_client().resolve(reference) == pushed["digest"]
 
-    async def test_a_missing_tag_means_latest(
+    async def test_missing_tag_means_latest(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         pushed = open_registry.image("ml/llm", "latest")
         digest = await make_client().resolve(parse(f"{open_registry.domain}/ml/llm"))
         assert digest == pushed["digest"]
 
-    async def test_a_digest_is_its_own_answer_and_costs_no_request(
+    async def test_digest_resolves_without_a_request(
         self, make_client: MakeClient, counter: Counter
     ) -> None:
         digest = f"sha256:{'0' * 64}"
@@ -57,7 +57,7 @@ class TestOpen:
         assert counter.codes == []
 
     @pytest.mark.parametrize("name", ["ml/llm:no-such-tag", "no/such/repository"])
-    async def test_what_is_not_there(
+    async def test_missing_image_is_not_found(
         self, open_registry: Registry, make_client: MakeClient, counter: Counter, name: str
     ) -> None:
         with pytest.raises(errors.NotFound, match="was not found") as caught:
@@ -67,7 +67,7 @@ class TestOpen:
         assert caught.value.permanent
         assert counter.codes == [(open_registry.domain, "404")]
 
-    async def test_what_is_not_there_by_digest_has_the_registry_s_own_code(
+    async def test_missing_digest_is_reported_with_the_code_of_the_registry(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         digest = f"sha256:{'0' * 64}"
@@ -75,7 +75,7 @@ class TestOpen:
         with pytest.raises(errors.NotFound, match="404 MANIFEST_UNKNOWN: manifest unknown"):
             await make_client().manifest(reference, digest)
 
-    async def test_gets_a_manifest_and_a_configuration_and_verifies_them(
+    async def test_manifest_and_configuration_are_read_and_verified(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         pushed = open_registry.image("ml/llm", "v1", layers=(b"one", b"two"))
@@ -91,19 +91,21 @@ class TestOpen:
         with pytest.raises(errors.InvalidAnswer, match=f"more than {MAX_CONFIG} bytes"):
             await client.configuration(reference, large["digest"])
 
-    async def test_no_registry_there(self, make_client: MakeClient, counter: Counter) -> None:
+    async def test_refused_connection_is_unavailable(
+        self, make_client: MakeClient, counter: Counter
+    ) -> None:
         domain = f"127.0.0.1:{free_port()}"
         with pytest.raises(errors.Unavailable, match="no connection to it: ") as caught:
             await make_client().resolve(parse(f"{domain}/app"))
         assert not caught.value.permanent
         assert counter.codes == [(domain, "<error>")]
 
-    async def test_no_such_name(self, make_client: MakeClient) -> None:
+    async def test_unknown_host_name_is_unavailable(self, make_client: MakeClient) -> None:
         with pytest.raises(errors.Unavailable, match="name of it does not resolve"):
             await make_client(names={}).resolve(parse("nowhere.test/app"))
 
     @pytest.mark.parametrize("domain", ["a.test:70000", "[:::]:1"])
-    async def test_no_address(self, make_client: MakeClient, domain: str) -> None:
+    async def test_invalid_address_is_an_error(self, make_client: MakeClient, domain: str) -> None:
         with pytest.raises(errors.RegistryError, match=r"address|resolve"):
             await make_client(names={}).resolve(Reference(domain, "app"))
 
@@ -127,11 +129,13 @@ class TestPlainHTTP:
             ("my_host.test", "https://my_host.test"),
         ],
     )
-    def test_who_is_spoken_to_how(self, domain: str, expected: str) -> None:
+    def test_plain_http_is_used_for_loopback_and_listed_registries(
+        self, domain: str, expected: str
+    ) -> None:
         settings = RegistrySettings(plain_http=frozenset({"plain.test:5000"}))
         assert str(endpoints.base(domain, settings)) == expected
 
-    async def test_is_an_opt_in_by_exact_name(
+    async def test_plain_http_needs_the_exact_name_of_the_registry(
         self, open_registry: Registry, make_client: MakeClient
     ) -> None:
         pushed = open_registry.image("ml/llm", "latest")
@@ -141,7 +145,7 @@ class TestPlainHTTP:
         with pytest.raises(errors.TLSFailed, match="list it as a plain-HTTP registry"):
             await client.resolve(parse("registry.test:5000/ml/llm"))
 
-    async def test_to_a_registry_with_tls_says_so(
+    async def test_plain_http_to_a_tls_registry_is_explained(
         self, tls_registry: Registry, make_client: MakeClient
     ) -> None:
         client = make_client(
@@ -152,34 +156,36 @@ class TestPlainHTTP:
 
 
 class TestTLS:
-    async def test_with_the_ca_bundle(
+    async def test_certificate_of_the_ca_bundle_is_trusted(
         self, tls_registry: Registry, make_client: MakeClient, authority: Authority
     ) -> None:
         pushed = tls_registry.image("ml/llm", "v1")
         client = make_client(names={"registry.test": tls_registry.port}, ca_bundle=authority.pem)
         assert await client.resolve(parse("registry.test/ml/llm:v1")) == pushed["digest"]
 
-    async def test_without_it(self, tls_registry: Registry, make_client: MakeClient) -> None:
+    async def test_certificate_is_not_trusted_without_the_ca_bundle(
+        self, tls_registry: Registry, make_client: MakeClient
+    ) -> None:
         client = make_client(names={"registry.test": tls_registry.port})
         with pytest.raises(errors.TLSFailed, match="is not trusted: unable to get") as caught:
             await client.resolve(parse("registry.test/ml/llm:v1"))
         assert "give the operator its CA bundle" in str(caught.value)
         assert caught.value.permanent
 
-    async def test_with_a_certificate_for_another_name(
+    async def test_certificate_for_another_name_is_rejected(
         self, tls_registry: Registry, make_client: MakeClient, authority: Authority
     ) -> None:
         client = make_client(names={"other.test": tls_registry.port}, ca_bundle=authority.pem)
         with pytest.raises(errors.TLSFailed, match="Hostname mismatch"):
             await client.resolve(parse("other.test/ml/llm:v1"))
 
-    async def test_a_bundle_that_is_none(self, make_client: MakeClient) -> None:
+    async def test_invalid_ca_bundle_is_rejected(self, make_client: MakeClient) -> None:
         with pytest.raises(errors.InvalidSettings, match="give certificates in PEM"):
             make_client(ca_bundle="-----BEGIN CERTIFICATE-----\nnonsense\n")
 
 
 class TestBasic:
-    async def test_logs_in_once_and_then_at_once(
+    async def test_later_requests_send_the_credentials_without_a_challenge(
         self, basic_registry: Registry, make_client: MakeClient, counter: Counter
     ) -> None:
         pushed = basic_registry.image("ml/llm", "v1")
@@ -190,7 +196,7 @@ class TestBasic:
         assert await client.resolve(reference, keys) == pushed["digest"]
         assert [code for _, code in counter.codes] == ["401", "200", "200"]
 
-    async def test_tries_credentials_in_order_until_one_will_do(
+    async def test_credentials_are_tried_in_order_until_accepted(
         self, basic_registry: Registry, make_client: MakeClient, counter: Counter
     ) -> None:
         pushed = basic_registry.image("ml/llm", "v1")
@@ -203,7 +209,7 @@ class TestBasic:
         assert await make_client().resolve(reference, keys) == pushed["digest"]
         assert [code for _, code in counter.codes] == ["401", "401", "401", "200"]
 
-    async def test_a_wrong_password(
+    async def test_wrong_password_is_unauthorized_and_not_in_the_error(
         self, basic_registry: Registry, make_client: MakeClient, counter: Counter
     ) -> None:
         reference = parse(f"{basic_registry.domain}/ml/llm:v1")
@@ -213,10 +219,10 @@ class TestBasic:
         assert "wrong-password" not in repr(caught.value)
         assert [code for _, code in counter.codes] == ["401", "401"]
 
-    async def test_a_login_that_is_refused_later_is_not_repeated(
+    async def test_login_that_is_refused_later_is_not_repeated(
         self, scripted: Scripted, make_client: MakeClient
     ) -> None:
-        """Two wrong logins a question would lock the account twice as soon."""
+        """Two failed logins for each request would lock the account in half the time."""
         path, wanted = "/v2/ml/llm/manifests/v1", basic(USER, PASSWORD)
 
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -234,11 +240,13 @@ class TestBasic:
             await client.resolve(reference, keys)
         assert len(scripted.seen) - before == 1
 
-    async def test_no_credentials(self, basic_registry: Registry, make_client: MakeClient) -> None:
+    async def test_missing_credentials_are_unauthorized(
+        self, basic_registry: Registry, make_client: MakeClient
+    ) -> None:
         with pytest.raises(errors.Unauthorized, match="imagePullSecrets"):
             await make_client().resolve(parse(f"{basic_registry.domain}/ml/llm:v1"))
 
-    async def test_the_rightful_user_s_not_found_wins_over_the_other_s_refusal(
+    async def test_not_found_for_an_accepted_login_is_the_result(
         self, basic_registry: Registry, make_client: MakeClient
     ) -> None:
         keys = keyring(
@@ -249,7 +257,7 @@ class TestBasic:
 
 
 class TestDockerHub:
-    """`docker.io` is looked up as `registry-1.docker.io`; its tokens are real, signed JWTs."""
+    """`docker.io` resolves to `registry-1.docker.io`; the tokens are real, signed JWTs."""
 
     @pytest.fixture
     async def tokens(
@@ -287,7 +295,7 @@ class TestDockerHub:
     def keys(self) -> Keyring:
         return keyring(("https://index.docker.io/v1/", USER, PASSWORD))
 
-    async def test_with_a_token_that_is_kept(
+    async def test_token_is_kept_for_later_requests(
         self,
         hub: MakeClient,
         hub_registry: Registry,
@@ -307,19 +315,23 @@ class TestDockerHub:
         assert request.query == {"service": HUB_SERVICE, "scope": "repository:ml/llm:pull"}
         assert request.authorization == basic(USER, PASSWORD)
 
-    async def test_anonymously_what_is_private(self, hub: MakeClient, tokens: Scripted) -> None:
+    async def test_private_image_without_credentials_is_unauthorized(
+        self, hub: MakeClient, tokens: Scripted
+    ) -> None:
         with pytest.raises(errors.Unauthorized, match="imagePullSecrets"):
             await hub().resolve(parse("ml/llm:v1"))
         (request,) = tokens.seen
         assert request.authorization is None
 
-    async def test_with_a_wrong_password(self, hub: MakeClient, hub_registry: Registry) -> None:
+    async def test_wrong_password_is_refused_by_the_token_service(
+        self, hub: MakeClient, hub_registry: Registry
+    ) -> None:
         keys = keyring(("https://index.docker.io/v1/", USER, "wrong-password"))
         with pytest.raises(errors.Unauthorized, match=r"token service auth\.docker\.io") as caught:
             await hub().resolve(parse("ml/llm:v1"), keys)
         assert "wrong-password" not in str(caught.value)
 
-    async def test_with_a_ready_token_in_the_secret(
+    async def test_registry_token_in_the_secret_is_sent_directly(
         self,
         hub: MakeClient,
         hub_registry: Registry,

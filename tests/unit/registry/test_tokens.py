@@ -1,4 +1,4 @@
-"""The bearer flow, against a registry and a token service that do as they are told."""
+"""The bearer flow, against a scripted registry and a scripted token service."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def keys(scripted: Scripted) -> Keyring:
 
 
 class Guard:
-    """A registry that wants the newest token of its service."""
+    """A registry that accepts only the newest token of its token service."""
 
     def __init__(self, registry: Scripted, service: Scripted, challenge: str = "") -> None:
         self.granted: list[str] = []
@@ -73,7 +73,7 @@ class Guard:
         return web.json_response({"token": self.granted[-1], **self.answer})
 
 
-async def test_the_challenge_is_answered_as_it_asks(
+async def test_token_is_requested_with_service_and_scope_of_the_challenge(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -87,7 +87,7 @@ async def test_the_challenge_is_answered_as_it_asks(
     assert asked.authorization == basic("user", PASSWORD)
 
 
-async def test_a_challenge_without_scope_and_service_and_a_realm_with_a_query(
+async def test_missing_scope_gets_a_default_and_the_realm_keeps_its_query(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, reference: Reference
 ) -> None:
     Guard(scripted, elsewhere, f'Bearer realm="http://{elsewhere.domain}/token?a=b"')
@@ -97,7 +97,7 @@ async def test_a_challenge_without_scope_and_service_and_a_realm_with_a_query(
     assert asked.authorization is None
 
 
-async def test_bearer_is_taken_where_basic_is_offered_too(
+async def test_bearer_is_preferred_to_basic(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -122,7 +122,7 @@ async def test_bearer_is_taken_where_basic_is_offered_too(
         ({"expires_in": 1e300}, 3600),
     ],
 )
-async def test_a_token_is_used_until_shortly_before_its_end(
+async def test_token_is_used_until_shortly_before_its_expiry(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -143,7 +143,7 @@ async def test_a_token_is_used_until_shortly_before_its_end(
     assert len(guard.granted) == 2
 
 
-async def test_a_token_that_is_refused_early_is_renewed_once(
+async def test_refused_token_is_renewed_once(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, reference: Reference
 ) -> None:
     guard = Guard(scripted, elsewhere)
@@ -163,7 +163,7 @@ async def test_a_token_that_is_refused_early_is_renewed_once(
     assert (len(scripted.seen) - before, len(elsewhere.seen)) == (2, 3)
 
 
-async def test_many_questions_are_one_login(
+async def test_concurrent_requests_share_a_login(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -178,7 +178,7 @@ async def test_many_questions_are_one_login(
     assert len(elsewhere.seen) == 1
 
 
-async def test_a_token_is_for_one_credential_and_one_repository(
+async def test_token_is_not_shared_between_credentials_or_repositories(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -195,7 +195,7 @@ async def test_a_token_is_for_one_credential_and_one_repository(
     assert scripted.seen[-1].authorization is None
 
 
-async def test_access_token_is_a_token_too(
+async def test_access_token_field_is_accepted(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, reference: Reference
 ) -> None:
     guard = Guard(scripted, elsewhere)
@@ -203,7 +203,7 @@ async def test_access_token_is_a_token_too(
     assert await make_client().resolve(reference) == DIGEST
 
 
-async def test_an_identity_token_is_posted_and_never_in_a_url(
+async def test_identity_token_is_sent_in_a_post_body_only(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, reference: Reference
 ) -> None:
     Guard(scripted, elsewhere)
@@ -215,7 +215,7 @@ async def test_an_identity_token_is_posted_and_never_in_a_url(
     assert "refresh_token=refresh-me" in asked.body
 
 
-async def test_an_identity_token_does_not_follow_a_redirect(
+async def test_redirect_does_not_receive_the_identity_token(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, reference: Reference
 ) -> None:
     Guard(scripted, elsewhere)
@@ -226,7 +226,7 @@ async def test_an_identity_token_does_not_follow_a_redirect(
     assert "/thief" not in [seen.path for seen in scripted.seen]
 
 
-async def test_a_login_does_not_follow_a_token_service_s_redirect(
+async def test_redirect_of_a_token_service_is_not_followed(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -251,7 +251,7 @@ async def test_a_login_does_not_follow_a_token_service_s_redirect(
         (500, errors.Unavailable),
     ],
 )
-async def test_a_token_service_that_refuses(
+async def test_refusal_of_a_token_service_has_the_error_of_its_status(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -270,7 +270,7 @@ async def test_a_token_service_that_refuses(
     assert PASSWORD not in str(caught.value)
 
 
-async def test_a_token_service_that_is_down(
+async def test_unreachable_token_service_is_unavailable(
     scripted: Scripted, elsewhere: Scripted, make_client: MakeClient, reference: Reference
 ) -> None:
     Guard(scripted, elsewhere)
@@ -294,7 +294,7 @@ async def test_a_token_service_that_is_down(
         b'{"token": "' + b"x" * 70_000 + b'"}',
     ],
 )
-async def test_a_token_service_that_talks_nonsense(
+async def test_invalid_token_answer_is_rejected(
     scripted: Scripted,
     elsewhere: Scripted,
     make_client: MakeClient,
@@ -319,7 +319,7 @@ async def test_a_token_service_that_talks_nonsense(
         ('Bearer realm="http://a.test:99999/"', "the realm of its challenge is no address"),
     ],
 )
-async def test_a_challenge_that_cannot_be_answered(
+async def test_unsupported_challenge_is_rejected_without_a_login(
     scripted: Scripted,
     make_client: MakeClient,
     reference: Reference,
@@ -333,7 +333,7 @@ async def test_a_challenge_that_cannot_be_answered(
     assert len(scripted.seen) == 1
 
 
-async def test_no_password_goes_to_a_token_service_without_tls(
+async def test_password_is_not_sent_to_a_token_service_without_tls(
     elsewhere: Scripted,
     make_client: MakeClient,
     authority: Authority,

@@ -1,4 +1,4 @@
-"""What the image is made of is locked, listed, and held against known vulnerabilities."""
+"""Dependencies of the image are locked, listed, and checked against known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_audit_finds_a_known_vulnerable_version(tmp_path: Path, pin: str, vulner
     assert ("EXAMPLE-2023-1 (CVE-0000-0001)" in done.stdout) is vulnerable
 
 
-def test_audit_reads_the_zip_file_that_is_published(tmp_path: Path) -> None:
+def test_audit_reads_the_published_zip_file(tmp_path: Path) -> None:
     lock, archive = tmp_path / "lock.txt", tmp_path / "all.zip"
     lock.write_text("listed==1.0\n")
     with zipfile.ZipFile(archive, "w") as written:
@@ -59,14 +59,14 @@ def test_audit_reads_the_zip_file_that_is_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nowhere", "empty"])
-def test_audit_without_records_does_not_pass(tmp_path: Path, source: str) -> None:
+def test_audit_without_records_fails(tmp_path: Path, source: str) -> None:
     (tmp_path / "empty").mkdir()
     done = audit("--osv", tmp_path / source, REQUIREMENTS / "runtime.txt")
     assert done.returncode == 2
     assert "OSV record" in done.stderr
 
 
-def test_audit_knows_the_locks() -> None:
+def test_audit_reads_all_lock_files() -> None:
     locks = sorted(REQUIREMENTS.glob("*.txt"))
     assert [lock.name for lock in locks] == ["build.txt", "dev.txt", "runtime.txt"]
     done = audit("--osv", OSV, *locks)
@@ -93,8 +93,8 @@ def test_sbom_names_every_runtime_dependency(tmp_path: Path) -> None:
     }
 
 
-def test_whatever_the_image_installs_has_a_hash() -> None:
-    """A pip that may fetch without hashes takes whatever an index says today."""
+def test_every_package_of_the_image_is_installed_with_a_hash() -> None:
+    """Without hashes, pip would accept any file that the package index serves."""
     text = (CHECKOUT / "Dockerfile").read_text().replace("\\\n", " ")
     commands = [
         command
@@ -110,7 +110,7 @@ def test_whatever_the_image_installs_has_a_hash() -> None:
         assert " wheel " not in command or "--no-build-isolation" in command, command
 
 
-def test_whatever_a_developer_installs_has_a_hash() -> None:
+def test_every_package_of_a_developer_is_installed_with_a_hash() -> None:
     commands = [
         line
         for line in (CHECKOUT / "Makefile").read_text().replace("\\\n", " ").splitlines()
@@ -128,7 +128,7 @@ def test_every_pin_has_a_hash() -> None:
         assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
 
 
-def test_lock_of_the_build_has_what_the_build_system_requires() -> None:
+def test_build_lock_contains_the_required_build_system() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     (required,) = project["build-system"]["requires"]
     assert project["dependency-groups"]["build"] == [required]
@@ -139,8 +139,8 @@ def test_lock_of_the_build_has_what_the_build_system_requires() -> None:
 
 
 @pytest.mark.parametrize("image", ["python:3.11-slim-bookworm"])
-def test_base_image_can_be_given_by_digest(image: str) -> None:
-    """Its tag is the default, and the label tells which one an image was built on."""
+def test_base_image_can_be_set_by_digest(image: str) -> None:
+    """The tag is the default, and a label of the image names the base image of its build."""
     text = (CHECKOUT / "Dockerfile").read_text()
     assert text.count("FROM ${BASE_IMAGE}") == text.count("FROM ") == 2
     assert f"ARG BASE_IMAGE={image}\n" in text

@@ -1,8 +1,9 @@
 //go:build ignore
 
-// What the kubelet answers: reads JSON values {"Secrets": [{"Type", "Key", "Data"}], "Images": []}
-// and writes, a line for each, the user names and passwords that its keyring finds for each image,
-// all in base64. kubelet-keyring.json was made with it. To build it, copy it beside the go.mod of
+// Shows which credentials the kubelet uses. It reads JSON values
+// {"Secrets": [{"Type", "Key", "Data"}], "Images": []} and writes a line for each: the user names
+// and passwords that the kubelet's keyring finds for each image, in base64. This program generated
+// kubelet-keyring.json. To build it, copy it beside the go.mod of
 // tests/cluster/build/kubernetes/v1.36, which pins the kubelet's source.
 package main
 
