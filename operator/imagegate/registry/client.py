@@ -166,7 +166,7 @@ class Client:
                 known = ANONYMOUS if credential.anonymous else credential
                 try:
                     access = Access(reference.domain, reference.path, known, plain)
-                    async with self._rooms.open() as room:
+                    async with self._rooms.open(reference.domain) as room:
                         return await ask(access, room)
                 except errors.NotFound as error:
                     # A credential that was let in knows better than one that was not.
