@@ -4,7 +4,7 @@
 #
 # BASE_IMAGE: any image with `python3` 3.11 or newer and its venv module (Debian: python3-venv). Both stages use it, because
 # a virtual environment names its interpreter by path. Behind a TLS-inspecting proxy, put the CA bundle and PIP_CERT there.
-# A tag may be moved, so build releases with the digest of a base that you have checked:
+# A tag may be moved, so build releases with the digest of a base that you have checked (docs/security.md, Digests of images):
 #
 #   --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG BASE_IMAGE=python:3.11-slim-bookworm

@@ -285,7 +285,7 @@ class App:
 
         def tell(event: str | None, body: Mapping[str, Any]) -> None:
             if event != "DELETED":
-                asker.read(pushes.text(body))
+                asker.see(pushes.text(body))
 
         path = pushes.collection(self._settings.namespace)
         query = pushes.selector(name)

@@ -28,10 +28,11 @@ from imagegate.kube.tokens import Tokens
 from imagegate.puller.build import PullerSettings
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
-from imagegate.registry import provider_config
+from imagegate.registry import provider_config, realms
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import EMPTY, Keyring
 from imagegate.registry.platforms import Platform
+from imagegate.registry.realms import TokenServices
 from imagegate.runtime.cleanup import Cleanup
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.watchdog import Watchdog
@@ -117,6 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         default=_comma(os.environ.get("IMAGEGATE_REGISTRY_PRIVATE_HOSTS", "")),
         metavar="HOST,...",
         help="hosts at private addresses that registries may name as realm or redirect to",
+    )
+    registries.add_argument(
+        "--registry-token-services",
+        type=_token_services,
+        default=os.environ.get("IMAGEGATE_REGISTRY_TOKEN_SERVICES", ""),
+        metavar="REGISTRY=HOST,...",
+        help="token services of other domains that get the credentials of these registries",
     )
     registries.add_argument(
         "--registry-ca-file",
@@ -344,6 +352,13 @@ def _comma(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _token_services(text: str) -> TokenServices:
+    try:
+        return realms.parse(_comma(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _rate(text: str) -> float:
     """Bytes a second, from megabytes a second."""
     try:
@@ -487,6 +502,7 @@ def _registry(arguments: argparse.Namespace) -> RegistrySettings:
     return RegistrySettings(
         plain_http=frozenset(arguments.registry_plain_http),
         private_hosts=frozenset(arguments.registry_private_hosts),
+        token_services=arguments.registry_token_services,
         ca_bundle=_read(arguments.registry_ca_file),
         user_agent=f"imagegate/{__version__}",
         credential_providers=provider_config.read(

@@ -28,8 +28,9 @@ from imagegate.hooks.event import (
 KEYS_URL = "https://login.microsoftonline.com/common/discovery/keys"
 
 EVENT_GRID_APPLICATION = "4962773b-9cdb-44cf-a8bf-237846a00ab7"
-"""Event Grid's own application in Azure's public cloud. Other applications of the tenant may get a
-token for the same audience."""
+"""Event Grid's own application in Azure's public cloud: MicrosoftDocs/azure-docs, in
+articles/event-grid/scripts/powershell-webhook-secure-delivery-azure-ad-app.md. Other applications
+of the tenant may get a token for the same audience."""
 
 _VALIDATION = "Microsoft.EventGrid.SubscriptionValidationEvent"
 _PUSHED = "Microsoft.ContainerRegistry.ImagePushed"

@@ -44,14 +44,28 @@ class Asker:
         self._pushed = pushed
         self._observe = observe
         self._clock = clock
+        self._unread: str | None = None
+        """The hand-over as it is now, unless it was read."""
         self._known: frozenset[str] = frozenset()
         """The ids in the text that was read last."""
         self._waiting: dict[Push, Told] = {}
         self._debounce = Debounce(SOON, QUIET, MOST_ASKED)
         self._wake = asyncio.Event()
 
-    def read(self, text: str) -> None:
-        """The hand-over as it is now. What cannot be read changes nothing."""
+    def see(self, text: str) -> None:
+        """The hand-over as it is now. It is read when it is its turn, and only the newest: 256 KiB
+        of JSON take 10 ms or more, and the other process may write as often as it likes.
+        """
+        self._unread = text
+        self._wake.set()
+
+    async def _read_newest(self) -> None:
+        text, self._unread = self._unread, None
+        if text is not None:
+            await self._in_turn(partial(self._read, text))
+
+    def _read(self, text: str) -> None:
+        """What cannot be read changes nothing."""
         try:
             entries = handover.decode(text)
         except handover.Unreadable as error:
@@ -71,14 +85,16 @@ class Asker:
     async def run(self) -> None:
         """Ask, and ask again where that is due."""
         while True:
+            await self._read_newest()
             while self._waiting:
                 told = self._waiting.pop(next(iter(self._waiting)))
                 await self._in_turn(partial(self._ask, told))
+                await self._read_newest()
             for push in self._debounce.due(self._clock()):
                 await self._in_turn(partial(self._pushed, push))
             then = self._debounce.next()
             self._wake.clear()
-            if self._waiting:
+            if self._waiting or self._unread is not None:
                 continue
             try:
                 delay = None if then is None else max(0.0, then - self._clock())

@@ -5,6 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+
+MOST_CHALLENGES = 16
+"""Ways to log in that are looked at. Honest registries offer one or two."""
+LONGEST = 16 * 1024
+"""Characters of all headers together that are looked at: an answer has room for 1 MB of headers."""
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _GAP = re.compile(r"[\s,]*")
@@ -23,11 +29,20 @@ class Challenge:
 
 
 def parse(headers: Iterable[str]) -> tuple[Challenge, ...]:
-    """Every challenge of all `WWW-Authenticate` headers, several in one header included.
+    """The first challenges of all `WWW-Authenticate` headers, several in one header included.
 
     What does not parse ends its header; what came before is kept. Never raises.
     """
-    return tuple(challenge for header in headers for challenge in _parse(header))
+    return tuple(islice(_all(headers), MOST_CHALLENGES))
+
+
+def _all(headers: Iterable[str]) -> Iterator[Challenge]:
+    left = LONGEST
+    for header in headers:
+        if left <= 0:
+            return
+        yield from _parse(header[:left])
+        left -= len(header)
 
 
 def _parse(header: str) -> Iterator[Challenge]:

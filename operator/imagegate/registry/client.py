@@ -85,7 +85,7 @@ class Client:
             self._settings, observer=observer, resolver=resolver, timing=timing
         )
         self._rooms = Rooms()
-        self._tokens = Tokens(self._transport, timing)
+        self._tokens = Tokens(self._transport, self._settings, timing)
         self._providers = Providers(self._settings.credential_providers, timing)
 
     async def __aenter__(self) -> Self:
@@ -166,7 +166,7 @@ class Client:
                 known = ANONYMOUS if credential.anonymous else credential
                 try:
                     access = Access(reference.domain, reference.path, known, plain)
-                    async with self._rooms.open() as room:
+                    async with self._rooms.open(reference.domain) as room:
                         return await ask(access, room)
                 except errors.NotFound as error:
                     # A credential that was let in knows better than one that was not.
@@ -229,7 +229,7 @@ class Client:
         )
         if answer.status == 200 or refused:
             return answer
-        raise _refusal(access, login(header), answer, what)
+        raise _refusal(access, login(header), answer, what, self._tokens.withheld_from(access))
 
     def _url(self, access: Access, rest: str) -> URL:
         base = endpoints.base(access.registry, self._settings)
@@ -279,7 +279,9 @@ def _verify(access: Access, digest: str, body: bytes) -> None:
         )
 
 
-def _refusal(access: Access, request: Request, answer: Answer, what: str) -> errors.RegistryError:
+def _refusal(
+    access: Access, request: Request, answer: Answer, what: str, withheld_from: str
+) -> errors.RegistryError:
     """The error for an answer that is no success."""
     registry, status = access.registry, answer.status
     said = errors.quoted(status, answer.body, request.secrets)
@@ -294,6 +296,8 @@ def _refusal(access: Access, request: Request, answer: Answer, what: str) -> err
     match status:
         case 404:
             hint = "; a private one needs imagePullSecrets" if access.credential.anonymous else ""
+            if withheld_from:
+                hint = f"; {tokens.remedy(access, withheld_from)}"
             return errors.NotFound(
                 registry,
                 f"{what} was not found ({said})",
@@ -304,7 +308,7 @@ def _refusal(access: Access, request: Request, answer: Answer, what: str) -> err
             return errors.Unauthorized(
                 registry,
                 f"{what} is refused ({said})",
-                tokens.remedy(access.credential),
+                tokens.remedy(access, withheld_from),
                 status=status,
             )
         case 412 | 451:

@@ -14,6 +14,7 @@ from imagegate.api.references import DEFAULT_DOMAIN
 from imagegate.registry import addresses
 from imagegate.registry.errors import Invalid, InvalidSettings
 from imagegate.registry.provider_config import Provider
+from imagegate.registry.realms import TokenServices
 
 DOCKER_HUB = "registry-1.docker.io"
 """Where the images of `docker.io` are: the name itself serves a web site."""
@@ -26,6 +27,8 @@ class RegistrySettings:
     private_hosts: frozenset[str] = frozenset()
     """Hosts at private addresses, without ports, to which any registry may send the operator: for
     tokens (a realm) or by a redirect."""
+    token_services: TokenServices = frozenset()
+    """Token services of other domains that get a registry's credentials: (registry, host)."""
     ca_bundle: str = ""
     """Certificates in PEM, trusted beside the system's."""
     user_agent: str = "imagegate"

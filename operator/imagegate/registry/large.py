@@ -10,11 +10,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from weakref import WeakValueDictionary
 
 SMALL = 64 * 1024
 """Bytes up to which a document is read and parsed at once. One of 300 layers is as large."""
 AT_ONCE = 4
 """Larger documents in memory at the same time, of all registries."""
+AT_ONCE_OF_ONE = 2
+"""The same, of one registry: a registry that sends slowly leaves places to the others."""
+LONGEST_READ = 10.0
+"""Seconds that the rest of a large document may take, from the moment when it has its place."""
 MOST_PARTS = 50_000
 """Commas, colons and brackets of a large document: 2,000 layers with nine annotations each have as
 many. The bound is on what the parser makes of them."""
@@ -23,27 +28,37 @@ many. The bound is on what the parser makes of them."""
 class Room:
     """What one question may take up. A place for a large document is taken when it is needed."""
 
-    def __init__(self, places: asyncio.Semaphore, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, own: asyncio.Semaphore, places: asyncio.Semaphore, stack: AsyncExitStack
+    ) -> None:
+        self._own = own
         self._places = places
         self._stack = stack
         self._has_place = False
 
-    async def want(self, size: int) -> None:
-        """Wait until so many bytes may be in memory."""
-        if size > SMALL and not self._has_place:
-            await self._stack.enter_async_context(self._places)
-            self._has_place = True
+    async def want(self, size: int) -> bool:
+        """Wait until so many bytes may be in memory; whether a place was taken for that."""
+        if size <= SMALL or self._has_place:
+            return False
+        await self._stack.enter_async_context(self._own)
+        await self._stack.enter_async_context(self._places)
+        self._has_place = True
+        return True
 
 
 class Rooms:
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Room]:
+    async def open(self, registry: str) -> AsyncIterator[Room]:
         """For as long as a question is asked and its answer is read."""
+        own = self._own.get(registry)
+        if own is None:
+            own = self._own[registry] = asyncio.Semaphore(AT_ONCE_OF_ONE)
         async with AsyncExitStack() as stack:
-            yield Room(self._places, stack)
+            yield Room(own, self._places, stack)
 
 
 def has_too_many_parts(body: bytes) -> bool:

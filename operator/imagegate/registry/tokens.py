@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 
 from yarl import URL
 
-from imagegate.registry import errors, failures
+from imagegate.registry import endpoints, errors, failures, realms
 from imagegate.registry.cache import Cache
 from imagegate.registry.challenges import Challenge
+from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.limits import Timing
-from imagegate.registry.pull_secrets import Credential
+from imagegate.registry.pull_secrets import ANONYMOUS, Credential
 from imagegate.registry.transport import Answer, Request, Transport
 
 DEFAULT_LIFETIME = 60.0
@@ -55,6 +56,16 @@ class Access:
 class _Granted:
     header: str = field(repr=False)
     until: float
+    withheld_from: str = ""
+    """The token service that was asked without the credentials, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    header: str = field(repr=False)
+    lifetime: float
+    """Seconds."""
+    withheld_from: str = ""
 
 
 def _weight(access: Access, granted: _Granted) -> int:
@@ -62,8 +73,9 @@ def _weight(access: Access, granted: _Granted) -> int:
 
 
 class Tokens:
-    def __init__(self, transport: Transport, timing: Timing) -> None:
+    def __init__(self, transport: Transport, settings: RegistrySettings, timing: Timing) -> None:
         self._transport = transport
+        self._settings = settings
         self._timing = timing
         self._granted: Cache[Access, _Granted] = Cache(KEPT, most_bytes=KEPT_BYTES, weigh=_weight)
 
@@ -86,18 +98,23 @@ class Tokens:
             known = self.known(access)
             if known is not None and known != refused:
                 return known
-            header, lifetime = await self._log_in(access, challenges)
-            until = self._timing.monotonic() + lifetime - min(MARGIN, lifetime / 2)
-            self._granted.put(access, _Granted(header, until))
-            return header
+            login = await self._log_in(access, challenges)
+            until = self._timing.monotonic() + login.lifetime - min(MARGIN, login.lifetime / 2)
+            self._granted.put(access, _Granted(login.header, until, login.withheld_from))
+            return login.header
 
-    async def _log_in(self, access: Access, challenges: Sequence[Challenge]) -> tuple[str, float]:
+    def withheld_from(self, access: Access) -> str:
+        """The token service that the last login asked without the credentials; empty: none."""
+        granted = self._granted.get(access)
+        return granted.withheld_from if granted is not None else ""
+
+    async def _log_in(self, access: Access, challenges: Sequence[Challenge]) -> _Login:
         credential = access.credential
         # Where a registry offers both, containerd takes Bearer, too (docker/auth/parse.go).
         for challenge in challenges:
             if challenge.scheme == "bearer" and "realm" in challenge.parameters:
                 if credential.registry_token:
-                    return f"Bearer {credential.registry_token}", LONGEST_LIFETIME
+                    return _Login(f"Bearer {credential.registry_token}", LONGEST_LIFETIME)
                 return await self._fetch(access, challenge)
         if any(challenge.scheme == "basic" for challenge in challenges):
             if not credential.username:
@@ -107,7 +124,7 @@ class Tokens:
                     "name a secret that has them for this registry in imagePullSecrets",
                     status=401,
                 )
-            return _basic(credential), float("inf")
+            return _Login(_basic(credential), float("inf"))
         offered = ", ".join(sorted({challenge.scheme for challenge in challenges})) or "none"
         raise errors.InvalidAnswer(
             access.registry,
@@ -116,11 +133,14 @@ class Tokens:
             status=401,
         )
 
-    async def _fetch(self, access: Access, challenge: Challenge) -> tuple[str, float]:
+    async def _fetch(self, access: Access, challenge: Challenge) -> _Login:
         """A token from the challenge's realm."""
         credential = access.credential
         secrets = secrets_of(credential)
         realm = _realm(access, challenge.parameters["realm"])
+        withheld_from = ""
+        if not credential.anonymous and not await self._is_trusted(access, realm):
+            credential, withheld_from = ANONYMOUS, realm.raw_host or ""
         query = {"scope": challenge.parameters.get("scope") or access.scope}
         if service := challenge.parameters.get("service"):
             query["service"] = service
@@ -147,10 +167,15 @@ class Tokens:
             )
         answer = await self._transport.exchange(access.registry, request)
         if answer.status != 200:
-            raise self._refused(access, answer)
-        return _token(access, answer)
+            raise self._refused(access, answer, withheld_from)
+        return _Login(*_token(access, answer), withheld_from)
 
-    def _refused(self, access: Access, answer: Answer) -> errors.RegistryError:
+    async def _is_trusted(self, access: Access, realm: URL) -> bool:
+        own = endpoints.base(access.registry, self._settings).raw_host or ""
+        listed = self._settings.token_services
+        return await realms.may_have_credentials(access.registry, own, realm.raw_host or "", listed)
+
+    def _refused(self, access: Access, answer: Answer, withheld_from: str) -> errors.RegistryError:
         service = failures.who(access.registry, answer.url)
         said = self._transport.quoted(
             access.registry,
@@ -166,14 +191,21 @@ class Tokens:
                 access.registry, problem, "check the registry's realm", status=answer.status
             )
         return errors.Unauthorized(
-            access.registry, problem, remedy(access.credential), status=answer.status
+            access.registry, problem, remedy(access, withheld_from), status=answer.status
         )
 
 
-def remedy(credential: Credential) -> str:
+def remedy(access: Access, withheld_from: str) -> str:
     """What to do about a refusal."""
+    credential = access.credential
     if credential.anonymous:
         return "name a secret for this registry in imagePullSecrets, or correct the image's name"
+    if withheld_from:
+        return (
+            f"its token service {withheld_from} was asked without credentials, because it is of"
+            f" another domain: if it may have them, list {access.registry}={withheld_from} in"
+            " registry.tokenServices"
+        )
     return f"check the user's rights, and the {credential.source or 'secret that it came from'}"
 
 

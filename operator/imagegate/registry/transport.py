@@ -6,8 +6,10 @@ and errors without secrets. What an answer means is for `client` and `tokens`.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,14 +20,16 @@ from yarl import URL
 from imagegate.registry import endpoints, errors, failures
 from imagegate.registry.addresses import Guard
 from imagegate.registry.endpoints import RegistrySettings
-from imagegate.registry.large import SMALL, Room
+from imagegate.registry.large import LONGEST_READ, SMALL, Room
 from imagegate.registry.limits import Lane, Timing
 
 MAX_REDIRECTS = 5
 MAX_FAILURE = 64 * 1024
 """Bytes that are read of an answer which is no success; the rest is cut."""
 MOST_REGISTRIES = 256
-"""Registries whose connections and pauses are remembered."""
+"""Registries whose connections are kept when nothing is asked there."""
+MOST_PAUSED = 1024
+"""Registries that are remembered, although nothing is asked there, for the pause they asked for."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -135,9 +139,7 @@ class Transport:
         headers = dict(request.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        way = await self._way(registry)
-        lane = way.lane
-        async with way, lane.turn(counted=request.counted):
+        async with self._way(registry) as way, way.lane.turn(counted=request.counted):
             code, failure = "<error>", None
             try:
                 await way.guard.check(url.host or "")
@@ -160,7 +162,7 @@ class Transport:
             # Outside of the handler: aiohttp's texts hold whole URLs, signed ones as well.
             raise failure
         status = response.status
-        pause = lane.heed(status, response.headers)
+        pause = way.lane.heed(status, response.headers)
         # 501 is for good: that method is not implemented (RFC 9110, 15.6.2).
         if pause is not None or (status >= 500 and status != 501):
             said = self.quoted(registry, url, status, body, request.secrets)
@@ -180,17 +182,29 @@ class Transport:
         own = endpoints.base(registry, self._settings).origin()
         return errors.quoted(status, body if url.origin() == own else b"", secrets)
 
-    async def _way(self, registry: str) -> _Way:
+    @asynccontextmanager
+    async def _way(self, registry: str) -> AsyncIterator[_Way]:
         way = self._ways.get(registry)
-        if way is not None:
-            self._ways.move_to_end(registry)
-            return way
-        way = self._ways[registry] = self._new_way(registry)
-        if len(self._ways) > MOST_REGISTRIES:
-            idle = next((name for name, each in self._ways.items() if each.idle), None)
-            if idle is not None and idle != registry:
-                await self._ways.pop(idle).session.close()
-        return way
+        if way is None:
+            way = self._ways[registry] = self._new_way(registry)
+        self._ways.move_to_end(registry)
+        # Before anything is waited for: a way that nobody uses may be closed meanwhile.
+        way.users += 1
+        try:
+            await self._forget_some()
+            yield way
+        finally:
+            way.users -= 1
+
+    async def _forget_some(self) -> None:
+        """Close ways that are not used, those without a pause first."""
+        while len(self._ways) > MOST_REGISTRIES:
+            name = next((name for name, each in self._ways.items() if each.idle), None)
+            if name is None and len(self._ways) > MOST_PAUSED:
+                name = next((name for name, each in self._ways.items() if not each.users), None)
+            if name is None:
+                return
+            await self._ways.pop(name).session.close()
 
     def _new_way(self, registry: str) -> _Way:
         """Connections of its own: a connection that one registry may use, because it is to that
@@ -231,12 +245,6 @@ class _Way:
         """Whether nothing is lost when it is forgotten. A pause of the registry would be."""
         return self.users == 0 and self.lane.pause(counted=True) <= 0
 
-    async def __aenter__(self) -> None:
-        self.users += 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self.users -= 1
-
 
 def _redirect(registry: str, url: URL, location: str) -> URL:
     """Where a redirect leads. Raises `InvalidAnswer`: TLS is never given up on the way."""
@@ -261,17 +269,29 @@ async def _body(registry: str, response: aiohttp.ClientResponse, request: Reques
     succeeded, limit = response.status < 300, request.limit
     assert request.room is not None or limit <= SMALL
     body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if request.room is not None:
-            await request.room.want(len(body))
-        if not succeeded and len(body) >= MAX_FAILURE:
-            break
-        if succeeded and len(body) > limit:
-            raise errors.InvalidAnswer(
-                registry,
-                f"{failures.who(registry, response.url)} sent more than {limit} bytes",
-                "no image needs that much: check the reference, and the registry or its proxy",
-                status=response.status,
-            )
+    host = failures.who(registry, response.url)
+    try:
+        async with asyncio.timeout(None) as deadline:
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if request.room is not None and await request.room.want(len(body)):
+                    deadline.reschedule(asyncio.get_running_loop().time() + LONGEST_READ)
+                if not succeeded and len(body) >= MAX_FAILURE:
+                    break
+                if succeeded and len(body) > limit:
+                    raise errors.InvalidAnswer(
+                        registry,
+                        f"{host} sent more than {limit} bytes",
+                        "no image needs that much: check the reference, and the registry or its"
+                        " proxy",
+                        status=response.status,
+                    )
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise errors.Unavailable(
+            registry,
+            f"{host} did not send a large document within {LONGEST_READ:g} s",
+            "it is asked again later",
+        ) from None
     return bytes(body)

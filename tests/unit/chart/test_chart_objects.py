@@ -123,6 +123,7 @@ def test_commands_in_the_pod_read_registry_and_kubelet_settings(
         "registry": {
             "plainHTTP": ["a.example", "b.example:5000"],
             "privateHosts": ["gitlab.corp", "minio.corp"],
+            "tokenServices": ["b.example:5000=auth.example", "docker.io=login.example"],
             "caFile": "/ca/registry.pem",
             "credentialProviders": {"configFile": "/cloud/config.yaml", "binDir": "/cloud/bin"},
         },
@@ -133,6 +134,10 @@ def test_commands_in_the_pod_read_registry_and_kubelet_settings(
     parsed = cli._parser().parse_args(["plan", "-f", "-"])
     assert parsed.registry_plain_http == ("a.example", "b.example:5000")
     assert parsed.registry_private_hosts == ("gitlab.corp", "minio.corp")
+    assert parsed.registry_token_services == {
+        ("b.example:5000", "auth.example"),
+        ("docker.io", "login.example"),
+    }
     assert parsed.registry_ca_file == "/ca/registry.pem"
     assert parsed.credential_provider_config == "/cloud/config.yaml"
     assert parsed.credential_provider_bin_dir == "/cloud/bin"

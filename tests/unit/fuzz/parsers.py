@@ -42,6 +42,7 @@ from imagegate.registry import (
     limits,
     plugin,
     pull_secrets,
+    realms,
     tokens,
 )
 from imagegate.registry.errors import InvalidAnswer, InvalidSecret, UnsupportedManifest
@@ -278,7 +279,8 @@ def _realms(data: bytes) -> object:
     found = challenges.parse([_text(data)])
     for challenge in found:
         if "realm" in challenge.parameters:
-            tokens._realm(_ACCESS, challenge.parameters["realm"])
+            realm = tokens._realm(_ACCESS, challenge.parameters["realm"])
+            realms._are_of_one_owner("registry.example", realm.raw_host or "")
     return found
 
 
@@ -293,6 +295,7 @@ def _pauses(data: bytes) -> object:
 
 
 def _registries() -> Iterator[Parser]:
+    realms._suffixes()  # Reads the list, once.
     yield Parser(
         "manifest",
         _manifest,

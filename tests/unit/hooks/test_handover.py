@@ -76,7 +76,7 @@ class Leader:
     def _tell(self, _: str | None, body: Any) -> None:
         # The watch of MemoryApi ignores the selector, so it also reports other objects.
         if body["metadata"]["name"] == "pushes":
-            self.asker.read(pushes.text(body))
+            self.asker.see(pushes.text(body))
 
     def _pushed(self, push: Push) -> int:
         self.asked.append(f"{push.repository}:{push.tag}")
@@ -116,11 +116,11 @@ async def test_push_that_is_read_several_times_is_checked_once() -> None:
     first, second = Entry("1", told("a")), Entry("2", told("b"))
     async with running(leader.asker.run()):
         for entries in ([first], [first], [first, second], [first, second]):
-            leader.asker.read(handover.encode(entries))
+            leader.asker.see(handover.encode(entries))
             await asyncio.sleep(0.02)
-        assert leader.asked == ["a:1", "b:1"]
+        await until(lambda: leader.asked == ["a:1", "b:1"])
         # The same tag was pushed again.
-        leader.asker.read(handover.encode([second, Entry("3", told("a"))]))
+        leader.asker.see(handover.encode([second, Entry("3", told("a"))]))
         await until(lambda: leader.asked == ["a:1", "b:1", "a:1"])
 
 
@@ -228,7 +228,7 @@ async def test_unreadable_text_is_ignored(text: str) -> None:
     began = time.process_time()
     with pytest.raises(Unreadable):
         handover.decode(text)
-    leader.asker.read(text)
+    leader.asker._read(text)
     assert time.process_time() - began < 0.5
     assert not leader.asker._waiting
 
@@ -262,6 +262,34 @@ async def test_flood_of_pushes_does_not_block_the_leader() -> None:
     assert leader.outcomes["harbor", "limited"] > 10_000
 
 
+async def test_no_number_of_writes_keeps_the_leader_from_its_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that was broken into writes as often as it likes what takes longest to read."""
+    leader, took = Leader(MemoryApi()), 0.0
+    decode = handover.decode
+
+    def timed(text: str) -> Any:
+        nonlocal took
+        began = time.monotonic()
+        try:
+            return decode(text)
+        finally:
+            took += time.monotonic() - began
+
+    monkeypatch.setattr(handover, "decode", timed)
+    text = '{"pushes": [' + "0," * 120_000 + "0]}"
+    began = time.monotonic()
+    async with running(leader.asker.run()):
+        while time.monotonic() - began < 2.0:
+            leader.asker.see(text)
+            await asyncio.sleep(0.001)
+        passed = time.monotonic() - began
+        assert 0 < took < 0.25 * passed, f"{took:.2f} s of {passed:.2f} s"
+        leader.asker.see(handover.encode([Entry("1", told("a"))]))
+        await until(lambda: leader.asked == ["a:1"])
+
+
 async def test_unknown_source_has_one_label_value_in_the_metrics() -> None:
     leader = Leader(MemoryApi(), images=0)
     entries = [
@@ -272,6 +300,6 @@ async def test_unknown_source_has_one_label_value_in_the_metrics() -> None:
         for n in range(100)
     ]
     async with running(leader.asker.run()):
-        leader.asker.read(json.dumps({"pushes": entries}))
-        await until(lambda: not leader.asker._waiting)
+        leader.asker.see(json.dumps({"pushes": entries}))
+        await until(lambda: bool(leader.outcomes) and not leader.asker._waiting)
     assert leader.outcomes == {("unknown", "unmatched"): 100}

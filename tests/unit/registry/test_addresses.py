@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.helpers import netrc_from_env
 from prometheus_client import CollectorRegistry
@@ -216,6 +219,53 @@ async def test_number_of_remembered_registries_is_bounded(
         with pytest.raises(errors.Unavailable):
             await client.resolve(parse(f"127.0.0.{number}:1/ml/llm:v1"))
     assert len(client._transport._ways) == 3
+
+
+async def test_registries_that_ask_for_a_pause_are_bounded_too(
+    monkeypatch: pytest.MonkeyPatch, make_client: MakeClient
+) -> None:
+    """Every name of a hostile domain may be a registry that asks for fifteen minutes."""
+    monkeypatch.setattr("imagegate.registry.transport.MOST_REGISTRIES", 3)
+    monkeypatch.setattr("imagegate.registry.transport.MOST_PAUSED", 6)
+    client = make_client()
+    server = await Scripted().start(host="0.0.0.0")
+    server.say("HEAD", PATH, 429, b"", {"Retry-After": "900"})
+    for number in range(2, 22):
+        with pytest.raises(errors.Throttled):
+            await client.resolve(parse(f"127.0.0.{number}:{server.port}/ml/llm:v1"))
+    await server.stop()
+    assert len(client._transport._ways) == 6
+
+
+async def test_registries_that_are_asked_at_the_same_time_keep_their_connections(
+    monkeypatch: pytest.MonkeyPatch, make_client: MakeClient
+) -> None:
+    monkeypatch.setattr("imagegate.registry.transport.MOST_REGISTRIES", 3)
+    client = make_client()
+    server = await Scripted().start(host="0.0.0.0")
+    server.say("HEAD", PATH, 200, b"", {"Docker-Content-Digest": DIGEST})
+    references = [parse(f"127.0.0.{number}:{server.port}/ml/llm:v1") for number in range(2, 82)]
+    for reference in references[:3]:  # These have idle connections, which are closed for others.
+        await client.resolve(reference)
+    found = await asyncio.gather(*map(client.resolve, references[3:]))
+    await server.stop()
+    assert set(found) == {DIGEST}
+
+
+async def test_headers_full_of_challenges_do_not_stop_the_loop(
+    scripted: Scripted, make_client: MakeClient
+) -> None:
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        response = web.Response(status=401)
+        for _number in range(120):
+            response.headers.add("WWW-Authenticate", "a " * 4000)
+        return response
+
+    scripted.on("HEAD", PATH, refuse)
+    began = time.process_time()
+    with pytest.raises(errors.InvalidAnswer, match="no known way"):
+        await make_client().resolve(parse(f"{scripted.domain}/ml/llm:v1"))
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize("expires", ["1e400", str(10**400), "true"])

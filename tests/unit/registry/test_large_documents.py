@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import tracemalloc
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from imagegate.api.references import parse
 from imagegate.domain.facts import Image, Node, Prefetch
@@ -183,6 +185,53 @@ async def test_large_document_does_not_block_the_event_loop(
     finally:
         ticking.cancel()
     assert longest < 0.25
+
+
+def trickle(server: Scripted) -> None:
+    """Say 100 KB at once and then a byte every now and then."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": OCI_MANIFEST})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            await response.write(b"{" + b" " * 100_000)
+            while True:
+                await asyncio.sleep(0.05)
+                await response.write(b" ")
+        return response
+
+    server.say("HEAD", "/v2/a/manifests/v1", 405)
+    server.on("GET", "/v2/a/manifests/v1", answer)
+
+
+async def test_a_registry_that_sends_slowly_leaves_places_to_others(
+    scripted: Scripted, elsewhere: Scripted, make_client: MakeClient
+) -> None:
+    trickle(scripted)
+    body = manifest(1, 1, 200_000)
+    serve(elsewhere, "a", body)
+    client = make_client()
+    slow = parse(f"{scripted.domain}/a:v1")
+    asking = [asyncio.create_task(client.resolve(slow)) for _ in range(8)]
+    while len(scripted.requests("GET")) < 8:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    try:
+        async with asyncio.timeout(5):
+            await client.manifest(parse(f"{elsewhere.domain}/a:v1"), digest_of(body))
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_a_large_document_has_to_come_in_time(
+    scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegate.registry.transport.LONGEST_READ", 0.2)
+    trickle(scripted)
+    with pytest.raises(errors.Unavailable, match=r"did not send a large document within 0\.2 s"):
+        await make_client().resolve(parse(f"{scripted.domain}/a:v1"))
 
 
 def test_cache_is_bounded_by_bytes() -> None:

@@ -214,6 +214,10 @@ env:
   - name: IMAGEGATE_REGISTRY_PRIVATE_HOSTS
     value: {{ join "," . | quote }}
   {{- end }}
+  {{- with .Values.registry.tokenServices }}
+  - name: IMAGEGATE_REGISTRY_TOKEN_SERVICES
+    value: {{ join "," . | quote }}
+  {{- end }}
   {{- with .Values.registry.caFile }}
   - name: IMAGEGATE_REGISTRY_CA_FILE
     value: {{ . | quote }}
