@@ -495,7 +495,7 @@ class TestConfiguration:
             ({"env": [{"name": "A=B", "value": "b"}]}, "env: a variable needs a name"),
             ({"env": [{"name": "A", "value": 1}]}, "env: it must be a list of strings"),
             ({"tokenAttributes": {"cacheType": "Token"}}, "tokenAttributes: .* are not supported"),
-            ({"matchImage": ["a"]}, r"providers\[0\] has what is not known: matchImage"),
+            ({"matchImage": ["a"]}, r"providers\[0\] has unknown fields: matchImage"),
         ],
     )
     def test_what_is_wrong_is_named(
