@@ -104,8 +104,9 @@ class Transport:
     async def exchange(self, registry: str, request: Request) -> Answer:
         """Send a request and follow redirects. `registry` is the registry as in references.
 
-        Returns every answer with a status below 500 except 429. Other answers, and failures of the
-        connection, are raised: `Throttled`, `Unavailable`, `TLSFailed`, `InvalidAnswer`.
+        Returns every answer with a status below 500 except 429, and 501. Other answers, and
+        failures of the connection, are raised: `Throttled`, `Unavailable`, `TLSFailed`,
+        `InvalidAnswer`.
         """
         authorization, url = request.authorization, request.url
         for _ in range(1 + MAX_REDIRECTS):
