@@ -1,4 +1,4 @@
-# The operator's image. Builds with Docker, BuildKit and buildah, and needs no feature of one of them.
+# The operator's image. It builds with Docker, BuildKit and buildah, and uses no feature that only one of them has.
 #
 #   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag imagegate:0.1.0 .
 #
@@ -12,16 +12,16 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
-# pip stays in an environment of its own: the operator's has none.
+# pip is in a separate environment, so that the operator's environment does not contain pip.
 RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/imagegate
 WORKDIR /src
-# The dependencies are a layer of their own, which a change of the source leaves as it is. Bytecode is compiled here, for
-# good (unchecked-hash: no look at the source's time stamp): at run time the file system is read-only.
+# The dependencies are a separate layer, so that a change of the source does not rebuild them. Bytecode is compiled here,
+# because the file system is read-only at run time (unchecked-hash: Python does not compare it with the source).
 COPY requirements/runtime.txt requirements/
 RUN /opt/build/bin/pip --python=/opt/imagegate/bin/python install --no-compile \
         --require-hashes --only-binary=:all: --requirement=requirements/runtime.txt \
     && /opt/imagegate/bin/python -m compileall -q --invalidation-mode=unchecked-hash /opt/imagegate/lib
-# What makes the wheel is locked, too: build isolation would fetch the newest of everything that hatchling needs, unseen.
+# The build dependencies are locked, too. Build isolation would fetch the newest versions of hatchling's dependencies.
 COPY requirements/build.txt requirements/
 RUN /opt/build/bin/pip install --require-hashes --only-binary=:all: --requirement=requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
@@ -31,7 +31,7 @@ RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --no-index --wheel-d
     && /opt/imagegate/bin/python -m compileall -q --invalidation-mode=unchecked-hash /opt/imagegate/lib/python3*/site-packages/imagegate
 
 FROM ${BASE_IMAGE}
-# HOME: `import kubernetes.aio` asks for it, and fails where the user has no entry in /etc/passwd.
+# HOME is set, because `import kubernetes.aio` needs it and fails if the user has no entry in /etc/passwd.
 ENV HOME=/ \
     PATH=/opt/imagegate/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONUNBUFFERED=1 \
@@ -48,7 +48,7 @@ LABEL org.opencontainers.image.title="imagegate" \
       org.opencontainers.image.base.name="${BASE_IMAGE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# By number: the kubelet can only prove runAsNonRoot of a numeric user.
+# A number, because the kubelet can verify runAsNonRoot only for a numeric user.
 USER 65532:65532
 EXPOSE 8080
 ENTRYPOINT ["/opt/imagegate/bin/imagegate"]

@@ -1,5 +1,5 @@
-# Everything that this project asks of a person. Each target sets up what it needs by itself:
-# Debian packages (as root), a virtual environment, and, once, the binaries of a real Kubernetes.
+# All tasks of this project. Each target installs its own prerequisites: Debian packages (as root), a
+# virtual environment, and, once, the binaries of a real Kubernetes.
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,23 +13,23 @@ BETA := --feature-gates=MutatingAdmissionPolicy=true \
   --runtime-config=admissionregistration.k8s.io/v1beta1=true
 
 .PHONY: help
-help: ## what there is
+help: ## list the targets
 	@grep -hE '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## (.*)/\1\t\2/' | expand -t 12
 
 .PHONY: demo
-demo: setup ## a cluster, Imagegate in it, and a node that joins; leaves the cluster up
+demo: setup ## start a cluster with Imagegate, and let a node join; the cluster keeps running
 	$(PYTHON) -m tests.e2e.demo --name $(DEMO)
 
 .PHONY: demo-down
-demo-down: setup ## take the demo's cluster down
+demo-down: setup ## stop the demo's cluster
 	$(PYTHON) -m tests.cluster --name $(DEMO) down
 
 .PHONY: test
-test: setup ## everything that CI runs, beside each other (tests/jobs.py); logs in .artifacts
+test: setup ## all jobs of CI, in parallel (tests/jobs.py); logs in .artifacts
 	$(PYTHON) -m tests.jobs
 
 .PHONY: lint
-lint: setup ## static checks, and whether what is generated is current
+lint: setup ## static checks, and a check that generated files are current
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -43,12 +43,12 @@ unit: setup binaries ## tests without a cluster (the API's and the chart's start
 	$(PYTHON) -m pytest tests/unit --numprocesses=4 --dist=loadfile --durations=15
 
 .PHONY: simulate
-simulate: setup ## the whole operator in virtual time: a story of each mended fault, and some lives
+simulate: setup ## the whole operator in virtual time: a story of each fixed fault, and random lives
 	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1) --parallel 2
 	$(PYTHON) -m tests.simulation --seed $(LIVES) --seeds 4 --hours 4 --parallel 2
 
 .PHONY: simulate-long
-simulate-long: setup ## random lives for HOURS (2); SEED=7 begins with that seed
+simulate-long: setup ## random lives for HOURS (2); SEED=7 starts with that seed
 	$(PYTHON) -m tests.simulation --minutes $$(( $(or $(HOURS),2) * 60 )) $(if $(SEED),--seed $(SEED))
 
 .PHONY: e2e
@@ -65,7 +65,7 @@ e2e-older: binaries-older ## on Kubernetes 1.34: no image volumes, no admission 
 	$(PYTHON) -m tests.cluster --name $(E2E)-older check-clean
 
 .PHONY: e2e-1.34
-e2e-1.34: e2e-older ## all e2e tests on Kubernetes 1.34, with the admission policy's v1beta1 switched on
+e2e-1.34: e2e-older ## all e2e tests on Kubernetes 1.34, with v1beta1 of the admission policy enabled
 	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --cluster-name=$(E2E) \
 	  --cluster-kubernetes=$(OLDER) $(BETA:%=--cluster-apiserver-flag=%) $(PYTEST_ARGS)
 	$(PYTHON) -m tests.cluster --name $(E2E) check-clean
@@ -77,22 +77,22 @@ chaos: setup binaries ## each fault once; SEED=7 repeats a run, ROUNDS=20: rando
 	$(PYTHON) -m tests.cluster --name $(E2E)-chaos check-clean
 
 .PHONY: scale
-scale: setup binaries ## the e2e test of 1,000 simulated nodes with 5,000; some minutes
+scale: setup binaries ## the e2e test of 1,000 simulated nodes, with 5,000 nodes; some minutes
 	IMAGEGATE_SCALE_NODES=5000 $(PYTHON) -m pytest tests/e2e -k thousand --timeout=1800 -v -s \
 	  --cluster-name=$(E2E) $(PYTEST_ARGS)
 
 .PHONY: fuzz
-fuzz: setup ## parsers of foreign bytes for MINUTES (10); SEED=7, PARSER=manifest; `make unit` has a short run
+fuzz: setup ## fuzz the parsers of untrusted input for MINUTES (10); SEED=7, PARSER=manifest; `make unit` has a short run
 	$(PYTHON) -m tests.unit.fuzz --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(PARSER),--only "$(PARSER)")
 
 .PHONY: sbom
-sbom: setup ## write sbom.cdx.json: what the operator's image has of Python, by the lock
+sbom: setup ## write sbom.cdx.json: the Python packages in the operator's image, from the lock
 	$(VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 	  --short-PURLs --output-file sbom.cdx.json requirements/runtime.txt
 
 .PHONY: audit
-audit: setup ## hold the locks against known vulnerabilities; OSV: a folder or zip of OSV records (docs/security.md)
+audit: setup ## check the locks against known vulnerabilities; OSV: a folder or zip of OSV records (docs/security.md)
 	$(PYTHON) requirements/audit.py --osv "$(OSV)" requirements/runtime.txt requirements/build.txt requirements/dev.txt
 
 .PHONY: binaries
@@ -115,7 +115,7 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml
 	touch $@
 
 .PHONY: lock
-lock: setup ## resolve the dependencies anew into requirements/
+lock: setup ## resolve the dependencies again, and write requirements/
 	compile="$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --no-annotate"
 	$$compile --output-file requirements/runtime.txt pyproject.toml
@@ -123,6 +123,6 @@ lock: setup ## resolve the dependencies anew into requirements/
 	$$compile --group dev --output-file requirements/dev.txt pyproject.toml
 
 .PHONY: crds
-crds: setup ## write deploy/crds from the models, and what the chart derives from them
+crds: setup ## write deploy/crds from the models, and the chart's copies of them
 	$(PYTHON) -m imagegate.api.crd
 	$(PYTHON) deploy/helm/generate.py

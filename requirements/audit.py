@@ -1,11 +1,11 @@
-"""Holds locks against known vulnerabilities: records in the OSV format, in a folder or a zip file.
+"""Checks locks against known vulnerabilities: records in the OSV format, in a folder or a zip file.
 
     python requirements/audit.py --osv osv-PyPI.zip requirements/runtime.txt
 
-Needs no network. The records of all packages are published by osv.dev, as one zip file for PyPI.
-A version counts as vulnerable when a record lists it, or has it in a range (introduced inclusive,
-fixed exclusive, last_affected inclusive: the OSV schema 1.7, "affected[].ranges[].events").
-Exits with 1 when something is found, with 2 when nothing could be compared.
+Needs no network. osv.dev publishes the records of all packages, as one zip file for PyPI.
+A version counts as vulnerable if a record lists it, or if it is in a range of a record (introduced
+inclusive, fixed exclusive, last_affected inclusive: OSV schema 1.7, "affected[].ranges[].events").
+The exit status is 1 if a vulnerability is found, and 2 if nothing could be compared.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s\\;]+)", re.MULTILINE
 
 
 class AuditError(Exception):
-    """Nothing could be compared; the text says what to do."""
+    """Nothing could be compared; the text has the remedy."""
 
 
 def pins(lock: Path) -> dict[str, str]:
-    """Name and version of every package of a lock."""
+    """Name and version of every package in a lock."""
     found = {canonicalize_name(name): version for name, version in _PIN.findall(lock.read_text())}
     if not found:
         raise AuditError(f"{lock} pins nothing: give a file that `make lock` has written")
@@ -51,7 +51,7 @@ def records(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def vulnerable(record: dict[str, Any], pinned: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The pinned packages that a record is about, with their versions."""
+    """The pinned packages that a record makes vulnerable, with their versions."""
     if record.get("withdrawn"):
         return
     for affected in record.get("affected", ()):
@@ -88,7 +88,7 @@ def _version(text: str) -> Version:
 
 
 def audit(source: Path, locks: list[Path]) -> list[str]:
-    """A line for each vulnerable pin. Raises AuditError."""
+    """Returns a line for each vulnerable pin. Raises AuditError."""
     pinned = {lock: pins(lock) for lock in locks}
     found, read = [], 0
     for record in records(source):

@@ -1,9 +1,9 @@
-"""Write what is derived in the chart; `--check` only compares.
+"""Write the generated parts of the chart; `--check` only compares.
 
-To be run after a change of values.yaml or of deploy/crds/. The comments of values.yaml are the one
-place where values are explained: from there they go into the table of the chart's README.md and
-into the descriptions of values.schema.json; the rest of both is written by hand. The CRDs,
-themselves generated from the API models, are copied to where Helm can read them.
+Run it after a change of values.yaml or of deploy/crds/. Only the comments of values.yaml document
+the values. This script copies them into the table of the chart's README.md and into the
+descriptions of values.schema.json; the rest of both files is written by hand. It also copies the
+CRDs, which are generated from the API models, to a folder that Helm can read.
 Standard library only.
 """
 
@@ -24,15 +24,15 @@ BEGIN, END = "<!-- values: begin (deploy/helm/generate.py) -->", "<!-- values: e
 
 class Value(NamedTuple):
     path: tuple[str, ...]
-    default: str  # empty where it is a block
+    default: str  # empty if the default is a block
     description: str
 
 
 def read_values(text: str) -> Iterator[Value]:
-    """Yield the documented values, that is the keys with a comment right above.
+    """Yield the documented values: the keys with a comment directly above.
 
-    Understands the subset of YAML that values.yaml keeps to: block mappings indented by two, each
-    value either on the line of its key or in the deeper lines below.
+    Reads only the subset of YAML that values.yaml uses: block mappings with an indent of two; a
+    value is on the line of its key, or in the deeper lines below.
     """
     parents: list[str] = []
     comment: list[str] = []
@@ -48,9 +48,7 @@ def read_values(text: str) -> Iterator[Value]:
             parents[depth:] = [key]
             if comment:
                 yield Value(tuple(parents), default.strip(), " ".join(comment))
-                parents[
-                    depth:
-                ] = []  # what is below is the default of this value, not values of their own
+                parents[depth:] = []  # The lines below belong to the default of this value.
             comment = []
 
 
@@ -80,7 +78,7 @@ def schema(text: str, values: list[Value]) -> str:
 
 
 def derived() -> dict[pathlib.Path, str | None]:
-    """What every derived file has to hold; None for a file that has to go."""
+    """The wanted text of every generated file; None for a file that must be deleted."""
     values = list(read_values((CHART / "values.yaml").read_text(encoding="utf-8")))
     files: dict[pathlib.Path, str | None] = dict.fromkeys((CHART / "crds-src").glob("*.yaml"))
     files |= {

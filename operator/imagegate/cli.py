@@ -44,14 +44,14 @@ _DEFAULTS = Settings(namespace="", identity="")
 _HOOKS_PORT = 8081
 _DOCKER_CONFIG = "~/.docker/config.json"
 FREED = 3
-"""Exit status of a watchdog that had something to do."""
+"""Exit status of a watchdog that has released nodes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command; return the exit status."""
     arguments = _parser().parse_args(argv)
-    # aiohttp reads a .netrc wherever a library lets it use the environment's proxies, and sends
-    # its passwords to any host that it names.
+    # With trust_env, aiohttp also reads a .netrc, and sends its passwords to every host that it
+    # names. A library may set trust_env to use the environment's proxies.
     os.environ["NETRC"] = os.devnull
     logs.configure(
         getattr(arguments, "log_level", "warning"), getattr(arguments, "log_format", "text")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="imagegate", description="Pull images onto nodes before pods land there."
+        prog="imagegate", description="Pull images onto nodes before pods are scheduled there."
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--gate-taint-key", default=_DEFAULTS.gate_taint_key)
 
-    # From the environment, so that a command which is executed in the operator's pod has them too.
+    # Defaults come from the environment, so that they also apply to a command that is executed in
+    # the operator's pod.
     registries = argparse.ArgumentParser(add_help=False)
     registries.add_argument(
         "--registry-plain-http",
@@ -129,32 +130,34 @@ def _parser() -> argparse.ArgumentParser:
     registries.add_argument(
         "--registry-ca-file",
         default=os.environ.get("IMAGEGATE_REGISTRY_CA_FILE", ""),
-        help="certificates (PEM) to trust beside the system's",
+        help="certificates (PEM) to trust in addition to the system's",
     )
     registries.add_argument(
         "--credential-provider-config",
         default=os.environ.get("IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_CONFIG", ""),
         metavar="FILE",
-        help="plugins with credentials for registries: the kubelet's CredentialProviderConfig",
+        help="plugins that provide credentials for registries: the kubelet's"
+        " CredentialProviderConfig",
     )
     registries.add_argument(
         "--credential-provider-bin-dir",
         default=os.environ.get("IMAGEGATE_REGISTRY_CREDENTIAL_PROVIDER_BIN_DIR", ""),
         metavar="DIR",
-        help="where the plugins' executables are",
+        help="directory of the plugins' executables",
     )
     outside = argparse.ArgumentParser(add_help=False, parents=[registries])
     outside.add_argument(
         "--kubelet-service-account",
         default=os.environ.get("IMAGEGATE_KUBELET_SERVICE_ACCOUNT", ""),
         metavar="NAME",
-        help="in the operator's namespace: kubelets get tokens of this account, which may read"
-        " nodes/stats and nothing else; default: no kubelet is asked how full its disk is",
+        help="service account in the operator's namespace whose tokens are sent to kubelets, to"
+        " read their disk usage; it may read nodes/stats and nothing else; default: disk usage is"
+        " not read",
     )
     outside.add_argument(
         "--kubelet-ca-file",
         default=os.environ.get("IMAGEGATE_KUBELET_CA_FILE", ""),
-        help="who signs the kubelets' serving certificates; default: the cluster's own CA",
+        help="CA of the kubelets' serving certificates; default: the cluster's own CA",
     )
     outside.add_argument(
         "--kubelet-insecure-tls",
@@ -167,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_prefetch_policy,
         default=os.environ.get("IMAGEGATE_PREFETCH_POLICY", "{}"),
         metavar="JSON",
-        help="what ImagePrefetches may ask for: the chart's prefetchPolicy; default: anything",
+        help="limits for ImagePrefetches: the chart's prefetchPolicy; default: no limits",
     )
 
     run = commands.add_parser("run", parents=[common, outside], help="run the operator")
@@ -239,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     foretell = commands.add_parser(
         "plan",
         parents=[outside],
-        help="say what an ImagePrefetch would do: nodes, bytes, room, time; changes nothing",
+        help="show what an ImagePrefetch would do: nodes, bytes, disk space, time; changes nothing",
     )
     foretell.add_argument("-f", "--filename", required=True, help="YAML; - for standard input")
     foretell.add_argument(
@@ -247,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_comma,
         default=_comma(os.environ.get("IMAGEGATE_PULLER_NAMESPACES", "")),
         metavar="A,B",
-        help="those that the operator is allowed, the default first; none: any is",
+        help="namespaces that the operator may use, the default first; empty: any namespace",
     )
     foretell.add_argument("-o", "--output", default="table", choices=("table", "json"))
     rates = forecast.Rates()
@@ -274,9 +277,9 @@ def _add_lint(commands: Any, registries: argparse.ArgumentParser) -> None:
     examine = commands.add_parser(
         "lint",
         parents=[registries],
-        help="say what makes images slow to pull, and what to do about it; needs no cluster",
-        epilog="Exit status: 1 where an image has an error or cannot be looked at, 2 where the"
-        " command line is wrong, else 0.",
+        help="show what makes images slow to pull, with remedies; needs no cluster",
+        epilog="Exit status: 1 if an image has an error or cannot be checked, 2 if the command line"
+        " is wrong, else 0.",
     )
     examine.add_argument("images", type=_reference, nargs="+", metavar="IMAGE")
     examine.add_argument(
@@ -285,7 +288,7 @@ def _add_lint(commands: Any, registries: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OS/ARCHITECTURE",
-        help="of the nodes; may be repeated; default: all that the image is there for",
+        help="platform of the nodes; may be repeated; default: all platforms of the image",
     )
     examine.add_argument("-o", "--output", default="table", choices=("table", "json"))
     examine.add_argument(
@@ -293,14 +296,14 @@ def _add_lint(commands: Any, registries: argparse.ArgumentParser) -> None:
         type=_gigabytes,
         default=advice.DISK,
         metavar="GB",
-        help=f"of the nodes' disks; default {advice.DISK / 1e9:g}",
+        help=f"size of the nodes' disks; default {advice.DISK / 1e9:g}",
     )
     examine.add_argument(
         "--docker-config",
         type=_keyring,
         default=_DOCKER_CONFIG,
         metavar="FILE",
-        help=f"where credentials are; default {_DOCKER_CONFIG}, if it is there; '' for none",
+        help=f"file with credentials; default {_DOCKER_CONFIG}, if it exists; '' for none",
     )
 
 
@@ -308,7 +311,7 @@ def _add_hooks(commands: Any, place: argparse.ArgumentParser) -> None:
     hooks = commands.add_parser(
         "hooks",
         parents=[place],
-        help="receive push hooks and hand them over to the operator; pulls and holds nothing",
+        help="receive push hooks and hand them over to the operator",
     )
     hooks.add_argument("--pushes-configmap", required=True, metavar="NAME")
     hooks.add_argument(
@@ -325,26 +328,28 @@ def _add_hooks(commands: Any, place: argparse.ArgumentParser) -> None:
 def _add_helpers(
     commands: Any, common: argparse.ArgumentParser, place: argparse.ArgumentParser
 ) -> None:
-    """What the chart runs beside the operator."""
+    """Add the commands that the chart runs in addition to the operator."""
     _add_hooks(commands, place)
     cleanup = commands.add_parser(
         "cleanup", parents=[common], help="remove everything of Imagegate from the cluster's nodes"
     )
-    cleanup.add_argument("--deployment", required=True, help="the operator's, to be stopped first")
+    cleanup.add_argument(
+        "--deployment", required=True, help="the operator's Deployment, which is stopped first"
+    )
 
     watchdog = commands.add_parser(
         "watchdog",
         parents=[common],
-        help="free the nodes that are held, if the operator has been silent for long",
-        epilog="Exit status: 3 where nodes were freed, so that an alert can see it; 1 on an error.",
+        help="release all held nodes, if the operator has sent no heartbeat for long",
+        epilog="Exit status: 3 if nodes were released, so that an alert can fire; 1 on an error.",
     )
     watchdog.add_argument(
-        "--after-seconds", type=float, default=900.0, help="without a heartbeat; default 900"
+        "--after-seconds", type=float, default=900.0, help="time without a heartbeat; default 900"
     )
 
 
 def _namespace() -> str:
-    """The operator's own."""
+    """The operator's namespace."""
     return os.environ.get("POD_NAMESPACE", "imagegate-system")
 
 
@@ -360,7 +365,7 @@ def _token_services(text: str) -> TokenServices:
 
 
 def _rate(text: str) -> float:
-    """Bytes a second, from megabytes a second."""
+    """Bytes per second, from megabytes per second."""
     try:
         rate = float(text) * 1e6
     except ValueError:
@@ -371,7 +376,7 @@ def _rate(text: str) -> float:
 
 
 def _gigabytes(text: str) -> int:
-    """Bytes, from powers of ten as disks are sold."""
+    """Bytes, from gigabytes of 10^9 bytes, the unit in which disks are sold."""
     try:
         size = float(text) * 1e9
     except ValueError:
@@ -397,7 +402,9 @@ def _platform(text: str) -> str:
 
 
 def _keyring(text: str) -> Keyring:
-    """Of a docker configuration file; of docker's own, if it is there, for `_DOCKER_CONFIG`."""
+    """The credentials of a docker configuration file. `_DOCKER_CONFIG` means docker's own file, if
+    it exists.
+    """
     try:
         if text != _DOCKER_CONFIG:
             return lint.keyring(Path(text)) if text else EMPTY
@@ -407,7 +414,7 @@ def _keyring(text: str) -> Keyring:
     except lint.InvalidDockerConfig as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     except (OSError, RuntimeError):
-        return EMPTY  # No home, or one that is somebody else's, as in a container.
+        return EMPTY  # No home directory, or one without access, as in a container.
 
 
 def _resources(text: str) -> dict[str, Any]:
@@ -424,7 +431,9 @@ def _resources(text: str) -> dict[str, Any]:
 @with_config(ConfigDict(alias_generator=to_camel, extra="forbid", strict=True))
 @dataclass(frozen=True, slots=True)
 class _PrefetchPolicy(PrefetchPolicy):
-    """As the chart writes it. A bound that is not understood must not be dropped."""
+    """The policy in the chart's JSON. Unknown fields are an error, because a limit that this
+    version does not know must not be ignored.
+    """
 
 
 def _prefetch_policy(text: str) -> PrefetchPolicy:
@@ -512,7 +521,7 @@ def _registry(arguments: argparse.Namespace) -> RegistrySettings:
 
 
 async def _plan(arguments: argparse.Namespace) -> int:
-    """1 where an ImagePrefetch has room on no node that lacks its images."""
+    """Returns 1 if no node that lacks the images of an ImagePrefetch has space for them."""
     source = "standard input" if arguments.filename == "-" else arguments.filename
     text = sys.stdin.read() if arguments.filename == "-" else _read(arguments.filename)
     policy = arguments.prefetch_policy
@@ -526,7 +535,7 @@ async def _plan(arguments: argparse.Namespace) -> int:
         async with (
             registry.Client(_registry(arguments)) as registries,
             Kubelets(
-                # Whose token it is that this process has is not known: a kubelet never sees it.
+                # Never this process's own token, because it may be the token of any user.
                 Tokens(client, _namespace(), account) if account else None,
                 ca_file=arguments.kubelet_ca_file,
                 insecure_tls=arguments.kubelet_insecure_tls,

@@ -1,5 +1,5 @@
-"""The root of every error that this project raises on purpose."""
+"""The base class of all errors that this project raises."""
 
 
 class ImagegateError(Exception):
-    """Its text is for people: what failed, where, and where possible what to do."""
+    """The text is for people: what failed, where, and if possible the remedy."""

@@ -1,8 +1,9 @@
-"""kopf's part: what the watches see goes into the store. No logic, and nothing is written.
+"""kopf's handlers: they put the objects of watch events into the store. They contain no logic and
+write nothing.
 
-Only ``on.event``: the other handlers annotate or put finalizers on every object they see, which
-no Node of anybody's cluster deserves. Handlers return None, or kopf would write the value into
-the object's status.
+Only ``on.event`` is used, because kopf's other handlers write annotations or finalizers to every
+object, also to Nodes. Handlers return None, because kopf writes any other value into the object's
+status.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ Body = Mapping[str, Any]
 
 
 class Sightings:
-    """Where everything that the watches see goes, whoever watches: parsed, and into the store.
+    """Parses the objects of all watches, and puts them into the store.
 
-    ``type_`` is that of the watch event; None for an object that was found in a list.
+    ``type_`` is the type of the watch event; None for an object in a list.
     """
 
     def __init__(
@@ -88,12 +89,12 @@ class Sightings:
 
 
 async def watch(sightings: Sightings, namespaces: Sequence[str], identity: str) -> None:
-    """Watch what is cluster-scoped by kopf, until cancelled or until it cannot go on. Pods and
-    their events are watched for each namespace by itself (`runtime.reflector`).
+    """Watch the cluster-scoped kinds with kopf, until cancelled or until an error of kopf. Pods and
+    their events have one watch per namespace (`runtime.reflector`).
     """
     registry = kopf.OperatorRegistry()
     register(registry, sightings)
-    # kopf would look up the user's name, and a container's user has none.
+    # Without an identity, kopf would look up the user's name, which a container's user lacks.
     who: Any = identity
     await kopf.operator(
         registry=registry,
@@ -112,8 +113,8 @@ def register(registry: kopf.OperatorRegistry, sightings: Sightings) -> None:
         in_cluster = kopf.login_with_service_account(**kwargs)
         if in_cluster is None:
             return kopf.login_with_kubeconfig(**kwargs)
-        # kopf goes by the name kubernetes.default.svc: but the pods that answer for names may
-        # themselves be waiting for a node that we hold.
+        # kopf uses the DNS name kubernetes.default.svc. Use the address instead, because the DNS
+        # pods may wait for a node that the operator holds.
         return dataclasses.replace(in_cluster, server=_api_server())
 
     @kopf.on.event("", "v1", "nodes", registry=registry)
@@ -130,13 +131,13 @@ def register(registry: kopf.OperatorRegistry, sightings: Sightings) -> None:
 
 
 def _api_server() -> str:
-    """The API server's address, as the kubelet tells every container."""
+    """The API server's address, from the variables that the kubelet sets in every container."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def settings() -> kopf.OperatorSettings:
-    """kopf, told to watch and to keep its hands off everything else."""
+    """Settings with which kopf only watches, and writes nothing."""
     made = kopf.OperatorSettings()
     made.peering.standalone = True
     made.scanning.disabled = True
@@ -145,11 +146,11 @@ def settings() -> kopf.OperatorSettings:
     made.watching.server_timeout = 300
     made.watching.client_timeout = 310
     made.watching.connect_timeout = 30
-    # Together: a finished worker keeps its slot for idle_timeout, and the default is 5 s.
+    # Both are needed, because an idle worker keeps its slot for idle_timeout, 5 s by default.
     made.queueing.worker_limit = 64
     made.queueing.idle_timeout = 0.05
     made.networking.request_timeout = 30
     made.networking.enforce_retry_after = True
-    # It logs "Handler succeeded" at INFO for every event of every Node.
+    # kopf logs "Handler succeeded" at INFO for every event of every Node.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     return made

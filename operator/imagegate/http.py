@@ -1,6 +1,6 @@
 """The operator's own HTTP server: ``/healthz``, ``/readyz`` and ``/metrics``.
 
-kopf's liveness endpoint says only that an HTTP task runs; a watch that died stays green there.
+kopf's liveness endpoint is not used, because it does not notice that a watch has failed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 Check = Callable[[], str | None]
-"""None when all is well, or else what is wrong."""
+"""Returns None, or a text that says what is wrong."""
 
 
 def make_app(*, registry: CollectorRegistry, healthy: Check, ready: Check) -> web.Application:
@@ -42,7 +42,7 @@ def _answer(problem: str | None) -> web.Response:
 
 
 async def serve(app: web.Application, port: int) -> web.AppRunner:
-    """Listen on every address. Raises OSError when the port is taken."""
+    """Listen on every address. Raises OSError if the port is in use."""
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     await web.TCPSite(runner, host=None, port=port).start()

@@ -1,6 +1,6 @@
-"""``imagegate lint``: what makes images slow to pull, asked of their registries; no cluster needed.
+"""``imagegate lint`` shows what makes images slow to pull. It asks only registries, no cluster.
 
-Credentials come from a docker configuration file, read as the kubelet reads a pull secret.
+Credentials come from a docker configuration file, parsed as the kubelet parses a pull secret.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from imagegate.registry.pull_secrets import CONFIG_KEY, CONFIG_TYPE, PullSecret
 from imagegate.runtime import inspector
 
 PATIENCE = 30.0
-"""Seconds that a person waits for a registry."""
+"""Longest wait for a registry, in seconds."""
 MAX_PLATFORMS = 32
-"""Of one image, where none is asked for: the index of an image may name any number."""
+"""Largest number of platforms per image without --platform: an index may name any number."""
 UNBOUND = "linux/amd64"
-"""What an artifact, which is for no platform, is looked at as."""
+"""Platform for which an artifact is checked, because an artifact has no platform of its own."""
 
 
 class InvalidDockerConfig(ImagegateError):
@@ -44,11 +44,11 @@ class Linted:
     facts: ImageFacts
     platforms: tuple[str, ...]
     advice: Mapping[Advice, tuple[str, ...]]
-    """With the platforms that each is about; errors first."""
+    """Each advice with its platforms; errors first."""
 
     @property
     def failed(self) -> bool:
-        """Whether something is wrong with it, or it could not be looked at."""
+        """Whether the image has an error, or could not be checked."""
         errors = (each.severity is Severity.ERROR for each in self.advice)
         return bool(self.facts.problem) or any(errors)
 
@@ -63,7 +63,8 @@ def keyring(path: Path) -> Keyring:
         secret = PullSecret(str(path.parent), path.name, CONFIG_TYPE, {CONFIG_KEY: data})
         return Keyring([secret])
     except InvalidSecret as error:
-        # Not its whole text, which speaks of Kubernetes' Secrets, and not as a cause: see `errors`.
+        # Only the problem, because the whole text is about a Kubernetes Secret. Without a cause,
+        # because of secrets (`registry.errors`).
         problem = error.problem.removeprefix(f"{CONFIG_KEY}: ")
     raise InvalidDockerConfig(f"{path}: {problem}")
 
@@ -76,9 +77,9 @@ async def lint(
     *,
     disk_size: int = advice.DISK,
 ) -> list[Linted]:
-    """Look at each image, for these platforms or for all of its own.
+    """Check each image for these platforms, or for all platforms of the image.
 
-    Raises `InvalidReference`; what else is wrong stands in the facts' ``problem``.
+    Raises `InvalidReference`; the facts' ``problem`` has other errors.
     """
     manifests = Manifests(client)
     return list(
@@ -100,7 +101,7 @@ async def _lint(
     reference = references.parse(image)
     try:
         async with asyncio.timeout(PATIENCE):
-            # Once: a tag may move between two questions.
+            # Resolve the tag only once, because it may move between two requests.
             digest = await client.resolve(reference, keys)
             pinned = replace(reference, digest=digest)
             own = await manifests.platforms(pinned, keys)
@@ -122,7 +123,7 @@ async def _lint(
 
 
 def _login(reference: Reference, keys: Keyring) -> str:
-    """What to do about a refusal: somebody at a command line has no `imagePullSecrets`."""
+    """The remedy for a refusal. Unlike the operator, the command line has no `imagePullSecrets`."""
     files = [each.source for each in keys.lookup(reference) if not each.anonymous]
     if files:
         return f"check the user's rights, and the login in {files[0]}"
@@ -133,7 +134,7 @@ def _login(reference: Reference, keys: Keyring) -> str:
 
 
 def as_json(linted: Iterable[Linted]) -> str:
-    """The same for programs: bytes and seconds."""
+    """The results as JSON, in bytes and seconds."""
     return json.dumps(
         [
             {
@@ -184,7 +185,8 @@ def table(linted: Sequence[Linted]) -> str:
         )
     for each in linted:
         lines += ["", each.image, *_said(each)]
-    # Platforms and messages are somebody else's words, and this may be a terminal.
+    # Platforms and messages come from the registry, and could contain escape sequences for the
+    # terminal.
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines).strip()
 
 
@@ -208,4 +210,4 @@ def _said(linted: Linted) -> list[str]:
             f"  {said.severity.upper()} {said.rule}{of}: {said.why}",
             f"    {said.remedy}",
         ]
-    return lines or ["  nothing to say"]
+    return lines or ["  nothing to improve"]

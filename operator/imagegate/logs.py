@@ -1,4 +1,4 @@
-"""Log lines: a constant text and its data in keys, as JSON or for a terminal."""
+"""Log lines with a constant text and the data in keys, as JSON or as text."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(level: str, format_: str) -> None:
-    """Log to standard error, everything in one format. Standard output is for what a command was
-    asked for (``imagegate plan -o json | jq``).
+    """Log everything in one format to standard error. Standard output is for the result of a
+    command (``imagegate plan -o json | jq``).
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())

@@ -1,9 +1,9 @@
-"""Metrics for Prometheus. No label ever holds a node's name.
+"""Metrics for Prometheus. No label contains a node's name.
 
-Gauges about nodes are computed from the ledger at scrape, so they cannot drift and need no
-clean-up when a prefetch is deleted; the series of its counters are removed (`Metrics.forget`).
-``workqueue_*``, ``rest_client_*`` and ``leader_election_master_status`` have the names that every
-Kubernetes dashboard knows.
+Gauges about nodes are computed from the ledger at scrape time, so that they are always correct, and
+disappear with their prefetch. Counters of a deleted prefetch are removed (`Metrics.forget`).
+``workqueue_*``, ``rest_client_*`` and ``leader_election_master_status`` have Kubernetes' own names,
+so that existing dashboards work.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from imagegate.domain.actions import ReleaseReason
 Observe = Callable[[float], None]
 
 LONG = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600)
-"""Seconds: from an image that is there to one of 20 GB through a slow link."""
+"""Seconds: from an image that the node already holds to 20 GB over a slow network."""
 SHORT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 MOST_REGISTRIES = 100
-"""Registries with series of their own; whoever writes an ImagePrefetch names registries."""
+"""Largest number of registries with series of their own. It is limited, because the authors of
+ImagePrefetches choose the registries."""
 OTHERS = "<other>"
 
 
@@ -105,7 +106,7 @@ class Metrics:
         )
         self._pruned = Counter(
             "imagegate_resync_pruned",
-            "Objects that a resync found gone although no watch had said so.",
+            "Deleted objects that a resync found, because the watch had missed the deletion.",
             ["kind"],
             registry=registry,
         )
@@ -117,8 +118,7 @@ class Metrics:
         )
         self._pushes = Counter(
             "imagegate_push_events",
-            "Pushes that registries told of, and deliveries that told of none, by what became of"
-            " them.",
+            "Pushes that registries reported, and deliveries without a push, by outcome.",
             ["source", "outcome"],
             registry=registry,
         )
@@ -146,8 +146,8 @@ class Metrics:
         self._hold.observe(max(0.0, held))
 
     def forget(self, prefetch: str) -> None:
-        """Remove the series of an ImagePrefetch that was deleted: clusters with one for each pull
-        request would otherwise collect them for ever.
+        """Remove the series of a deleted ImagePrefetch. Otherwise their number would grow forever,
+        for instance in a cluster with an ImagePrefetch for each pull request.
         """
         self._allowed.pop(prefetch, None)
         for metric in (self._cache, self._pull, self._bytes, self._failures):
@@ -189,7 +189,7 @@ class Metrics:
         self._request_seconds.labels(method, self._host).observe(seconds)
 
     def queue_observers(self, name: str) -> tuple[Observe, Observe]:
-        """Where a queue reports how long keys wait, and how long the work on one takes."""
+        """The observers of a queue: for the wait of a key, and for the work on a key."""
         work, reconcile = self._queue_work.labels(name), self._reconcile.labels(name)
 
         def worked(seconds: float) -> None:

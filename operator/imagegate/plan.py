@@ -1,8 +1,8 @@
-"""``imagegate plan``: what an ImagePrefetch would do, as a table; nothing is changed.
+"""``imagegate plan`` shows what an ImagePrefetch would do, as a table; it changes nothing.
 
-Run in the operator's pod it knows how full the nodes' disks are (``nodes/stats``, from the kubelets
-themselves, with tokens of the account that is made for it); run from elsewhere it says that it does
-not: a person's token must not go to a kubelet.
+In the operator's pod, it reads the disk usage of the nodes (``nodes/stats`` of the kubelets, with
+tokens of a separate account). Elsewhere, it reports that the disk usage is not known, because a
+user's token must not be sent to a kubelet.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from imagegate.runtime.inspector import Inspector
 from imagegate.runtime.store import Store
 
 PATIENCE = 30.0
-"""Seconds that a person waits for a registry."""
+"""Longest wait for a registry, in seconds."""
 SHOWN = 20
-"""Nodes without room that the table names."""
+"""Largest number of nodes without enough disk space that the table names."""
 
 
 class InvalidPlan(ImagegateError):
-    """What was given is no ImagePrefetch that could be applied."""
+    """The input is not an ImagePrefetch that could be applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +53,21 @@ class Plan:
     images: Mapping[str, ImageFacts]
     forecast: Forecast
     found: Found | None = None
-    """What workloads name, where it asks for that."""
+    """The images of workloads; None without ``imagesFrom``."""
 
     @property
     def hopeless(self) -> bool:
-        """Whether every node that lacks the images lacks the room for them, too."""
+        """Whether no node that lacks the images has enough disk space for them."""
         return bool(self.forecast.no_room) and not self.forecast.to_pull
 
 
 def read(
     text: str, source: str, namespaces: Sequence[str] = (), policy: PrefetchPolicy = ANYTHING
 ) -> list[Prefetch]:
-    """The ImagePrefetches of a YAML stream, each as the API server would fill it in.
+    """The ImagePrefetches of a YAML stream, with the defaults of the API server.
 
-    ``namespaces``: those where puller pods are allowed, the default first; none: not known, and
-    any will do. Raises `InvalidPlan`.
+    ``namespaces``: the namespaces in which puller pods may run, the default first; empty: not
+    known, so any namespace is accepted. Raises `InvalidPlan`.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
@@ -77,7 +77,7 @@ def read(
     for number, document in enumerate(documents, start=1):
         where = f"{source}, document {number}"
         if not isinstance(document, dict) or document.get("kind") != "ImagePrefetch":
-            raise InvalidPlan(f"{where}: this is no ImagePrefetch: give only those")
+            raise InvalidPlan(f"{where}: this is no ImagePrefetch: remove it from the file")
         named = (document.get("spec") or {}).get("pullerNamespace")
         reader = Reader(namespaces or [named if isinstance(named, str) else "default"], policy)
         prefetch = reader.parse(document)
@@ -97,9 +97,9 @@ async def make(
     rates: Rates,
     policy: PrefetchPolicy = ANYTHING,
 ) -> list[Plan]:
-    """Ask the API server for nodes and workloads, the registries for sizes, and the kubelets for
-    room. Raises a KubeError, also where whoever plans may not list a workload's kind, and
-    `InvalidPlan` where the images are larger than the policy allows.
+    """Read nodes and workloads from the API server, sizes from the registries, and disk usage from
+    the kubelets. Raises a KubeError, also if the user may not list a kind of workloads, and
+    `InvalidPlan` if the images are larger than the policy allows.
     """
     found = await _find(prefetches, client, policy)
     prefetches = [workloads.joined(p, each) for p, each in zip(prefetches, found, strict=True)]
@@ -147,7 +147,7 @@ async def _find(
 
 
 def as_json(plans: Iterable[Plan]) -> str:
-    """The same figures for programs: bytes and seconds."""
+    """The same figures as JSON, in bytes and seconds."""
     return json.dumps(
         [
             {

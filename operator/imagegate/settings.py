@@ -1,4 +1,4 @@
-"""What the operator is told at start; made from the command line by `cli`."""
+"""Settings of the operator; `cli` makes them from the command line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from imagegate.registry.endpoints import RegistrySettings
 
 
 class GateSource(StrEnum):
-    """Who puts the gate taint on a joining node."""
+    """The component that puts the gate taint on a joining node."""
 
     POLICY = "policy"
-    """The chart's MutatingAdmissionPolicy: no window."""
+    """The chart's MutatingAdmissionPolicy, in the request that creates the Node."""
     WATCH = "watch"
-    """The operator, when it sees the node: best effort."""
+    """The operator, after the watch event of the Node: best effort."""
     NONE = "none"
-    """Somebody else: kubelet --register-with-taints, Karpenter startupTaints, node pool taints."""
+    """Another component: kubelet --register-with-taints, Karpenter startupTaints, node pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +38,19 @@ class Settings:
     gate_suspend: bool = False
     gate_source: GateSource = GateSource.POLICY
     gate_control_planes: bool = False
-    """Whether nodes of the control plane are tainted by the watch, too."""
+    """With `GateSource.WATCH`: whether control plane nodes are tainted, too."""
     gate_policy: str = "imagegate"
     prefetch_policy: PrefetchPolicy = field(default_factory=PrefetchPolicy)
-    """What administrators let ImagePrefetches ask for."""
+    """Limits that administrators set for ImagePrefetches."""
     registry: RegistrySettings = field(default_factory=RegistrySettings)
     kubelet_account: str = ""
-    """Service account in `namespace` whose tokens kubelets are shown; empty: none is asked."""
+    """Service account in `namespace` whose tokens kubelets get; empty: no kubelet is asked."""
     kubelet_ca_file: str = ""
-    """Who signs the kubelets' serving certificates; empty: the cluster's own CA."""
+    """CA of the kubelets' serving certificates; empty: the cluster's own CA."""
     kubelet_insecure_tls: bool = False
     http_port: int = 8080
     pushes_configmap: str = ""
-    """Where `imagegate hooks` hands over pushes; empty: there is no such process."""
+    """ConfigMap in which `imagegate hooks` hands over pushes; empty: no push hooks."""
     resync_seconds: float = 300.0
     log_level: str = "info"
     log_format: str = "json"
@@ -58,11 +58,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class HooksSettings:
-    """Of the process that receives push hooks."""
+    """Settings of the process that receives push hooks."""
 
     namespace: str
     pushes_configmap: str
     file: Path
-    """Who may tell of pushes."""
+    """The file with the receivers of push hooks."""
     port: int
     http_port: int

@@ -1,1 +1,1 @@
-"""The wire: the kinds of `imagegate.dev`, image references, and the CRDs made from them."""
+"""API types: the kinds of `imagegate.dev`, image references, and the CRDs made from the kinds."""

@@ -1,12 +1,13 @@
-"""CEL rules: what the API server itself checks, and the sentence that it answers with.
+"""CEL rules: the checks that the API server makes, and the messages of their refusals.
 
-A refused object should never need the operator's log. So every rule says what was wrong, quoting
-the value, and what to write instead; and it is the API server that evaluates it
-(`x-kubernetes-validations`), not a webhook server that might be down.
+Every message quotes the wrong value and says what to write instead, so that a user never needs the
+operator's log to understand a refusal. The API server evaluates the rules
+(`x-kubernetes-validations`), because a webhook server might be down.
 
-The API server bounds the *estimated* cost of every rule when a CRD is created, from `maxLength`,
-`maxItems` and `maxProperties`: that is why everything in these schemas has a limit. The expressions
-keep to the functions that API servers have had since Kubernetes 1.30.
+When a CRD is created, the API server limits the *estimated* cost of every rule. It estimates the
+cost from `maxLength`, `maxItems` and `maxProperties`: therefore every string, list and map in these
+schemas has a limit. The expressions use only functions that API servers have had since
+Kubernetes 1.30.
 """
 
 import json
@@ -20,25 +21,27 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 DNS_LABEL: Final = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-"""RFC 1123 label, as namespaces are; the limit of 63 characters is not in it."""
+"""RFC 1123 label, such as the name of a namespace. The pattern does not check the limit of 63
+characters."""
 DNS_SUBDOMAIN: Final = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-"""RFC 1123 subdomain, as the names of Secrets are; the limit of 253 characters is not in it."""
+"""RFC 1123 subdomain, such as the name of a Secret. The pattern does not check the limit of 253
+characters."""
 QUALIFIED_NAME: Final = (
     "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
 """Key of a label or a taint: an optional DNS subdomain and "/", then at most 63 characters."""
 LABEL_VALUE: Final = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
-"""Value of a label, which may be empty; the limit of 63 characters is not in it."""
+"""Value of a label, which may be empty. The pattern does not check the limit of 63 characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One entry of `x-kubernetes-validations`.
 
-    `explain` is a CEL expression that makes the message. `message` is said when it cannot be
-    evaluated, or when the value has a line break in it, which a message must not have.
-    `field` is the path below the schema that the error shall name, such as `.retry.minSeconds`.
+    `explain` is a CEL expression whose result is the message. The API server uses `message` instead
+    if `explain` cannot be evaluated or its result contains a line break, which is not allowed.
+    `field` is the path that the error names, relative to the schema, such as `.retry.minSeconds`.
     """
 
     expression: str
@@ -48,7 +51,7 @@ class Rule:
     reason: Literal["FieldValueInvalid", "FieldValueForbidden"] | None = None
 
     def entry(self) -> dict[str, str]:
-        """Give the rule as a CRD has it."""
+        """Return the rule in the form of a CRD."""
         entry = {
             "rule": self.expression,
             "message": self.message,
@@ -61,10 +64,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Annotation of a field: `rule` at the API server, and `check`, its twin, on the read path.
+    """Annotation of a field. The API server evaluates `rule`; the operator runs `check`, which is
+    equivalent, when it reads an object.
 
-    `check` gets a value of the field's type and raises ValueError; a rule about a change
-    (`oldSelf`) has none, because one object does not show what it was before.
+    `check` gets a value of the field's type and raises ValueError. A rule about a change
+    (`oldSelf`) has no `check`, because the object does not contain its previous value.
     """
 
     rule: Rule
@@ -89,7 +93,7 @@ class Checked:
 
 
 def _keeping(check: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """Make a validator of a check: the value stays as it is."""
+    """Turn a check into a validator that returns the value unchanged."""
 
     def validator(value: Any) -> Any:
         check(value)
@@ -99,10 +103,10 @@ def _keeping(check: Callable[[Any], object]) -> Callable[[Any], Any]:
 
 
 def matching(pattern: str, complaint: str) -> Checked:
-    """Make the annotation of a string that has to match a pattern.
+    """Make the annotation of a string that must match a pattern.
 
     `complaint` follows the quoted value in the message: `is not a label key: use …`.
-    The pattern is anchored, and read by RE2 at the API server and by `re` here.
+    The pattern must be anchored. The API server evaluates it with RE2, the operator with `re`.
     """
     compiled = re.compile(pattern)
 
@@ -121,7 +125,9 @@ def matching(pattern: str, complaint: str) -> Checked:
 
 
 def quoting(value: str, complaint: str) -> str:
-    """Give the CEL expression of a message: the value of `value` in quotes, and a complaint."""
+    """Return the CEL expression of a message: the result of the CEL expression `value` in quotes,
+    then the complaint.
+    """
     ending = literal(f'" {complaint}')
     return f"'\"' + {value} + {ending}"
 
@@ -133,9 +139,9 @@ def literal(text: str) -> str:
 
 
 def extensions(*rules: Rule, **keywords: object) -> dict[str, Any]:
-    """Give the `json_schema_extra` with these rules and further `x-kubernetes-…` keywords.
+    """Return a `json_schema_extra` with these rules and further `x-kubernetes-…` keywords.
 
-    A keyword is written `list_type="map"`.
+    The argument `list_type="map"` sets `x-kubernetes-list-type`.
     """
     extra: dict[str, Any] = {
         "x-kubernetes-" + name.replace("_", "-"): value for name, value in keywords.items()

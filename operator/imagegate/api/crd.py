@@ -1,7 +1,7 @@
 """The CustomResourceDefinitions, made from the models: `python -m imagegate.api.crd`.
 
-Run from the root of the repository it writes deploy/crds/; with `--check` it writes nothing, and
-fails with a diff when those files are not what the models say.
+Run from the root of the repository, the command writes deploy/crds/. With `--check` it writes
+nothing, and fails with a diff if the files differ from the models.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Column:
     wide: bool = False
 
     def entry(self) -> dict[str, Any]:
-        """Give the column as a CRD has it."""
+        """Return the column in the form of a CRD."""
         entry = {
             "name": self.name,
             "type": self.type,
@@ -47,7 +47,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of the API: its model, and what a CRD says beside the schema."""
+    """One kind of the API: its model, and the parts of its CRD that are not in the schema."""
 
     model: type[v1alpha1.ImagePrefetch | v1alpha1.NodeGate]
     short_name: str
@@ -90,7 +90,7 @@ class Kind:
         }
 
     def text(self) -> str:
-        """Give the CRD's file."""
+        """Return the text of the CRD's file."""
         return _HEADER + yaml.dump(
             self.definition(), Dumper=_Dumper, sort_keys=True, width=100, allow_unicode=True
         )
@@ -103,7 +103,9 @@ KINDS: Final = (
         v1alpha1.ImagePrefetch,
         short_name="ipf",
         columns=(
-            Column("Desired", "integer", ".status.nodes.desired", "Nodes to hold the images."),
+            Column(
+                "Desired", "integer", ".status.nodes.desired", "Nodes that should hold the images."
+            ),
             Column("Cached", "integer", ".status.nodes.cached", "Nodes that hold the images."),
             Column("Pulling", "integer", ".status.nodes.pulling", "Nodes that are pulling."),
             Column("Failed", "integer", ".status.nodes.failed", "Nodes whose last pull failed."),
@@ -128,10 +130,10 @@ KINDS: Final = (
 
 
 def _object_schema(model: type[v1alpha1.ImagePrefetch | v1alpha1.NodeGate]) -> schema.Schema:
-    """Make the schema of a whole object, without defaults in what users do not write.
+    """Make the schema of a whole object. Only the spec has defaults.
 
-    The operator compares the status that it read with the one that it would write. A field that the
-    API server had filled in would make them differ for ever.
+    The operator compares the status that it read with the status that it would write. A default
+    that the API server filled in would make the two differ forever.
     """
     whole = schema.structural(model)
     properties = whole["properties"]
@@ -153,19 +155,19 @@ def _without_defaults(node: schema.Schema) -> schema.Schema:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML without anchors: what occurs twice is written twice."""
+    """Writes YAML without anchors: a value that occurs twice is written twice."""
 
     def ignore_aliases(self, _data: object) -> bool:
         return True
 
 
 def files() -> dict[str, str]:
-    """Give the CRDs' files: name and text."""
+    """Return the CRDs' files: name and text."""
     return {kind.file_name: kind.text() for kind in KINDS}
 
 
 def differences(wanted: Mapping[str, str], directory: Path) -> str:
-    """Compare a directory with the files wanted there: a diff, empty when they are current."""
+    """Return the diff between a directory and the wanted files; empty if they are current."""
     diff: list[str] = []
     for name, text in wanted.items():
         path = directory / name
@@ -180,7 +182,7 @@ def differences(wanted: Mapping[str, str], directory: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or check the files; give the exit code."""
+    """Write or check the files; return the exit code."""
     parser = argparse.ArgumentParser(prog=_COMMAND, description="Make the CRDs from the models.")
     parser.add_argument(
         "--output",

@@ -1,8 +1,7 @@
-"""From an object of the API server to a model, or to one sentence saying what is wrong with it.
+"""Turns an object of the API server into a model, or into a sentence that says what is wrong.
 
-The API server has refused bad objects already. Every check is made here once more for an object
-that got past it, because it was stored under another version of the CRD: what comes out needs no
-further check.
+The API server has already refused invalid objects. Every check is repeated here, because an object
+may have been stored under another version of the CRD. A decoded model needs no further check.
 """
 
 import json
@@ -20,7 +19,7 @@ _LONGEST_VALUE = 120
 
 
 class InvalidObject(errors.ImagegateError):
-    """An object that cannot be acted on; the text names the field and says what is wrong."""
+    """An invalid object; the text names the field and says what is wrong."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}" if field else problem)
@@ -31,7 +30,7 @@ class InvalidObject(errors.ImagegateError):
 
 
 def parse_prefetch(body: Mapping[str, Any]) -> v1alpha1.ImagePrefetch:
-    """Read an ImagePrefetch. A status that cannot be read is None: it is the operator's to rewrite.
+    """Read an ImagePrefetch. An unreadable status becomes None, because the operator rewrites it.
 
     Raises `InvalidObject`.
     """
@@ -42,7 +41,7 @@ def parse_prefetch(body: Mapping[str, Any]) -> v1alpha1.ImagePrefetch:
 
 
 def parse_node_gate(body: Mapping[str, Any]) -> v1alpha1.NodeGate:
-    """Read a NodeGate. A status that cannot be read is None: it is the operator's to rewrite.
+    """Read a NodeGate. An unreadable status becomes None, because the operator rewrites it.
 
     Raises `InvalidObject`.
     """
@@ -66,14 +65,15 @@ def _parse_status(model: type[_Model], status: Any) -> _Model | None:
 
 
 def _parse(model: type[_Model], body: Mapping[str, Any]) -> _Model:
-    # By way of JSON, because only there does strict mean what it means to the API server: no "5"
-    # for 5, but lists for tuples and text for times. `default` is for kopf's views of a body.
+    # Validate JSON, because only for JSON is strict mode as strict as the API server: it refuses
+    # "5" for 5, but accepts lists for tuples and text for times. `default` converts kopf's views of
+    # a body.
     try:
         return model.model_validate_json(json.dumps(body, default=dict), strict=True)
     except pydantic.ValidationError as error:
         first, *rest = error.errors(include_url=False)
-        # pydantic also counts the valid entries of a list, so that one bad entry makes the list
-        # around it too short: a consequence of the first problem is not a further one.
+        # pydantic counts only the valid entries of a list, so that one invalid entry may also make
+        # the list too short. Such a consequence of the first problem is not counted as another.
         further = [other for other in rest if other["loc"] != first["loc"][: len(other["loc"])]]
         problem = _problem(first)
         if further:
@@ -82,9 +82,9 @@ def _parse(model: type[_Model], body: Mapping[str, Any]) -> _Model:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """Write a location as the API server does: `spec.images[1].image`."""
+    """Format a location as the API server does: `spec.images[1].image`."""
     if location and location[-1] in _UNION_MEMBERS:
-        location = location[:-1]  # pydantic's name for a member of a union; no field is called so
+        location = location[:-1]  # pydantic's name for a union's member; no field has such a name
     path = ""
     for step in location:
         path += f"[{step}]" if isinstance(step, int) else f".{step}"

@@ -1,4 +1,4 @@
-"""Fields of Kubernetes objects that are read the same way everywhere. Standard library only."""
+"""Readers for common fields of Kubernetes objects. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def version(metadata: Mapping[str, Any]) -> int:
-    """The resourceVersion as an integer; 0 when there is none.
+    """The resourceVersion as an integer; 0 if there is none.
 
-    Comparable within one kind: promised since KEP-5504 (1.35), true of every etcd-backed API
-    server before.
+    Two versions of one kind can be compared: KEP-5504 promises this since Kubernetes 1.35, and
+    every etcd-backed API server has always done so.
     """
     text = str(metadata.get("resourceVersion") or "0")
     return _digits(text)
 
 
 def _digits(text: str) -> int:
-    """0 for what is no number, or one of more digits than any that Kubernetes knows (64 bits)."""
+    """The text as an integer; 0 if it is not a number, or has more digits than 64 bits allow."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 0
 
 
@@ -29,7 +29,7 @@ _SUFFIXES = {
 
 
 def quantity(text: object) -> int:
-    """A resource quantity of whole bytes (``100Gi``, ``5M``, ``123``); 0 where it is none."""
+    """A resource quantity of whole bytes (``100Gi``, ``5M``, ``123``); 0 for any other text."""
     if not isinstance(text, str):
         return 0
     number = text.rstrip("kMGTPEi")
@@ -38,7 +38,7 @@ def quantity(text: object) -> int:
 
 
 def seconds(text: object) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time; None where there is none or it is garbled."""
+    """Seconds since the epoch of an RFC 3339 time; None if it is absent or malformed."""
     if not isinstance(text, str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What the kinds of `imagegate.dev` share with each other and with Kubernetes' own kinds."""
+"""Types that the kinds of `imagegate.dev` share with each other and with Kubernetes' own kinds."""
 
 import re
 from collections.abc import Mapping
@@ -33,9 +33,9 @@ _REQUIREMENT_MESSAGE: Final = (
 
 
 class ApiModel(BaseModel):
-    """Base of everything that is on the wire: camelCase there, snake_case here, never changed.
+    """Base of every API type: immutable, with camelCase names in JSON and snake_case names here.
 
-    Unknown fields are dropped on read, so that an older operator can read what a newer one wrote.
+    Unknown fields are ignored, so that an older operator can read what a newer operator wrote.
     """
 
     model_config = ConfigDict(
@@ -93,7 +93,7 @@ LabelValue = Annotated[
 ]
 
 Sentence = Annotated[str, Field(max_length=1024)]
-"""Text for people in a status, cut by whoever writes it."""
+"""Text for people in a status. The writer cuts it to this length."""
 
 
 ApiVersion = Annotated[
@@ -127,7 +127,7 @@ class ObjectMeta(ApiModel):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Leave the schema to the API server, which allows a CRD to say no more than this."""
+        """The API server defines the schema of metadata, and allows no more than this in a CRD."""
         return {"type": "object"}
 
 
@@ -205,7 +205,7 @@ class LabelSelector(ApiModel):
 
     match_labels: MatchLabels = Field(
         default_factory=dict,
-        description="Labels that must be there with exactly these values.",
+        description="Labels that must exist with exactly these values.",
     )
     match_expressions: tuple[LabelSelectorRequirement, ...] = Field(
         default=(),
@@ -215,7 +215,7 @@ class LabelSelector(ApiModel):
 
 
 class Condition(ApiModel):
-    """A metav1.Condition: one aspect of the state, and since when it is so."""
+    """A metav1.Condition: one aspect of the state, and the time of its last change."""
 
     type: str = Field(
         min_length=1,
@@ -226,7 +226,7 @@ class Condition(ApiModel):
     observed_generation: int | None = Field(
         default=None,
         ge=0,
-        description="The `metadata.generation` that this was found for.",
+        description="The `metadata.generation` that this condition is about.",
     )
     last_transition_time: AwareDatetime = Field(description="When `status` last changed.")
     reason: str = Field(

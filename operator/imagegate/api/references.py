@@ -1,8 +1,8 @@
-"""Image references, read exactly as the kubelet and the container runtimes read them.
+"""Image references, parsed exactly as the kubelet and the container runtimes parse them.
 
 The kubelet (`pkg/util/parsers`) and containerd both parse with `ParseNormalizedNamed` of
-github.com/distribution/reference v0.6.0. Imagegate compares references and looks registries up by
-their domain, so it must accept what they accept, and normalise as they do.
+github.com/distribution/reference v0.6.0. Imagegate must accept and normalise references in the same
+way, because it compares references and finds registries by their domain.
 The grammar, as that package publishes it:
 
     reference        := name [ ":" tag ] [ "@" digest ]
@@ -15,10 +15,10 @@ The grammar, as that package publishes it:
     tag              := [A-Za-z0-9_], then up to 127 of [A-Za-z0-9_.-]
     digest           := algorithm ":" lower-case hex, of the algorithm's own length
 
-Whether a first component is a domain is not decided by the grammar but by its looks: `localhost`,
-anything with "." or ":", and anything with an upper-case letter is one; all else is a path on
+The grammar does not decide whether the first component is a domain. It is a domain if it is
+`localhost` or contains ".", ":" or an upper-case letter. Otherwise the whole is a path on
 Docker Hub.
-Nothing but the standard library, so that every layer may import this module.
+This module uses only the standard library, so that every layer may import it.
 """
 
 import json
@@ -42,7 +42,8 @@ _OFFICIAL: Final = "library/"
 _LONGEST_QUOTE: Final = 120
 
 _DOMAIN_COMPONENT: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-# Possessive (`*+`): a pattern that can go back remembers each component, at 130 bytes a character.
+# Possessive (`*+`), because a pattern that can backtrack stores each component: 130 bytes of memory
+# for each character.
 _DOMAIN: Final = re.compile(
     rf"(?:{_DOMAIN_COMPONENT}(?:\.{_DOMAIN_COMPONENT})*+|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 )
@@ -53,16 +54,16 @@ _IDENTIFIER: Final = re.compile(r"[a-f0-9]{64}")
 
 
 class InvalidReference(errors.ImagegateError, ValueError):
-    """A text that is no image reference; the message quotes it and says what to write instead."""
+    """The text is no image reference; the message quotes it and says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """One image, by tag, by digest, or by both.
 
-    Made by `parse`, which validates; the constructor itself does not.
-    `domain` is never empty and `path` carries Docker Hub's implicit `library/`.
-    `tag` and `digest` (`sha256:…`) are what the text had, None where it had none.
+    Use `parse` to make it: `parse` validates, the constructor does not.
+    `domain` is never empty, and `path` includes Docker Hub's implied `library/`.
+    `tag` and `digest` (`sha256:…`) are those of the text; None if the text has none.
     """
 
     domain: str
@@ -71,7 +72,7 @@ class Reference:
     digest: str | None = None
 
     def __str__(self) -> str:
-        """Give the reference in full, but with no tag that the text did not have."""
+        """Return the full reference, without a tag if the text had none."""
         return self.name + self._suffix
 
     @property
@@ -83,7 +84,7 @@ class Reference:
     def normalized(self) -> str:
         """The full reference; `:latest` is added when there is neither tag nor digest.
 
-        Two texts name the same image for certain when their normalized forms are equal.
+        If their normalized forms are equal, two texts certainly name the same image.
         """
         if self.tag is None and self.digest is None:
             return f"{self.name}:{DEFAULT_TAG}"
@@ -91,16 +92,15 @@ class Reference:
 
     @property
     def listed_as(self) -> str:
-        """The name under which a Node lists the image: where there is a digest, it decides and the
-        tag is dropped.
-        """
+        """The name under which a Node lists the image: without the tag if there is a digest."""
         return f"{self.name}@{self.digest}" if self.digest is not None else self.normalized
 
     @property
     def familiar(self) -> str:
         """The short form that people write: no `docker.io/`, no `library/`, no implied tag.
 
-        For messages. It need not parse back to the same: `docker.io/quay.io/a` is `quay.io/a`.
+        Only for messages, because it may parse to another image: `docker.io/quay.io/a` becomes
+        `quay.io/a`.
         """
         if self.domain != DEFAULT_DOMAIN:
             return str(self)
@@ -115,13 +115,13 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Parse an image reference and fill in what Docker Hub's short names leave out.
+    """Parse an image reference, and complete the short names of Docker Hub.
 
     Raises `InvalidReference`.
     """
     _check_whole(text)
-    # "@" occurs in no name, tag or digest, ":" in no path or tag: so the splits below are the
-    # grammar's own, and each part can be judged, and complained of, by itself.
+    # No name, tag or digest contains "@", and no path or tag contains ":". So the splits below
+    # follow the grammar, and each part can have its own error message.
     named, at, digest = text.partition("@")
     domain, remainder = _split_domain(named)
     path, colon, tag = remainder.partition(":")
@@ -137,7 +137,8 @@ def _split_domain(named: str) -> tuple[str, str]:
     """Split a reference without digest into its domain and the rest, both normalised."""
     first, slash, rest = named.partition("/")
     if not slash:
-        # A bare name is never a domain, not even `localhost`; 5000 in `example.com:5000` is a tag.
+        # A name without "/" is never a domain, not even `localhost`; 5000 in `example.com:5000` is
+        # a tag.
         return DEFAULT_DOMAIN, _OFFICIAL + named
     if first == _LEGACY_DEFAULT_DOMAIN:
         first = DEFAULT_DOMAIN
@@ -158,7 +159,7 @@ def _looks_like_domain(component: str) -> bool:
 
 
 def _check_whole(text: str) -> None:
-    """Refuse what is wrong with the text as a whole, before any splitting could hide it."""
+    """Check the text as a whole, before a split could hide the cause of an error."""
     if not text:
         raise InvalidReference(
             "an image reference must not be empty: write one such as registry.example/team/app:1.0"
@@ -171,16 +172,16 @@ def _check_whole(text: str) -> None:
     if separator:
         raise _invalid(text, f"a reference has no URL scheme: remove {json.dumps(scheme + '://')}")
     if _IDENTIFIER.fullmatch(text):
-        # Runtimes take 64 hex digits for an image that they already have, which cannot be pulled.
+        # Runtimes read 64 hex digits as the ID of a local image, which cannot be pulled.
         raise _invalid(text, "64 hex digits are an image ID, not a name: write name@sha256:ID")
 
 
 def _check_name(text: str, domain: str, path: str) -> None:
     counted = path
     if not _DOMAIN.fullmatch(domain):
-        # A registry such as `my_host.example` is no domain of the grammar, yet passes for a path
-        # component, so the Go package accepts the whole as a path without domain. Runtimes then
-        # dial the first component all the same: accepted here too, with what is dialled as domain.
+        # A registry such as `my_host.example` is not a domain of the grammar, but it is a valid
+        # path component. So the Go package accepts the whole as a path without a domain, and the
+        # runtimes still connect to the first component. It is accepted here as the domain.
         counted = f"{domain}/{path}"
         if not _PATH_COMPONENT.fullmatch(domain):
             raise _invalid(
@@ -226,7 +227,7 @@ def _check_tag(text: str, tag: str) -> None:
 
 
 def valid_digest(text: str) -> str | None:
-    """The text if it is a digest in form, else None."""
+    """The text if it has the form of a digest, else None."""
     algorithm, _, encoded = text.partition(":")
     sound = len(encoded) == DIGEST_LENGTHS.get(algorithm) and _HEX.fullmatch(encoded)
     return text if sound else None
@@ -260,6 +261,6 @@ def _invalid(text: str, problem: str) -> InvalidReference:
 
 
 def _quote(text: str) -> str:
-    """Quote for a message: control characters escaped, and long text cut."""
+    """Quote a text for a message: escape control characters, and cut long text."""
     shown = text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 1] + "…"
     return json.dumps(shown, ensure_ascii=False)

@@ -1,19 +1,19 @@
-"""From a pydantic model to a structural schema, the JSON schema of CustomResourceDefinitions.
+"""Turns a pydantic model into a structural schema, the JSON schema of CustomResourceDefinitions.
 
-A structural schema (apiextensions.k8s.io/v1) is less than JSON schema: a type at every node, no
-`$ref`, no `title`, no `const`, no tuples, no `null`. What pydantic says otherwise is rewritten:
+A structural schema (apiextensions.k8s.io/v1) is a subset of JSON schema: a type at every node, no
+`$ref`, no `title`, no `const`, no tuples, no `null`. Other output of pydantic is rewritten:
 
-    X | None                  X, not required; absent is the only way to say None
+    X | None                  X, not required; an absent field means None
     int | str                 x-kubernetes-int-or-string
     const                     enum
-    $defs and $ref            put in place; what stands beside a $ref wins
-    default: null, []         none: absent means the same, and stays out of everybody's diffs
-    additionalProperties no   none: unknown fields are pruned, and warned of, by the API server
+    $defs and $ref            the definition replaces the $ref; keywords beside a $ref win
+    default: null, []         removed: an absent field means the same, and causes no diffs
+    additionalProperties no   removed: the API server prunes unknown fields, with a warning
 
-What else there is must be on a list of known keywords, or is an error: neither a new version of
-pydantic nor a new field can slip something into a CRD that nobody looked at.
-For the same reason everything must have a limit, without which the API server takes CEL rules to
-cost too much (see `imagegate.api.cel`).
+Any other keyword must be on a list of known keywords, or is an error, so that neither a new version
+of pydantic nor a new field can add anything to a CRD that was not reviewed.
+A field without a limit is an error, too, because the API server would then estimate the cost of
+CEL rules as too high (see `imagegate.api.cel`).
 """
 
 from collections.abc import Mapping
@@ -65,14 +65,14 @@ _LIMITS: Final = {"string": "maxLength", "array": "maxItems"}
 
 
 class NotStructural(errors.ImagegateError):
-    """A model that has no structural schema: says where, what, and what to write instead."""
+    """The model has no structural schema. The text names the field, the problem and the remedy."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path or 'the model'}: {problem}")
 
 
 def structural(model: type[BaseModel]) -> Schema:
-    """Make the structural schema of a model, with the names that fields have on the wire.
+    """Make the structural schema of a model, with the fields' names in JSON.
 
     Raises `NotStructural`.
     """
@@ -81,7 +81,7 @@ def structural(model: type[BaseModel]) -> Schema:
 
 
 class _Generator(GenerateJsonSchema):
-    """Rewrites where the types are still known: None, unions and literals."""
+    """Rewrites None, unions and literals, as long as pydantic's types are known."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
@@ -101,13 +101,13 @@ class _Generator(GenerateJsonSchema):
 
 
 class _Rewriter:
-    """Walks a schema once; total, because every keyword is either known or an error."""
+    """Walks a schema once. Every keyword is either known or an error."""
 
     def __init__(self, definitions: Mapping[str, Schema]) -> None:
         self._definitions = definitions
 
     def node(self, schema: Schema, path: str, inside: tuple[str, ...]) -> Schema:
-        """Rewrite one node; `inside` names the definitions that it is part of."""
+        """Rewrite one node; `inside` names the definitions that contain it."""
         schema, inside = self._resolved(schema, path, inside)
         result: Schema = {}
         for keyword, value in schema.items():
@@ -140,7 +140,7 @@ class _Rewriter:
     def _resolved(
         self, schema: Schema, path: str, inside: tuple[str, ...]
     ) -> tuple[Schema, tuple[str, ...]]:
-        """Put definitions in place of references until there is none."""
+        """Replace references by their definitions until no reference is left."""
         while "$ref" in schema:
             name = schema["$ref"].removeprefix("#/$defs/")
             if name in inside:
@@ -152,10 +152,10 @@ class _Rewriter:
 
 
 def _default(default: Any) -> Schema:
-    """Keep a default unless absent means the same.
+    """Keep a default unless an absent field means the same.
 
-    The default of an object is written in full, although the API server would fill in `{}`: it
-    evaluates the object's CEL rules on the default as it stands here.
+    The default of an object is written in full, although the API server would fill in `{}`, because
+    the API server evaluates the object's CEL rules on the default as it is written here.
     """
     if isinstance(default, dict):
         default = {name: value for name, value in default.items() if not _means_absent(value)}
@@ -167,7 +167,7 @@ def _means_absent(default: Any) -> bool:
 
 
 def _require_limits(schema: Schema, path: str) -> None:
-    """Refuse what could be of any size."""
+    """Refuse a string, list or map of unlimited size."""
     kind = schema.get("type")
     if "enum" in schema or schema.get("format") in _SELF_LIMITED_FORMATS:
         return

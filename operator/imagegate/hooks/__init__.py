@@ -1,3 +1,3 @@
-"""Push events of registries: one file a source. An event never names what is pulled; it only makes
-the operator ask the registry, so a forged one costs one question.
+"""Push events of registries: one file per source. An event never decides which image is pulled. It
+only causes a request to the registry, so that a forged event costs one request.
 """

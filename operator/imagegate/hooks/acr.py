@@ -1,4 +1,4 @@
-"""Azure Container Registry: its own webhook, or Event Grid in either of its two schemas.
+"""Azure Container Registry: its own webhook, or Event Grid in one of its two schemas.
 
 https://learn.microsoft.com/azure/container-registry/container-registry-webhook-reference
 https://learn.microsoft.com/azure/event-grid/event-schema-container-registry
@@ -36,7 +36,8 @@ _VALIDATION = "Microsoft.EventGrid.SubscriptionValidationEvent"
 _PUSHED = "Microsoft.ContainerRegistry.ImagePushed"
 _ORIGIN = re.compile(r"[0-9A-Za-z.-]{1,253}")
 _HANDSHAKE_BYTES = 8 << 10
-"""The event that validates a subscription has less than 1 KiB."""
+"""A larger event is not parsed as a handshake. The event that validates a subscription has less
+than 1 KiB."""
 _CODE = re.compile(r"[0-9A-Za-z-]{1,128}")
 
 
@@ -50,14 +51,14 @@ class _Request(body.Part):
 
 
 class _Change(body.Part):
-    """What was done. The webhook's whole body; ``data`` of an event of Event Grid."""
+    """A change in the registry: the webhook's whole body, or ``data`` of an Event Grid event."""
 
     action: body.Text | None = None
     id: body.Text | None = None
     target: _Target | None = None
     request: _Request | None = None
     code: body.Text | None = Field(default=None, alias="validationCode")
-    """Only of the event that validates a subscription."""
+    """Only in the event that validates a subscription."""
 
 
 class _Webhook(_Change):
@@ -107,7 +108,7 @@ def parse_events(delivery: Delivery, _: Receiver) -> Parsed:
         if event.type == _PUSHED and event.data is not None
         for push in _pushes(event.data)
     )
-    # A batch has no name of its own.
+    # A batch has no id of its own.
     return Parsed(pushed, events[0].id or "" if len(events) == 1 else "")
 
 
@@ -125,7 +126,9 @@ def _allow(delivery: Delivery) -> Answer:
 
 
 def _echo(event: _Event) -> Answer:
-    """The handshake of Event Grid's own schema: saying the code again proves who reads here."""
+    """The handshake of Event Grid's own schema: the answer repeats the code, which proves that the
+    receiver consents to the subscription.
+    """
     code = event.data.code if event.data is not None else None
     if code is None or not _CODE.fullmatch(code):
         raise Malformed("data.validationCode: not a code")
@@ -134,8 +137,8 @@ def _echo(event: _Event) -> Answer:
 
 
 async def by_token_or_header(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None:
-    # A handshake proves something to the sender, not to us, and it says nothing of any image. It
-    # may come without what the subscription is configured to send with its events.
+    # A handshake is accepted without proof, because it names no image: it only proves the receiver
+    # to the sender. It may lack the credentials that the subscription sends with its events.
     if delivery.method == "OPTIONS":
         return
     try:
@@ -151,7 +154,9 @@ async def by_token_or_header(delivery: Delivery, receiver: Receiver, fetch: Fetc
 
 
 def _is_handshake(delivery: Delivery) -> bool:
-    """Whether an unverified delivery asks for the answer of `_echo`. Larger ones are not parsed."""
+    """Whether an unverified delivery needs the answer of `_echo`. Large deliveries are not
+    parsed.
+    """
     if len(delivery.body) > _HANDSHAKE_BYTES:
         return False
     try:

@@ -1,8 +1,7 @@
-"""The leader's part of push hooks: to ask registries about what was pushed.
+"""The leader's part of push hooks: it asks registries about pushed tags.
 
-What it reads was verified by another process (`runtime.outbox`), which may be broken into: the
-leader is the process that holds and releases nodes, so that no number of pushes may keep it from
-that work.
+Another process (`runtime.outbox`) has verified the pushes. That process may be compromised. So no
+number of pushes may keep the leader from its main work, which is to hold and release nodes.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ SOON, QUIET = 1.0, 5.0
 MOST_ASKED = 1024
 MOST_WAITING = 512
 SHARE = 0.1
-"""Of the event loop's time, at most, for looking up which prefetches a push concerns. That takes
-about 1 ms with 1,000 images, and has to be done for each push."""
+"""Largest part of the event loop's time in which the prefetches that a push concerns are looked up.
+One lookup, needed for every push, takes about 1 ms with 1,000 images."""
 
 Pushed = Callable[[Push], int]
-"""Asks the registry, soon; the number of images that the push concerns."""
+"""Schedules a request to the registry; returns the number of images that the push concerns."""
 
 
 class Asker:
@@ -47,14 +46,14 @@ class Asker:
         self._unread: str | None = None
         """The hand-over as it is now, unless it was read."""
         self._known: frozenset[str] = frozenset()
-        """The ids in the text that was read last."""
+        """The ids in the last text that was read."""
         self._waiting: dict[Push, Told] = {}
         self._debounce = Debounce(SOON, QUIET, MOST_ASKED)
         self._wake = asyncio.Event()
 
     def see(self, text: str) -> None:
-        """The hand-over as it is now. It is read when it is its turn, and only the newest: 256 KiB
-        of JSON take 10 ms or more, and the other process may write as often as it likes.
+        """Take the current text of the hand-over. Only the newest text is read, in its turn, because
+        256 KiB of JSON take 10 ms or more and the other process may write as often as it likes.
         """
         self._unread = text
         self._wake.set()
@@ -65,7 +64,7 @@ class Asker:
             await self._in_turn(partial(self._read, text))
 
     def _read(self, text: str) -> None:
-        """What cannot be read changes nothing."""
+        """Read a text of the hand-over. An unreadable text changes nothing."""
         try:
             entries = handover.decode(text)
         except handover.Unreadable as error:
@@ -83,7 +82,7 @@ class Asker:
         self._wake.set()
 
     async def run(self) -> None:
-        """Ask, and ask again where that is due."""
+        """Ask registries about new pushes, and again when `Debounce` says that it is due."""
         while True:
             await self._read_newest()
             while self._waiting:
@@ -104,13 +103,13 @@ class Asker:
                 pass
 
     async def _in_turn(self, work: Callable[[], object]) -> None:
-        """Do it, and then leave the loop to others for as long as `SHARE` asks for."""
+        """Do the work, then sleep, so that the work gets only `SHARE` of the loop's time."""
         began = time.monotonic()
         try:
             work()
         except Exception:
-            # A defect of ours must not end the loop of all pushes.
-            logger.exception("push not asked about")
+            # An unexpected error must not end the loop that handles all pushes.
+            logger.exception("registry not asked about push")
         await asyncio.sleep((time.monotonic() - began) * (1 / SHARE - 1))
 
     def _ask(self, told: Told) -> None:
@@ -135,5 +134,5 @@ class Asker:
         )
 
     def _count(self, told: Told, outcome: Outcome) -> None:
-        # A label of a metric: no other process may invent values.
+        # The source is a label of a metric: the other process must not be able to add values.
         self._observe(told.source if told.source in self._sources else "unknown", outcome)

@@ -12,26 +12,27 @@ from imagegate.hooks.event import Delivery, Fetch, TokenRule, Unverified
 
 _ALGORITHMS = ("RS256", "ES256")
 _LEEWAY = 60.0
-"""Seconds that two clocks may differ by."""
+"""Largest tolerated difference between two clocks, in seconds."""
 _OPTIONS: jwt.types.Options = {
     "require": ["exp", "iat", "iss", "aud"],
     "strict_aud": True,
     "enforce_minimum_key_length": True,
 }
 LIFETIME = 24 * 3600.0
-"""Seconds from a token's ``iat`` to its ``exp``, at most. Google's live for an hour, Microsoft
-Entra's for up to 24."""
-# PyJWT's own errors, and what its parsing of hostile JSON lets through.
+"""Longest time from a token's ``iat`` to its ``exp``, in seconds. Tokens of Google are valid for an
+hour, tokens of Microsoft Entra for up to 24 hours."""
+# PyJWT's own errors, and the errors of its JSON parser that it does not catch for hostile input.
 _ERRORS = (jwt.PyJWTError, ValueError, AttributeError, RecursionError)
 
 
 async def verify(delivery: Delivery, rule: TokenRule, keys_url: str, fetch: Fetch) -> None:
-    """The token says all that the rule asks for, and the issuer signed it. Raises Unverified.
+    """Check that the token has the claims of the rule and that the issuer signed it. Raises
+    Unverified.
 
-    `keys_url` is where the source's usual issuer publishes its keys, unless the rule says where.
-    What the token itself names as its keys (``jku``, ``x5u``, ``jwk``) is not looked at. A name
-    (``kid``) that is not among the keys that `fetch` keeps may be of a new one: they are asked for
-    again, which `fetch` bounds.
+    `keys_url` is where the source's usual issuer publishes its keys; the rule may name another URL.
+    Keys that the token itself names (``jku``, ``x5u``, ``jwk``) are ignored. A key name (``kid``)
+    that is not among the cached keys may belong to a new key. So the keys are fetched again, and
+    `fetch` limits how often.
     """
     scheme, _, token = delivery.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
@@ -45,7 +46,7 @@ async def verify(delivery: Delivery, rule: TokenRule, keys_url: str, fetch: Fetc
     except ImagegateError as error:
         raise Unverified(f"no keys of the issuer: {error}") from error
     if name not in keys:
-        raise Unverified("the token is signed with no key of the issuer")
+        raise Unverified("the issuer has no key with the kid of the token")
     try:
         claims = jwt.decode(
             token,
@@ -63,13 +64,13 @@ async def verify(delivery: Delivery, rule: TokenRule, keys_url: str, fetch: Fetc
         raise Unverified("the token is not that of the configured application")
     if not rule.email:
         return
-    # Who signs is told by e-mail; one that the issuer has not verified is anybody's.
+    # The signer is identified by its e-mail claim. An unverified e-mail identifies nobody.
     if claims.get("email_verified") is not True or claims.get("email") != rule.email:
         raise Unverified("the token is not that of the configured e-mail")
 
 
 def _check_lifetime(claims: Mapping[str, Any]) -> None:
-    """A token that is good for years is a password that nobody can change. Raises Unverified."""
+    """Refuse long-lived tokens, because they cannot be revoked. Raises Unverified."""
     if float(claims["exp"]) - float(claims["iat"]) > LIFETIME + _LEEWAY:
         raise Unverified("the token is good for more than 24 hours")
 
@@ -80,23 +81,25 @@ def _application(claims: Mapping[str, Any]) -> object:
 
 
 def _key_name(token: str) -> str:
-    """Before keys are asked for: what can be no token of ours makes nobody ask."""
+    """The token's ``kid``. Rejects tokens that cannot be valid before the issuer's keys are
+    fetched, so that forged tokens cause no requests. Raises Unverified.
+    """
     try:
         header = jwt.get_unverified_header(token)
     except _ERRORS:
         raise Unverified("Authorization holds no token") from None
     name = header.get("kid")
     if header.get("alg") not in _ALGORITHMS or not isinstance(name, str):
-        raise Unverified("the token is not signed as it should be")
+        raise Unverified("the token has no kid, or an alg that is not accepted")
     return name
 
 
 def _read(data: bytes) -> dict[str, jwt.PyJWK]:
-    """The keys for signatures of a JWKS, by their names. Raises Unverified."""
+    """The signature keys of a JWKS by their names. Raises Unverified."""
     try:
         keys = jwt.PyJWKSet.from_json(data.decode()).keys
     except _ERRORS:
-        raise Unverified("what is published are no keys") from None
+        raise Unverified("the issuer's keys cannot be read") from None
     return {
         key.key_id: key
         for key in keys

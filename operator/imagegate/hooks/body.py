@@ -1,4 +1,4 @@
-"""Bodies of deliveries: JSON, read into what a source needs of it and nothing else."""
+"""Bodies of deliveries: JSON, of which only the fields that a source needs are read."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from imagegate.api.references import Reference
 from imagegate.hooks.event import Delivery, Malformed, Push
 
 MOST = 1000
-"""Elements of a list. Event Grid's largest batches have about as many events."""
+"""Largest number of elements in a list. Event Grid's largest batches have about 1,000 events."""
 
 Text = Annotated[str, StringConstraints(max_length=1024)]
-"""A name, an id, a URL or a tag. Only what a source defines otherwise may be longer."""
+"""A name, an id, a URL or a tag. Longer texts need a type of their own."""
 
 LongText = Annotated[str, StringConstraints(max_length=256 << 10)]
-"""A whole event inside of another."""
+"""A whole event that is embedded in another event."""
 
 Item = TypeVar("Item")
 Items = Annotated[list[Item], Field(max_length=MOST, fail_fast=True)]
-"""Every list of a body. Without `fail_fast` pydantic keeps an error of about 1 KB for each element
-that is wrong, and 1 MiB holds half a million elements.
+"""Type of every list in a body. `fail_fast` limits memory: without it, pydantic keeps an error of
+about 1 KB for each wrong element, and a body of 1 MiB can have half a million elements.
 """
 
 
 class Part(BaseModel):
-    """A part of a body. Senders add fields as they like, and write null for what is not there.
+    """A part of a body. Senders may add fields, and may send null for absent values.
 
-    Every field of a Part has a bound: `Text` and `Items` rather than ``str`` and ``list``.
+    Every field must have a limit: use `Text` and `Items` instead of ``str`` and ``list``.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -40,14 +40,14 @@ Whole = TypeVar("Whole", bound=Part)
 
 
 def read(model: type[Whole], delivery: Delivery) -> Whole:
-    """Raises Malformed; its text names fields, and quotes nothing of what was sent."""
+    """Raises Malformed; its text names fields and quotes no value of the body."""
     return parse(model, delivery.body)
 
 
 def parse(model: type[Whole], data: bytes) -> Whole:
     """Raises Malformed, as `read` does."""
     try:
-        # Not model_validate_json, which keeps a copy of the input for each field that is missing.
+        # Not model_validate_json, because it keeps a copy of the input for each missing field.
         content = from_json(data)
     except ValueError:
         raise Malformed("the body: not JSON") from None
@@ -68,10 +68,10 @@ def reference(text: str, field: str) -> Reference:
 
 
 def named(image: Reference, tag: str | None = None) -> Push:
-    """A push of what a reference names."""
+    """A push of the image that a reference names."""
     return Push(image.path, image.tag or "" if tag is None else tag, image.domain)
 
 
 def moves(tag: str | None) -> bool:
-    """Whether this is a tag: children of an index are pushed by digest, and move none."""
+    """Whether this is a tag. The children of an index are pushed by digest, which moves no tag."""
     return bool(tag) and ":" not in str(tag)

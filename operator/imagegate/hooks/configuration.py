@@ -1,7 +1,8 @@
-"""The file that names the receivers: a Secret's key, mounted.
+"""The file that lists the receivers: a key of a Secret, mounted as a file.
 
-Read again and again, because the kubelet replaces the files of a mounted Secret: secrets change
-without a restart, and without a gap while the old and the new one are both listed.
+The file is read periodically, because the kubelet replaces the files of a mounted Secret. So
+secrets are rotated without a restart, and without lost deliveries while the file lists the old and
+the new secret.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from imagegate.errors import ImagegateError
 from imagegate.hooks.event import Receiver, Source, TokenRule
 
 MAX_BYTES = 1 << 20
-"""A Secret is no larger."""
+"""The largest size of a Secret."""
 MIN_PATH = 16
 MIN_SECRET = 8
 MIN_KEY = 16
-"""Of the key of an HMAC."""
+"""Shortest key of an HMAC, in characters."""
 MOST_RECEIVERS = 1000
 
 _PATH = re.compile(r"[A-Za-z0-9._~-]+")
@@ -31,7 +32,7 @@ _FORM = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_error
 
 
 class InvalidConfiguration(ImagegateError):
-    """What is wrong with the file, by receiver and field. Never quotes a secret or a path."""
+    """The errors in the file, by receiver and field. Never quotes a secret or a path."""
 
 
 class _Token(BaseModel):
@@ -61,7 +62,7 @@ _FILE = TypeAdapter(list[_Receiver])
 
 
 def load(path: Path, sources: Mapping[str, Source]) -> tuple[Receiver, ...]:
-    """The receivers of a file. Raises InvalidConfiguration, also when it cannot be read."""
+    """The receivers of a file. Raises InvalidConfiguration, also if the file cannot be read."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
@@ -73,7 +74,7 @@ def load(path: Path, sources: Mapping[str, Source]) -> tuple[Receiver, ...]:
 
 
 def parse(text: bytes, sources: Mapping[str, Source]) -> tuple[Receiver, ...]:
-    """Raises InvalidConfiguration with everything that is wrong."""
+    """Raises InvalidConfiguration, which lists all errors."""
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -94,7 +95,7 @@ def parse(text: bytes, sources: Mapping[str, Source]) -> tuple[Receiver, ...]:
     for what in ("name", "path"):
         values = [getattr(entry, what) for entry in entries]
         problems += [
-            f"receiver {entry.name}: its {what} is another's, too"
+            f"receiver {entry.name}: its {what} is used by another receiver, too"
             for number, entry in enumerate(entries)
             if getattr(entry, what) in values[:number]
         ]
@@ -160,7 +161,7 @@ def _problems(entry: _Receiver, sources: Mapping[str, Source]) -> list[str]:
 
 
 def _unproven(entry: _Receiver, source: Source) -> list[str]:
-    """Whether to believe whoever knows the path has to be said where there is a choice."""
+    """A receiver without proofs must set ``pathOnly``, if its source can send proofs."""
     proven = any(getattr(entry, proof) for proof in source.proofs)
     if entry.path_only and proven:
         return ["pathOnly: remove it, the sender has to prove more"]

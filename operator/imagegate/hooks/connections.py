@@ -1,9 +1,9 @@
-"""Connections of the public port: how many, from whom, and for how long.
+"""Limits for the connections of the public port: total number, number per peer, and duration.
 
-aiohttp has no deadline for a request's headers, and no limit of connections. Each connection here
-serves one request. While it is incomplete, it may be closed to make room for a newer one: a request
-that is sent at once is complete within milliseconds, and the oldest incomplete ones are those of a
-sender that does not go on.
+aiohttp has no deadline for a request's headers and no limit for connections. Each connection here
+serves one request. While its request is incomplete, a connection may be closed in favour of a newer
+connection. This hits slow or stalled senders, because a normal request is complete within
+milliseconds.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from aiohttp import web
 
 MOST = 256
 MOST_PER_PEER = 64
-"""Of one address. Behind a proxy or a NodePort many senders may have the same one."""
+"""Connections from one address. Behind a proxy or a NodePort many senders may share an address."""
 HEADER_SECONDS = 5.0
 SECONDS = 30.0
-"""For all of a request: its headers, its body (`endpoint.BODY_SECONDS`), and what is fetched to
+"""For the whole request: its headers, its body (`endpoint.BODY_SECONDS`), and the requests that
 verify it."""
 READ_BUFFER = 16 << 10
 SHUTDOWN_SECONDS = 1.5
-"""That requests have to end; aiohttp waits for twice that. The pod has 10 s in all, and what waits
-to be handed over is written after that (`receive`)."""
+"""Seconds for open requests at shutdown; aiohttp waits for twice this time. The pod has 10 s in
+all, and `receive` writes the remaining pushes after the requests have ended."""
 LINGER = 1.0
-"""Seconds in which an answer to an unread body may arrive."""
+"""Seconds that a connection with an unread body stays open, so that the answer can arrive."""
 
 
 class Connections:
-    """Those that are open, and which of them has to end for a newer one."""
+    """The open connections. Closes an old connection if a new one exceeds a limit."""
 
     def __init__(self, most: int = MOST, most_per_peer: int = MOST_PER_PEER) -> None:
         self._most = most
         self._most_per_peer = most_per_peer
         self._open: dict[Connection, str] = {}
-        """With the address of the peer."""
+        """Address of the peer, by connection."""
         self._incomplete: dict[Connection, None] = {}
-        """Whose request is not there yet; the oldest first."""
+        """Connections whose request is incomplete; the oldest first."""
         self._of_peer: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Connections:
             self._close(next(iter(self._incomplete)))
 
     def complete(self, connection: Connection) -> None:
-        """Its request is there, with its body: from now on it is not closed for another."""
+        """The request and its body have arrived: the connection is no longer closed for others."""
         self._incomplete.pop(connection, None)
 
     def closed(self, connection: Connection) -> None:
@@ -72,7 +72,7 @@ class Connections:
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's own, with deadlines."""
+    """aiohttp's request handler with deadlines."""
 
     def __init__(self, server: web.Server, connections: Connections, **options: Any) -> None:
         super().__init__(server, **options)
@@ -96,7 +96,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def has_headers(self) -> None:
-        """The deadline of the headers is met."""
+        """The headers have arrived: stop their deadline."""
         self._timers[0].cancel()
 
     def complete(self) -> None:
@@ -131,8 +131,8 @@ class _Site(web.BaseSite):
                 self._connections,
                 loop=loop,
                 access_log=None,
-                # Bodies as they come: what is signed is what was sent, and a small one must not
-                # become large.
+                # Do not decompress bodies, because the signature is over the sent bytes, and
+                # because a small body could decompress to a very large one.
                 auto_decompress=False,
                 read_bufsize=READ_BUFFER,
                 lingering_time=LINGER,

@@ -1,4 +1,4 @@
-"""Which receiver a path leads to."""
+"""Finds the receiver of a path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Directory:
-    """The receivers as the file last named them; what is wrong with a newer one is in the log."""
+    """The receivers of the last valid file. The errors of a newer, invalid file are logged."""
 
     def __init__(self, file: Path, sources: Mapping[str, Source]) -> None:
         self._file = file
@@ -25,7 +25,7 @@ class Directory:
         self._read = False
 
     def reload(self) -> None:
-        """Read the file; blocks, but for a small local file. What is broken changes nothing."""
+        """Read the file; an invalid file changes nothing. Blocks briefly on a small local file."""
         try:
             receivers = configuration.load(self._file, self._sources)
         except configuration.InvalidConfiguration as error:
@@ -46,7 +46,8 @@ class Directory:
     def find(self, path: str) -> Receiver | None:
         """The receiver of ``/hooks/<path>``.
 
-        Digests are compared, and all of them: time tells nothing about the paths there are.
+        Compares digests, and always all of them, so that the duration reveals nothing about the
+        configured paths.
         """
         wanted = _digest(path)
         found = None

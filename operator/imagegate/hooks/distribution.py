@@ -1,8 +1,8 @@
-"""Docker Distribution (``registry:2`` and ``:3``), and what embeds it: GitLab's own registry.
+"""Docker Distribution (``registry:2`` and ``:3``), and registries that embed it, such as GitLab's.
 
-Its envelope may hold many events, of blobs and pulls as well, and each is sent by itself in
-practice. What is not answered 2xx or 3xx it sends again, and everything else waits behind that
-(notifications/sinks.go).
+An envelope may hold many events, also about blobs and pulls; in practice each event has its own
+envelope. The registry repeats an event until the answer is 2xx or 3xx, and all later events wait
+for this one (notifications/sinks.go).
 """
 
 from __future__ import annotations

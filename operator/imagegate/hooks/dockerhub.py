@@ -1,6 +1,6 @@
-"""Docker Hub. It can prove nothing: its deliveries have neither a secret nor a signature.
+"""Docker Hub. Its deliveries have no proof: neither a secret nor a signature.
 
-Its ``callback_url`` is never followed: it would lead wherever a forger likes.
+The ``callback_url`` of a delivery is never requested, because a forger could choose it.
 """
 
 from __future__ import annotations

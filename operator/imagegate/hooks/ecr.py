@@ -1,4 +1,4 @@
-"""Amazon ECR, by EventBridge: straight from an API destination, or through an SNS topic.
+"""Amazon ECR, by EventBridge: directly from an API destination, or through an SNS topic.
 
 https://docs.aws.amazon.com/AmazonECR/latest/userguide/ecr-eventbridge.html
 """
@@ -44,7 +44,7 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
 
 
 def _host(event: _Event) -> str:
-    """The event names no host, but all that it is made of."""
+    """The registry's host. The event does not name it, but contains all its parts."""
     account, region = event.account or "", event.region or ""
     if not _ACCOUNT.fullmatch(account) or not _REGION.fullmatch(region):
         raise Malformed("account and region: not those of an ECR registry")
@@ -57,7 +57,7 @@ def parse_sns(delivery: Delivery, receiver: Receiver) -> Parsed:
     match message.type:
         case "Notification":
             inner = parse(replace(delivery, body=message.message.encode()), receiver)
-            # SNS says the same MessageId again when it delivers again.
+            # SNS repeats the MessageId when it repeats a delivery.
             return replace(inner, id=message.id)
         case "SubscriptionConfirmation":
             return Parsed(id=message.id, visit=sns.confirmation(message))

@@ -1,8 +1,9 @@
-"""``POST /hooks/<path>``: where registries deliver. On a port of its own, made for the internet.
+"""``POST /hooks/<path>``: receives the deliveries of registries, on a port of its own that may be
+reachable from the internet.
 
-Whatever is not found or not verified gets one and the same 404. Whatever a sender does with one
-path leaves room for the others: bodies, and deliveries that are being verified, are counted by
-receiver.
+Unknown paths and failed verifications get the same 404, so that a sender cannot tell them apart.
+Memory for bodies and concurrent verifications are limited per receiver, so that no sender can block
+the other receivers.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ logger = logging.getLogger(__name__)
 PREFIX = "/hooks/"
 BODY_SECONDS = 10.0
 MOST_BYTES = 16 << 20
-"""Of bodies in memory."""
+"""Memory for the bodies of all receivers."""
 MOST_BYTES_OF_RECEIVER = 4 << 20
 AT_ONCE = 32
-"""Deliveries that are being verified."""
+"""Deliveries that are verified concurrently."""
 AT_ONCE_OF_RECEIVER = 8
 _METHODS = ("POST", "OPTIONS")
 
@@ -38,11 +39,13 @@ TOO_LARGE = Answer(413)
 
 
 class NoRoom(ImagegateError):
-    """Too much at once."""
+    """A limit is reached."""
 
 
 class Room:
-    """So much in all, and so much of one receiver. What is taken is given back at the end."""
+    """A limit for all receivers together, and a limit for each receiver. Amounts that were taken
+    must be given back.
+    """
 
     def __init__(self, most: int, most_of_receiver: int) -> None:
         self._most = most
@@ -121,7 +124,7 @@ class Endpoint:
             if isinstance(connection, Connection):
                 connection.complete()
             headers = {name.lower(): value for name, value in request.headers.items()}
-            # Not before the body is there: slow senders must not keep the places.
+            # Take the slot after the body has arrived, so that slow senders do not occupy slots.
             with self._places.place(receiver.name):
                 return await self._receiver.receive(
                     receiver, Delivery(headers, bytes(body), request.method)
@@ -130,18 +133,19 @@ class Endpoint:
             self._observe(receiver.source, Outcome.UNAVAILABLE)
             return UNAVAILABLE
         except (TimeoutError, ConnectionError, aiohttp.ClientError, web.HTTPException):
-            return NOT_FOUND  # The body did not come. Most likely nobody reads this.
+            return NOT_FOUND  # The body did not arrive. Usually the sender has disconnected.
         except Exception:
-            # A defect of ours, which is no business of the sender's: never a 500.
+            # Never answer 500, because an internal error must not be visible to the sender.
             logger.exception("delivery failed", extra={"receiver": receiver.name})
             return NOT_FOUND
         finally:
             self._memory.give_back(receiver.name, len(body))
 
     async def _read(self, request: web.Request, receiver: Receiver, body: bytearray) -> bool:
-        """Read the body; False when it is too large. What is in ``body`` is taken of the memory.
+        """Read the body into ``body``; False if it is too large. The length of ``body`` counts
+        against the memory limit.
 
-        Raises TimeoutError when it is too slow, NoRoom when there are too many.
+        Raises TimeoutError if the sender is too slow, NoRoom if the memory limit is reached.
         """
         most = self._sources[receiver.source].max_body
         if (request.content_length or 0) > most:

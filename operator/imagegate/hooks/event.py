@@ -1,4 +1,4 @@
-"""What the sources of push events have in common: what comes in, and what is made of it."""
+"""Types that all sources of push events share: the delivery, and the pushes that it reports."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from imagegate.errors import ImagegateError
 
 
 class Malformed(ImagegateError):
-    """What was delivered is not what this source sends; the text says which part."""
+    """The delivery does not have the form that this source sends; the text names the wrong part."""
 
 
 class Unverified(ImagegateError):
-    """Nothing proves that the delivery comes from the registry. The text is for the log only: the
-    sender learns nothing but 404.
+    """The delivery has no proof that it comes from the registry. The text is only for the log,
+    because the sender must get nothing but 404.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One request as it came in. Nothing of it is believed yet."""
+    """One request as it was received. Nothing in it has been verified."""
 
     headers: Mapping[str, str]
-    """By their names in lower case."""
+    """By name, in lower case."""
     body: bytes
     method: str = "POST"
     """POST; OPTIONS for the handshake of a CloudEvents sender."""
@@ -32,20 +32,20 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """A tag that was pushed, as far as somebody says so."""
+    """A tag that was pushed, according to an event."""
 
     repository: str
     """Without the registry: ``team/app``."""
     tag: str = ""
-    """Empty: the event does not say; every tag of the repository is looked at."""
+    """Empty: the event names no tag; every tag of the repository is checked."""
     registry: str = ""
-    """``host[:port]`` as images name it. Empty: the event does not say. The receiver's own setting
-    wins."""
+    """``host[:port]`` as in image references. Empty: the event names none. The receiver's setting
+    has priority."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A verified push under the names that images have, and who told of it."""
+    """A verified push, with the names of image references, and the receiver that reported it."""
 
     push: Push
     receiver: str
@@ -54,7 +54,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the sender is told, where it expects more than 202."""
+    """The response to a sender that expects more than 202."""
 
     status: int = 200
     body: bytes = b""
@@ -63,24 +63,24 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What one delivery means. No push at all is no error: most events are of something else."""
+    """The content of one delivery. It may have no push, because most events report other things."""
 
     pushes: tuple[Push, ...] = ()
     id: str = ""
-    """The sender's own name for the delivery, by which a second one is told; empty: it has none."""
+    """The sender's id of the delivery, by which a repetition is recognised; empty: no id."""
     answer: Answer | None = None
     visit: str = ""
-    """A URL that confirms a subscription when it is fetched; the source has checked its host."""
+    """A URL whose request confirms a subscription; the source has checked its host."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRule:
-    """What a signed token (JWT) has to say to be accepted."""
+    """The claims that a signed token (JWT) must have."""
 
     issuer: str
     audience: str
     email: str = ""
-    """The service account that signs; empty: the claim is not looked at."""
+    """The service account that signs; empty: the claim is not checked."""
     keys_url: str = ""
     """Where the issuer publishes its keys (JWKS); empty: the source's own default."""
     application: str = ""
@@ -96,27 +96,28 @@ class Receiver:
     """For logs; never secret."""
     source: str
     path: str
-    """Hard to guess: it is what proves a sender that can prove nothing else."""
+    """Hard to guess, because it is the only proof of a sender that sends no other proof."""
     registry: str = ""
-    """``host[:port]`` as images name it; wins over what events say, which may be a name that only
-    the registry's own network knows. Empty: what events say counts. A path behind it comes before
-    the repository: images may be pulled through another repository than they are pushed to.
+    """``host[:port]`` as in image references. It replaces the registry in events, which may be a
+    name that only the registry's own network knows. Empty: the registry in the event is used. A
+    path after the host is put before the repository, because images may be pulled through another
+    repository than the one they are pushed to.
     """
     secrets: tuple[str, ...] = ()
-    """Any one of them will do, so that they can be changed without a gap."""
+    """Each of them is accepted, so that secrets can be rotated without lost deliveries."""
     token: TokenRule | None = None
     topics: tuple[str, ...] = ()
-    """Topics (ARNs) that may send, for SNS."""
+    """For SNS: the topics (ARNs) whose messages are accepted."""
     path_only: bool = False
-    """Whoever knows the path is believed, although the source could prove more."""
+    """The path is the only proof, although the source could send a better one."""
 
 
 class Fetch(Protocol):
-    """GET of an ``https`` URL, bounded in time and size, kept for a while."""
+    """GET of an ``https`` URL, limited in time and size. The answer is cached."""
 
     def __call__(self, url: str, *, fresh: bool = False) -> Awaitable[bytes]:
-        """Raises ImagegateError. ``fresh``: what was kept has proved too old, and is asked for
-        again unless that was done a moment ago.
+        """Raises ImagegateError. ``fresh``: the cached answer is too old; fetch the URL again,
+        unless that was done a moment ago.
         """
 
 
@@ -126,21 +127,21 @@ class Source:
 
     name: str
     parse: Callable[[Delivery, Receiver], Parsed]
-    """Raises Malformed. Only called for what was verified."""
+    """Raises Malformed. Called only for verified deliveries."""
     verify: Callable[[Delivery, Receiver, Fetch], Awaitable[None]]
     """Raises Unverified. Compares in constant time."""
     says_registry: bool = True
-    """Its events say which registry; otherwise the receiver has to."""
+    """Its events name the registry. If not, the receiver must name it."""
     proofs: frozenset[str] = frozenset({"secrets"})
-    """What of a receiver its ``verify`` looks at: ``secrets``, ``token``, ``topics``. Anything else
-    is refused in the configuration: it would only look as if it protected something.
+    """The fields of a receiver that ``verify`` checks: ``secrets``, ``token``, ``topics``. The
+    configuration refuses all others, because they would seem to protect the receiver but would not.
     """
     signs: bool = False
-    """It uses a secret as the key of an HMAC. Whoever sees one delivery can then try keys without
-    asking us, so that a key has to be longer than a password."""
+    """The secret is the key of an HMAC. An attacker who sees one delivery can try keys offline, so
+    a key must be longer than a password."""
     max_body: int = 64 << 10
-    """Bytes. Deliveries have some KiB."""
+    """Bytes. A delivery usually has a few KiB."""
     needs: tuple[str, ...] = ()
-    """What of a receiver its ``verify`` accepts nothing without, as it stands in the file:
-    ``topics``, ``token.email``.
+    """The fields of a receiver that ``verify`` requires, by their names in the file: ``topics``,
+    ``token.email``.
     """

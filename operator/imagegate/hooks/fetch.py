@@ -1,4 +1,4 @@
-"""GET of what a verification needs: keys, certificates, the confirmation of a subscription."""
+"""GET requests of verifications: keys, certificates, and the confirmation of a subscription."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from imagegate.errors import ImagegateError
 SECONDS = 5.0
 MAX_BYTES = 256 << 10
 KEPT = 600.0
-"""Seconds that an answer is good for: keys are published days before they are used."""
+"""Seconds that an answer is cached: keys are published days before they are used."""
 KEPT_FRESH = 30.0
-"""Seconds that one is good for where somebody asks for what is new: deliveries that are signed with
-keys that nobody knows must not become requests either."""
+"""Seconds that an answer is cached for a caller that needs a fresh one, so that deliveries signed
+with unknown keys do not each cause a request."""
 KEPT_FAILURE = 10.0
-"""Seconds until a URL that failed is tried again: forged deliveries must not become requests."""
+"""Seconds before a failed URL is tried again, so that forged deliveries do not each cause a
+request."""
 MOST = 64
 
 
@@ -30,7 +31,7 @@ class FetchFailed(ImagegateError):
 
 
 class Fetcher:
-    """An open HTTP session; calling it is a `Fetch`."""
+    """An open HTTP session with a cache; callable as a `Fetch`."""
 
     def __init__(self, *, user_agent: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -53,7 +54,7 @@ class Fetcher:
         await self._session.close()
 
     async def __call__(self, url: str, *, fresh: bool = False) -> bytes:
-        """Raises FetchFailed. ``fresh``: not older than `KEPT_FRESH`."""
+        """Raises FetchFailed. ``fresh``: the answer is not older than `KEPT_FRESH`."""
         now = self._clock()
         end, kept = self._kept.get(url, (float("-inf"), None))
         if fresh and kept is not None and kept.done() and kept.exception() is None:
@@ -63,7 +64,8 @@ class Fetcher:
             kept = asyncio.ensure_future(self._get(url))
             kept.add_done_callback(lambda task: self._keep(url, task))
             self._kept[url] = (float("inf"), kept)
-        # Shielded: several may wait for it, and one that gives up must not end it for the others.
+        # Shielded, because several callers may wait: the cancellation of one must not cancel the
+        # request of the others.
         return await asyncio.shield(kept)
 
     def _keep(self, url: str, task: asyncio.Future[bytes]) -> None:
@@ -84,7 +86,7 @@ class Fetcher:
         if target.scheme != "https" or not target.host:
             raise FetchFailed("only https is fetched")
         try:
-            # Wherever a redirect leads, nobody has checked it.
+            # Redirects are not followed, because the target of a redirect was not checked.
             async with self._session.get(target, allow_redirects=False) as response:
                 if response.status != 200:
                     raise FetchFailed(f"{target.host} answered {response.status}")

@@ -1,4 +1,4 @@
-"""Google Artifact Registry (and what is left of Container Registry), by a push of Pub/Sub.
+"""Google Artifact Registry (and the remains of Container Registry), by a push of Pub/Sub.
 
 https://cloud.google.com/artifact-registry/docs/configure-notifications
 https://cloud.google.com/pubsub/docs/push
@@ -48,7 +48,7 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
     except (binascii.Error, ValueError):
         raise Malformed("message.data: not Base64") from None
     notification = body.read(_Notification, replace(delivery, body=data))
-    # A manifest without its tag is told of in a message of its own, and changes no tag.
+    # A push causes one message without the tag and one with it. The first changes no tag.
     if notification.action != "INSERT" or not notification.tag:
         return Parsed(id=message.id or "")
     image = body.reference(notification.tag, "tag")
@@ -57,8 +57,8 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
 
 async def by_token(delivery: Delivery, receiver: Receiver, fetch: Fetch) -> None:
     rule = receiver.token
-    # Google signs a token for any audience for whoever has a service account: only the account's
-    # name tells ours from anybody's.
+    # Every owner of a Google service account can get a signed token for any audience. So only the
+    # account's e-mail identifies the configured sender.
     if rule is None or not rule.email:
         raise Unverified("the receiver has no token.email to tell the service account by")
     await bearer.verify(delivery, rule, KEYS_URL, fetch)

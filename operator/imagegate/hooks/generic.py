@@ -1,7 +1,7 @@
-"""Whatever can send JSON: a job of CI, or a sender of CloudEvents, structured or binary.
+"""Any sender of JSON: a CI job, or a sender of CloudEvents, structured or binary.
 
-The image is at ``data.image`` or ``image``. Signed as ``X-Signature: sha256=<hex>``, or with one of
-the secrets in ``Authorization`` for senders that cannot sign.
+The image is in ``data.image`` or ``image``. The proof is a signature, ``X-Signature:
+sha256=<hex>``, or, for senders that cannot sign, one of the secrets in ``Authorization``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse(delivery: Delivery, _: Receiver) -> Parsed:
     if not text:
         raise Malformed("data.image: there is none")
     image = body.reference(text, "data.image")
-    # In binary mode the attributes are headers, and the body is the data alone.
+    # In binary mode the attributes of the event are headers, and the body is only the data.
     return Parsed((body.named(image),), id=event.id or delivery.headers.get("ce-id", ""))
 
 

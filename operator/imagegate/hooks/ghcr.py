@@ -1,7 +1,7 @@
 """GitHub's container registry: events ``package`` and ``registry_package`` of a webhook.
 
-Both are sent for the same push, the first by webhooks of repositories and organisations, the
-second by those of GitHub Apps.
+Both report the same push. Webhooks of repositories and organisations send the first, webhooks of
+GitHub Apps the second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Container(body.Part):
 
 class _Version(body.Part):
     package_url: body.Text | None = None
-    """``ghcr.io/owner/name:tag``; of an untagged one with the colon all the same."""
+    """``ghcr.io/owner/name:tag``. Without a tag the colon is still there."""
     container_metadata: _Container | None = None
 
 
@@ -47,7 +47,7 @@ async def by_signature(delivery: Delivery, receiver: Receiver, _: Fetch) -> None
 
 def parse(delivery: Delivery, _: Receiver) -> Parsed:
     if delivery.headers.get("x-github-event") not in ("package", "registry_package"):
-        return Parsed()  # Such as the ping when a webhook is made.
+        return Parsed()  # Such as the ping when a webhook is created.
     if "form-urlencoded" in delivery.headers.get("content-type", ""):
         raise Malformed("choose the content type application/json for the webhook")
     event = body.read(_Event, delivery)

@@ -1,6 +1,6 @@
-"""Pushes on their way from the process that receives them to the leader: a text of bounded size.
+"""The text that carries pushes from the receiving process to the leader. Its size is limited.
 
-It holds the last pushes, each with an id. The leader looks at those whose id it has not seen.
+The text holds the last pushes, each with an id. The leader handles those whose id is new.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from imagegate.hooks import body
 from imagegate.hooks.event import Malformed, Push, Told
 
 MOST = 128
-"""Pushes in the text."""
+"""Largest number of pushes in the text."""
 MOST_BYTES = 256 << 10
-"""The longest that `encode` writes is about half as long."""
+"""Longest text that is read. The longest text that `encode` writes is about half as long."""
 _LONGEST = 256
-"""Of what stands in a text. No image reference has a longer registry or repository."""
+"""Longest value in the text. No image reference has a longer registry or repository."""
 
 
 class Unreadable(ImagegateError):
-    """The text is not what `encode` writes."""
+    """The text does not have the form that `encode` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class _Entries(body.Part):
 
 
 def encode(entries: Iterable[Entry]) -> str:
-    """The last `MOST` of them."""
+    """The text with the last `MOST` entries."""
     pushes = [
         {
             "id": entry.id,

@@ -26,9 +26,9 @@ class _Notification(body.Part):
     type: body.Text
     id: body.Text | None = None
     event_data: _Data | None = None
-    """Of the Default format."""
+    """In the Default format."""
     data: _Data | None = None
-    """Of CloudEvents."""
+    """In CloudEvents."""
 
 
 def parse(delivery: Delivery, _: Receiver) -> Parsed:

@@ -34,22 +34,22 @@ def parse(delivery: Delivery, receiver: Receiver) -> Parsed:
         return Parsed()
     if data.repo_key is None:
         raise Malformed("data.repo_key: missing")
-    # Its address inside a cluster may be none that images could have.
+    # Artifactory's address inside a cluster may not be valid in an image reference.
     server = "" if receiver.registry else _host(event.jpd_origin or "")
     return Parsed(pushes.hosted(server, data.repo_key, _image(data), data.tag))
 
 
 def _image(data: _Data) -> str | None:
-    """The path is that of the manifest's file: ``team/app/1.2/manifest.json``.
+    """The image's name, from the path of the manifest's file: ``team/app/1.2/manifest.json``.
 
-    It has the whole name; in ``image_name`` the folders above the image may be missing.
+    The path has the whole name; ``image_name`` may lack the folders above the image.
     """
     name, slash, _ = (data.path or "").rpartition(f"/{data.tag}/")
     return name if slash else data.image_name
 
 
 def _host(origin: str) -> str:
-    """Artifactory's own address, which is that of its registries unless they have their own."""
+    """Artifactory's host, which is also the host of registries that have no host of their own."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

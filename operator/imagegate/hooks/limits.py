@@ -1,6 +1,6 @@
-"""What keeps deliveries from doing harm: how many, how often, and each only once.
+"""Limits for deliveries: rate limit, duplicates, and debouncing of requests to registries.
 
-Pure: times are monotonic seconds that the caller brings. Everything is bounded.
+Pure: the caller passes the time, in monotonic seconds. All memory is limited.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from imagegate.hooks.event import Push
 
 
 class Bucket:
-    """So many a second on average, and so many at once."""
+    """A token bucket: ``rate`` a second on average, and ``burst`` at once."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
@@ -32,7 +32,7 @@ class Bucket:
 
 
 class Seen:
-    """What was delivered already. Forgets after a while, and the oldest first when it is full."""
+    """The ids of past deliveries, each kept for some time. When full, forgets the oldest first."""
 
     def __init__(self, seconds: float, most: int) -> None:
         self._seconds = seconds
@@ -43,11 +43,11 @@ class Seen:
         return len(self._ends)
 
     def forget(self, receiver: str, delivery: str) -> None:
-        """It could not be taken, and is new when it comes again."""
+        """Forget a delivery that could not be accepted, so that its repetition counts as new."""
         self._ends.pop(_key(receiver, delivery), None)
 
     def again(self, receiver: str, delivery: str, now: float) -> bool:
-        """Whether this one was there before; from now on it was."""
+        """Whether this delivery is a repetition. Records it."""
         while self._ends:
             oldest, end = next(iter(self._ends.items()))
             if end > now and len(self._ends) < self._most:
@@ -60,27 +60,28 @@ class Seen:
 
 
 def _key(receiver: str, delivery: str) -> bytes:
-    """The sender chooses how long its names are: only their digests are remembered."""
+    """A digest, because the sender chooses how long its ids are."""
     return hashlib.sha256(f"{receiver}\n{delivery}".encode("utf-8", "surrogatepass")).digest()
 
 
 @dataclass(slots=True)
 class _Window:
     asked: float
-    """When the registry was asked last."""
+    """Time of the last request to the registry."""
     due: float | None
-    """When it has to be asked again."""
+    """Time of the next request; None: no request is due."""
     wanted: float
-    """No ask before this says enough about the last push."""
+    """A request before this time may be too early to see the last push."""
 
 
 class Debounce:
-    """When the registry is asked about what was pushed.
+    """Decides when the registry is asked about a push.
 
-    At once, ``soon`` after that, and again ``quiet`` seconds after the last push, because
-    registries tell of a push before the tag is to be seen: Docker Distribution does so always, in
-    the handler that then moves the tag (registry/handlers/manifests.go, PutManifest). Apart from
-    that one about the same tag never twice within ``quiet`` seconds.
+    It is asked immediately, again ``soon`` seconds later, and again ``quiet`` seconds after the
+    last push, because registries report a push before the tag is visible. Docker Distribution
+    always does so, in the handler that then moves the tag (registry/handlers/manifests.go,
+    PutManifest). Except for the request after ``soon`` seconds, two requests about the same tag are
+    at least ``quiet`` seconds apart.
     """
 
     def __init__(self, soon: float, quiet: float, most: int) -> None:
@@ -93,7 +94,7 @@ class Debounce:
         return len(self._windows)
 
     def holds(self, push: Push, now: float) -> bool:
-        """Whether to wait with this one: `due` will name it. Otherwise it is to be asked now."""
+        """Whether to wait with this push, which `due` will return. If False, ask now."""
         self._sweep(now)
         window = self._windows.get(push)
         if window is None:
@@ -104,12 +105,12 @@ class Debounce:
         return True
 
     def asked(self, push: Push, now: float) -> None:
-        """It was asked now, for the first time. Not remembered when there are too many."""
+        """Record the first request about a push, unless too many pushes are recorded."""
         if len(self._windows) < self._most:
             self._windows[push] = _Window(now, now + self._soon, now + self._quiet)
 
     def due(self, now: float) -> list[Push]:
-        """What is to be asked now; it counts as asked."""
+        """The pushes to ask about now. They are recorded as asked."""
         found = []
         for push, window in self._windows.items():
             if window.due is not None and window.due <= now:
@@ -120,7 +121,7 @@ class Debounce:
         return found
 
     def next(self) -> float | None:
-        """When `due` will name something."""
+        """Time at which `due` will return a push; None: no push waits."""
         return min((w.due for w in self._windows.values() if w.due is not None), default=None)
 
     def _sweep(self, now: float) -> None:

@@ -22,7 +22,7 @@ class _Event(body.Part):
     repository: body.Text = Field(alias="repositoryName")
     action: body.Text
     component: _Component | None = None
-    """Events of assets have none, and say nothing that those of components do not."""
+    """Absent in events of assets, which are ignored: events of components have all their data."""
 
 
 def parse(delivery: Delivery, _: Receiver) -> Parsed:

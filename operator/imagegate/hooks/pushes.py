@@ -1,4 +1,4 @@
-"""What an event says was pushed, as images name it."""
+"""Pushes from the fields of an event, with the names of image references."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from imagegate.hooks import body
 from imagegate.hooks.event import Malformed, Push
 
 _SOMEWHERE = "registry.invalid"
-"""In the place of a registry that only the receiver knows."""
+"""Placeholder for a registry that only the receiver's configuration names."""
 
 
 def tagged(registry: str | None, repository: str | None, tag: str | None) -> tuple[Push, ...]:
-    """The push of a tag; none where there is no tag, or a digest in its place.
+    """The push of a tag; none if there is no tag, or a digest instead of a tag.
 
-    No registry: that of the receiver. Raises Malformed for what no image can be called.
+    Without ``registry`` the receiver's registry is used later. Raises Malformed if the parts are
+    not a valid image reference.
     """
     if tag is None or not body.moves(tag):
         return ()
@@ -21,21 +22,22 @@ def tagged(registry: str | None, repository: str | None, tag: str | None) -> tup
     try:
         reference = references.parse("{}/{}:{}".format(*image))
     except references.InvalidReference:
-        raise Malformed("no image can be called what was pushed") from None
+        raise Malformed("the pushed name is not a valid image reference") from None
     if (reference.domain, reference.path, reference.tag) != image:
-        raise Malformed("no image can be called what was pushed")
+        raise Malformed("the pushed name is not a valid image reference")
     return (Push(image[1], tag, registry or ""),)
 
 
 def hosted(server: str | None, holder: str, image: str | None, tag: str | None) -> tuple[Push, ...]:
-    """The push of a tag to a server that holds many registries, as Artifactory and Nexus do.
+    """The pushes of a tag to a server with many registries, such as Artifactory and Nexus.
+    ``holder`` is the name of the registry on this server.
 
-    Nothing in the event tells how images are named: behind the holder's name (``host/holder/app``),
-    or under a host, port or path of the holder's own (``holder.host/app``). Both are asked about;
-    the one that no prefetch names costs nothing. Raises Malformed.
+    The event does not show how images are named: with the holder in the path
+    (``host/holder/app``), or under a host, port or path of the holder's own (``holder.host/app``).
+    So both names are returned. A name that no prefetch uses causes no request. Raises Malformed.
     """
     own = tagged(server, image, tag)
     try:
         return tagged(server, f"{holder}/{image}", tag) + own
     except Malformed:
-        return own  # A holder may be called what no part of an image can: with upper case, say.
+        return own  # A holder's name may be invalid in an image reference, such as upper case.

@@ -1,6 +1,6 @@
-"""Quay, quay.io or one's own. It can prove nothing.
+"""Quay: quay.io, or a self-hosted Quay. Its deliveries have no proof.
 
-Notifications of other things than pushes name no updated tags.
+Only notifications about pushes have updated tags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Mapping = Annotated[dict[body.Text, Any], Field(max_length=body.MOST)]
 class _Notification(body.Part):
     docker_url: body.Text | None = None
     updated_tags: body.Items[body.Text] | _Mapping | None = None
-    """Once a mapping from tags to image IDs."""
+    """A list of tags; in old versions a mapping from tags to image IDs."""
 
 
 def parse(delivery: Delivery, _: Receiver) -> Parsed:

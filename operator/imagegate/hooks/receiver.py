@@ -1,7 +1,7 @@
-"""What becomes of a delivery: verified, read, told from others, and handed over to the leader.
+"""The way of a delivery: it is verified, parsed, checked for duplicates, and handed to the leader.
 
-Nothing that is delivered decides what is pulled. It only makes the operator ask the registry, which
-it would do some time anyway; so whatever is wrong with a delivery is answered harmlessly.
+A delivery never decides which image is pulled. It only causes a request to the registry, which
+would be made later anyway. So a wrong delivery does no harm and needs no special answer.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from imagegate.hooks.limits import Bucket, Seen
 logger = logging.getLogger(__name__)
 
 RATE, BURST = 20.0, 200.0
-"""Deliveries a second, of one receiver. A registry may tell of every blob."""
+"""Deliveries per second for one receiver. A registry may report every blob."""
 REMEMBERED = 600.0
-"""Seconds in which a delivery that comes again is known; senders try again within minutes."""
+"""Seconds for which a repeated delivery is recognised; senders try again within minutes."""
 MOST_REMEMBERED = 4096
 MOST_PUSHES = 100
-"""Of one delivery."""
+"""Pushes of one delivery."""
 RELOAD = 5.0
-"""Seconds between two looks at the file of receivers."""
+"""Seconds between two reads of the file of receivers."""
 _LOG_EVERY = 10.0
 _DOCKER_HUB = {"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
 
 
 class Outcome(StrEnum):
-    """What became of a push or, where there is none, of a delivery; for the metric."""
+    """Result of a push, or of a delivery without a push; a label of the metric."""
 
     ASKED = "asked"
     DEBOUNCED = "debounced"
@@ -66,9 +66,9 @@ TOO_MANY = Answer(429, headers={"Retry-After": "1"})
 UNAVAILABLE = Answer(503, headers={"Retry-After": "5"})
 
 HandOver = Callable[[Sequence[Told]], bool]
-"""Tells the leader, soon; False where too many wait for that already."""
+"""Queues pushes for the leader; False if the queue is full."""
 Observe = Callable[[str, str], None]
-"""Counts an outcome, of a source."""
+"""Counts an outcome: (source, outcome)."""
 
 
 class PushReceiver:
@@ -94,7 +94,7 @@ class PushReceiver:
         self._visits: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Look at the file of receivers now and then."""
+        """Read the file of receivers periodically."""
         while True:
             await asyncio.to_thread(self._directory.reload)
             for of_receivers in (self._buckets, self._logged):
@@ -103,7 +103,7 @@ class PushReceiver:
             await asyncio.sleep(RELOAD)
 
     async def receive(self, receiver: Receiver, delivery: Delivery) -> Answer:
-        """Takes as long as the verification does, which may have to fetch keys; no longer."""
+        """Waits only for the verification, which may have to fetch keys."""
         source = self._sources[receiver.source]
         now = self._clock()
         try:
@@ -111,7 +111,8 @@ class PushReceiver:
         except ImagegateError as error:
             self._refused(receiver, Outcome.UNVERIFIED, error, now)
             return NOT_FOUND
-        # Not before: those who know only the path must not use up what the registry needs.
+        # Apply the rate limit after the verification, so that a sender that knows only the path
+        # cannot use up the registry's rate.
         if not self._buckets.setdefault(receiver.name, Bucket(RATE, BURST)).take(now):
             self._observe(receiver.source, Outcome.LIMITED)
             return TOO_MANY
@@ -119,7 +120,8 @@ class PushReceiver:
             parsed = source.parse(delivery, receiver)
         except Malformed as error:
             self._refused(receiver, Outcome.MALFORMED, error, now)
-            # Docker Distribution would send it again and again, and everything else after it.
+            # Accept it, because Docker Distribution would repeat it forever, and would delay all
+            # later events (`hooks.distribution`).
             return ACCEPTED if delivery.method == "POST" else NOT_FOUND
         if delivery.method != "POST" and parsed.answer is None:
             return NOT_FOUND
@@ -174,7 +176,7 @@ class PushReceiver:
 
 
 def _normal(push: Push, receiver: Receiver) -> Push | None:
-    """The push under the names that image references have; None where it has none."""
+    """The push with the names of image references; None if they are not a valid reference."""
     host, slash, above = receiver.registry.partition("/")
     registry = host or push.registry
     if registry in _DOCKER_HUB:
@@ -185,5 +187,5 @@ def _normal(push: Push, receiver: Receiver) -> Push | None:
     except references.InvalidReference:
         return None
     if image.domain != registry or image.digest is not None or (image.tag or "") != push.tag:
-        return None  # A part of one name in the place of another.
+        return None  # One field contains a separator, so the parts were split differently.
     return replace(push, registry=image.domain, repository=image.path)

@@ -1,8 +1,8 @@
-"""Messages of Amazon SNS over HTTPS: their signatures, and how a subscription is confirmed.
+"""Messages of Amazon SNS over HTTPS: their signatures, and the confirmation of a subscription.
 
 https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html
-Everybody may have a topic and let SNS sign what is published there: a signature proves that it
-comes from SNS, and only together with the topic's name that it comes from ours.
+A signature proves only that a message comes from SNS, because every AWS customer can publish to a
+topic of their own. So the topic must be one of the receiver's topics, too.
 """
 
 from __future__ import annotations
@@ -25,26 +25,29 @@ from imagegate.errors import ImagegateError
 from imagegate.hooks import body
 from imagegate.hooks.event import Delivery, Fetch, Malformed, Unverified
 
-# Matched as a whole, from what may stand there: nothing to be read in two ways (user info, ports,
-# backslashes, other hosts that end alike) gets through, whoever reads the URL after us.
+# The whole URL must match, and only allowed characters do. So no URL passes that another parser
+# could read differently: user info, ports, backslashes, hosts with the same ending.
 _HOST = r"https://sns\.[a-z]{2,8}(?:-[a-z]{1,16}){1,3}-[0-9]{1,2}\.amazonaws\.com(?:\.cn)?"
 _CERTIFICATE = re.compile(_HOST + r"/SimpleNotificationService-[0-9A-Za-z]{1,64}\.pem")
 _SUBSCRIBE = re.compile(_HOST + r"/\?[0-9A-Za-z:=&%._~+*-]{1,2000}")
 
 _HASHES = {
-    # What a topic signs with unless it is told otherwise (SignatureVersion).
-    "1": hashes.SHA1(),  # noqa: S303  # that of the protocol; forging it takes a second preimage
+    # The default of a topic (SignatureVersion).
+    "1": hashes.SHA1(),  # noqa: S303  # required by SNS; a forgery needs a second preimage
     "2": hashes.SHA256(),
 }
 
 _Line = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\r\n]*$")]
-"""What is signed is lines. With a line break in another field than the message, whoever publishes
-to a topic of their own could have a text signed that also reads as a message of our topic.
+"""A field without line breaks, because the signed text consists of lines. With a line break in any
+field but the message, an attacker could let SNS sign, for a topic of their own, a text that is also
+a valid message of the configured topic.
 """
 
 
 class Message(body.Part):
-    """What SNS posts, unless it is told to deliver raw: then nothing is signed."""
+    """The body of an SNS delivery. With raw message delivery, the body has no such fields and no
+    signature.
+    """
 
     type: Literal["Notification", "SubscriptionConfirmation", "UnsubscribeConfirmation"] = Field(
         alias="Type"
@@ -62,19 +65,20 @@ class Message(body.Part):
 
 
 async def verify(delivery: Delivery, topics: tuple[str, ...], fetch: Fetch, now: datetime) -> None:
-    """SNS signed it, for one of the topics. Raises Unverified."""
+    """Check that SNS signed the message for one of the topics. Raises Unverified."""
     try:
         message = body.read(Message, delivery)
     except Malformed as error:
         raise Unverified(f"no signed message of SNS: {error}") from None
-    # Before anything is fetched: who does not know the topic makes nobody fetch anything.
+    # Check the topic before the certificate is fetched, so that senders that do not know the topic
+    # cause no requests.
     if message.topic not in topics:
-        raise Unverified("the topic is none of the receiver's")
+        raise Unverified("the topic is not one of the receiver's topics")
     algorithm = _HASHES.get(message.version)
     if algorithm is None:
         raise Unverified("SignatureVersion is neither 1 nor 2")
     if not _CERTIFICATE.fullmatch(message.certificate_url):
-        raise Unverified("SigningCertURL is none of SNS")
+        raise Unverified("SigningCertURL is not a URL of SNS")
     try:
         signature = base64.b64decode(message.signature, validate=True)
     except (binascii.Error, ValueError):
@@ -87,7 +91,9 @@ async def verify(delivery: Delivery, topics: tuple[str, ...], fetch: Fetch, now:
 
 
 def signed(message: Message) -> bytes:
-    """The text that SNS signs: name and value, a line each, of what the type of message has."""
+    """The text that SNS signs: for each field of this message type a line with the name and a line
+    with the value.
+    """
     return "".join(f"{name}\n{value}\n" for name, value in _signed(message)).encode()
 
 
@@ -110,7 +116,7 @@ def confirmation(message: Message) -> str:
     """The URL that confirms the subscription to the message's topic. Raises Malformed."""
     url = message.subscribe_url or ""
     if not _SUBSCRIBE.fullmatch(url):
-        raise Malformed("SubscribeURL is none of SNS")
+        raise Malformed("SubscribeURL is not a URL of SNS")
     query = parse_qs(urlsplit(url).query)
     if (query.get("Action"), query.get("TopicArn")) != (["ConfirmSubscription"], [message.topic]):
         raise Malformed("SubscribeURL does not confirm a subscription to the message's topic")
@@ -118,14 +124,16 @@ def confirmation(message: Message) -> str:
 
 
 async def _key(url: str, fetch: Fetch, now: datetime) -> rsa.RSAPublicKey:
-    """The certificate is believed because of where it is fetched from; it has no other use."""
+    """The key of SNS's certificate. It is trusted because it is fetched from SNS by https; its
+    chain is not checked.
+    """
     try:
         certificate = x509.load_pem_x509_certificate(await fetch(url))
         key = certificate.public_key()
     except ImagegateError as error:
         raise Unverified(f"no certificate of SNS: {error}") from error
     except (ValueError, UnsupportedAlgorithm):
-        raise Unverified("the certificate of SNS is none") from None
+        raise Unverified("the certificate of SNS cannot be read") from None
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise Unverified("the certificate of SNS is not valid now")
     if not isinstance(key, rsa.RSAPublicKey):

@@ -1,8 +1,8 @@
-"""What proves that a delivery comes from the registry: a secret in a header, or an HMAC with one.
+"""Proofs that a delivery comes from the registry: a secret in a header, or an HMAC.
 
-A receiver without secrets accepts what finds its path: that is all that some senders can prove.
-Any one of several secrets will do, and all of them are compared, each in constant time: neither
-how much of one is right nor which one it was can be told from how long it takes.
+A receiver without secrets accepts every delivery to its path, because some senders have no other
+proof. A receiver with several secrets accepts each of them. All secrets are compared, each in
+constant time, so that the duration reveals neither a part of a secret nor which secret matched.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from imagegate.hooks.event import Delivery, Fetch, Receiver, Unverified
 
 
 def by_header(delivery: Delivery, receiver: Receiver, name: str, prefix: str = "") -> None:
-    """The header ``name`` (lower case) holds ``prefix`` and one of the secrets.
+    """Check that the header ``name`` (lower case) holds ``prefix`` and one of the secrets.
 
-    In ``authorization`` a secret may also stand behind ``Bearer``, or as the ``user:password`` of
+    In ``authorization``, a secret may also follow ``Bearer``, or be the ``user:password`` of
     ``Basic``. Raises Unverified.
     """
     if not receiver.secrets:
@@ -34,9 +34,9 @@ def by_header(delivery: Delivery, receiver: Receiver, name: str, prefix: str = "
 def by_hmac(
     delivery: Delivery, receiver: Receiver, header: str, algorithm: str, prefix: str = ""
 ) -> None:
-    """The header (lower case) holds ``prefix`` and the HMAC of the body in hex digits.
+    """Check that the header (lower case) holds ``prefix`` and the body's HMAC in hex digits.
 
-    ``algorithm`` is a name of hashlib's: ``sha256``. Raises Unverified.
+    ``algorithm`` is a name of hashlib: ``sha256``. Raises Unverified.
     """
     if not receiver.secrets:
         return
@@ -59,12 +59,12 @@ def _header(delivery: Delivery, name: str, prefix: str) -> str:
 
 
 async def authorization(delivery: Delivery, receiver: Receiver, _: Fetch) -> None:
-    """For senders that are told what to send as ``Authorization``."""
+    """For senders whose ``Authorization`` header can be configured."""
     by_header(delivery, receiver, "authorization")
 
 
 async def by_path(_: Delivery, __: Receiver, ___: Fetch) -> None:
-    """For senders that can prove nothing: who knows the path is believed."""
+    """For senders without a proof: the path is the only secret."""
 
 
 def _credentials(value: str) -> list[bytes]:
@@ -91,5 +91,5 @@ def _equal_any(shown: list[bytes], expected: list[bytes]) -> bool:
 
 
 def _bytes(text: str) -> bytes:
-    """Headers that are no UTF-8 come with surrogates."""
+    """The text as bytes. Headers that are not UTF-8 contain surrogates."""
     return text.encode("utf-8", "surrogateescape")

@@ -1,1 +1,1 @@
-"""The API server: the only place that imports ``kubernetes`` and knows what a response means."""
+"""Access to the API server. Only this package imports ``kubernetes`` and interprets responses."""

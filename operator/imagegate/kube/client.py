@@ -26,40 +26,40 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 
 CONNECTIONS = 64
-"""Requests in flight at once; API priority and fairness does the rest."""
+"""Largest number of requests in flight. API priority and fairness limits them further."""
 RESERVED = 4
-"""Connections besides, for the election: a renewal must not wait for 64 other requests."""
+"""Additional connections for the election, so that a renewal never waits for 64 other requests."""
 CONNECTION_WAIT = 10.0
-"""Seconds that a request waits for others to end."""
+"""Seconds that a request waits for a free connection."""
 TIMEOUT = aiohttp.ClientTimeout(total=30.0, sock_connect=3.0)
-"""The connection has to be there within less than the time between the fence's deadline and the
-end of the lease (`runtime.election`): a write that the fence has let pass is sent before another
-process may lead."""
+"""The timeout for a connection must be shorter than the time between the fence's deadline and the
+end of the lease (`runtime.election`), so that a write that passed the fence is sent before another
+process can become leader."""
 WATCH_SECONDS = 300
-"""How long the API server may keep a watch open; then another one goes on where it ended."""
+"""Seconds after which the API server ends a watch; the next watch continues at its end."""
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=150.0)
-"""A watch that is alive has a bookmark every minute or so, whatever happens to the objects."""
+"""Every working watch gets a bookmark about once a minute, even if no object changes."""
 PAGE = 500
 THROTTLE_RETRIES = 4
 LONGEST_THROTTLE = 10.0
-"""Seconds of a Retry-After that are waited for; the caller's own back-off does the rest."""
+"""Longest wait for a Retry-After, in seconds. For longer ones the caller has its own back-off."""
 OUTAGE = 5.0
-"""Seconds without any answer after which the next one counts as the end of an outage. The Lease is
-renewed every 2 s: where that works, a 503 is about one resource (a webhook that is not there)."""
+"""Seconds without any answer after which the next answer ends an outage. The Lease is renewed every
+2 s. If that works, a 503 concerns only one resource (such as an unavailable webhook)."""
 NOT_ANSWERED = frozenset({0, 502, 503, 504})
-"""The API server itself was not reached or not ready. A 500 may be a webhook of somebody's."""
+"""The API server was not reached or not ready. A 500 does not count: a webhook may cause it."""
 
 Body = Mapping[str, Any]
 
 
 class RequestObserver(Protocol):
-    """Where figures about requests go (metrics)."""
+    """Receives figures about requests (metrics)."""
 
     def observe_request(self, method: str, code: str, seconds: float) -> None: ...
 
 
 class TimeObserver(Protocol):
-    """Where the API server's time goes (`runtime.clock.ServerTime`)."""
+    """Receives the API server's time (`runtime.clock.ServerTime`)."""
 
     def heard(self, date: str | None, sent: float) -> None: ...
 
@@ -67,9 +67,9 @@ class TimeObserver(Protocol):
 class Client:
     """Reads and fenced writes.
 
-    ``fence`` is asked directly before every write is sent, and sent again, whether this process
-    may still write; it raises :class:`~imagegate.kube.errors.NotLeader` when not. Election itself
-    is not fenced, and does not wait for other requests.
+    ``fence`` is called directly before every write, also before a repeated write. It raises
+    :class:`~imagegate.kube.errors.NotLeader` if this process may no longer write. Requests of the
+    election are not fenced, and do not wait for other requests.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class Client:
         time_observer: TimeObserver | None = None,
         connections: int = CONNECTIONS,
     ) -> Client:
-        """From the pod's service account, or else from KUBECONFIG. ``connections``: how many at
-        once; 0 is without limit.
+        """Connect with the pod's service account, or else with KUBECONFIG. ``connections``: the
+        largest number of concurrent connections; 0: no limit.
 
-        Raises :class:`~imagegate.kube.errors.Forbidden` when there is neither.
+        Raises :class:`~imagegate.kube.errors.Forbidden` if there is neither.
         """
         configuration = Configuration()
         try:
@@ -116,8 +116,8 @@ class Client:
                 raise errors.Forbidden(
                     "connect", 0, f"neither a service account nor a kubeconfig: {error}"
                 ) from error
-        # Requests wait for each other here rather than in the pool, where the fence would have been
-        # asked before the wait.
+        # Requests wait for a connection in `_turn`, not in the pool, because the fence must be
+        # checked after the wait.
         configuration.connection_pool_maxsize = connections + RESERVED if connections else 0
         api = ApiClient(configuration)
         api.user_agent = user_agent
@@ -147,16 +147,16 @@ class Client:
         return await self._request("PUT", path, body=body, fenced=fenced)
 
     async def create_unfenced(self, path: str, body: Body) -> dict[str, Any]:
-        """For the election's own Lease, which is written by whoever is not leader yet."""
+        """For the election's own Lease, which a process writes before it is leader."""
         return await self._request("POST", path, body=body, fenced=False)
 
     async def delete(self, path: str, body: Body | None = None) -> dict[str, Any]:
         return await self._request("DELETE", path, body=body or {})
 
     async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
-        """Every object, page by page, so that 5,000 Nodes are never in memory at once.
+        """Every object, read in pages, so that 5,000 Nodes are never in memory at once.
 
-        Raises :class:`~imagegate.kube.errors.Gone` when the list is compacted half way.
+        Raises :class:`~imagegate.kube.errors.Gone` if the list is compacted between two pages.
         """
         token = ""
         while True:
@@ -172,11 +172,11 @@ class Client:
     async def watch(
         self, path: str, version: str, **query: str
     ) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-        """What happens after ``version``: (type of the event, object), BOOKMARKs included.
+        """The events after ``version``: (type of the event, object), BOOKMARKs included.
 
-        It ends when the API server ends it, after some minutes; another one goes on from the last
-        object's resourceVersion. Raises :class:`~imagegate.kube.errors.Gone` where the version is
-        too old, and other errors as any request.
+        The API server ends the watch after some minutes. The caller then watches from the last
+        object's resourceVersion. Raises :class:`~imagegate.kube.errors.Gone` if the version is too
+        old, and the errors of other requests.
         """
         request = f"WATCH {path}"
         started, code = _monotonic(), "<error>"
@@ -204,7 +204,7 @@ class Client:
                     raise errors.from_response(request, "GET", status, text, None)
                 yield event["type"], body
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            # ValueError: a line that was cut off by the end of the connection.
+            # ValueError: the connection ended within a line.
             raise errors.Unavailable(request, 0, f"{type(error).__name__}: {error}") from error
         finally:
             response.response.close()
@@ -237,7 +237,7 @@ class Client:
         content_type: str = JSON,
         fenced: bool = True,
     ) -> dict[str, Any]:
-        """``fenced=False``: of the election, which fences itself and waits for nobody."""
+        """``fenced=False``: a request of the election, which is not fenced and never waits."""
         for retry in range(THROTTLE_RETRIES):
             try:
                 async with self._turn(f"{method} {path}") if fenced else contextlib.nullcontext():
@@ -245,7 +245,8 @@ class Client:
                         self._fence()
                     answer = await self._send(method, path, query or {}, body, content_type)
             except errors.Unavailable as error:
-                # API priority and fairness refuses before it acts: safe to send again.
+                # API priority and fairness refuses a request before it is processed, so the request
+                # can be repeated safely.
                 if error.status != 429 or retry == THROTTLE_RETRIES - 1:
                     self._note(answered=error.status not in NOT_ANSWERED)
                     raise
@@ -261,7 +262,7 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def _turn(self, request: str) -> AsyncIterator[None]:
-        """Wait until one of the connections is free, for a bounded time."""
+        """Wait until a connection is free, at most `CONNECTION_WAIT` seconds."""
         if self._free is None:
             yield
             return

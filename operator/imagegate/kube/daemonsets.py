@@ -1,7 +1,7 @@
-"""Whether a DaemonSet's pod is Ready on one node, asked when somebody waits for it.
+"""Reads whether a DaemonSet's pod is Ready on a node, only while a pull waits for that pod.
 
-No watch: the pods of other people's DaemonSets are many, and are of interest for seconds. A list
-by ``spec.nodeName`` is served from the API server's own index of pods by node.
+A watch would be too expensive, because such DaemonSets have many pods and each matters only for
+seconds. The API server serves a list by ``spec.nodeName`` from its index of pods by node.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DaemonSets:
         self._client = client
 
     async def unready(self, node: str, refs: Collection[DaemonSetRef]) -> dict[DaemonSetRef, str]:
-        """Those that are not Ready on the node, and why not. An error is a reason, never raised."""
+        """The DaemonSets that are not Ready on the node, with reasons. Errors become reasons."""
         reasons: dict[DaemonSetRef, str] = {}
         for namespace in sorted({ref.namespace for ref in refs}):
             here = sorted(ref.name for ref in refs if ref.namespace == namespace)
@@ -67,7 +67,7 @@ def _not_allowed(namespace: str) -> str:
 
 
 def _controller(pod: Mapping[str, Any]) -> str | None:
-    """The name of the DaemonSet that made the pod."""
+    """The name of the DaemonSet that controls the pod."""
     for owner in pod["metadata"].get("ownerReferences") or ():
         if owner.get("controller") and owner.get("kind") == "DaemonSet":
             group = str(owner.get("apiVersion", "")).partition("/")[0]

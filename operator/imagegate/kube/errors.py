@@ -6,9 +6,9 @@ KubeError
 ├── Conflict         409 on write, and 422 when a JSON patch's ``test`` failed: read again
 ├── Gone             410: the list or watch position was compacted
 ├── Forbidden        401, 403: the operator's RBAC or token
-├── Invalid          400, 422: the request will never succeed as it is
-└── Unavailable      429, 5xx and everything that broke on the way: try again later
-NotLeader            the write was not sent, because this process may not be the leader any more
+├── Invalid          400, 422: the same request will never succeed
+└── Unavailable      429, 5xx and all network errors: try again later
+NotLeader            the write was not sent, because this process may no longer be the leader
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imagegate.errors import ImagegateError
 
 
 class KubeError(ImagegateError):
-    """A request that failed; the text says which request, the status and the server's message."""
+    """A request failed. The text has the request, the status and the server's message."""
 
     def __init__(self, request: str, status: int, message: str, retry_after: float = 0.0) -> None:
         super().__init__(f"{request}: {status or 'no answer'}: {message}")
@@ -66,7 +66,7 @@ def from_response(
     """The error for a response with a status of 400 or more.
 
     Kubernetes answers 422 both for an invalid object and for a JSON patch whose ``test`` failed;
-    only the message tells them apart (apiserver, endpoints/handlers/patch.go).
+    only the message distinguishes them (apiserver, endpoints/handlers/patch.go).
     """
     try:
         parsed = json.loads(body)

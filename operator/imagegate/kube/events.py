@@ -1,7 +1,7 @@
 """Events about Nodes and ImagePrefetches, for people who run ``kubectl describe``.
 
-They are written by a task of their own: neither the release of a node nor anything else waits for
-the API server to take one.
+A separate task writes them, so that neither the release of a node nor other work waits for the
+API server to accept an Event.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from imagegate.kube.client import Client
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "default"
-"""Where Kubernetes itself puts the events of cluster-scoped objects."""
+"""Kubernetes itself writes the Events of cluster-scoped objects to this namespace."""
 MAX_MESSAGE = 1000
 PENDING = 5000
-"""Events that wait to be written at most: as many as nodes may join at once."""
+"""Largest number of queued Events: as many as nodes may join at once."""
 WRITERS = 2
 LAST_WORDS = 2.0
-"""Seconds that a process that ends gives to the Events that wait."""
+"""Seconds for writing the queued Events when the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """An Event that is still to be written."""
+    """An Event in the queue."""
 
     involved: dict[str, str]
     reason: str
@@ -40,8 +40,8 @@ class _Said:
 
 
 class Events:
-    """Best effort: an Event that cannot be written is logged and otherwise forgotten, and so is
-    one for which there is no room.
+    """Best effort: an Event that cannot be written, or does not fit in the queue, is logged and
+    dropped.
     """
 
     def __init__(self, client: Client, *, component: str, instance: str) -> None:
@@ -51,7 +51,7 @@ class Events:
         self._pending: asyncio.Queue[_Said] = asyncio.Queue(PENDING)
 
     async def run(self) -> None:
-        """Write until cancelled; then, for a moment, what still waits."""
+        """Write Events until cancelled; then call `flush`."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(WRITERS):
@@ -64,12 +64,12 @@ class Events:
             await self._write(await self._pending.get())
 
     async def flush(self) -> None:
-        """Write what waits, within a moment: the process ends."""
+        """Write the queued Events within `LAST_WORDS` seconds, because the process ends."""
         try:
             async with asyncio.timeout(LAST_WORDS):
                 while not self._pending.empty():
                     if not await self._write(self._pending.get_nowait()):
-                        break  # neither would the others be taken
+                        break  # The other Events would be refused, too.
         except TimeoutError:
             pass
         if not self._pending.empty():
@@ -78,8 +78,8 @@ class Events:
     def node(
         self, name: str, uid: str, reason: str, message: str, now: float, *, warning: bool = False
     ) -> None:
-        # The kubelet, and so `kubectl describe node`, refers to a Node by its name as the uid
-        # for its own events and by the uid for others; describe searches for both.
+        # Use the Node's uid. The kubelet puts the Node's name in place of the uid in its own
+        # events; `kubectl describe node` searches for both.
         involved = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
         self._say(_Said(involved, reason, message, now, warning))
 
@@ -104,7 +104,7 @@ class Events:
             )
 
     async def _write(self, said: _Said) -> bool:
-        """Whether the API server has taken the Event."""
+        """Write an Event. Returns whether the API server has accepted it."""
         involved, reason, message, now = said.involved, said.reason, said.message, said.at
         key = f"{involved['uid']}/{reason}/{message}/{now}"
         suffix = hashlib.sha256(key.encode()).hexdigest()[:16]

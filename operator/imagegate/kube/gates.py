@@ -1,4 +1,4 @@
-"""The NodeGate: read, created once, and its heartbeat."""
+"""Access to the NodeGate: reads it, creates it once, and writes its heartbeat."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Gates:
             return None
 
     async def create(self, *, taint_key: str, suspend: bool, silence_seconds: int) -> Gate:
-        """The NodeGate with these values, or the one that somebody created meanwhile."""
+        """Create the NodeGate with these values, or return the NodeGate that already exists."""
         body = {
             "apiVersion": "imagegate.dev/v1alpha1",
             "kind": "NodeGate",
@@ -57,9 +57,9 @@ class Gates:
             return parse(await self._client.get(f"{PATH}/{NAME}"))
 
     async def write_status(self, gate: Gate, status: Mapping[str, Any]) -> Gate:
-        """Apply a merge patch to the status of this very NodeGate. Raises NotFound when somebody
-        deleted it, and Conflict when there is another one by now: a heartbeat must not arm a gate
-        whose key is not recorded.
+        """Apply a merge patch to the status of this NodeGate. Raises NotFound if it was deleted,
+        and Conflict if a new NodeGate has replaced it, because a heartbeat must not arm a gate
+        whose taint key is not recorded.
         """
         body = {"metadata": {"uid": gate.uid}, "status": status}
         return parse(await self._client.patch(f"{PATH}/{NAME}/status", body, MERGE_PATCH))

@@ -1,11 +1,11 @@
-"""Kubelets, asked directly: how full a node's image file system is.
+"""Requests to kubelets: how full a node's image file system is.
 
-``/stats/summary`` on the kubelet's own port needs ``nodes/stats`` alone. The API server's proxy to
-it would need ``nodes/proxy``, with which one can run commands in any pod.
+``/stats/summary`` on the kubelet's own port needs only ``nodes/stats``. The API server's proxy to
+the kubelet would need ``nodes/proxy``, which allows commands in any pod.
 
-A kubelet is not trusted: root on a node is the kubelet, and sees the token that it is shown. So the
-token is that of an account which may read these figures and nothing else, redirects are not
-followed, and an answer costs no more memory and time than `PREFIX` allows.
+A kubelet is not trusted, because root on a node can read every token that the kubelet receives. So
+the token belongs to an account that may read these figures and nothing else, redirects are not
+followed, and `PREFIX` limits the memory and time for an answer.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from imagegate.kube.errors import Unavailable
 from imagegate.kube.tokens import Tokens
 
 NO_FIGURES = Usage(problem="its kubelet has no figures of the image file system", passing=True)
-"""As for some seconds after its start."""
+"""Usual for some seconds after the kubelet's start."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT = aiohttp.ClientTimeout(total=3.0, sock_connect=2.0)
 CONCURRENCY = 32
 PREFIX = 512 * 1024
 """Bytes of an answer that are read. The node's own figures come first (pkg/apis/stats/v1alpha1,
-Summary): some kilobytes, more only where there are hundreds of network interfaces. Those of its
-pods, which may be megabytes, are neither read nor parsed. A thread would not keep the loop free of
-a large document: the json module holds the interpreter's lock while it parses."""
+Summary): some kilobytes, more only with hundreds of network interfaces. The figures of the pods may
+be megabytes, and are neither read nor parsed. Parsing them in a thread would still block the event
+loop, because the json module holds the interpreter's lock."""
 
 _NODE = re.compile(r'\s*\{\s*"node"\s*:\s*')
 _DECODER = json.JSONDecoder()
 
 
 class Kubelets:
-    """``tokens``: of the account that may read the figures; None: no kubelet is asked.
-    ``ca_file``: who signs the kubelets' serving certificates; default: the cluster's own CA.
+    """``tokens``: tokens of the account that may read the figures; None: no kubelet is asked.
+    ``ca_file``: the CA of the kubelets' serving certificates; default: the cluster's own CA.
 
-    With ``insecure_tls`` anybody may answer, and gets such a token: for clusters whose kubelets
-    sign their own certificates, as with metrics-server's ``--kubelet-insecure-tls``.
+    ``insecure_tls`` is for clusters whose kubelets sign their own certificates, as metrics-server's
+    ``--kubelet-insecure-tls``. Any host on the path may then answer, and gets such a token.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Kubelets:
             await self._session.close()
 
     async def usage(self, node: Node) -> Usage:
-        """The image file system of a node. Never raises: what is wrong stands in ``problem``."""
+        """The usage of a node's image file system. Never raises; ``problem`` has the error."""
         if self._tokens is None:
             return NOT_READ
         if not node.address:
@@ -79,7 +79,7 @@ class Kubelets:
         try:
             address = ipaddress.ip_address(node.address)
         except ValueError:
-            # It goes into a URL, and any string may stand in a Node's status.
+            # The address becomes part of a URL, and a Node's status may contain any text.
             return Usage(problem="the node's InternalIP is no IP address")
         host = f"[{address}]" if address.version == 6 else str(address)
         try:
@@ -95,7 +95,7 @@ class Kubelets:
         except FileNotFoundError:
             return Usage(problem=f"{self._ca_file} is not there")
         except aiohttp.ClientSSLError:
-            # Before SSLError, of which aiohttp's own is one, too.
+            # Must come before SSLError, because aiohttp's error is a subclass of it.
             return Usage(
                 problem="its kubelet's certificate is not signed by the cluster's CA: set the"
                 " chart's kubelet.caFile or kubelet.insecureTLS"
@@ -103,12 +103,12 @@ class Kubelets:
         except ssl.SSLError as error:
             return Usage(problem=f"the CA of the kubelets cannot be read: {error}")
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            # ValueError: of what cannot be a URL, for instance by its port.
+            # ValueError: the URL is not valid, for instance because of the port.
             return Usage(problem=f"its kubelet does not answer: {type(error).__name__}")
 
     async def _ask(self, origin: str, token: str) -> Usage:
         assert self._tokens is not None
-        # Not compressed: a few kilobytes could be a gigabyte.
+        # Refuse compression, because a few kilobytes could decompress to a gigabyte.
         headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
         async with self._connected().get(
             f"{origin}/stats/summary", headers=headers, allow_redirects=False
@@ -137,7 +137,7 @@ class Kubelets:
             if self._insecure:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
-            # One connection a question: thousands of kept ones would be of no use.
+            # One connection per request: keeping thousands of connections open has no use.
             connector = aiohttp.TCPConnector(ssl=context, force_close=True)
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -149,7 +149,7 @@ class Kubelets:
 
 
 async def _prefix(stream: aiohttp.StreamReader) -> bytes:
-    """As much as is read of a body. One read gives what has arrived, which may be a part."""
+    """The first `PREFIX` bytes of a body. Reads in a loop, because one read may return less."""
     body = bytearray()
     while len(body) < PREFIX and (chunk := await stream.read(PREFIX - len(body))):
         body += chunk
@@ -157,8 +157,9 @@ async def _prefix(stream: aiohttp.StreamReader) -> bytes:
 
 
 def parse(body: bytes) -> Usage:
-    """``node.runtime.imageFs`` of a summary, or of its beginning; used as the kubelet's collector
-    counts it, that is, everything that is not available (pkg/kubelet/images/image_gc_manager.go).
+    """``node.runtime.imageFs`` of a summary, or of its beginning. Used space is capacity minus
+    available space, as in the kubelet's garbage collection
+    (pkg/kubelet/images/image_gc_manager.go).
     """
     text = body.decode(errors="replace")
     begin = _NODE.match(text)
@@ -169,7 +170,7 @@ def parse(body: bytes) -> Usage:
         image_fs = node["runtime"]["imageFs"]
         capacity, available = int(image_fs["capacityBytes"]), int(image_fs["availableBytes"])
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
-        # OverflowError: 1e999 is infinite. RecursionError: ten thousand brackets.
+        # OverflowError: a number such as 1e999. RecursionError: thousands of nested brackets.
         return NO_FIGURES
     if capacity <= 0:
         return NO_FIGURES

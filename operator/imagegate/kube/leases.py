@@ -18,7 +18,7 @@ CONFLICTS = 5
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What the Lease says; ``version`` is the resourceVersion that a replace must present."""
+    """Content of the Lease. A replace must present ``version``, the resourceVersion."""
 
     holder: str = ""
     duration: int = 15
@@ -39,22 +39,22 @@ class Leases:
         self._name = name
 
     async def get(self) -> LeaseRecord:
-        """Raises NotFound when nobody has ever been elected."""
+        """Raises NotFound if there has never been a leader."""
         return self._parse(await self._client.get(self._path))
 
     async def create(self, record: LeaseRecord) -> LeaseRecord:
-        """Raises AlreadyExists when another was faster."""
+        """Raises AlreadyExists if another process has created it."""
         return self._parse(await self._client.create_unfenced(self._collection, self._body(record)))
 
     async def replace(self, record: LeaseRecord) -> LeaseRecord:
-        """Raises Conflict when it was changed since ``record.version``."""
+        """Raises Conflict if the Lease has changed since ``record.version``."""
         return self._parse(await self._client.replace(self._path, self._body(record), fenced=False))
 
     async def edit(self, change: Callable[[LeaseRecord], LeaseRecord]) -> LeaseRecord:
-        """Change what is annotated; nothing is written if nothing changes.
+        """Change the annotations. Writes nothing if nothing changes.
 
-        The elector writes the same object: whichever of the two is later meets a Conflict and
-        reads again, so that neither loses what the other wrote.
+        The elector writes the same object. The later of two writes gets a Conflict and is repeated
+        after a read, so that no write is lost.
         """
         for _ in range(CONFLICTS):
             try:

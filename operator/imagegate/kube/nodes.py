@@ -1,8 +1,8 @@
-"""Nodes: read into facts, and changed by one JSON patch at a time.
+"""Access to Nodes: reads them into facts, and writes each change as one JSON patch.
 
-``spec.taints`` is an atomic list, so server-side apply and merge patches would overwrite what
-others put there. A JSON patch that tests what was seen changes our own entry and nothing else,
-or fails as a whole (kubernetes#131231 is what happens without).
+``spec.taints`` is an atomic list, so server-side apply and merge patches would overwrite the taints
+of other clients. A JSON patch with tests of the last known content changes only our own taint, or
+fails as a whole (kubernetes#131231 shows the result without tests).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFLICTS = 10
 PARALLEL = 32
 
 NAMES_LISTED = 5
-"""Names that the kubelet lists for one image at most (MaxNamesPerImageInNodeStatus)."""
+"""Largest number of names that the kubelet lists for one image (MaxNamesPerImageInNodeStatus)."""
 
 Operation = dict[str, Any]
 
@@ -35,10 +35,10 @@ _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 
 async def try_each(nodes: Iterable[Node], change: Callable[[Node], Awaitable[bool]]) -> int:
-    """Change nodes, a few at a time; how many of them ``change`` says it did.
+    """Change nodes, a few at a time. Returns for how many nodes ``change`` returned True.
 
-    Every node is tried: one that is refused must not leave the others held. Raises the first error,
-    after the last node.
+    All nodes are tried, because the failure for one node must not leave the others held. Raises the
+    first error after the last node.
     """
     limit = asyncio.Semaphore(PARALLEL)
 
@@ -55,9 +55,9 @@ async def try_each(nodes: Iterable[Node], change: Callable[[Node], Awaitable[boo
 
 
 def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node:
-    """A Node from its JSON form, kubelet-sized (15 KB) to fact-sized.
+    """The facts about a Node from its JSON form, which has about 15 KB.
 
-    Of the images that it lists only the names in ``wanted`` are kept.
+    Of the listed images, only the names in ``wanted`` are kept.
     """
     metadata: Mapping[str, Any] = body.get("metadata") or {}
     spec: Mapping[str, Any] = body.get("spec") or {}
@@ -91,7 +91,7 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         address=addresses.get("InternalIP", ""),
         kubelet_port=endpoint.get("Port") or 10250,
         capacity=fields.quantity((status.get("capacity") or {}).get("ephemeral-storage")),
-        # Interned: the same few names for thousands of nodes.
+        # Interned, because thousands of nodes list the same few names.
         listed={
             sys.intern(name): _listed(i)
             for i in images
@@ -112,8 +112,8 @@ def _listed(image: Mapping[str, Any]) -> Listed:
 
 
 def _tags(images: Sequence[Mapping[str, Any]], wanted: frozenset[str]) -> dict[str, frozenset[str]]:
-    """The wanted tags, each with the digests of the image that has it. The kubelet lists digests
-    before tags and five names at most: where a tag is seen, no digest was cut off.
+    """The wanted tags, each with the digests of its image. If a tag is listed, all digests of the
+    image are listed, because the kubelet lists digests before tags, and five names at most.
     """
     return {
         name: frozenset(each.partition("@")[2] for each in names if "@" in each)
@@ -126,12 +126,12 @@ def _tags(images: Sequence[Mapping[str, Any]], wanted: frozenset[str]) -> dict[s
 
 def _platform(info: Mapping[str, str]) -> str:
     os, architecture = info.get("operatingSystem", ""), info.get("architecture", "")
-    # Interned: a few different ones for thousands of nodes.
+    # Interned, because thousands of nodes have the same few platforms.
     return sys.intern(f"{os}/{architecture}") if os and architecture else ""
 
 
 def _version(text: str) -> tuple[int, int]:
-    """Major and minor of ``v1.34.4-eks-1a2b3c4``, ``2.1.4-k3s1``; zeros of anything else."""
+    """Major and minor of ``v1.34.4-eks-1a2b3c4``, ``2.1.4-k3s1``; (0, 0) for any other text."""
     found = _VERSION.match(text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -158,10 +158,10 @@ def operations(patch: PatchNode) -> list[Operation]:
     """The JSON patch (RFC 6902) for one change; golden files in ``tests/unit/kube``."""
     node = patch.node
     ops: list[Operation] = [{"op": "test", "path": "/metadata/uid", "value": node.uid}]
-    # From the last one on, because a removal moves what stands behind it.
+    # Remove the last taint first, because a removal moves all later entries.
     for index in sorted(map(node.taints.index, patch.remove), reverse=True):
         path = f"/spec/taints/{index}"
-        # The index alone would remove whatever stands there by now.
+        # Test the entry, because another taint may have this index by now.
         ops.append({"op": "test", "path": path, "value": _wire(node.taints[index])})
         ops.append({"op": "remove", "path": path})
     if patch.add is not None:
@@ -169,8 +169,8 @@ def operations(patch: PatchNode) -> list[Operation]:
     no_labels = bool(patch.set_labels) and not node.labels
     no_annotations = patch.observed is not None and not node.annotated
     if no_labels or no_annotations:
-        # "add" replaces a map that exists by now (RFC 6902, section 4.1), so the Node must still
-        # be the version in which the map was absent.
+        # "add" would replace a map that was added meanwhile (RFC 6902, section 4.1), so the Node
+        # must still have the version in which the map was absent.
         ops.append({"op": "test", "path": "/metadata/resourceVersion", "value": str(node.version)})
     if no_labels:
         ops.append({"op": "add", "path": "/metadata/labels", "value": {}})
@@ -214,7 +214,7 @@ def _escape(key: str) -> str:
 
 
 class Nodes:
-    """``wanted`` gives the names of the images that matter if a node lists them."""
+    """``wanted`` returns the image names that are kept if a node lists them."""
 
     def __init__(self, client: Client, wanted: Callable[[], frozenset[str]] = frozenset) -> None:
         self._client = client
@@ -230,14 +230,14 @@ class Nodes:
         return self.parse(await self._client.get(f"{PATH}/{name}"))
 
     async def apply(self, patch: PatchNode) -> Node:
-        """The Node as it is afterwards. Raises Conflict when it was not as ``patch`` saw it."""
+        """Apply a patch; returns the changed Node. Raises Conflict if the Node has changed."""
         body = await self._client.patch(f"{PATH}/{patch.node.name}", operations(patch), JSON_PATCH)
         return self.parse(body)
 
     async def insist(self, node: Node, wanted: Callable[[Node], PatchNode]) -> bool:
-        """Apply what is ``wanted`` of a node, as it is and as it then turns out to be. Whether
-        there was anything to do; nothing is wanted of one that is gone. Raises Conflict when it
-        keeps changing.
+        """Apply the patch that ``wanted`` returns for the node. After a conflict, read the node and
+        try again. Returns whether a patch was applied; False if the node was deleted. Raises
+        Conflict if the node keeps changing.
         """
         for _ in range(CONFLICTS):
             patch = wanted(node)

@@ -22,25 +22,28 @@ class Pods:
         self._client = client
 
     async def list(self, namespace: str) -> list[Pod]:
-        """The puller pods, without those that only bear the labels of one."""
+        """The puller pods. Pods that only have a puller pod's labels are left out."""
         pages = self._client.list_all(_path(namespace), labelSelector=build.SELECTOR)
         return [pod for pod in [read.pod(body) async for body in pages] if pod.owned]
 
     async def create(self, manifest: dict[str, Any]) -> Pod:
-        """Raises AlreadyExists when it is there, which for a deterministic name is success."""
+        """Raises AlreadyExists if the pod exists, which counts as success: names are
+        deterministic.
+        """
         path = _path(manifest["metadata"]["namespace"])
         return read.pod(await self._client.create(path, manifest))
 
     async def get(self, namespace: str, name: str) -> Pod:
-        """Raises NotFound when there is none."""
+        """Raises NotFound if the pod does not exist."""
         return read.pod(await self._client.get(_path(namespace, name)))
 
     async def delete(self, pod: Pod, *, force: bool = False, unchanged: bool = False) -> Pod | None:
-        """The pod as it ends, or None when it is gone at once (a finished pod is).
+        """Delete a pod. Returns the terminating pod, or None if it was removed immediately, as
+        finished pods are.
 
-        The precondition makes sure that it is the pod that was decided about: names come back.
-        ``force`` does not wait for a kubelet: for pods whose node is no more. ``unchanged`` deletes
-        only the version that was seen, and raises Conflict where there is a later one.
+        The precondition ensures that the pod is the one of the decision, because a new pod may have
+        the same name. ``force`` does not wait for a kubelet; it is for pods of deleted nodes.
+        ``unchanged`` deletes the pod only in the known version, else raises Conflict.
         """
         preconditions = {"uid": pod.uid}
         if unchanged and pod.version:
@@ -53,19 +56,19 @@ class Pods:
         return going if going.deleting and not going.finished else None
 
     async def keeps_image_volumes(self, manifest: dict[str, Any]) -> bool | None:
-        """Whether the API server keeps ``volumes[].image``, asked by a dry-run create.
+        """Check by a dry-run create whether the API server keeps ``volumes[].image``.
 
-        With the feature gate off the field is dropped without a word and the volume becomes an
-        emptyDir (kind#3745): the pod would succeed and nothing would be pulled. None when the API
-        server refuses the pod for another reason, as a quota or a webhook that fails: that is told
-        when a real one is made.
+        If the feature gate is off, the API server drops the field without a warning, and the volume
+        becomes an emptyDir (kind#3745): the pod would succeed without a pull. Returns None if the
+        API server refuses the pod for another reason, such as a quota or a failing webhook. That
+        error is reported when a real pod is created.
         """
         path = _path(manifest["metadata"]["namespace"])
         try:
             body = await self._client.create(path, manifest, dryRun="All")
         except NotLeader:
             raise
-        except KubeError as error:  # also a webhook that fails: no reason not to lead
+        except KubeError as error:  # A failing webhook, too, must not prevent leadership.
             logger.warning("image volumes not probed", extra={"error": str(error)})
             return None
         volumes = (body.get("spec") or {}).get("volumes") or ()

@@ -1,4 +1,4 @@
-"""ImagePrefetches: from the wire to facts, and back as status and finalizer."""
+"""Access to ImagePrefetches: reads them into facts, and writes the status and the finalizer."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ PATH = "/apis/imagegate.dev/v1alpha1/imageprefetches"
 
 
 CACHED = 1000
-"""Parsed specs that are kept at most."""
+"""Largest number of parsed specs in the cache."""
 
 
 class Reader:
-    """Parses ImagePrefetches. A spec is parsed once for as long as it does not change: every write
-    of the status comes back as an event, and pydantic is not for hot paths.
+    """Parses ImagePrefetches. An unchanged spec is parsed only once, because every write of the
+    status causes a watch event, and pydantic is slow.
     """
 
     def __init__(self, puller_namespaces: Sequence[str], policy: PrefetchPolicy = ANYTHING) -> None:
-        """The namespaces that are allowed, the default first."""
+        """``puller_namespaces``: the allowed namespaces, the default first."""
         self._namespaces = tuple(puller_namespaces)
         self._policy = policy
         self._parsed: OrderedDict[str, tuple[object, dict[str, Any]]] = OrderedDict()
-        """By uid: the spec as it was on the wire, and what it says."""
+        """By uid: the spec as JSON, and its facts."""
 
     def parse(self, body: Mapping[str, Any]) -> Prefetch:
-        """Never raises: what is wrong stands in ``invalid``, with what to do about it."""
+        """Never raises: ``invalid`` has the error and the remedy."""
         metadata: Mapping[str, Any] = body.get("metadata") or {}
         common: dict[str, Any] = {
             "name": metadata.get("name", ""),
@@ -68,7 +68,9 @@ class Reader:
         return Prefetch(**common, **self._facts(common["uid"], body))
 
     def _facts(self, uid: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What the spec says. A mutable object like ``status`` is none of it: facts are shared."""
+        """The facts of the spec. They are shared, so they contain no mutable object like
+        ``status``.
+        """
         spec = body.get("spec")
         known = self._parsed.get(uid)
         if uid and known is not None and known[0] == spec:
@@ -76,7 +78,7 @@ class Reader:
             return known[1]
         facts = self._parse(body)
         if uid:
-            # A copy: the body belongs to the watch.
+            # A copy, because the watch may change the body.
             self._parsed[uid] = (copy.deepcopy(spec), facts)
             self._parsed.move_to_end(uid)
             if len(self._parsed) > CACHED:
@@ -175,7 +177,7 @@ def _rollout(spec: v1alpha1.Rollout) -> RolloutSpec:
 
 
 FINALIZER_TRIES = 5
-"""How often a patch of the finalizers is tried; each conflict needs a write by another client."""
+"""Attempts to patch the finalizers. Every conflict needs a write by another client."""
 
 
 class Prefetches:
@@ -187,10 +189,10 @@ class Prefetches:
         return [self._reader.parse(body) async for body in self._client.list_all(PATH)]
 
     async def write_status(self, prefetch: Prefetch, status: Mapping[str, Any]) -> Prefetch:
-        """Apply a merge patch (`domain.status.changes`) to the status that was seen.
+        """Apply a merge patch (`domain.status.changes`) to the known status.
 
-        Raises NotFound when the object is gone, and Conflict when it has changed since: a merge
-        patch on top of another writer's status would mix the two.
+        Raises NotFound if the object was deleted, and Conflict if it has changed since, because a
+        merge patch on the status of another writer would mix the two.
         """
         seen = {"uid": prefetch.uid, "resourceVersion": str(prefetch.version)}
         body = await self._client.patch(
@@ -199,11 +201,11 @@ class Prefetches:
         return self._reader.parse(body)
 
     async def get(self, name: str) -> Prefetch:
-        """One prefetch as it is now. Raises NotFound when there is none."""
+        """The current prefetch. Raises NotFound if it does not exist."""
         return self._reader.parse(await self._client.get(f"{PATH}/{name}"))
 
     async def add_finalizer(self, prefetch: Prefetch) -> Prefetch:
-        """The prefetch as it is then. Raises NotFound when it is gone."""
+        """Returns the changed prefetch. Raises NotFound if it was deleted."""
         return await self._finalizers(prefetch, present=True)
 
     async def remove_finalizer(self, prefetch: Prefetch) -> None:
@@ -211,8 +213,8 @@ class Prefetches:
             await self._finalizers(prefetch, present=False)
 
     async def _finalizers(self, prefetch: Prefetch, *, present: bool) -> Prefetch:
-        """Add or remove our finalizer, and keep those of others. Raises NotFound when the object is
-        gone, and Conflict when others keep changing it.
+        """Add or remove our finalizer, and keep all others. Raises NotFound if the object was
+        deleted. After `FINALIZER_TRIES` conflicts, returns the object as last read.
         """
         seen = prefetch
         for _ in range(FINALIZER_TRIES):
@@ -224,18 +226,19 @@ class Prefetches:
                 return self._reader.parse(body)
             except Conflict as error:
                 logger.debug("finalizers changed meanwhile", extra={"error": str(error)})
-            # Read again: the watch may be behind.
+            # Read the object, because the watch may be stale.
             seen = await self.get(prefetch.name)
         return seen
 
 
 def finalizer_operations(prefetch: Prefetch, *, present: bool) -> list[dict[str, Any]]:
-    """The JSON patch that adds or removes our finalizer of the object as it was seen."""
+    """The JSON patch that adds or removes our finalizer, with tests of the known object."""
     others = [f for f in prefetch.finalizers if f != FINALIZER]
     if prefetch.finalizers:
         test = {"path": "/metadata/finalizers", "value": list(prefetch.finalizers)}
     else:
-        # "add" replaces a list that exists by now, and an absent one cannot be tested.
+        # "add" would replace a list that was added meanwhile, and a JSON patch cannot test that a
+        # list is absent.
         test = {"path": "/metadata/resourceVersion", "value": str(prefetch.version)}
     return [
         {"op": "test", "path": "/metadata/uid", "value": prefetch.uid},

@@ -1,5 +1,5 @@
-"""The ConfigMap of the chart through which pushes get from the process that receives them to the
-leader: the API server authenticates both, and says who may write.
+"""The chart's ConfigMap that carries pushes from the receiving process to the leader. The API
+server authenticates both processes and authorizes the writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Pushes:
         return _read(await self._client.get(self._path))
 
     async def replace(self, text: str, version: str) -> str:
-        """The new version. Raises Conflict when it was changed since ``version``."""
+        """Returns the new version. Raises Conflict if the text has changed since ``version``."""
         body = {"metadata": {"resourceVersion": version}, "data": {_KEY: text}}
         return _read(await self._client.patch(self._path, body, MERGE_PATCH))[1]
 
@@ -32,7 +32,7 @@ def collection(namespace: str) -> str:
 
 
 def selector(name: str) -> dict[str, str]:
-    """RBAC compares resourceNames with this where a collection is listed or watched."""
+    """The selector of a list or watch. RBAC compares its name with resourceNames."""
     return {"fieldSelector": f"metadata.name={name}"}
 
 

@@ -1,4 +1,4 @@
-"""Pull secrets: only those that an ImagePrefetch names, only in the puller namespaces."""
+"""Reads pull secrets: only those that an ImagePrefetch names, only in the puller namespaces."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Secrets:
         self._client = client
 
     async def get(self, namespace: str, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Those that exist, in this order; the kubelet does without the others, too.
+        """The secrets that exist, in this order. The kubelet, too, ignores secrets that do not.
 
-        Raises :class:`~imagegate.kube.errors.Forbidden` where the chart's
+        Raises :class:`~imagegate.kube.errors.Forbidden` if the chart's
         ``registry.readPullSecrets`` is off.
         """
         found: list[dict[str, Any]] = []

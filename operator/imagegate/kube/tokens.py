@@ -1,6 +1,6 @@
 """Tokens of a service account other than the operator's own (TokenRequest).
 
-What a token is shown to may keep it. So nobody but the API server sees the operator's own.
+The receiver of a token may misuse it. So the operator's own token is sent only to the API server.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 
 SHORTEST = 600
-"""Seconds for which a token is asked for: the API server grants none for less."""
+"""Lifetime of a token in seconds: the shortest that the API server grants."""
 USED = 0.75
-"""The part of its life in which a token is used: it must outlive the request."""
+"""Part of its lifetime in which a token is used, so that it does not expire during a request."""
 REPLACED_AFTER = 60.0
-"""Seconds after which a token that was refused may be replaced: whoever refuses every token causes
-one request a minute."""
+"""Seconds before a refused token is replaced, so that a kubelet that refuses every token causes
+only one request a minute."""
 ASK_AGAIN = 10.0
-"""Seconds until a token is asked for again that was not granted: thousands of nodes want it."""
+"""Seconds between two requests after a failure, because thousands of nodes may need the token."""
 
 
 class Tokens:
-    """One account's tokens, asked for when one is needed and kept until shortly before their end.
+    """Tokens of one account. A token is requested on demand and cached until shortly before it
+    expires.
 
-    They are not bound to a pod: the API server binds only tokens of the pod's own account
-    (kubernetes, pkg/registry/core/serviceaccount/storage/token.go). The end of the account ends
-    them, and so do ten minutes.
+    The tokens are not bound to a pod, because the API server binds only tokens of the pod's own
+    account (kubernetes, pkg/registry/core/serviceaccount/storage/token.go). They become invalid
+    after ten minutes, or when the account is deleted.
     """
 
     def __init__(self, client: Client, namespace: str, account: str) -> None:
@@ -39,7 +40,7 @@ class Tokens:
         self._failed: tuple[float, ImagegateError] | None = None
 
     async def get(self) -> str:
-        """Raises a KubeError, and NotLeader as any write."""
+        """Raises a KubeError, or NotLeader, because the request is a write."""
         async with self._asking:
             now = asyncio.get_running_loop().time()
             if self._failed is not None and now - self._failed[0] < ASK_AGAIN:
@@ -62,7 +63,7 @@ class Tokens:
             return self._token
 
     def refused(self, token: str) -> None:
-        """Ask for another one: the account may have been made anew, or the signing key changed."""
+        """Drop a refused token: the account may be a new one, or the signing key has changed."""
         now = asyncio.get_running_loop().time()
         if token == self._token and now - self._asked_at >= REPLACED_AFTER:
             self._token = ""

@@ -1,7 +1,7 @@
-"""Workloads that name images: listed, watched, and read down to what is kept of them.
+"""Lists and watches workloads that name images, and reads the needed facts from them.
 
-With the operator's own client rather than kopf, which watches the puller namespaces and no others,
-and cannot begin or end a watch while it runs.
+It uses the operator's own client, not kopf, because kopf watches only the puller namespaces and
+cannot start or stop a watch while it runs.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Change:
     """One event of a watch."""
 
     version: str
-    """From which a later watch goes on."""
+    """The resourceVersion at which a later watch continues."""
     name: str = ""
-    """Empty: nothing has changed."""
+    """Empty: no workload has changed."""
     workload: Workload | None = None
-    """None: it is gone, or wants no images any more."""
+    """None: the workload was deleted, or needs no images any more."""
 
 
 class Workloads:
@@ -46,7 +46,7 @@ class Workloads:
         self._client = client
 
     async def list(self, place: Place) -> tuple[dict[str, Workload], str]:
-        """All of one kind in one namespace by their names, and the version that this was."""
+        """All workloads of one kind in one namespace by name, and the list's resourceVersion."""
         path, found = _path(place), dict[str, Workload]()
         query: dict[str, str] = {}
         while True:
@@ -61,7 +61,7 @@ class Workloads:
             query = {"continue": metadata["continue"]}
 
     async def watch(self, place: Place, version: str) -> AsyncGenerator[Change]:
-        """What happens after that version, until the API server ends it; see `Client.watch`."""
+        """The changes after the version, until the API server ends the watch (`Client.watch`)."""
         async with aclosing(self._client.watch(_path(place), version)) as events:
             async for type_, body in events:
                 metadata = body.get("metadata") or {}
@@ -74,7 +74,7 @@ class Workloads:
 
 
 def problem(place: Place, error: KubeError) -> str:
-    """Why the workloads of a place are not known, and what to do about it."""
+    """Why the workloads of a kind and namespace are not known, with a remedy."""
     kind, namespace = place
     plural = _PATHS[kind][1]
     if isinstance(error, Forbidden):
@@ -86,7 +86,7 @@ def problem(place: Place, error: KubeError) -> str:
 
 
 def unanswered(place: Place) -> str:
-    """The same where there is no error yet."""
+    """The same text for a list that was not answered yet."""
     return f"{_PATHS[place[0]][1]} in namespace {place[1]} are not known: no answer yet"
 
 
@@ -96,9 +96,8 @@ def _path(place: Place) -> str:
 
 
 def parse(place: Place, body: Mapping[str, Any]) -> Workload | None:
-    """What a workload wants; None for one that wants nothing any more: it is being deleted, or is a
-    Job that has ended. Nor does a Job of a CronJob count, which is there for minutes: the CronJob
-    itself does.
+    """The images of a workload; None for a workload that is being deleted, a finished Job, or a Job
+    of a CronJob. Such a Job exists only for minutes, so its CronJob counts instead.
     """
     metadata: Mapping[str, Any] = body.get("metadata") or {}
     spec: Mapping[str, Any] = body.get("spec") or {}
@@ -122,7 +121,7 @@ def parse(place: Place, body: Mapping[str, Any]) -> Workload | None:
     labels = metadata.get("labels") or {}
     return Workload(
         name=name,
-        # Interned: the same keys and values come a thousand times.
+        # Interned, because the same keys and values occur thousands of times.
         labels={sys.intern(key): sys.intern(value) for key, value in labels.items()},
         images=tuple(images.values()),
         unusable=tuple(unusable),
@@ -130,7 +129,7 @@ def parse(place: Place, body: Mapping[str, Any]) -> Workload | None:
 
 
 def _passing(job: Mapping[str, Any]) -> bool:
-    """Whether a Job has ended, or comes from a CronJob. One that is suspended is still to come."""
+    """Whether a Job has finished or belongs to a CronJob. A suspended Job has not finished."""
     conditions = (job.get("status") or {}).get("conditions") or ()
     ended = any(
         c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions
@@ -140,7 +139,7 @@ def _passing(job: Mapping[str, Any]) -> bool:
 
 
 def _references(template: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a pod template has pulled, each with what asks for it."""
+    """The images that a pod template names, each after the container or volume that names it."""
     for part, what in (("initContainers", "init container"), ("containers", "container")):
         for container in template.get(part) or ():
             yield f"{what} {container.get('name')}", str(container.get("image") or "")

@@ -1,1 +1,1 @@
-"""Puller pods: how one is built and how one is read back. Pure; no cluster, no clock."""
+"""Builds the manifests of puller pods, and reads puller pods into facts. Pure: no API, no clock."""

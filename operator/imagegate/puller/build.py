@@ -1,15 +1,15 @@
-"""The puller pod of one group of images on one node.
+"""Builds the puller pod for one group of images on one node.
 
-The pull, its credentials and its bookkeeping are the kubelet's own, and nothing of a target image
-ever executes. Two kinds (`mode`):
+The kubelet itself pulls, with its credentials and its bookkeeping. No code of a target image ever
+runs. There are two kinds of pods (`mode`):
 
-ImageVolume: each image is a mounted ``volumes[].image`` and the container is the pause image's
-``-v``, which exits 0. Mounted, because only mounted volumes report their errors in the pod's status
-and pin their images while the pod exists.
+ImageVolume: each image is a mounted ``volumes[].image``. The only container runs the pause image
+with ``-v``, which exits 0. The volumes are mounted, because only mounted volumes report errors in
+the pod's status and protect their images from garbage collection while the pod exists.
 
-Container: an init container copies a static busybox into an emptyDir, and a container of each image
-runs that one's ``true``: images without a runnable file work as well. Whether it can run at all
-does not matter (`read`): the kubelet has pulled the image by then.
+Container: an init container copies a static busybox into an emptyDir. Then a container of each
+image runs ``true`` of that busybox, so that images without any executable work, too. A failure of
+this container does not matter (`read`), because the kubelet has pulled the image before.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ IF_NOT_PRESENT = "IfNotPresent"
 HOLD = "hold"
 """The container of an ImageVolume pod: it mounts the images."""
 IMAGE = "image-"
-"""The volumes of an ImageVolume pod and the containers of a Container pod: this and a number."""
+"""Prefix, before a number, of the volumes of ImageVolume pods and the containers of Container
+pods."""
 TOOLS = "/imagegate"
-"""Where the busybox is in every container of a Container pod."""
+"""The directory with busybox in every container of a Container pod."""
 SELECTOR = f"{MANAGED_BY}={MANAGER},{PREFETCH_LABEL}"
-"""Server-side label selector of every puller pod of ours."""
+"""Label selector of all puller pods."""
 
 
 RESOURCES: Mapping[str, Any] = {
@@ -48,10 +49,10 @@ RESOURCES: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class PullerSettings:
-    """What is the same for every puller pod; from the operator's flags."""
+    """Settings that all puller pods share; from the operator's flags."""
 
     image: str
-    """A pause image: ``-v`` must exit 0. Best the node's own sandbox image, which is there."""
+    """A pause image: ``-v`` must exit 0. Best is the node's sandbox image, which needs no pull."""
     busybox: str = ""
     """An image with a static /bin/busybox, for Container pods."""
     mode: Mode = Mode.AUTO
@@ -59,23 +60,23 @@ class PullerSettings:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=lambda: RESOURCES)
-    """Of every container."""
+    """Resources of every container."""
     image_pull_secrets: tuple[str, ...] = ()
-    """For the pause and busybox images themselves; given to every puller pod."""
+    """Secrets for the pause and busybox images; every puller pod has them."""
 
 
 def name(prefetch: Prefetch, node: Node, group: Group, attempt: int) -> str:
-    """Deterministic, so that a second create of the same pod is a 409 and nothing more.
+    """A deterministic name, so that a second create of the same pod only gets a 409.
 
-    The node's identity and the attempt are part of it: after a reboot, and after a failure, the
-    pod is another one, and the kubelet's back-off (kept per pod and image) starts afresh.
+    The name depends on the node's identity and the attempt. So a reboot or a failure leads to a new
+    pod, for which the kubelet's back-off (per pod and image) starts again.
     """
     text = "\n".join((prefetch.uid, group.key, node.name, node.identity, str(attempt)))
     return f"ipf-{prefetch.name[:40].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def probe(namespace: str, settings: PullerSettings) -> dict[str, Any]:
-    """A puller pod with an image volume, of no node and no prefetch: to be created with dryRun."""
+    """A puller pod with an image volume, without a node or a prefetch, for a create with dryRun."""
     nowhere = Node(name="imagegate-probe", uid="probe", version=0)
     nothing = Prefetch(name="probe", uid="probe", version=0, namespace=namespace)
     settings = dataclasses.replace(settings, mode=Mode.IMAGE_VOLUME)
@@ -94,20 +95,21 @@ def build(
     again: bool = False,
     afresh: bool = False,
 ) -> dict[str, Any]:
-    """The manifest, ready to be created in ``prefetch.namespace``.
+    """The manifest of a puller pod in ``prefetch.namespace``.
 
-    A tag that is followed is asked for at the registry, whatever the node has, and then the digest
-    is made sure of. Not so ``again``, when a pod is put back that only pins what is there: the tag
-    may have moved since, and is not to be rolled out node by node by accident. ``afresh``: the node
-    says that it has the images, but does not have all of them; the runtime asks the registry, and
-    fetches what it lacks.
+    With ``refresh.mode`` Digest, the pod pulls the tag from the registry whatever the node holds,
+    and then the digest (`Group.references`). ``again``: the pod replaces a deleted pod and only
+    protects images that the node holds. The kubelet then does not ask the registry, because a tag
+    that has moved must not be rolled out by accident, node by node. ``afresh``: the node lists the
+    images, but lacks content of them. The runtime then asks the registry, and fetches the missing
+    content.
     """
     parts = _by_volumes if choose(node, settings.mode) is Mode.IMAGE_VOLUME else _by_containers
     own = ALWAYS if afresh else IF_NOT_PRESENT
     secrets = dict.fromkeys((*group.pull_secrets, *settings.image_pull_secrets))
     spec: dict[str, Any] = {
-        # Bound directly: the scheduler would honour our own NoSchedule taint's absence only
-        # after a round trip, and a Pending pod makes autoscalers add nodes.
+        # Bound directly to the node, because the scheduler would add a delay, and because a Pending
+        # pod makes autoscalers add nodes.
         "nodeName": node.name,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 1,
@@ -142,14 +144,15 @@ def build(
                 GROUP_LABEL: group.key,
             },
             "annotations": {
-                # cluster-autoscaler: as a DaemonSet's pod, it neither blocks a scale-down nor
-                # has to be rescheduled anywhere.
+                # cluster-autoscaler treats it as a DaemonSet's pod: the pod does not block a
+                # scale-down, and needs no other node.
                 "cluster-autoscaler.kubernetes.io/daemonset-pod": "true",
                 **settings.annotations,
                 OBSERVED_ANNOTATION: node.identity,
                 ATTEMPT_ANNOTATION: str(attempt),
             },
-            # Collected with its node; `kubectl drain` and Karpenter leave it alone.
+            # Garbage collection deletes the pod with its node; `kubectl drain` and Karpenter
+            # ignore the pod.
             "ownerReferences": [
                 {
                     "apiVersion": "v1",
@@ -166,7 +169,7 @@ def build(
 
 
 _Pulls = Sequence[tuple[str, str]]
-"""References, each with its pull policy."""
+"""Image references, each with its pull policy."""
 
 
 def _pulls(group: Group, *, again: bool, afresh: bool) -> _Pulls:
@@ -196,7 +199,7 @@ def _by_containers(pulls: _Pulls, settings: PullerSettings, own: str) -> dict[st
     copy = ["/bin/busybox", "cp", "/bin/busybox", f"{TOOLS}/busybox"]
     run: dict[str, Any] = {
         "command": [f"{TOOLS}/busybox", "true"],
-        # The image's own may be a folder that only its own user may enter.
+        # The image's own working directory may be accessible only to the image's own user.
         "workingDir": TOOLS,
     }
     return {
@@ -215,9 +218,9 @@ def _by_containers(pulls: _Pulls, settings: PullerSettings, own: str) -> dict[st
                 )
                 for index, (image, policy) in enumerate(pulls)
             ),
-            # The kubelet reports a failed pull when it looks at the pod next. Without the end of
-            # a container that is in 10 to 15 s (pkg/kubelet/pod_workers.go, backOffPeriod), in the
-            # very moment in which it pulls again; with this one at once, and before that.
+            # The kubelet reports a failed pull at the pod's next sync. The end of this container
+            # causes a sync immediately. Without it, the next sync comes after 10 to 15 s
+            # (pkg/kubelet/pod_workers.go, backOffPeriod), together with the next attempt to pull.
             _container(
                 "report", settings.busybox, [], settings, own, command=["/bin/busybox", "true"]
             ),

@@ -1,4 +1,4 @@
-"""Which of the two kinds of puller pod a node gets."""
+"""Chooses the kind of puller pod for a node."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from enum import StrEnum
 from imagegate.domain.facts import Node
 
 KUBELET = (1, 35)
-"""The first with the feature gate ImageVolume on by default (1.33 and 1.34 have it, but off)."""
+"""The first version with the feature gate ImageVolume on by default (off in 1.33 and 1.34)."""
 RUNTIMES = {"containerd": (2, 1), "cri-o": (1, 31)}
-"""The first versions that mount images. An old containerd takes the mount for a bind of nothing:
-the pod would hang. Of other runtimes nothing is known, and Container works with all."""
+"""The first versions that mount images. An older containerd treats the mount as a bind mount
+without a source, and the pod would hang. Other runtimes get Container, which works with all."""
 
 
 class Mode(StrEnum):
     AUTO = "Auto"
-    """Per node: image volumes where they surely work, else containers."""
+    """Chosen per node: ImageVolume if its versions are known to support it, else Container."""
     IMAGE_VOLUME = "ImageVolume"
-    """Images are mounted; nothing runs in them."""
+    """The images are mounted; no process runs in them."""
     CONTAINER = "Container"
-    """A container of each image, in which a busybox of ours does nothing."""
+    """A container of each image runs ``true`` of a busybox that the operator brings."""
 
 
 def choose(node: Node, wanted: Mode) -> Mode:
-    """ImageVolume or Container."""
+    """Returns IMAGE_VOLUME or CONTAINER, never AUTO."""
     if wanted is not Mode.AUTO:
         return wanted
     name, *version = node.runtime

@@ -1,4 +1,4 @@
-"""Puller pods and the kubelet's events about them, read back into facts."""
+"""Reads puller pods, and the kubelet's events about them, into facts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from imagegate.puller.build import GROUP_LABEL, HOLD, IMAGE, OBSERVED_ANNOTATION
 Body = Mapping[str, Any]
 
 _CREATED = "RunContainerError"
-"""What a container waits for that the runtime has made, from an image that was unpacked, but cannot
-run (pkg/kubelet/kuberuntime/kuberuntime_container.go, startContainer). One that cannot be made
-proves nothing: the kubelet believes the runtime's list of images, which has an image also when its
-content has gone. But for what is only known from the files of the image:"""
+"""Waiting reason of a container that the runtime created, from an unpacked image, but cannot run
+(pkg/kubelet/kuberuntime/kuberuntime_container.go, startContainer). The failure to create a
+container (CreateContainerError) does not prove that the image is there, because the kubelet relies
+on the runtime's list of images, which may contain an image without its content. The exception are
+errors that need the image's files; `_UNPACKED` matches their messages."""
 _UNPACKED = re.compile(
     r"no matching entries in (passwd|group) file|unable to find (user|group) ", re.IGNORECASE
 )
 
 
 def pod(body: Body) -> Pod:
-    """A puller pod from its JSON form."""
+    """The facts about a puller pod from its JSON form."""
     metadata: Body = body.get("metadata") or {}
     spec: Body = body.get("spec") or {}
     status: Body = body.get("status") or {}
@@ -51,7 +52,8 @@ def pod(body: Body) -> Pod:
         observed=annotations.get(OBSERVED_ANNOTATION, ""),
         phase=phase,
         reason=reason,
-        # Here, where messages come in: whatever becomes of them, they hold no signature.
+        # Redacted here, at the only entry of messages, so that no message anywhere contains a
+        # signed URL.
         message=redact(message),
         waiting=waiting,
         waiting_message=redact(waiting_message),
@@ -65,7 +67,7 @@ def pod(body: Body) -> Pod:
 
 
 def _owned(metadata: Body, node: str) -> bool:
-    """Whether this Node owns the object, as the controller."""
+    """Whether the Node is the object's controller."""
     return any(
         (owner.get("apiVersion"), owner.get("kind"), owner.get("name")) == ("v1", "Node", node)
         and owner.get("controller") is True
@@ -79,7 +81,7 @@ def _state(container: Body, name: str) -> Body:
 
 
 def _images(spec: Body) -> tuple[str, ...]:
-    """The images to be cached, whichever kind of puller pod it is."""
+    """The images that the pod pulls for the prefetch, for both kinds of puller pods."""
     mounted = tuple(
         volume["image"]["reference"]
         for volume in spec.get("volumes") or ()
@@ -95,11 +97,11 @@ def _images(spec: Body) -> tuple[str, ...]:
 def _end(
     spec: Body, status: Body, inits: Sequence[Body], containers: Sequence[Body]
 ) -> tuple[str, str, str]:
-    """Phase, reason and message, where it is the pulls that count.
+    """Phase, reason and message of the pod, with a phase that depends only on the pulls.
 
-    A container exists only once its image is there, and the images that it mounts: it may then be
-    refused by the runtime, or exit with an error. A pod that was rejected or evicted has a reason
-    of its own, and says nothing.
+    A container exists only after its image and its image volumes were pulled. So the pod has
+    succeeded even if the runtime refuses the container, or the container exits with an error. A pod
+    that was rejected or evicted has a reason of its own, and proves no pull.
     """
     phase: str = status.get("phase", "Pending")
     reason: str = status.get("reason", "")
@@ -121,7 +123,7 @@ def _end(
 
 
 def _pulled(container: Body) -> bool:
-    """Whether a container is over with, and its image was there."""
+    """Whether a container needs no further step, and its image was pulled."""
     if _state(container, "terminated"):
         return bool(container.get("imageID"))
     waiting = _state(container, "waiting")
@@ -133,7 +135,7 @@ def _pulled(container: Body) -> bool:
 def _waiting(
     spec: Body, images: tuple[str, ...], containers: Sequence[Body]
 ) -> tuple[str, str, str]:
-    """Reason, message and image of the container that waits: one whose pull fails before others."""
+    """Reason, message and image of a waiting container; first of one whose pull fails."""
     found = [(c.get("name"), _state(c, "waiting")) for c in containers if _state(c, "waiting")]
     found.sort(key=lambda each: each[1].get("reason") not in PULL_ERRORS | CREATE_ERRORS)
     if not found:
@@ -152,15 +154,15 @@ def _waiting(
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A kubelet's word that it has pulled an image: fetched and unpacked."""
+    """A kubelet's report that it has pulled an image: fetched and unpacked."""
 
     pod_uid: str
     pod_name: str
     image: str
     seconds: float
-    """How long the pull took, without waiting in the kubelet's queue."""
+    """Duration of the pull, without the wait in the kubelet's queue."""
     size: int | None = None
-    """Bytes, as the runtime counts them: containerd the compressed size."""
+    """Bytes as the runtime counts them; containerd counts compressed bytes."""
 
 
 _PULLED = re.compile(
@@ -172,11 +174,12 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6, "us": 1e-6,
 
 
 def pulled(event: Mapping[str, Any]) -> Pulled | None:
-    """What a core/v1 Event says about an image of a puller pod, or None if it says nothing: that an
-    image is "already present on machine" is the runtime's list, which has it also when its content
-    has gone. There the end of the pod counts, which had it mounted.
+    """The pull that a core/v1 Event of the kubelet reports; None if it reports no pull.
 
-    The texts are those of the kubelet (pkg/kubelet/images/image_manager.go).
+    "already present on machine" is no proof, because the kubelet then relies on the runtime's list,
+    which may contain an image without its content. In this case the end of the pod is the proof,
+    because the pod had mounted the image. The kubelet's texts are in
+    pkg/kubelet/images/image_manager.go.
     """
     involved: Mapping[str, Any] = event.get("involvedObject") or {}
     source: Mapping[str, Any] = event.get("source") or {}

@@ -1,5 +1,5 @@
-"""What image registries know: digests, platforms, layers.
+"""Requests to image registries: digests, platforms, layers.
 
-`keychain` finds the credentials that the kubelet would use, `client` asks the registry with them,
-`manifests` reads what it answers. Nothing here knows the cluster.
+`keychain` finds the credentials that the kubelet would use, `client` sends requests with them, and
+`manifests` reads the answers. This package does not depend on the cluster.
 """

@@ -1,4 +1,4 @@
-"""What was asked once, kept: bounded, and asked once however many want it at the same time."""
+"""A bounded cache. Concurrent requests for the same key cause only one request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 class Cache(Generic[K, V]):
-    """Holds the `limit` values that were used last, of at most `most_bytes` together."""
+    """Holds the `limit` most recently used values, together at most `most_bytes`."""
 
     def __init__(
         self, limit: int, *, most_bytes: int = 2**63, weigh: Callable[[K, V], int] | None = None
@@ -47,9 +47,11 @@ class Cache(Generic[K, V]):
 
     @asynccontextmanager
     async def turn(self, key: K) -> AsyncIterator[None]:
-        """One task at a time for a key. Look again inside: the one before may have put the value.
+        """A lock for a key. Check the cache again inside, because the previous task may have put
+        the value.
 
-        If it failed or was cancelled instead, the next one asks: no failure is ever shared.
+        If the previous task failed or was cancelled, the next one asks again: errors are not
+        shared.
         """
         lock = self._turns.get(key)
         if lock is None:
@@ -59,5 +61,5 @@ class Cache(Generic[K, V]):
 
 
 def _weightless(_: object, __: object) -> int:
-    """For values that are all of about the same size: their number is bound enough."""
+    """For values of about the same size: the limit of their number is enough."""
     return 0

@@ -1,4 +1,4 @@
-"""`WWW-Authenticate`: how a registry wants to be logged in to (RFC 9110, section 11.6.1)."""
+"""`WWW-Authenticate`: the login methods that a registry offers (RFC 9110, section 11.6.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST = 16 * 1024
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _GAP = re.compile(r"[\s,]*")
-# Unquoted values are tokens by the RFC; some registries leave URLs and scopes unquoted, though.
+# By the RFC, unquoted values are tokens. Some registries send URLs and scopes unquoted, too.
 _PARAMETER = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))(?=\s*(?:,|$))')
 _SCHEME = re.compile(rf"({_WORD})(?=[\s,]|$)")
 _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
@@ -22,16 +22,18 @@ _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to log in. Scheme and names are in lower case; a repeated name keeps its first."""
+    """One login method. Scheme and names are in lower case. Of a repeated name, the first value
+    counts.
+    """
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse(headers: Iterable[str]) -> tuple[Challenge, ...]:
-    """The first challenges of all `WWW-Authenticate` headers, several in one header included.
+    """The first challenges of all `WWW-Authenticate` headers; a header may contain several.
 
-    What does not parse ends its header; what came before is kept. Never raises.
+    A syntax error ends the header; the challenges before it are kept. Never raises.
     """
     return tuple(islice(_all(headers), MOST_CHALLENGES))
 
@@ -49,7 +51,8 @@ def _parse(header: str) -> Iterator[Challenge]:
     scheme, parameters = "", dict[str, str]()
     at = _GAP.match(header).end()  # type: ignore[union-attr]  # matches the empty string
     while at < len(header):
-        # A parameter first: `Bearer realm="…", service="…"` would else have a scheme `service`.
+        # Try a parameter first, because otherwise `service` in `Bearer realm="…", service="…"`
+        # would be read as a scheme.
         if scheme and (found := _PARAMETER.match(header, at)):
             name, in_quotes, bare = found.groups()
             value = bare if in_quotes is None else re.sub(r"\\(.)", r"\1", in_quotes)
@@ -59,7 +62,7 @@ def _parse(header: str) -> Iterator[Challenge]:
                 yield Challenge(scheme, parameters)
             scheme, parameters = found[1].lower(), {}
             space = _GAP.match(header, found.end())
-            # `Negotiate YWJj=`: one opaque word in the place of parameters, of no use here.
+            # `Negotiate YWJj=`: one opaque word instead of parameters. Skip it.
             opaque = _TOKEN68.match(header, space.end()) if space else None
             if opaque and not _SCHEME.fullmatch(opaque[0]):
                 found = opaque

@@ -1,7 +1,7 @@
-"""Questions to a registry: which digest, which manifest, which blob.
+"""Client for registries: reads digests, manifests and configurations.
 
-The API is the OCI distribution specification's, the behaviour that of containerd's resolver, as the
-nodes will ask the same registry with the same credentials.
+It uses the API of the OCI distribution specification, and behaves as containerd's resolver, because
+the nodes will ask the same registry with the same credentials.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 MAX_MANIFEST = 4 * 1024 * 1024
-"""Bytes: the distribution specification's own limit for manifests."""
+"""Largest manifest in bytes: the limit of the distribution specification."""
 MAX_CONFIG = 4 * 1024 * 1024
-"""Bytes of an image's configuration."""
+"""Largest configuration of an image in bytes."""
 
 _ACCEPT = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"}
 _SAYS_ENOUGH = (401, 404, 408, 429)
-"""Refusals of a HEAD that need no words. Any other is asked for by GET once: some proxies forbid
-HEAD, and a policy of the registry (412, 403, 451) explains itself in a body, which HEAD has not."""
+"""Refusals of a HEAD for which the status is enough. After any other refusal, one GET is sent:
+some proxies forbid HEAD, and a policy of the registry (412, 403, 451) is explained in a body, which
+an answer to HEAD does not have."""
 _NO_HEAD = 501
 
 T = TypeVar("T")
@@ -53,21 +54,21 @@ class Document:
 
     digest: str
     media_type: str
-    """As the registry called it; may be empty, or wrong."""
+    """As the registry reports it; may be empty or wrong."""
     content: Mapping[str, Any]
 
 
 class Client:
-    """For any number of registries, any number of tasks. To be made inside a running event loop.
+    """For any number of registries and tasks. Must be created inside a running event loop.
 
-    Of several matching credentials each is tried in turn, as the kubelet does, until one is neither
-    refused nor shown a 404: those of the keyring, then those of the credential providers. Every
+    All matching credentials are tried in turn, as in the kubelet, until one is neither refused nor
+    answered with 404: first those of the keyring, then those of the credential providers. Every
     method raises `errors.RegistryError`:
 
-    - `NotFound`, `Unauthorized`: what the last credential got, or the first that got a 404;
-    - `NoCredentials`: the same, but a credential provider failed that might have had the right one;
-    - `Throttled`, `Unavailable`: try again later. Nothing is retried here, but for a login;
-    - `TLSFailed`, `Invalid`: trying again is of no use.
+    - `NotFound`, `Unauthorized`: the error of the last credential, or the first 404;
+    - `NoCredentials`: the same, and a credential provider failed that might have the right one;
+    - `Throttled`, `Unavailable`: try again later. The client repeats a request only after a login;
+    - `TLSFailed`, `Invalid`: another try has no use.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Client:
         resolver: AbstractResolver | None = None,
         timing: Timing | None = None,
     ) -> None:
-        """Raise `InvalidSettings` for a CA bundle that is none."""
+        """Raises `InvalidSettings` for an invalid CA bundle."""
         self._settings = settings or RegistrySettings()
         timing = timing or Timing()
         self._transport = Transport(
@@ -104,11 +105,12 @@ class Client:
         await self._transport.close()
 
     async def resolve(self, reference: Reference, keyring: Keyring = EMPTY) -> str:
-        """The digest (`sha256:…`) that the tag has now: of the index, where there is one.
+        """The digest (`sha256:…`) that the tag has now: of the index, if there is one.
 
-        That is what containerd records as the image's digest, so it compares with a node's status.
-        A HEAD, which Docker Hub does not count as a pull; a GET, which it does, where the registry
-        refuses HEAD or names no digest. A reference with a digest is its own answer: no request.
+        containerd records the same digest for the image, so it can be compared with a node's
+        status. Sends a HEAD, which Docker Hub does not count as a pull. If the registry refuses
+        HEAD or names no digest, sends a GET, which counts. A reference with a digest needs no
+        request.
         """
         if reference.digest is not None:
             return reference.digest
@@ -117,7 +119,7 @@ class Client:
         async def ask(access: Access, room: Room) -> str:
             answer = await self._manifest(access, room, "HEAD", tag)
             digest = valid_digest(answer.headers.get("Docker-Content-Digest", ""))
-            # A web page for every path, as a captive portal has, is found out by reading it.
+            # A captive portal answers every path with a web page. Read it, to report it as such.
             web_page = answer.headers.get("Content-Type", "").startswith("text/")
             if answer.status != 200 or digest is None or web_page:
                 answer = await self._manifest(access, room, "GET", tag)
@@ -129,7 +131,9 @@ class Client:
     async def manifest(
         self, reference: Reference, digest: str, keyring: Keyring = EMPTY
     ) -> Document:
-        """The manifest or index of that digest in the reference's repository, verified."""
+        """The manifest or index with this digest in the reference's repository; the digest is
+        verified.
+        """
 
         async def ask(access: Access, room: Room) -> Document:
             answer = await self._manifest(access, room, "GET", digest)
@@ -140,9 +144,9 @@ class Client:
     async def configuration(
         self, reference: Reference, digest: str, keyring: Keyring = EMPTY
     ) -> object:
-        """An image's configuration, verified; None for what is no JSON.
+        """An image's configuration; the digest is verified. None if it is not JSON.
 
-        Many registries redirect to a store for it.
+        Many registries redirect this request to a blob store.
         """
 
         async def ask(access: Access, room: Room) -> object:
@@ -157,7 +161,7 @@ class Client:
     async def _each(
         self, reference: Reference, keyring: Keyring, ask: Callable[[Access, Room], Awaitable[T]]
     ) -> T:
-        """Ask with each credential until one will do."""
+        """Ask with each credential until one is accepted."""
         plain = endpoints.base(reference.domain, self._settings).scheme == "http"
         failure: errors.RegistryError | None = None
         problems: list[str] = []
@@ -169,7 +173,7 @@ class Client:
                     async with self._rooms.open(reference.domain) as room:
                         return await ask(access, room)
                 except errors.NotFound as error:
-                    # A credential that was let in knows better than one that was not.
+                    # The 404 of an accepted credential says more than the refusal of another.
                     failure = error if not isinstance(failure, errors.NotFound) else failure
                 except errors.Unauthorized as error:
                     failure = error if not isinstance(failure, errors.NotFound) else failure
@@ -186,10 +190,10 @@ class Client:
     async def _credentials(
         self, reference: Reference, keyring: Keyring, problems: list[str]
     ) -> AsyncGenerator[Credential, None]:
-        """What to try, in the kubelet's order; what went wrong on the way is added to `problems`.
+        """The credentials in the kubelet's order. Errors of plugins are added to `problems`.
 
-        Plugins are run only when the pull secrets' were no good: one may take a minute. Each is
-        tried once: the same password wrong twice is one step nearer to a locked account.
+        Plugins run only after all pull secrets have failed, because a plugin may take a minute.
+        Each credential is tried only once, because repeated wrong passwords may lock an account.
         """
         secrets = dict.fromkeys(keyring.lookup(reference))
         for credential in secrets:
@@ -210,7 +214,9 @@ class Client:
         return await self._ask(access, request, f"{access.path}{separator}{name}")
 
     async def _ask(self, access: Access, request: Request, what: str) -> Answer:
-        """A success, or that HEAD is refused, after logging in once where that is asked for."""
+        """Send a request, after a login if the registry asks for it. Returns a success or a refused
+        HEAD; other answers are raised as errors.
+        """
 
         def login(header: str | None) -> Request:
             return request.with_login(header, tokens.secrets_of(access.credential, header))
@@ -237,14 +243,14 @@ class Client:
 
 
 async def _document(access: Access, name: str, answer: Answer) -> Document:
-    """A GET's answer, by tag or by digest. Raises `InvalidAnswer` for what is no manifest."""
+    """The manifest in the answer to a GET, by tag or by digest. Raises `InvalidAnswer`."""
     digest = valid_digest(name) or valid_digest(answer.headers.get("Docker-Content-Digest", ""))
     asked = digest is not None
     if digest is None:
         digest = f"sha256:{hashlib.sha256(answer.body).hexdigest()}"
     content = await large.parse(answer.body)
-    # The digest of a signed manifest of schema 1 is that of what was signed, without the
-    # signatures; nothing is taken from one but that it is one.
+    # The digest of a signed manifest of schema 1 is the digest of the signed part, without the
+    # signatures. Such a manifest is not verified, because nothing but its schema is used.
     signed = isinstance(content, dict) and content.get("schemaVersion") == 1
     if asked and not signed:
         _verify(access, digest, answer.body)
@@ -315,8 +321,8 @@ def _refusal(
             return errors.InvalidAnswer(
                 registry,
                 f"its policy refuses {what} ({said})",
-                "see there what the policy asks for: a scan without findings, a signature, or an"
-                " end of the quarantine",
+                "check that policy: it may require a scan without findings, a signature, or the end"
+                " of a quarantine",
                 status=status,
             )
         case _:

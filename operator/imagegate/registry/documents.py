@@ -1,7 +1,7 @@
-"""Manifests and indexes, from JSON that anyone may have written to records that can be trusted.
+"""Parses manifests and indexes: untrusted JSON becomes validated records.
 
-The formats: OCI image-spec (manifest.md, image-index.md) and Docker's manifest v2, schema 2, which
-differ in media types only.
+The formats are OCI image-spec (manifest.md, image-index.md) and Docker's manifest v2, schema 2.
+They differ only in media types.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ CONFIGS = frozenset(
         "application/vnd.docker.container.image.v1+json",
     }
 )
-"""Configurations that say which platform an image is for; artifacts have others."""
+"""Media types of configurations that name the image's platform; artifacts have other types."""
 
 _ATTESTATION = "vnd.docker.reference.type"
 _MAX_SIZE = 2**63 - 1
 
 MOST_DESCRIPTORS = 2000
-"""Layers of a manifest, or entries of an index. overlayfs cannot mount more than 500 layers, and
-the largest indexes have some dozens of entries; 4 MiB of JSON have room for 40,000."""
+"""Largest number of layers in a manifest, or of entries in an index. overlayfs cannot mount more
+than 500 layers, and the largest indexes have some dozens of entries; 4 MiB of JSON could contain
+40,000."""
 LONGEST_MEDIA_TYPE = 255
 """Characters (RFC 6838, 4.2: 127 for each half)."""
 LONGEST_PLATFORM = 64
-"""Characters of an operating system, an architecture or a variant."""
+"""Longest operating system, architecture or variant, in characters."""
 
 
 class Compression(StrEnum):
@@ -56,19 +57,19 @@ class Compression(StrEnum):
 class Blob:
     digest: str
     size: int
-    """Bytes, as the registry sends them."""
+    """Compressed bytes, as the registry sends them."""
     media_type: str
 
 
 @dataclass(frozen=True, slots=True)
 class Layer(Blob):
     foreign: bool = False
-    """Whether it comes from elsewhere (`urls`, non-distributable), as Windows' base layers do."""
+    """Whether another server sends it (`urls`, non-distributable), as for Windows' base layers."""
 
     @property
     def compression(self) -> Compression:
-        """As the media type says, which may have more suffixes (`…tar+zstd+encrypted`); Docker's
-        has none and is gzip when it says `.gzip`.
+        """The compression that the media type names. An OCI media type may have more suffixes
+        (`…tar+zstd+encrypted`); Docker's media type ends in `.gzip`.
         """
         parts = re.split("[+.]", self.media_type.partition(";")[0].strip().lower())
         for compression in (Compression.GZIP, Compression.ZSTD):
@@ -84,27 +85,27 @@ class Entry:
     digest: str
     platform: Platform | None
     nested: bool
-    """Whether it is an index itself."""
+    """Whether the entry is another index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     entries: tuple[Entry, ...]
-    """Without attestations, which are no images."""
+    """Without attestations, because they are not images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     config: Blob
     layers: tuple[Layer, ...]
-    """From the lowest to the topmost; one may be there twice."""
+    """From the lowest to the topmost; the same layer may occur twice."""
 
 
 def parse(document: Document, *, registry: str, name: str) -> Index | Manifest:
     """Read a manifest or an index; `registry` and `name` are for messages.
 
-    Raises `UnsupportedManifest` for schema 1, `InvalidAnswer` for what breaks the format. A
-    document that could be read either way is refused, as containerd does (CVE-2021-41190).
+    Raises `UnsupportedManifest` for schema 1, and `InvalidAnswer` for a violation of the format. A
+    document that could be both is refused, as in containerd (CVE-2021-41190).
     """
     content = document.content
     where = _Where(registry, f"{name}@{document.digest}")
@@ -112,7 +113,7 @@ def parse(document: Document, *, registry: str, name: str) -> Index | Manifest:
         raise UnsupportedManifest(
             registry,
             f"{name} is an image of schema 1, which containerd 2 does not pull",
-            "push it again with a tool of this decade",
+            "build and push it again with a current tool",
         )
     declared = content.get("mediaType") or document.media_type
     if not isinstance(declared, str):
@@ -139,7 +140,7 @@ class _Where:
 
     def wrong(self, problem: str) -> InvalidAnswer:
         return InvalidAnswer(
-            self.registry, f"{self.name} {problem}", "push the image again, or ask who built it"
+            self.registry, f"{self.name} {problem}", "push the image again, or ask its builder"
         )
 
     def objects(self, content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
@@ -156,7 +157,7 @@ class _Where:
 
 
 def _is_attestation(entry: Mapping[str, Any]) -> bool:
-    """What BuildKit puts beside the images: provenance and SBOM."""
+    """Whether the entry is an attestation of BuildKit (provenance, SBOM), not an image."""
     annotations, platform = entry.get("annotations"), entry.get("platform")
     if isinstance(annotations, dict) and _ATTESTATION in annotations:
         return True
@@ -172,7 +173,7 @@ def _entry(where: _Where, entry: Mapping[str, Any]) -> Entry:
 
 
 def platform_of(content: object) -> Platform | None:
-    """From `{"os", "architecture", "variant"}`: a descriptor's, or an image's configuration."""
+    """The platform in a descriptor or in a configuration: `{"os", "architecture", "variant"}`."""
     if not isinstance(content, dict):
         return None
     os, architecture = content.get("os"), content.get("architecture")
@@ -200,5 +201,5 @@ def _descriptor(where: _Where, content: Mapping[str, Any]) -> tuple[str, int, st
         raise where.wrong(f"has no size for {digest}")
     if not isinstance(media_type, str) or len(media_type) > LONGEST_MEDIA_TYPE:
         raise where.wrong(f"has no media type for {digest}")
-    # Interned: thousands of layers that are kept have the same few media types.
+    # Interned, because thousands of cached layers have the same few media types.
     return digest, size, sys.intern(media_type)

@@ -1,4 +1,4 @@
-"""Where a registry is and how it is spoken to: address, TLS, plain HTTP, proxy."""
+"""How to connect to a registry: address, TLS, plain HTTP, proxy."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from imagegate.registry.provider_config import Provider
 from imagegate.registry.realms import TokenServices
 
 DOCKER_HUB = "registry-1.docker.io"
-"""Where the images of `docker.io` are: the name itself serves a web site."""
+"""The host of the images of `docker.io`: the host docker.io itself is a web site."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistrySettings:
     plain_http: frozenset[str] = frozenset()
-    """Registries without TLS, each exactly as in references: `host` or `host:port`, no globs."""
+    """Registries without TLS, exactly as in references: `host` or `host:port`, no globs."""
     private_hosts: frozenset[str] = frozenset()
     """Hosts at private addresses, without ports, to which any registry may send the operator: for
     tokens (a realm) or by a redirect."""
     token_services: TokenServices = frozenset()
     """Token services of other domains that get a registry's credentials: (registry, host)."""
     ca_bundle: str = ""
-    """Certificates in PEM, trusted beside the system's."""
+    """Certificates in PEM that are trusted in addition to the system's."""
     user_agent: str = "imagegate"
     credential_providers: tuple[Provider, ...] = ()
-    """Plugins that are asked for credentials, after the pull secrets."""
+    """Plugins that provide credentials after the pull secrets have failed."""
     total_timeout: float = 30.0
     """Seconds for one request and its answer."""
     connect_timeout: float = 5.0
-    """Seconds for the name, the connection and the TLS handshake."""
+    """Seconds for DNS, the connection and the TLS handshake."""
     concurrency: int = 8
-    """Requests in flight to one registry."""
+    """Largest number of requests in flight to one registry."""
     longest_wait: float = 30.0
-    """Seconds that a request waits for a registry which asked for a pause, before `Throttled`."""
+    """Longest pause, in seconds, that a request waits for; a longer one raises `Throttled`."""
 
 
 def base(domain: str, settings: RegistrySettings) -> URL:
-    """The URL that `/v2/…` is put to, for a reference's domain.
+    """The URL of a reference's domain, to which `/v2/…` is added.
 
-    Loopback addresses are spoken to without TLS, as containerd does (docker.MatchLocalhost), but
-    for port 443. Raises `Invalid` for a domain that is no host, such as one with port 70000.
+    Connections to loopback addresses have no TLS, as in containerd (docker.MatchLocalhost), except
+    for port 443. Raises `Invalid` if the domain is not a valid host, for instance with port 70000.
     """
     host = DOCKER_HUB if domain == DEFAULT_DOMAIN else domain
     try:
@@ -61,7 +61,7 @@ def base(domain: str, settings: RegistrySettings) -> URL:
     if not name:
         raise Invalid(domain, "this is no address of a registry", "correct the image reference")
     plain = domain in settings.plain_http or (is_loopback(name) and not domain.endswith(":443"))
-    # Not with_scheme(), which would lose a port that is the default of https.
+    # Not with_scheme(), because it would drop port 443.
     return URL(f"http://{host}") if plain else url
 
 
@@ -74,9 +74,9 @@ def is_loopback(host: str) -> bool:
 
 @lru_cache(maxsize=4)
 def tls_context(ca_bundle: str) -> ssl.SSLContext:
-    """Trust in the system's certificates (SSL_CERT_FILE included) and in the bundle, read once.
+    """A context that trusts the system's certificates (also SSL_CERT_FILE) and the bundle.
 
-    It takes 30 ms of a core. Raises `InvalidSettings`.
+    Cached, because its creation takes 30 ms of CPU time. Raises `InvalidSettings`.
     """
     context = ssl.create_default_context()
     if ca_bundle:
@@ -92,7 +92,7 @@ def tls_context(ca_bundle: str) -> ssl.SSLContext:
 def proxy(url: URL) -> URL | None:
     """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name, or None.
 
-    Not aiohttp's `trust_env`, which would send passwords from a `.netrc`, too.
+    aiohttp's `trust_env` is not used, because it would also send passwords from a `.netrc`.
     """
     host = url.host or ""
     if is_loopback(host) or urllib.request.proxy_bypass(host):

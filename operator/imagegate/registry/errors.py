@@ -1,21 +1,22 @@
-"""What can go wrong with a registry, told once.
+"""Errors of registries.
 
 RegistryError
 ├── NotFound              404: no such image, or these credentials may not see it
-├── Unauthorized          401, 403: no credentials, or ones that the registry refuses
-├── NoCredentials         the same two, but a credential provider should have had some, and failed
-├── Throttled             429, 503 with Retry-After, or such a pause still runs
-├── Unavailable           5xx, no name, no connection, no answer in time, an answer that broke off
-├── TLSFailed             the certificate is not trusted, or the other side speaks no TLS
-└── Invalid               will not succeed as it is
-    ├── InvalidSettings       the operator's own: CA bundle, credential providers
+├── Unauthorized          401, 403: no credentials, or the registry refuses them
+├── NoCredentials         404, 401 or 403, and a credential provider has failed
+├── Throttled             429, 503 with Retry-After, or such a pause is not over
+├── Unavailable           5xx, DNS failure, no connection, timeout, or an incomplete answer
+├── TLSFailed             the certificate is not trusted, or the server does not use TLS
+└── Invalid               the same request will never succeed
+    ├── InvalidSettings       settings of the operator: CA bundle, credential providers
     ├── InvalidSecret         a pull secret that the kubelet cannot read either
-    ├── InvalidAnswer         not what a registry answers: no JSON, too large, the wrong digest
+    ├── InvalidAnswer         not the answer of a registry: no JSON, too large, wrong digest
     ├── UnsupportedManifest   schema 1, an index within an index
-    └── NoSuchPlatform        the image has none of the platform that was asked for
+    └── NoSuchPlatform        the image does not exist for the requested platform
 
-Every text says where, what, and what to do. None ever holds a password, a token, a secret's content
-or a signed URL; for the same reason they are raised without a cause, whose text could.
+Every text has the place, the problem and the remedy. No text contains a password, a token, a
+secret's content or a signed URL. The errors are raised without a cause, because the text of a cause
+could contain one.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from imagegate.domain.redact import redact
 from imagegate.errors import ImagegateError
 
 LONGEST_QUOTE = 200
-"""Characters of a registry's own words in a message."""
+"""Longest quote of a registry's message, in characters."""
 LONGEST_PROBLEM = 1000
-"""Characters of a problem: a registry chooses the names and addresses that are part of it."""
+"""Longest problem, in characters. It is cut, because it contains names that a registry chooses."""
 
 
 class RegistryError(ImagegateError):
-    """`where` is the registry as references name it, or for `InvalidSecret` the secret."""
+    """`where` is the registry as in references; for `InvalidSecret` it is the secret."""
 
     permanent: ClassVar[bool] = False
-    """Whether asking again is pointless until a person has changed something."""
+    """Whether another try has no use until a person has changed something."""
 
     def __init__(self, where: str, problem: str, remedy: str, *, status: int = 0) -> None:
         problem = redact(problem)
@@ -48,7 +49,7 @@ class RegistryError(ImagegateError):
         self.problem = problem
         self.remedy = remedy
         self.status = status
-        """The HTTP status, or 0 where there was none."""
+        """The HTTP status; 0 if there was no answer."""
 
 
 class NotFound(RegistryError):
@@ -64,7 +65,7 @@ class NoCredentials(RegistryError):
 
 
 class Throttled(RegistryError):
-    """Nothing is sent to this registry for `retry_after` seconds, whoever asks."""
+    """No request is sent to this registry for `retry_after` seconds."""
 
     def __init__(self, where: str, problem: str, retry_after: float, *, status: int = 0) -> None:
         super().__init__(where, problem, f"ask again in {retry_after:.0f} s", status=status)
@@ -105,14 +106,14 @@ class NoSuchPlatform(Invalid):
     ) -> None:
         super().__init__(where, problem, remedy)
         self.offered = offered
-        """The platforms that the image is there for."""
+        """The platforms for which the image exists."""
 
 
 def quoted(status: int, body: bytes, secrets: Iterable[str] = ()) -> str:
-    """Status and the registry's own words, as in `403 DENIED: requested access is denied`.
+    """Status and message of the registry, as in `403 DENIED: requested access is denied`.
 
-    The distribution specification's errors are `{"errors": [{"code", "message"}]}`; whatever else
-    came is not quoted. Nor is a message that repeats one of `secrets`, as a careless proxy might.
+    Only errors of the distribution specification, `{"errors": [{"code", "message"}]}`, are quoted.
+    A message that contains one of `secrets` is not quoted: a careless proxy might repeat them.
     """
     try:
         first = json.loads(body)["errors"][0]

@@ -1,6 +1,7 @@
-"""What broke on the way, as an error of ours.
+"""Maps exceptions of connections to errors of this package.
 
-aiohttp's own texts are never used: they hold whole URLs, and a redirect's may be signed.
+aiohttp's own texts are never used, because they contain whole URLs, and the URL of a redirect may
+be signed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _LATER = "it is asked again later"
 
 
 def who(registry: str, url: URL) -> str:
-    """Who a message is about: the registry itself, or the host that stands in for it."""
+    """The subject of a message: "it" for the registry itself, else the name of the other host."""
     shown = url.host or ""
     if url.explicit_port is not None:
         shown = f"[{shown}]" if ":" in shown else shown
@@ -35,7 +36,7 @@ def of(registry: str, url: URL, error: Exception, settings: RegistrySettings) ->
         remedy = "correct the image reference"
         if url.host != endpoints.base(registry, settings).host:
             remedy = "if it is right, list the host in registry.privateHosts"
-        return InvalidAnswer(registry, f"nothing is asked there: {refused}", remedy)
+        return InvalidAnswer(registry, f"no request is sent there: {refused}", remedy)
     match error:
         case aiohttp.ServerTimeoutError():
             return Unavailable(
@@ -100,10 +101,10 @@ def _tls(registry: str, host: str, error: Exception) -> TLSFailed:
 
 
 def no_plain(registry: str) -> str:
-    """What to do about a registry that does not understand plain HTTP."""
+    """The remedy for a registry that does not understand plain HTTP."""
     loopback = endpoints.is_loopback(registry.rpartition(":")[0] or registry)
     return (
-        "loopback registries are spoken to without TLS"
+        "connections to loopback registries have no TLS"
         if loopback
-        else "if it speaks TLS, take it off the plain-HTTP registries"
+        else "if it speaks TLS, remove it from the plain-HTTP registries"
     )

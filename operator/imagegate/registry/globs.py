@@ -1,10 +1,10 @@
-"""Where a credential is for: URLs and globs, read and compared as the kubelet does.
+"""Matches credentials with images: URLs and globs, parsed and compared as in the kubelet.
 
 The kubelet (pkg/credentialprovider/keyring.go) parses both the keys of a pull secret and the image
-with Go's `net/url`, and matches host labels with `path/filepath.Match`. What those accept and
-refuse is what this module accepts and refuses, down to keys with user names, escapes and queries.
+with Go's `net/url`, and matches host labels with `path/filepath.Match`. This module accepts and
+refuses the same texts, also keys with user names, escapes and queries.
 
-Texts are bytes in Go. Here they are strings of one character a byte, made by `raw`.
+Texts are bytes in Go. Here they are strings with one character per byte, made by `raw`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# Possessive (`*+`): a pattern that can go back remembers each character, at 128 bytes apiece.
+# Possessive (`*+`), because a pattern that can backtrack stores 128 bytes for each character.
 _ESCAPED = re.compile(r"(?:[^%]|%[0-9a-fA-F]{2})*+", re.DOTALL)
 _USERINFO = re.compile(r"(?:[A-Za-z0-9._:~!$&'()*+,;=@-]|%[0-9a-fA-F]{2})*+")
 _HOST = re.compile(r"(?:[A-Za-z0-9!\"$&'()*+,.:;<=>\[\]_~\x80-\xff-]|%25|%[89a-fA-F][0-9a-fA-F])*+")
@@ -24,7 +24,7 @@ _PORT = re.compile(r"(?::[0-9]*)?")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A registry, or a part of one: `host[:port]` with globs, and a path prefix."""
+    """A registry or a part of it: `host[:port]` with globs, and a path prefix."""
 
     host: str
     path: str
@@ -46,12 +46,12 @@ class Location:
 
 
 def raw(text: str) -> str:
-    """The UTF-8 bytes of a text as one character each."""
+    """The UTF-8 bytes of a text, with one character per byte."""
     return text.encode("utf-8", "surrogatepass").decode("latin-1")
 
 
 def parse(text: str) -> Location | None:
-    """Read what follows `https://`; None where Go's `url.Parse` gives an error."""
+    """Parse the part of a URL after `https://`; None if Go's `url.Parse` returns an error."""
     rest, _, fragment = text.partition("#")
     if _CONTROL.search(rest) or not _ESCAPED.fullmatch(fragment):
         return None
@@ -64,10 +64,10 @@ def parse(text: str) -> Location | None:
 
 
 def matches(glob: Location, target: Location) -> bool:
-    """Whether a credential for `glob` is one for `target` (`URLsMatch`).
+    """Whether a credential for `glob` is valid for `target` (`URLsMatch`).
 
-    Labels match one by one, so `*.example.com` is neither `example.com` nor `a.b.example.com`.
-    The path is a prefix of characters, not of parts: `/team` is good for `/teams/app`, too.
+    Labels match one by one, so `*.example.com` matches neither `example.com` nor
+    `a.b.example.com`. The path is a prefix of characters, so `/team` matches `/teams/app`, too.
     """
     glob_labels, glob_port = glob.labels
     target_labels, target_port = target.labels
@@ -80,7 +80,7 @@ def matches(glob: Location, target: Location) -> bool:
 
 
 def _host(text: str) -> str | None:
-    """`parseHost` of Go 1.26, which the kubelet 1.36 is built with."""
+    """Equivalent of `parseHost` in Go 1.26, with which the kubelet 1.36 is built."""
     opening = text.rfind("[")
     if opening > 0:
         return None
@@ -90,7 +90,8 @@ def _host(text: str) -> str | None:
             ipaddress.IPv6Address(address)
         except ValueError:
             return None
-        # A zone passes here in Go, but not when the kubelet parses its own key again: no match.
+        # Go accepts a zone here, but refuses it when the kubelet parses its own key again. So an
+        # address with a zone never matches.
         valid = bool(bracket) and "%" not in address and _PORT.fullmatch(port)
         return text if valid else None
     name, colon, port = text.partition(":")
@@ -100,10 +101,10 @@ def _host(text: str) -> str | None:
 
 
 def _label_matches(pattern: str, label: str) -> bool:
-    """`filepath.Match` for what a host can hold: `?` and a backslash cannot occur in it.
+    """Equivalent of `filepath.Match` for hosts, which contain neither `?` nor a backslash.
 
-    The one way to a character class is an IPv6 address without a port, whose brackets Go takes for
-    one: so that address never matches itself, and the kubelet has no credential for it.
+    Go reads the brackets of an IPv6 address without a port as a character class. So such an address
+    never matches itself, and the kubelet has no credential for it.
     """
     if pattern.startswith("["):
         return False

@@ -1,10 +1,11 @@
 """The credentials that the kubelet would use for an image.
 
-A port of k8s.io/kubernetes v1.36 pkg/credentialprovider (keyring.go, secrets/secrets.go): if the
-operator chose otherwise it would see images that the nodes cannot pull, or miss ones that they can.
-The kubelet puts the pull secrets' before its node's own, from files that no operator can see, and
-those before the ones of its plugins (pkg/kubelet/images/image_manager.go, secrets/secrets.go in
-v1.36). `Client` does the same with the operator's plugins, which `providers` runs.
+A port of k8s.io/kubernetes v1.36 pkg/credentialprovider (keyring.go, secrets/secrets.go). With
+other rules, the operator could see images that the nodes cannot pull, or fail for images that they
+can pull. The kubelet tries the credentials of the pull secrets first, then those of files on the
+node, which no operator can read, then those of its plugins (pkg/kubelet/images/image_manager.go,
+secrets/secrets.go in v1.36). `Client` does the same with the operator's plugins, which `providers`
+runs.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ _DOCKER_HUB = "index.docker.io"
 
 
 class Keyring:
-    """The credentials of some pull secrets, in the order of the pod's `imagePullSecrets`.
+    """The credentials of pull secrets, in the order of the pod's `imagePullSecrets`.
 
-    Raises `InvalidSecret` for the first malformed one, as the kubelet then pulls nothing at all for
-    the pod. A secret of another type is no error to the kubelet: it is in `ignored`, for a message.
+    Raises `InvalidSecret` for the first malformed secret, because the kubelet then pulls nothing
+    for the pod. The kubelet ignores secrets of other types: `ignored` lists them, for a message.
     """
 
     def __init__(self, secrets: Iterable[PullSecret] = ()) -> None:
         self.ignored: tuple[str, ...] = ()
-        """`namespace/name` of the secrets that hold nothing the kubelet looks for."""
+        """`namespace/name` of the secrets that the kubelet ignores because of their type."""
         self._credentials: dict[str, list[Credential]] = {}
         for secret in secrets:
             entries = pull_secrets.entries(secret)
@@ -39,16 +40,18 @@ class Keyring:
 
     @classmethod
     def of_entries(cls, entries: Iterable[Mapping[str, Credential]]) -> Self:
-        """From credentials by the places that they are for: of each place, the first goes first."""
+        """Make a keyring from mappings of registries to credentials. For the same registry, the
+        credential of an earlier mapping comes first.
+        """
         keyring = cls()
         for each in entries:
             keyring._add(each)
         return keyring
 
     def lookup(self, reference: Reference) -> tuple[Credential, ...]:
-        """All credentials that match, to be tried in this order; empty: ask anonymously.
+        """All matching credentials in the order of their use; empty: ask anonymously.
 
-        The kubelet does not fall back to an anonymous pull when there are some and all fail.
+        If all of them fail, the kubelet does not fall back to an anonymous pull.
         """
         return self.lookup_name(reference.name)
 
@@ -56,7 +59,7 @@ class Keyring:
         """The same for a repository's name, `domain/path` without tag and digest."""
         target = globs.parse(globs.raw(image))
         found: list[Credential] = []
-        # Reverse order puts `host/team` before `host`: the most specific comes first.
+        # Reverse order puts `host/team` before `host`, so that the most specific key comes first.
         for key in sorted(self._credentials, reverse=True):
             glob = globs.parse(key)
             if target is not None and glob is not None and globs.matches(glob, target):
@@ -73,11 +76,11 @@ class Keyring:
 
 
 EMPTY = Keyring()
-"""No secrets: everything is asked for anonymously."""
+"""No secrets: all requests are anonymous."""
 
 
 def is_docker_hub(image: str) -> bool:
-    """Whether a key for `index.docker.io` serves the image (`isDefaultRegistryMatch`)."""
+    """Whether a key for `index.docker.io` is valid for the image (`isDefaultRegistryMatch`)."""
     first, slash, _ = image.partition("/")
     if not first:
         return False
@@ -87,7 +90,7 @@ def is_docker_hub(image: str) -> bool:
 
 
 def _key(place: str) -> str | None:
-    """The index key for an entry's name; None for one that Go cannot parse, which is skipped."""
+    """The index key for an entry's name; None if Go cannot parse the name and skips the entry."""
     text = globs.raw(place)
     for scheme in ("https://", "http://"):
         if text.startswith(scheme):
@@ -97,7 +100,7 @@ def _key(place: str) -> str | None:
     if location is None:
         return None
     path = location.path
-    # The docker client takes `/v1/` and `/v2/` for the host itself (docker/registry/auth.go).
+    # As in the docker client, `/v1/` and `/v2/` mean the host (docker/registry/auth.go).
     if path.startswith(("/v1/", "/v2/")):
         path = path[3:]
     return location.host if path == "/" else location.host + path

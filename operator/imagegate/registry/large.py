@@ -1,7 +1,7 @@
-"""Large documents: how many may be in memory at once, and how they become objects.
+"""Limits for large documents: how many are in memory at once, and how they are parsed.
 
-A registry decides how large a document is and what is in it. 4 MiB of `{},{},…` become 100 MB of
-objects; hundreds of images may be asked about at the same time.
+A registry decides the size and the content of a document. 4 MiB of `{},{},…` become 100 MB of
+objects, and hundreds of images may be requested at the same time.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from weakref import WeakValueDictionary
 
 SMALL = 64 * 1024
-"""Bytes up to which a document is read and parsed at once. One of 300 layers is as large."""
+"""Bytes of the largest document that needs no slot: about the size of a manifest of 300 layers."""
 AT_ONCE = 4
-"""Larger documents in memory at the same time, of all registries."""
+"""Slots for larger documents in memory, for all registries together."""
 AT_ONCE_OF_ONE = 2
-"""The same, of one registry: a registry that sends slowly leaves places to the others."""
+"""Slots of one registry, so that a registry that sends slowly leaves slots to the others."""
 LONGEST_READ = 10.0
-"""Seconds that the rest of a large document may take, from the moment when it has its place."""
+"""Seconds that the rest of a large document may take, counted from when it has its slot."""
 MOST_PARTS = 50_000
-"""Commas, colons and brackets of a large document: 2,000 layers with nine annotations each have as
-many. The bound is on what the parser makes of them."""
+"""Largest number of commas, colons and brackets in a large document, which limits the number of
+objects that the parser creates. 2,000 layers with nine annotations each have as many."""
 
 
 class Room:
-    """What one question may take up. A place for a large document is taken when it is needed."""
+    """The memory of one request. It takes a slot when its document is larger than `SMALL`."""
 
     def __init__(
         self, own: asyncio.Semaphore, places: asyncio.Semaphore, stack: AsyncExitStack
@@ -37,7 +37,7 @@ class Room:
         self._has_place = False
 
     async def want(self, size: int) -> bool:
-        """Wait until so many bytes may be in memory; whether a place was taken for that."""
+        """Wait until the document may have `size` bytes in memory; whether that took a slot."""
         if size <= SMALL or self._has_place:
             return False
         await self._stack.enter_async_context(self._own)
@@ -53,7 +53,7 @@ class Rooms:
 
     @asynccontextmanager
     async def open(self, registry: str) -> AsyncIterator[Room]:
-        """For as long as a question is asked and its answer is read."""
+        """A room for one request, until its answer has been read."""
         own = self._own.get(registry)
         if own is None:
             own = self._own[registry] = asyncio.Semaphore(AT_ONCE_OF_ONE)
@@ -66,7 +66,9 @@ def has_too_many_parts(body: bytes) -> bool:
 
 
 async def parse(body: bytes) -> object:
-    """JSON, or None for what is none or has too many parts; a large one outside of the loop."""
+    """Parse JSON; None if it is invalid or has too many parts. Large documents are parsed in a
+    thread.
+    """
     if len(body) <= SMALL:
         return _parse(body)
     return await asyncio.to_thread(_parse, body)

@@ -1,4 +1,4 @@
-"""How fast a registry may be asked: so many requests at once, and none before it said so."""
+"""Rate limits for requests to a registry: concurrent requests, and pauses that it asks for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from imagegate.registry.errors import Throttled
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE = 5.0
-"""Seconds after a 429 that names no time; doubled with each further one."""
+"""Seconds of the pause after a 429 that names no time; doubled with each further 429."""
 LONGEST_PAUSE = 900.0
-"""Seconds: whatever a registry says, it is asked again after this, by one request or a few."""
+"""Longest pause in seconds. After it, one or a few requests are sent, even if the registry asked
+for a longer pause."""
 
 _NUMBER = re.compile(r"\s*(\d{1,9})")
 _WINDOW = re.compile(r"w=(\d{1,9})")
@@ -27,7 +28,7 @@ _WINDOW = re.compile(r"w=(\d{1,9})")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The time, injected so that tests need not wait for it."""
+    """Clock and sleep, injected so that tests need not wait."""
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -35,11 +36,12 @@ class Timing:
 
 
 class Lane:
-    """The way to one registry: its requests in flight, and its pauses.
+    """The limits of one registry: its requests in flight, and its pauses.
 
-    A short pause is waited for; one of more than `longest_wait` seconds raises `Throttled` at once,
-    for the caller has something better to do than to wait. Docker Hub counts GETs of manifests and
-    no HEADs, so an allowance that is used up (`ratelimit-remaining: 0`) holds only what is counted.
+    A request waits for a short pause. A pause of more than `longest_wait` seconds raises
+    `Throttled` immediately, so that the caller can do other work. Docker Hub counts GETs of
+    manifests, but no HEADs. So an exhausted rate limit (`ratelimit-remaining: 0`) delays only the
+    requests that count.
     """
 
     def __init__(self, registry: str, *, slots: int, longest_wait: float, timing: Timing) -> None:
@@ -53,9 +55,9 @@ class Lane:
 
     @asynccontextmanager
     async def turn(self, *, counted: bool) -> AsyncIterator[None]:
-        """Room for one request. Raises `Throttled`."""
+        """A slot for one request. Raises `Throttled`."""
         async with self._slots:
-            # Another request may lengthen the pause while this one waits: hence a loop.
+            # A loop, because another request may lengthen the pause during the wait.
             while (pause := self.pause(counted=counted)) > 0:
                 if pause > self._longest_wait:
                     raise Throttled(self._registry, "it asked for a pause", pause)
@@ -63,12 +65,14 @@ class Lane:
             yield
 
     def pause(self, *, counted: bool) -> float:
-        """Seconds until the next request may go; 0 or less: now."""
+        """Seconds until the next request may be sent; 0 or less: now."""
         resume = max(self._resume, self._resume_counted) if counted else self._resume
         return resume - self._timing.monotonic()
 
     def heed(self, status: int, headers: Mapping[str, str]) -> float | None:
-        """Learn from an answer. Seconds of the pause if it refused for its rate, else None."""
+        """Record the rate limit in an answer. Returns the pause in seconds if the registry refused
+        the request because of its rate, else None.
+        """
         now = self._timing.monotonic()
         exhausted = allowance_pause(headers)
         if exhausted is not None:
@@ -79,7 +83,7 @@ class Lane:
                 self._refused = 0
             return None
         if now >= self._resume:
-            # Requests that were in flight together are refused together: that counts once.
+            # Count the refusals of requests that were in flight together only once.
             self._refused += 1
         if told is None:
             told = FIRST_PAUSE * 2.0 ** min(self._refused - 1, 16)
@@ -95,7 +99,7 @@ class Lane:
 def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
     """Seconds from a `Retry-After` header, a number or a date (RFC 9110, 10.2.3), or None.
 
-    A date is compared with the answer's own `Date` where it has one: its clock may not be ours.
+    A date is compared with the answer's own `Date`, if any, because the clocks may differ.
     """
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
@@ -108,11 +112,12 @@ def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
 
 
 def allowance_pause(headers: Mapping[str, str]) -> float | None:
-    """Seconds until one more counted request is likely to be granted; None while some are left.
+    """Seconds until the next counted request will probably be allowed; None while some are left.
 
-    Docker Hub sends `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 0;w=21600`: requests
-    and a window in seconds, which slides. So the next one comes back within window / limit seconds
-    on average. Others send the draft standard's `ratelimit-reset`, which is taken as it is.
+    Docker Hub sends `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 0;w=21600`: a number
+    of requests, and a sliding window in seconds. On average, a request becomes available every
+    window / limit seconds. Other registries send `ratelimit-reset` of the draft standard, which is
+    used as it is.
     """
     remaining = _NUMBER.match(headers.get("ratelimit-remaining", ""))
     if remaining is None or int(remaining[1]) > 0:
@@ -138,5 +143,5 @@ def _date(text: str) -> float | None:
 
 
 def _utc(moment: datetime) -> datetime:
-    """`-0000`, which is no time zone, is UTC all the same in HTTP."""
+    """In HTTP, `-0000` means UTC, although Python parses it as a date without a time zone."""
     return moment.replace(tzinfo=UTC)

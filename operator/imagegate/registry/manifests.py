@@ -1,4 +1,4 @@
-"""What an image is made of: its platforms, and for one of them its layers and sizes."""
+"""Facts about images: the platforms, and for each platform the layers and their sizes."""
 
 from __future__ import annotations
 
@@ -14,49 +14,51 @@ from imagegate.registry.keychain import EMPTY, Keyring
 from imagegate.registry.platforms import Platform, acceptable, choose
 
 KEPT = 512
-"""Documents in memory: an index and a manifest for each of some 250 images, about 10 KB a piece."""
+"""Documents in the cache: index and manifest for about 250 images, each of about 10 KB."""
 KEPT_BYTES = 32 * 1024 * 1024
-"""Of those documents in memory, estimated: whoever pushes an image decides how large they are."""
+"""Estimated memory of the cache. It is limited, because the author of an image decides how large
+its documents are."""
 MOST_PLATFORMS = 100
-"""Platforms that the facts about an image name: enough for any honest index."""
+"""Largest number of platforms in the facts about an image. No normal index has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """One image as a node of one platform pulls it. All sizes are of what is sent, in bytes."""
+    """One image as a node of one platform pulls it. All sizes are compressed, in bytes."""
 
     reference: Reference
-    """With the digest that the facts are about: the index's, where there is one."""
+    """With the digest of the described image: the index's digest, if there is an index."""
     platform: Platform | None
-    """What the chosen image says it is for; None for an artifact, which does not say."""
+    """The platform of the chosen image; None for an artifact, which names none."""
     platforms: tuple[Platform, ...]
-    """All that the image is there for; empty for an artifact."""
+    """All platforms of the image; empty for an artifact."""
     manifest: str
-    """The digest of the platform's own manifest."""
+    """The digest of the manifest for the platform."""
     layers: tuple[Layer, ...]
     config_bytes: int
 
     @property
     def distinct_layers(self) -> tuple[Layer, ...]:
-        """Each layer once: one that is there twice is pulled once."""
+        """Each layer once, because a layer that occurs twice is pulled once."""
         return tuple({layer.digest: layer for layer in self.layers}.values())
 
     @property
     def compressed_bytes(self) -> int:
-        """What a node without any of its layers has to fetch."""
+        """Bytes that a node without any of the layers must fetch."""
         return self.config_bytes + sum(layer.size for layer in self.distinct_layers)
 
     @property
     def largest_layer(self) -> Layer | None:
-        """The first of the largest; None for an image without layers."""
+        """The largest layer, the first of several; None for an image without layers."""
         return max(self.layers, key=lambda layer: layer.size, default=None)
 
 
 class Manifests:
-    """Facts about images, asked for once: what a digest names never changes.
+    """Facts about images, requested once per digest, because the content of a digest never changes.
 
-    Answers are kept by digest, whoever asked. So somebody who knows a private image's digest learns
-    its sizes, but no content; a tag is resolved anew each time, with the asker's credentials.
+    The cache does not depend on credentials. So the author of an ImagePrefetch who knows the digest
+    of a private image learns its sizes, but no content. A tag is always resolved again, with the
+    credentials of that ImagePrefetch.
     """
 
     def __init__(self, client: Client, *, kept: int = KEPT) -> None:
@@ -75,14 +77,15 @@ class Manifests:
     ) -> ImageFacts:
         """The facts about an image for nodes of a platform, as in `Platform.of("linux", "arm64")`.
 
-        The first time: a HEAD for a tag, a GET for the index and one for the platform's manifest;
-        an image without an index takes a GET for its configuration instead, which alone says what
-        platform it is for. Docker Hub counts GETs of manifests as pulls. Afterwards: the HEAD, and
-        for a reference with a digest nothing.
+        Requests of the first call: a HEAD for a tag, a GET for the index, and a GET for the
+        platform's manifest. For an image without an index: a GET for the configuration instead of
+        the index, because only the configuration names the platform. Docker Hub counts GETs of
+        manifests as pulls. Requests of later calls: the HEAD, or none for a reference with a
+        digest.
 
-        Raises `NoSuchPlatform`, `UnsupportedManifest` and what `Client` raises. An image without an
-        index and for another platform is `NoSuchPlatform`, too, although containerd would pull it:
-        no container could run it there.
+        Raises `NoSuchPlatform`, `UnsupportedManifest` and the errors of `Client`. An image without
+        an index for another platform is `NoSuchPlatform`, too: containerd would pull it, but no
+        container could run it there.
         """
         digest = await self._client.resolve(reference, keyring)
         pinned = replace(reference, digest=digest)
@@ -110,7 +113,7 @@ class Manifests:
     ) -> tuple[Platform, ...]:
         """All platforms of an image, in the index's order; empty for an artifact.
 
-        Requests and errors as for `describe`, but no platform's own manifest is asked for.
+        Requests and errors as in `describe`, but without the manifest of the platform.
         """
         digest = await self._client.resolve(reference, keyring)
         pinned = replace(reference, digest=digest)
@@ -168,13 +171,13 @@ class Manifests:
             raise InvalidAnswer(
                 reference.domain,
                 f"{_name(reference)} has a configuration without os and architecture",
-                "push the image again, or ask who built it",
+                "push the image again, or ask its builder",
             )
         return known[0]
 
 
 def _weight(_: str, document: Index | Manifest) -> int:
-    """Bytes that a document takes in memory, roughly: measured with tracemalloc."""
+    """Estimated bytes of a document in memory, measured with tracemalloc."""
     descriptors = document.entries if isinstance(document, Index) else document.layers
     return 500 + 320 * len(descriptors)
 

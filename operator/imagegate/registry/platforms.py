@@ -1,7 +1,7 @@
 """Platforms of images and nodes, compared as containerd compares them.
 
-A port of what matters of github.com/containerd/platforms (database.go, compare.go). Windows'
-`os.version` is left out: no question here depends on which of a Windows image's builds it is.
+A port of the needed parts of github.com/containerd/platforms (database.go, compare.go). Windows'
+`os.version` is left out, because no result here depends on the build of a Windows image.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _AMD64 = ("v4", "v3", "v2", "")
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """`linux/arm64`, `linux/arm/v6`: as in an image index, or a node's status (no variant there).
+    """`linux/arm64`, `linux/arm/v6`: as in an image index, or in a node's status (no variant).
 
-    Made by `of`, which writes one platform in one way only, so that equal ones are equal.
+    Use `of` to make it: `of` normalises the names, so that the same platforms compare as equal.
     """
 
     os: str
@@ -49,7 +49,7 @@ class Platform:
 
     @classmethod
     def of(cls, os: str, architecture: str, variant: str = "") -> Self:
-        """With aliases and variants in the one form that the index of an image usually has."""
+        """Make a platform, with aliases and variants in the usual form of an image index."""
         os, architecture, variant = os.lower(), architecture.lower(), variant.lower()
         architecture, implied = _ALIASES.get(architecture, (architecture, None))
         variant = variant if implied is None else implied
@@ -66,10 +66,11 @@ class Platform:
 
 
 def choose(wanted: Platform, offered: Sequence[Platform | None]) -> int | None:
-    """The place of the one that a node of platform `wanted` pulls, or None.
+    """The index in `offered` of the platform that a node of platform `wanted` pulls, or None.
 
-    The node's own, else the best that it can run as well, and of equals the first; else the first
-    entry that names no platform, whose configuration then has to say it (images.Manifest).
+    The node's own platform comes first, then the best other platform that it can run, the first of
+    equal ones, then the first entry without a platform. The configuration of that image must then
+    name the platform (images.Manifest in containerd).
     """
     for platform in acceptable(wanted):
         if platform in offered:
@@ -78,7 +79,7 @@ def choose(wanted: Platform, offered: Sequence[Platform | None]) -> int | None:
 
 
 def acceptable(wanted: Platform) -> Iterator[Platform]:
-    """What a node of that platform pulls, best first: amd64 also 386, arm64 also 32-bit arm."""
+    """The platforms that a node can run, best first: amd64 also 386, arm64 also 32-bit arm."""
     os, variant = wanted.os, wanted.variant
     yield wanted
     match wanted.architecture:

@@ -1,7 +1,8 @@
-"""One run of a credential provider plugin: the kubelet's exec protocol.
+"""Runs a credential provider plugin, with the kubelet's exec protocol.
 
-A `CredentialProviderRequest` goes to its standard input, a `CredentialProviderResponse` comes from
-its standard output (k8s.io/kubelet v0.36 pkg/apis/credentialprovider/v1/types.go). Never a shell.
+The plugin reads a `CredentialProviderRequest` from standard input, and writes a
+`CredentialProviderResponse` to standard output (k8s.io/kubelet v0.36
+pkg/apis/credentialprovider/v1/types.go). No shell is used.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from imagegate.registry.provider_config import API_GROUP, Provider, duration
 from imagegate.registry.pull_secrets import Credential
 
 TIMEOUT = 60.0
-"""Seconds of a run: the kubelet's own limit (pkg/credentialprovider/plugin/plugin.go)."""
+"""Longest run in seconds: the kubelet's limit (pkg/credentialprovider/plugin/plugin.go)."""
 MAX_ANSWER = 256 * 1024
-"""Bytes of an answer; a cloud's token has some 4 KB."""
+"""Largest answer in bytes; a cloud's token has about 4 KB."""
 LONGEST_COMPLAINT = 300
-"""Characters of what a plugin wrote to its standard error in a message: the last ones."""
+"""Characters of a plugin's standard error that a message quotes: the last ones."""
 _KEPT_COMPLAINT = 4096
 _DYING = 5.0
-"""Seconds that a killed plugin may take to be gone."""
+"""Seconds to wait for the end of a killed plugin."""
 
 _PASSED_ON = frozenset({"PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"})
 _PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
-# What EKS, AKS and GKE put into a pod for its own identity, and what their SDKs read.
+# Variables that EKS, AKS and GKE set in a pod for workload identity, and that their SDKs read.
 _PASSED_ON_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "GCE_", "CLOUDSDK_")
 
 _WORD = re.compile(r"[A-Za-z0-9+/_=.-]{20,}")
@@ -40,7 +41,7 @@ _HEX = re.compile(r"[0-9a-fA-F]{32,}")
 
 
 class CacheKeyType(StrEnum):
-    """What an answer is good for."""
+    """The images for which an answer is valid."""
 
     IMAGE = "Image"
     REGISTRY = "Registry"
@@ -51,20 +52,21 @@ class CacheKeyType(StrEnum):
 class Response:
     key_type: CacheKeyType
     seconds: float | None
-    """How long it may be kept; None: as the configuration says."""
+    """How long the answer may be cached; None: the configuration decides."""
     entries: Mapping[str, Credential] = field(repr=False)
-    """By the places that they are for, as in a pull secret."""
+    """By registry, as in a pull secret."""
 
 
 class PluginFailed(Exception):
-    """What is wrong, in words that hold nothing of an answer."""
+    """The plugin failed. The text contains nothing of its answer."""
 
 
 def environment(provider: Provider, outside: Mapping[str, str]) -> dict[str, str]:
-    """The plugin's environment: what a cloud's SDK needs of ours, and what the configuration says.
+    """The plugin's environment: the operator's variables that a cloud's SDK needs, and the
+    variables of the configuration.
 
-    The kubelet passes on all of its own. The operator's may hold what is none of a plugin's
-    business (`extraEnv`).
+    The kubelet passes on its whole environment. The operator does not, because its environment may
+    contain values that a plugin must not see (`extraEnv`).
     """
     inherited = {
         name: value
@@ -75,9 +77,9 @@ def environment(provider: Provider, outside: Mapping[str, str]) -> dict[str, str
 
 
 async def run(provider: Provider, image: str, *, timeout: float = TIMEOUT) -> Response:
-    """Ask for a repository's credentials. Raises `PluginFailed`.
+    """Ask the plugin for a repository's credentials. Raises `PluginFailed`.
 
-    One that takes too long, says too much, or is cancelled is killed with its children.
+    A plugin that exceeds a limit of time or size, or is cancelled, is killed with its children.
     """
     request = {
         "apiVersion": provider.api_version,
@@ -86,7 +88,8 @@ async def run(provider: Provider, image: str, *, timeout: float = TIMEOUT) -> Re
     }
     loop = asyncio.get_running_loop()
     try:
-        # A group of its own, to be ended as a whole: a plugin may be a script that runs others.
+        # A process group of its own, so that all processes can be killed: a plugin may be a script
+        # that runs other programs.
         transport, dialogue = await loop.subprocess_exec(
             _Dialogue,
             provider.path,
@@ -114,18 +117,20 @@ async def run(provider: Provider, image: str, *, timeout: float = TIMEOUT) -> Re
 
 
 class _Dialogue(asyncio.SubprocessProtocol):
-    """What is said on both sides; not asyncio's streams, whose process cannot be closed."""
+    """The input and output of the process. asyncio's streams are not used, because they offer no
+    way to close the process.
+    """
 
     def __init__(self) -> None:
         self.answer = bytearray()
         self.complaint = bytearray()
         self.over = asyncio.Event()
-        """The answer is complete, or more than enough."""
+        """The answer is complete, or too large."""
         self.closed = asyncio.Event()
-        """The process is gone, and every pipe closed."""
+        """The process has ended, and all pipes are closed."""
 
     def say(self, transport: asyncio.SubprocessTransport, request: bytes) -> None:
-        """Whether the plugin reads it is its own business."""
+        """Write the request. It is no error if the plugin does not read it."""
         pipe = transport.get_pipe_transport(0)
         assert isinstance(pipe, asyncio.WriteTransport)
         pipe.write(request)
@@ -146,9 +151,9 @@ class _Dialogue(asyncio.SubprocessProtocol):
 
 
 async def _end(transport: asyncio.SubprocessTransport, dialogue: _Dialogue) -> None:
-    """Leave nothing behind: no process, no pipe."""
+    """End the process group, and close the pipes."""
     if not dialogue.closed.is_set():
-        # Only then: the number of a group without members may be another's by now.
+        # Kill the group only while it has members, because afterwards its id may belong to others.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
     transport.close()
@@ -163,7 +168,7 @@ def _failed(problem: str, complaint: bytes | bytearray, provider: Provider) -> P
 
 
 def censored(text: str, secrets: Iterable[str]) -> str:
-    """The end of a text in one line, without the given values and without what may be a token."""
+    """The end of a text in one line, without the given secrets and without possible tokens."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= 8:
             text = text.replace(secret, "***")
@@ -174,7 +179,9 @@ def censored(text: str, secrets: Iterable[str]) -> str:
 
 
 def _looks_secret(word: str) -> bool:
-    """Capitals, small letters and digits at random: no path, host, image, or request's UUID."""
+    """Whether the word mixes upper case, lower case and digits. Paths, hosts, images and UUIDs of
+    requests usually do not.
+    """
     return (
         any(map(str.isupper, word)) and any(map(str.islower, word)) and any(map(str.isdigit, word))
     )
@@ -186,7 +193,7 @@ def _response(provider: Provider, answer: bytes) -> Response:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        # Not quoted, for it may be a password.
+        # The answer is not quoted, because it may be a password.
         raise PluginFailed("its answer is no JSON object")
     version = document.get("apiVersion")
     if version != provider.api_version:

@@ -1,8 +1,8 @@
-"""The kubelet's `CredentialProviderConfig`, so that the file of the nodes can be taken as it is.
+"""Reads the kubelet's `CredentialProviderConfig`, so that the operator can use the nodes' file.
 
-Read as strictly as the kubelet 1.36 does (pkg/credentialprovider/plugin/config.go): a name that is
-not known is an error, because it is a mistyped one. Not supported is `tokenAttributes`: those are
-for the service account of the pod that pulls, and the operator's questions are no pod's.
+It is as strict as the kubelet 1.36 (pkg/credentialprovider/plugin/config.go): an unknown name is an
+error, because it is probably misspelt. `tokenAttributes` is not supported, because it needs the
+service account of the pod that pulls, and the operator's requests belong to no pod.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KIND = "CredentialProviderConfig"
 _CONFIG_GROUP = "kubelet.config.k8s.io"
 API_GROUP = "credentialprovider.kubelet.k8s.io"
 _VERSIONS = ("v1", "v1beta1", "v1alpha1")
-"""Of the file as of the protocol. They differ in nothing that is read or sent here."""
+"""Versions of both the file and the protocol. They do not differ in the fields that are used."""
 
 _KNOWN = frozenset(
     {"name", "matchImages", "defaultCacheDuration", "apiVersion", "args", "env", "tokenAttributes"}
@@ -37,29 +37,29 @@ _UNITS |= {"m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One plugin: when it is asked, and how it is run."""
+    """One plugin: its images, and how it is run."""
 
     name: str
     path: str
     """The executable."""
     match_images: tuple[Location, ...]
     api_version: str
-    """Of the protocol, in full; the answer must have the same."""
+    """The full version of the protocol; the answer must have the same."""
     cache_seconds: float
-    """For answers that do not say how long they are good for; 0: not at all."""
+    """How long answers without a `cacheDuration` are cached; 0: not at all."""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
     def matches(self, image: str) -> bool:
-        """Whether it is asked for a repository, `domain/path` without tag and digest."""
+        """Whether the plugin is responsible for a repository (`domain/path`, no tag or digest)."""
         target = globs.parse(globs.raw(image))
         return target is not None and any(globs.matches(m, target) for m in self.match_images)
 
 
 def read(config: str, directory: str) -> tuple[Provider, ...]:
-    """The providers of a file, whose executables are in the directory; none for no file.
+    """The providers in a file, with their executables in the directory; empty without a file.
 
-    Raises `InvalidSettings`: also for an executable that is not there, as the kubelet's start does.
+    Raises `InvalidSettings`, also for a missing executable, as the kubelet does at its start.
     """
     if not config and not directory:
         return ()
@@ -75,7 +75,7 @@ def read(config: str, directory: str) -> tuple[Provider, ...]:
     except OSError as error:
         problem = f"it cannot be read: {error.strerror}"
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        # Their texts quote the file, and `env` may hold a secret.
+        # The exception's text is not used, because it quotes the file, and `env` may be secret.
         problem = "it is no YAML"
     if not problem:
         try:
@@ -88,11 +88,11 @@ def read(config: str, directory: str) -> tuple[Provider, ...]:
 
 
 class _InvalidConfigError(Exception):
-    """What is wrong with the file."""
+    """The file is invalid."""
 
 
 def duration(text: Any) -> float | None:
-    """Seconds of a Go duration such as `1h30m` or `0`; None for what is none."""
+    """Seconds of a Go duration such as `1h30m` or `0`; None for any other text."""
     if not isinstance(text, str):
         return None
     if text in ("0", "+0", "-0"):
@@ -132,7 +132,7 @@ def _provider(entry: Any, where: str, directory: str) -> Provider:
             " supported here: leave it out, and give the operator's own service account the right"
         )
     name = entry.get("name")
-    # It becomes a path: nothing that leads out of the directory.
+    # The name becomes part of a path, and must not lead out of the directory.
     if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/ \0]", name):
         raise _InvalidConfigError(
             f"{where}.name: it must be the name of a file, without / or space"
@@ -165,7 +165,7 @@ def _provider(entry: Any, where: str, directory: str) -> Provider:
 def _only(entry: Mapping[Any, Any], known: frozenset[str] | set[str], where: str) -> None:
     unknown = sorted(str(key) for key in entry if key not in known)
     if unknown:
-        raise _InvalidConfigError(f"{where} has what is not known: {', '.join(unknown)[:100]}")
+        raise _InvalidConfigError(f"{where} has unknown fields: {', '.join(unknown)[:100]}")
 
 
 def _strings(value: Any, where: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""Credentials from plugins, asked for when they are needed and kept as long as they say.
+"""Credentials from plugins, requested on demand and cached as long as the plugins allow.
 
-As k8s.io/kubernetes v1.36 pkg/credentialprovider/plugin/plugins.go: every provider whose
-`matchImages` match is asked; what they say is one keyring, in which of one place the provider that
-comes first in the file goes first.
+As in k8s.io/kubernetes v1.36 pkg/credentialprovider/plugin/plugins.go, every provider whose
+`matchImages` match is asked. The answers become one keyring. For the same registry, the provider
+that is first in the file has priority.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from imagegate.registry.pull_secrets import Credential
 logger = logging.getLogger(__name__)
 
 KEPT = 1024
-"""Answers in memory."""
+"""Largest number of answers in the cache."""
 AT_ONCE = 4
-"""Plugins that run at the same time: their memory counts as the operator's."""
+"""Plugins that may run concurrently. Their memory counts towards the operator's limit."""
 _GLOBAL = "<global>"
 
 _Entries = Mapping[str, Credential]
@@ -34,9 +34,9 @@ _Entries = Mapping[str, Credential]
 @dataclass(frozen=True, slots=True)
 class Found:
     credentials: tuple[Credential, ...] = ()
-    """To be tried in this order."""
+    """In the order of their use."""
     problems: tuple[str, ...] = ()
-    """What kept a provider from giving any, for a message."""
+    """Errors of the providers that failed, for a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class _Kept:
 
 
 class Providers:
-    """For any number of tasks. A plugin that fails is no error by itself, as with the kubelet."""
+    """For any number of tasks. As in the kubelet, the failure of a plugin alone is no error."""
 
     def __init__(self, providers: Sequence[Provider], timing: Timing) -> None:
         self._providers = providers
@@ -56,7 +56,7 @@ class Providers:
         self._running: dict[tuple[str, str], asyncio.Task[_Entries]] = {}
 
     async def close(self) -> None:
-        """End what runs."""
+        """End all running plugins."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -77,15 +77,15 @@ class Providers:
         return Found(keyring.lookup_name(image) if answers else (), tuple(problems))
 
     async def _entries(self, provider: Provider, image: str) -> _Entries:
-        """From memory, or from a run that is shared by all who ask for the image meanwhile."""
+        """From the cache, or from one run that all concurrent callers for the image share."""
         known = self._known(provider, image)
         if known is not None:
             return known
         key = provider.name, image
         task = self._running.get(key)
         if task is None:
-            # A task of its own: whoever asks may be cancelled sooner than a slow cloud answers, and
-            # would else never get what the run could have left in memory.
+            # A separate task, because a caller may be cancelled before a slow cloud answers. The
+            # run continues, and its answer is cached for the next call.
             task = asyncio.create_task(self._run(provider, image), name=f"plugin {provider.name}")
             self._running[key] = task
             task.add_done_callback(lambda done: self._ended(key, done))
@@ -100,7 +100,7 @@ class Providers:
             )
 
     async def _run(self, provider: Provider, image: str) -> _Entries:
-        # One at a time for a registry: the answer for one image is mostly one for all of them.
+        # One run at a time per registry, because an answer is usually valid for all its images.
         async with self._kept.turn((provider.name, _registry(image))):
             known = self._known(provider, image)
             if known is not None:

@@ -1,9 +1,9 @@
-"""What pull secrets hold: `.dockerconfigjson` and `.dockercfg`, read as the kubelet reads them.
+"""Reads pull secrets, `.dockerconfigjson` and `.dockercfg`, as the kubelet reads them.
 
-Go decodes leniently in ways of its own (k8s.io/kubernetes v1.36 pkg/credentialprovider/config.go on
-`encoding/json` and `encoding/base64`): names in any case, doubled names one after the other, null
-for nothing, and one wrong type spoils the secret. The same is done here, because a secret that one
-side reads and the other does not would be found out on the nodes only.
+Go's decoders have rules of their own (k8s.io/kubernetes v1.36 pkg/credentialprovider/config.go with
+`encoding/json` and `encoding/base64`): names match in any case, repeated names are applied in
+order, null means absent, and one wrong type makes the whole secret invalid. This module follows the
+same rules. Otherwise an error in a secret might show only on the nodes.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A user name and password, or a token; equal when they log in equally, whatever the source.
+    """A user name and password, or a token. `source` does not count for equality.
 
-    Undecodable bytes are kept as surrogate escapes. Nothing but `source` ever shows in a repr.
+    Undecodable bytes are kept as surrogate escapes. A repr shows only `source`.
     """
 
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     identity_token: str = field(default="", repr=False)
-    """An OAuth2 refresh token, which only a token service takes. The kubelet does not read it."""
+    """An OAuth2 refresh token, only for token services. The kubelet does not read it."""
     registry_token: str = field(default="", repr=False)
     """A ready bearer token for the registry. The kubelet does not read it."""
     source: str = field(default="", compare=False)
-    """Where it is from, for messages: `secret namespace/name`, `credential provider name`."""
+    """The origin, for messages: `secret namespace/name`, `credential provider name`."""
 
     @property
     def anonymous(self) -> bool:
-        """An entry without a user is none: containerd then asks without logging in."""
+        """Whether there is no login. containerd does not log in for an entry without a user."""
         return not (self.username or self.identity_token or self.registry_token)
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must never be in a text."""
+        """The values that no text may contain."""
         return tuple(filter(None, (self.password, self.identity_token, self.registry_token)))
 
 
@@ -59,7 +59,7 @@ ANONYMOUS = Credential()
 
 @dataclass(frozen=True, slots=True)
 class PullSecret:
-    """A Secret's part that matters here; `data` is decoded already."""
+    """The needed part of a Secret; `data` is already decoded from base64."""
 
     namespace: str
     name: str
@@ -87,9 +87,9 @@ class PullSecret:
 
 
 def entries(secret: PullSecret) -> dict[str, Credential] | None:
-    """The credentials of a secret by the registry's name as it is written there.
+    """The credentials of a secret, by the registry's name as written in the secret.
 
-    None for a secret whose type and key are not of the two kinds: the kubelet passes it over.
+    None if type and key are not one of the two kinds, because the kubelet ignores such a secret.
     Raises `InvalidSecret`.
     """
     read: Callable[[Any, str], dict[str, Credential]]
@@ -110,23 +110,23 @@ def _invalid(coordinates: str, problem: str) -> InvalidSecret:
     return InvalidSecret(
         f"pull secret {coordinates}",
         problem,
-        "the kubelet pulls nothing with it until it is made again, as by"
+        "the kubelet pulls nothing with it: create it again, for example with"
         " `kubectl create secret docker-registry`",
     )
 
 
 class _Malformed(Exception):
-    """What is wrong, in words that hold nothing of the secret."""
+    """The secret is malformed. The text contains nothing of the secret."""
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object as its pairs, because Go reads doubled names one after the other."""
+    """A JSON object as a list of pairs, because Go applies repeated names in order."""
 
 
 def _json(data: bytes) -> Any:
     problem = "it is no JSON"
     try:
-        # Numbers are never looked at, and may be too long for an int.
+        # Numbers are not used, and may be too long for an int.
         return json.loads(
             data.decode("utf-8", "replace"),
             object_pairs_hook=_Object,
@@ -134,7 +134,7 @@ def _json(data: bytes) -> Any:
             parse_int=len,
         )
     except json.JSONDecodeError as error:
-        # The exception holds the whole document: it must not become a cause or a context.
+        # The exception contains the whole document, so it must not become a cause or a context.
         problem = f"it is no JSON from line {error.lineno}, column {error.colno} on"
     except RecursionError:
         problem = "it is nested too deeply"
@@ -146,7 +146,7 @@ def _refuse_constant(_: str) -> Any:
 
 
 def _config(document: Any, source: str) -> dict[str, Credential]:
-    """A `.dockerconfigjson`: the registries under "auths", and what else Go has a type for."""
+    """A `.dockerconfigjson`: the registries under "auths", and the other field that Go checks."""
     found: dict[str, Credential] = {}
     if document is None:
         return found
@@ -166,7 +166,7 @@ def _config(document: Any, source: str) -> dict[str, Credential]:
 
 
 def _registries(auths: Any, source: str) -> dict[str, Credential]:
-    """A `.dockercfg`, or the "auths" of the newer form."""
+    """A `.dockercfg`, or "auths" in a `.dockerconfigjson`."""
     if auths is None:
         return {}
     if not isinstance(auths, _Object):
@@ -176,7 +176,7 @@ def _registries(auths: Any, source: str) -> dict[str, Credential]:
         try:
             found[_text(place)] = _credential(entry, source)
         except _Malformed as malformed:
-            # By number: a registry's name is the secret's content, too.
+            # Name the entry by its number, because a registry's name is secret content, too.
             raise _Malformed(f"registry {number} of {len(auths)}: {malformed}") from None
     return found
 
@@ -208,7 +208,7 @@ def _credential(entry: Any, source: str) -> Credential:
 
 
 def _decode_auth(auth: str) -> tuple[str, str]:
-    """`base64(username:password)`, padded or not; it goes before the plain fields."""
+    """`base64(username:password)`, with or without padding; has priority over the plain fields."""
     decoded = _base64(auth, padded=auth.strip().endswith("="))
     if decoded is None:
         raise _Malformed('"auth" is not base64')
@@ -219,7 +219,7 @@ def _decode_auth(auth: str) -> tuple[str, str]:
 
 
 def _base64(text: str, *, padded: bool = True) -> bytes | None:
-    """As Go's StdEncoding and RawStdEncoding: only line breaks are ignored."""
+    """Decode as Go's StdEncoding and RawStdEncoding do: only line breaks are ignored."""
     text = text.replace("\r", "").replace("\n", "")
     if not padded:
         text += "=" * (-len(text) % 4)
@@ -232,5 +232,5 @@ def _base64(text: str, *, padded: bool = True) -> bytes | None:
 
 
 def _text(text: str) -> str:
-    """Go has no lone surrogates: its JSON decoder puts the replacement character."""
+    """The text as Go decodes it: Go's JSON decoder replaces lone surrogates by U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)

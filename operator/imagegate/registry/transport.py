@@ -1,7 +1,7 @@
-"""One HTTP exchange with a registry, its token service, or where it redirects to.
+"""One HTTP exchange with a registry, with its token service, or with the target of a redirect.
 
-Everything that holds for all of them is here and nowhere else: time, size, pace, redirects, TLS,
-and errors without secrets. What an answer means is for `client` and `tokens`.
+All their common rules are here: limits for time, size and rate, redirects, TLS, and errors without
+secrets. `client` and `tokens` interpret the answers.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from imagegate.registry.limits import Lane, Timing
 
 MAX_REDIRECTS = 5
 MAX_FAILURE = 64 * 1024
-"""Bytes that are read of an answer which is no success; the rest is cut."""
+"""Bytes that are read of the body of an error; the rest is dropped."""
 MOST_REGISTRIES = 256
-"""Registries whose connections are kept when nothing is asked there."""
+"""Largest number of idle registries whose connections are kept."""
 MOST_PAUSED = 1024
-"""Registries that are remembered, although nothing is asked there, for the pause they asked for."""
+"""Largest number of idle registries that are remembered because they asked for a pause."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class RegistryObserver(Protocol):
-    """Where figures about requests go (metrics)."""
+    """Receives figures about requests (metrics)."""
 
     def observe_registry_request(self, registry: str, code: str) -> None:
-        """One request was sent: to `registry` as references name it, and answered with `code`.
+        """Record one request for `registry`, as in references, with the status `code`.
 
-        The code is `<error>` where no whole answer came. Requests for tokens and redirects count.
+        The code is `<error>` without a complete answer. Requests for tokens and redirects count.
         """
 
 
@@ -50,17 +50,17 @@ class Request:
     url: URL
     headers: Mapping[str, str]
     limit: int
-    """Bytes of a successful answer's body at most."""
+    """Largest body of a successful answer, in bytes."""
     authorization: str | None = field(default=None, repr=False)
     form: Mapping[str, str] | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What an answer must not be quoted with, should it repeat them."""
+    """If an answer repeats one of these values, it is not quoted."""
     redirects: bool = True
     """Whether redirects are followed. A token service has no reason to redirect."""
     counted: bool = False
-    """Whether the registry counts it against an allowance of pulls."""
+    """Whether the request counts towards the registry's limit of pulls."""
     room: Room | None = field(default=None, repr=False)
-    """Where a large body gets its place in memory; needed for a limit above `large.SMALL`."""
+    """Provides the slot for a large body; required for a limit above `large.SMALL`."""
 
     def with_login(self, authorization: str | None, secrets: tuple[str, ...]) -> Request:
         return replace(self, authorization=authorization, secrets=secrets)
@@ -70,16 +70,17 @@ class Request:
 class Answer:
     status: int
     headers: Mapping[str, str]
-    """By names in any case."""
+    """Names match in any case."""
     body: bytes
     url: URL
-    """Who answered: after redirects. Its query may be a signature: for messages, the host only."""
+    """The URL that answered, after redirects. Its query may be a signature, so messages may contain
+    only the host."""
     challenges: tuple[str, ...] = ()
     """Every `WWW-Authenticate` header."""
 
 
 class Transport:
-    """Must be made inside a running event loop, and closed."""
+    """Must be created inside a running event loop, and closed."""
 
     def __init__(
         self,
@@ -105,10 +106,11 @@ class Transport:
             await self._resolver.close()
 
     async def exchange(self, registry: str, request: Request) -> Answer:
-        """Send, and follow redirects; `registry` is who it is for, as references name it.
+        """Send a request and follow redirects. `registry` is the registry as in references.
 
-        The answer is any below 500 but for 429; those, and no answer, are errors. Raises
-        `Throttled`, `Unavailable`, `TLSFailed`, `InvalidAnswer`.
+        Returns every answer with a status below 500 except 429, and 501. Other answers, and
+        failures of the connection, are raised: `Throttled`, `Unavailable`, `TLSFailed`,
+        `InvalidAnswer`.
         """
         authorization, url = request.authorization, request.url
         for _ in range(1 + MAX_REDIRECTS):
@@ -122,11 +124,12 @@ class Transport:
                     "its token service redirects a request that holds a token"
                     if request.form is not None
                     else "its token service redirects",
-                    "it is not sent on: ask the registry's operator for the right realm",
+                    "the redirect is not followed: ask the registry's operator for the right realm",
                 )
             target = _redirect(registry, url, location)
             if target.origin() != url.origin():
-                # A credential is for one origin. Once dropped it stays so, on the way back, too.
+                # A credential is for one origin only. After a redirect to another origin it is not
+                # sent again, even if a later redirect leads back.
                 authorization = None
             url = target
         raise errors.InvalidAnswer(
@@ -159,11 +162,12 @@ class Transport:
                 if self._observer is not None:
                     self._observer.observe_registry_request(registry, code)
         if failure is not None:
-            # Outside of the handler: aiohttp's texts hold whole URLs, signed ones as well.
+            # Raised outside of the handler, so that aiohttp's exception is not the context: its
+            # text contains whole URLs, which may be signed.
             raise failure
         status = response.status
         pause = way.lane.heed(status, response.headers)
-        # 501 is for good: that method is not implemented (RFC 9110, 15.6.2).
+        # 501 is permanent: the method is not implemented (RFC 9110, 15.6.2).
         if pause is not None or (status >= 500 and status != 501):
             said = self.quoted(registry, url, status, body, request.secrets)
             problem = f"{failures.who(registry, url)} answered {said}"
@@ -176,8 +180,8 @@ class Transport:
     def quoted(
         self, registry: str, url: URL, status: int, body: bytes, secrets: tuple[str, ...]
     ) -> str:
-        """Status and words of an answer from `url`; the status alone where the registry only named
-        that host: a text of another service is none of the registry's users' business.
+        """Status and message of an answer from `url`. Only the status if `url` is on another host
+        than the registry, because a registry must not make texts of other services visible.
         """
         own = endpoints.base(registry, self._settings).origin()
         return errors.quoted(status, body if url.origin() == own else b"", secrets)
@@ -207,15 +211,15 @@ class Transport:
             await self._ways.pop(name).session.close()
 
     def _new_way(self, registry: str) -> _Way:
-        """Connections of its own: a connection that one registry may use, because it is to that
-        registry itself, must not be used where another registry sends the operator.
+        """Every registry has its own connections. The address of a connection is allowed for its
+        own registry, but perhaps not as the target to which another registry sends the operator.
         """
         settings = self._settings
         own = endpoints.base(registry, settings).host or ""
         guard = Guard(self._resolver, own, settings.private_hosts)
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._tls, limit=0, resolver=guard),
-            # Cookies would carry one credential's session into another's request.
+            # No cookies, because a session of one credential must not be used with another.
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
                 total=settings.total_timeout, connect=settings.connect_timeout
@@ -233,7 +237,7 @@ class Transport:
 
 @dataclass(slots=True)
 class _Way:
-    """The way to one registry, and to where it sends the operator."""
+    """Limits and connections for one registry and for the hosts to which it sends the operator."""
 
     lane: Lane
     guard: Guard
@@ -242,19 +246,21 @@ class _Way:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is lost when it is forgotten. A pause of the registry would be."""
+        """Whether it can be dropped: no request uses it, and no pause of the registry would be
+        lost.
+        """
         return self.users == 0 and self.lane.pause(counted=True) <= 0
 
 
 def _redirect(registry: str, url: URL, location: str) -> URL:
-    """Where a redirect leads. Raises `InvalidAnswer`: TLS is never given up on the way."""
+    """The target of a redirect. Raises `InvalidAnswer`, also for a redirect from TLS to HTTP."""
     try:
         target = url.join(URL(location)).with_fragment(None)
         sound = target.scheme in ("http", "https") and bool(target.host) and target.user is None
     except ValueError:
         sound = False
     if not sound or target.password is not None:
-        problem = "redirects to what is no address"
+        problem = "redirects to an invalid address"
     elif url.scheme == "https" and target.scheme == "http":
         problem = f"redirects from TLS to plain HTTP at {target.host}"
     else:
@@ -265,7 +271,7 @@ def _redirect(registry: str, url: URL, location: str) -> URL:
 
 
 async def _body(registry: str, response: aiohttp.ClientResponse, request: Request) -> bytes:
-    """The body, whole; of a failure only the beginning. Raises `InvalidAnswer` beyond the limit."""
+    """The whole body; of an error only the beginning. Raises `InvalidAnswer` beyond the limit."""
     succeeded, limit = response.status < 300, request.limit
     assert request.room is not None or limit <= SMALL
     body = bytearray()

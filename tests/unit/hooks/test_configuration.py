@@ -150,7 +150,8 @@ def test_duplicate_names_and_paths_are_rejected() -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         configuration.parse((one + one).encode(), MORE)
     assert str(caught.value) == (
-        "receiver a: its name is another's, too; receiver a: its path is another's, too"
+        "receiver a: its name is used by another receiver, too;"
+        " receiver a: its path is used by another receiver, too"
     )
 
 

@@ -349,7 +349,7 @@ class TestMessages:
             if problem.startswith(("it", "NaN", "the", "registry", '"Http'))
             else f"pull secret ml/pull: .dockerconfigjson: registry 1 of 1: {problem}"
         ) + (
-            "; the kubelet pulls nothing with it until it is made again, as by"
+            "; the kubelet pulls nothing with it: create it again, for example with"
             " `kubectl create secret docker-registry`"
         )
         assert caught.value.__cause__ is None

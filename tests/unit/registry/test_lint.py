@@ -83,7 +83,7 @@ class TestCommand:
         assert [each["platform"] for each in entry["platforms"]] == ["linux/amd64", "linux/arm64"]
         assert {tuple(said["platforms"]) for said in entry["advice"]} == {("linux/amd64",)}
         assert cli.main(["lint", name, "--platform=linux/arm64"]) == 0
-        assert capsys.readouterr().out.endswith("nothing to say\n")
+        assert capsys.readouterr().out.endswith("nothing to improve\n")
         assert cli.main(["lint", name, "--platform=linux/arm64", "--platform=linux/s390x"]) == 1
         assert (
             "ERROR missing-platform (linux/s390x): it is not there for linux/s390x,"
@@ -247,7 +247,7 @@ def test_table_shows_sizes_and_advice() -> None:
         f"    write @{DIGEST} after it",
         "",
         well,
-        "  nothing to say",
+        "  nothing to improve",
         "",
         "reg.test/gone:1",
         "  ERROR: reg.test: ?[31mgone; push it",

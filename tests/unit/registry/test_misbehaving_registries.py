@@ -453,7 +453,7 @@ class TestRedirects:
         self, scripted: Scripted, make_client: MakeClient, blob: str, location: str
     ) -> None:
         scripted.say("GET", blob, 302, b"", {"Location": location})
-        with pytest.raises(errors.InvalidAnswer, match="redirects to what is no address"):
+        with pytest.raises(errors.InvalidAnswer, match="redirects to an invalid address"):
             await self.ask(make_client, scripted.domain)
 
     async def test_redirect_from_tls_to_plain_http_is_rejected(

@@ -503,7 +503,7 @@ class TestConfiguration:
             ({"env": [{"name": "A=B", "value": "b"}]}, "env: a variable needs a name"),
             ({"env": [{"name": "A", "value": 1}]}, "env: it must be a list of strings"),
             ({"tokenAttributes": {"cacheType": "Token"}}, "tokenAttributes: .* are not supported"),
-            ({"matchImage": ["a"]}, r"providers\[0\] has what is not known: matchImage"),
+            ({"matchImage": ["a"]}, r"providers\[0\] has unknown fields: matchImage"),
         ],
     )
     def test_invalid_provider_is_rejected_with_its_field(

@@ -151,7 +151,7 @@ class TestPlainHTTP:
         client = make_client(
             names={"registry.test": tls_registry.port}, plain_http=frozenset({"registry.test"})
         )
-        with pytest.raises(errors.InvalidAnswer, match="take it off the plain-HTTP registries"):
+        with pytest.raises(errors.InvalidAnswer, match="remove it from the plain-HTTP registries"):
             await client.resolve(parse("registry.test/ml/llm"))
 
 

@@ -3,7 +3,7 @@
 {{- end }}
 
 {{/*
-The name of all objects. 52 characters at most: with "-cleanup" it is also the name of a Job, and so a label's value.
+The name of all objects. At most 52 characters, because with "-cleanup" it is the name of a Job, and so the value of a label.
 */}}
 {{- define "imagegate.fullname" -}}
 {{- $name := include "imagegate.name" . }}
@@ -17,7 +17,7 @@ The name of all objects. 52 characters at most: with "-cleanup" it is also the n
 {{- end }}
 
 {{/*
-Labels of an object. Call with (dict "root" $ "component" "operator"); the component is left out where it says nothing.
+Labels of an object. Call with (dict "root" $ "component" "operator"); leave out the component if the object has none.
 */}}
 {{- define "imagegate.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
@@ -26,7 +26,7 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- end }}
 
 {{/*
-The same without what changes at every upgrade.
+The same labels without those that change at every upgrade.
 */}}
 {{- define "imagegate.podLabels" -}}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
@@ -43,8 +43,8 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end }}
 
 {{/*
-What selects the pods of one component. The component belongs to it: puller pods and the cleanup job live in the same
-namespace, and neither the Service nor the PodDisruptionBudget may count them.
+Labels that select the pods of one component. They include the component, because neither the Service nor the
+PodDisruptionBudget may select puller pods or the pod of the cleanup job, which may be in the same namespace.
 */}}
 {{- define "imagegate.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "imagegate.name" .root }}
@@ -79,8 +79,8 @@ imagegate-pullers
 {{- end }}
 
 {{/*
-Where puller pods run, the default first. A release whose puller pods are in its own namespace, as was the default once,
-goes on there: its pull secrets and finished pods are there. The Role tells, which the release before has made.
+The namespaces of the puller pods, the default first. An earlier version put them into the release's own namespace. Such a
+release keeps this namespace, because its pull secrets and finished pods are there. The Role of the previous release shows it.
 */}}
 {{- define "imagegate.pullerNamespaces" -}}
 {{- if .Values.puller.namespaces }}
@@ -93,8 +93,8 @@ goes on there: its pull secrets and finished pods are there. The Role tells, whi
 {{- end }}
 
 {{/*
-Whether the API server serves ValidatingAdmissionPolicy; empty: it does not. Every version that the chart supports does,
-unless somebody has switched it off. Without a cluster (helm template), where not even Pods are known, it is assumed.
+Whether the API server serves ValidatingAdmissionPolicy; empty: it does not. All supported versions serve it, unless it is
+switched off. Without a cluster (helm template), where not even Pods are known, the chart assumes that it is served.
 */}}
 {{- define "imagegate.fenceServed" -}}
 {{- if or (.Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy") (not (.Capabilities.APIVersions.Has "v1/Pod")) }}
@@ -103,8 +103,8 @@ unless somebody has switched it off. Without a cluster (helm template), where no
 {{- end }}
 
 {{/*
-The keys of the gate's taints, as a JSON list: the chart's, the NodeGate's, and those that the release had before, because
-nodes may still be held under them. Without a cluster (helm template) only those of the values are known.
+The keys of the gate's taints, as a JSON list: the keys in the values, in the NodeGate, and in the previous release, because
+nodes may still be held with these keys. Without a cluster (helm template) only the keys in the values are known.
 */}}
 {{- define "imagegate.gateKeys" -}}
 {{- $keys := prepend .Values.gate.otherTaintKeys .Values.gate.taintKey }}
@@ -128,7 +128,7 @@ nodes may still be held under them. Without a cluster (helm template) only those
 {{- end }}
 
 {{/*
-The API version in which the API server serves MutatingAdmissionPolicy; empty where it does not.
+The API version in which the API server serves MutatingAdmissionPolicy; empty if it does not.
 */}}
 {{- define "imagegate.policyAPIVersion" -}}
 {{- if .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" }}
@@ -157,7 +157,7 @@ gate.source with auto resolved: policy, watch or none.
 {{- end }}
 
 {{/*
-What the operator's pods and the cleanup job have in common.
+The part of the pod spec that the operator, the cleanup job, the watchdog and the push hooks share.
 */}}
 {{- define "imagegate.podSpec" -}}
 enableServiceLinks: false
@@ -187,7 +187,7 @@ hostAliases:
 {{- end }}
 
 {{/*
-Image, environment and security context of the container `imagegate`, in both.
+Image, environment and security context of the container `imagegate`, for the operator, the cleanup job and the watchdog.
 */}}
 {{- define "imagegate.container" -}}
 image: {{ include "imagegate.image" (dict "image" .Values.image "tag" .Chart.AppVersion) }}
@@ -201,7 +201,7 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: metadata.namespace
-  # Not arguments: `kubectl exec ... imagegate plan` asks the same registries and kubelets.
+  # Variables instead of arguments, so that they also apply to `kubectl exec ... imagegate plan`.
   - name: IMAGEGATE_PULLER_NAMESPACES
     value: {{ include "imagegate.pullerNamespaces" . | quote }}
   - name: IMAGEGATE_PREFETCH_POLICY
@@ -259,8 +259,8 @@ resources:
 {{- end }}
 
 {{/*
-Annotations of what exists only during `helm uninstall`. Call with the weight: Helm creates hooks in that order.
-A failed hook stays, for its logs; the next try replaces it.
+Annotations of objects that exist only during `helm uninstall`. Call with the weight: Helm creates hooks in that order.
+A failed hook is kept for its logs; the next attempt replaces it.
 */}}
 {{- define "imagegate.cleanupHook" -}}
 helm.sh/hook: pre-delete
@@ -269,7 +269,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
 
 {{/*
-What reading the images of workloads takes. RBAC cannot restrict it to the pod templates.
+Rules for reading the images of workloads. RBAC cannot restrict them to the pod templates.
 */}}
 {{- define "imagegate.imagesFromRules" -}}
 - apiGroups: [apps]
@@ -281,8 +281,8 @@ What reading the images of workloads takes. RBAC cannot restrict it to the pod t
 {{- end }}
 
 {{/*
-prefetchPolicy, and what else bounds an ImagePrefetch, as the operator reads it (JSON). An upgrade with --reuse-values from a
-chart without these values finds none of them.
+prefetchPolicy and other limits for ImagePrefetches, as JSON for the operator. Every value has a default, because after an
+upgrade with --reuse-values from an older chart these values are absent.
 */}}
 {{- define "imagegate.prefetchPolicy" -}}
 {{- $policy := .Values.prefetchPolicy | default dict }}

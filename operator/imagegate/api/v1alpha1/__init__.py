@@ -1,8 +1,8 @@
-"""`imagegate.dev/v1alpha1`: ImagePrefetch and NodeGate as they are on the wire.
+"""`imagegate.dev/v1alpha1`: ImagePrefetch and NodeGate in their API form.
 
-The models are the one source. `imagegate.api.crd` makes the CRDs from them: a description here is
-what `kubectl explain` says, a default here is what the API server fills in, a limit here is what it
-enforces. To read an object use `imagegate.api.decode`, which also checks what CEL cannot.
+The models are the only source: `imagegate.api.crd` generates the CRDs from them. `kubectl explain`
+shows the descriptions; the API server fills in the defaults and enforces the limits. To read an
+object, use `imagegate.api.decode`, which also makes the checks that CEL cannot.
 """
 
 from imagegate.api.v1alpha1.imageprefetch import ImagePrefetch

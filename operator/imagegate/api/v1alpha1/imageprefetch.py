@@ -1,4 +1,4 @@
-"""ImagePrefetch: images that shall be on nodes before pods land there."""
+"""ImagePrefetch: images that nodes should hold before pods are scheduled there."""
 
 import re
 from typing import ClassVar, Final
@@ -17,7 +17,7 @@ _NAME: Final = (
 
 
 class ImagePrefetch(meta.ApiModel):
-    """ImagePrefetch names images and nodes. Every such node pulls them before pods land there."""
+    """ImagePrefetch names images, and nodes that pull them before pods are scheduled there."""
 
     model_config = ConfigDict(
         json_schema_extra=cel.extensions(
@@ -34,7 +34,9 @@ class ImagePrefetch(meta.ApiModel):
     kind: meta.Kind = "ImagePrefetch"
     metadata: meta.ObjectMeta
     spec: ImagePrefetchSpec = Field(description="Which images, which nodes, and how.")
-    status: ImagePrefetchStatus | None = Field(default=None, description="What the operator found.")
+    status: ImagePrefetchStatus | None = Field(
+        default=None, description="State that the operator observed."
+    )
 
     @field_validator("metadata")
     @classmethod

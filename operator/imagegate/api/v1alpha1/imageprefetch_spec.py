@@ -1,4 +1,4 @@
-"""Spec of an ImagePrefetch: which images, which nodes, and how carefully they are brought there."""
+"""Spec of an ImagePrefetch: which images, which nodes, and under which limits they are pulled."""
 
 import re
 from typing import Annotated, Final, Literal, Self
@@ -20,7 +20,7 @@ PullSecrets = Annotated[
 
 
 class Image(meta.ApiModel):
-    """One image to have on the nodes."""
+    """One image that the nodes should hold."""
 
     image: image_rules.ImageReference = Field(
         description="Reference of the image: [registry/]name, with a tag, a digest, or both."
@@ -42,20 +42,19 @@ class ImageSource(meta.ApiModel):
     """Workloads whose pod templates name images: containers, init containers, image volumes."""
 
     kind: Literal["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"] = Field(
-        description="Kind of the workloads. Jobs that have ended, and those of a CronJob, do not"
-        " count."
+        description="Kind of the workloads. Finished Jobs, and Jobs of a CronJob, are ignored."
     )
     namespace: meta.DnsLabel = Field(
         description="Namespace of the workloads; one of the chart's `imagesFrom.namespaces`."
     )
     selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(),
-        description="Which workloads of that kind. Default: all in the namespace.",
+        description="Selects workloads of that kind. Default: all in the namespace.",
     )
 
 
 class DaemonSetReference(meta.ApiModel):
-    """A DaemonSet whose pod has to be Ready on a joining node before anything is pulled there."""
+    """A DaemonSet whose pod must be Ready on a joining node before pulls start there."""
 
     namespace: meta.DnsLabel = Field(
         description="Namespace of the DaemonSet; one of the chart's `startAfter.namespaces`."
@@ -102,9 +101,9 @@ class Gate(meta.ApiModel):
     )
     policy: Literal["FailOpen", "FailClosed"] = Field(
         default="FailOpen",
-        description="What happens when the images cannot be had. FailOpen: the node is released at"
-        " the timeout, or at once when the failure is permanent. FailClosed: it is held until the"
-        " images are there. Default FailOpen.",
+        description="What happens when the images cannot be pulled. FailOpen: the node is released"
+        " at the timeout, or immediately when the failure is permanent. FailClosed: the node is"
+        " held until it holds the images. Default FailOpen.",
     )
     timeout_seconds: int = Field(
         default=600,
@@ -115,15 +114,15 @@ class Gate(meta.ApiModel):
     )
     on_reboot: Literal["Ignore", "Verify", "Hold"] = Field(
         default="Verify",
-        description="What happens when a node has rebooted. Ignore: its images are believed to be"
-        " there still. Verify: they are checked while it takes pods."
-        " Hold: it is held from the moment it is not Ready until they are checked, so that no pod"
-        " lands in between. Default Verify.",
+        description="What happens after a node has rebooted. Ignore: its images are assumed to be"
+        " still there. Verify: its images are checked while it accepts pods."
+        " Hold: the node is held from the moment it is not Ready until its images are checked, so"
+        " that no pod is scheduled there in between. Default Verify.",
     )
 
 
 class Rollout(meta.ApiModel):
-    """How nodes in service get new images. Joining nodes go before all of them."""
+    """How nodes in service get new images. Joining nodes have priority over them."""
 
     max_parallel: Parallel = Field(
         default="10%",
@@ -143,7 +142,7 @@ class Rollout(meta.ApiModel):
         ge=1,
         le=1000,
         description="How many nodes of a domain may pull for each node there that has the images,"
-        " so that a registry mirror or peers in the domain are not overrun. Default 2.",
+        " so that a registry mirror or peers in the domain are not overloaded. Default 2.",
     )
     topology_key: meta.QualifiedName = Field(
         default="topology.kubernetes.io/zone",
@@ -177,8 +176,8 @@ class Retry(meta.ApiModel):
         default=6,
         ge=1,
         le=100,
-        description="Failed attempts after which a node counts as failed. From then on it is tried"
-        " again every `maxSeconds`. Default 6.",
+        description="Failed attempts after which a node counts as failed. From then on the pull is"
+        " tried again every `maxSeconds`. Default 6.",
     )
     min_seconds: int = Field(
         default=10,
@@ -196,10 +195,10 @@ class Retry(meta.ApiModel):
         default=None,
         ge=1,
         le=_DAY,
-        description="When an attempt is reported as failed, in seconds. The kubelet lets the pull"
-        " itself go on; the next attempt begins when it is over. Default: by the size of the"
-        " images, 10 minutes and a second for every 5 MB, at least 15 minutes; never, where the"
-        " registry does not tell the size.",
+        description="Seconds after which an attempt is reported as failed. The kubelet continues"
+        " the pull; the next attempt begins when that pull has ended. Default: from the size of the"
+        " images, 10 minutes plus a second for every 5 MB, at least 15 minutes; never, if the"
+        " registry does not report the size.",
     )
 
     @model_validator(mode="after")
@@ -210,30 +209,31 @@ class Retry(meta.ApiModel):
 
 
 class Refresh(meta.ApiModel):
-    """Whether a tag is followed."""
+    """Whether the image is pulled again when its tag moves."""
 
     mode: Literal["Never", "Digest"] = Field(
         default="Never",
-        description="Never: a tag is pulled once. Digest: it is resolved at the registry, and a new"
-        " digest is rolled out, so that the tag means the new image on every node. Default Never.",
+        description="Never: a tag is pulled once. Digest: the tag is resolved at the registry, and"
+        " a new digest is rolled out, so that the tag means the new image on every node."
+        " Default Never.",
     )
     interval_seconds: int = Field(
         default=300,
         ge=30,
         le=_DAY,
-        description="How often tags are resolved, in seconds; a push event makes it happen at once."
-        " Default 300.",
+        description="Interval in which tags are resolved, in seconds. A push event causes a check"
+        " immediately. Default 300.",
     )
 
 
 class Retention(meta.ApiModel):
-    """What becomes of finished puller pods."""
+    """What happens to finished puller pods."""
 
     mode: Literal["Keep", "Release"] = Field(
         default="Keep",
-        description="Keep: the finished pod stays, which keeps the kubelet from collecting the"
-        " images; it has no process and no address. Release: it is deleted after 6 minutes, and the"
-        " kubelet may collect images that no other pod uses. Default Keep.",
+        description="Keep: the finished pod stays, so that the kubelet's garbage collection keeps"
+        " the images; the pod has no process and no IP address. Release: the pod is deleted after 6"
+        " minutes, and garbage collection may remove images that no other pod uses. Default Keep.",
     )
 
 
@@ -244,9 +244,9 @@ class Disk(meta.ApiModel):
         default=75,
         ge=1,
         le=100,
-        description="Nothing is pulled onto a node that the images would fill beyond this"
-        " percentage: it counts as failed with the reason DiskFull. 100 turns this off. Default 75;"
-        " the kubelet removes images from 85 on.",
+        description="No image is pulled onto a node that the images would fill beyond this"
+        " percentage. Such a node counts as failed, with the reason DiskFull. 100 disables the"
+        " check. Default 75; the kubelet removes images from 85 percent on.",
     )
 
 
@@ -266,8 +266,8 @@ class ImagePrefetchSpec(meta.ApiModel):
     images: tuple[Image, ...] = Field(
         default=(),
         max_length=64,
-        description="The images, at most 64; none only where there is `imagesFrom`. The same image"
-        " written in two ways is refused.",
+        description="The images, at most 64. May be empty only if `imagesFrom` is set. Two entries"
+        " for the same image are refused, also if they are written differently.",
         json_schema_extra=cel.extensions(
             image_rules.NO_DUPLICATES, list_type="map", list_map_keys=["image"]
         ),
@@ -275,46 +275,48 @@ class ImagePrefetchSpec(meta.ApiModel):
     images_from: tuple[ImageSource, ...] = Field(
         default=(),
         max_length=16,
-        description="Also the images that the pod templates of these workloads name now. They are"
-        " pulled with `spec.imagePullSecrets` where their registry is in the chart's"
-        " `imagesFrom.pullSecretRegistries`, else without. With `images` at most 64: the first by"
-        " name.",
+        description="Workloads. The images that their pod templates name at the moment are pulled,"
+        " too: with `spec.imagePullSecrets` if the registry is in the chart's"
+        " `imagesFrom.pullSecretRegistries`, else without secrets. Together with `images` at most"
+        " 64 images: the first by name.",
     )
     node_selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(), description="Which nodes get the images. Default: every node."
     )
     image_pull_secrets: PullSecrets = Field(
         default=(),
-        description="Secrets for the images that name none of their own, of type"
+        description="Secrets for the images that have no `imagePullSecrets` of their own, of type"
         " kubernetes.io/dockerconfigjson, in the puller namespace.",
     )
     puller_namespace: meta.DnsLabel | None = Field(
         default=None,
-        description="Where puller pods run and where the pull secrets are. It must be one that the"
-        " operator was allowed at installation. Default: the first of those, which is"
-        " imagegate-pullers unless the chart's puller.namespaces says otherwise.",
+        description="Namespace of the puller pods and of the pull secrets. It must be listed in the"
+        " chart's `puller.namespaces`. Default: the first of that list, imagegate-pullers unless"
+        " the value is changed.",
     )
     start_after: tuple[DaemonSetReference, ...] = Field(
         default=(),
         max_length=8,
-        description="DaemonSets, such as a registry mirror or a credential agent, whose pods have"
-        " to be Ready on a joining node before its pulls start: one that is held, or that never"
-        " got images before. The time that a held node waits counts for `gate.timeoutSeconds`."
-        " Default: none.",
+        description="DaemonSets, such as a registry mirror or a credential agent, whose pods must"
+        " be Ready on a joining node before its pulls start. A node is joining while it is held, or"
+        " until it has got images once. The wait of a held node counts towards"
+        " `gate.timeoutSeconds`. Default: none.",
         json_schema_extra=cel.extensions(list_type="map", list_map_keys=["namespace", "daemonSet"]),
     )
     gate: Gate = Field(default=Gate(), description="How joining nodes are held.")
     rollout: Rollout = Field(default=Rollout(), description="How nodes in service get the images.")
     retry: Retry = Field(default=Retry(), description="When a failed pull is tried again.")
-    refresh: Refresh = Field(default=Refresh(), description="Whether tags are followed.")
+    refresh: Refresh = Field(
+        default=Refresh(), description="Whether images are pulled again when their tags move."
+    )
     retention: Retention = Field(
-        default=Retention(), description="What becomes of finished puller pods."
+        default=Retention(), description="What happens to finished puller pods."
     )
     disk: Disk = Field(default=Disk(), description="How full nodes may get.")
     dry_run: bool = Field(
         default=False,
-        description="True says in the status what would happen, and changes nothing: no pod, no"
-        " label, no taint is touched. Default false.",
+        description="True reports in the status what would happen, and changes no pod, no label and"
+        " no taint. Default false.",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Status of an ImagePrefetch. Its size does not grow with the number of nodes.
 
-Nothing here has a default in the CRD: the operator compares what it read with what it would write,
-and a field that the API server fills in would make the two differ for ever.
+No field of it has a default in the CRD, because the operator compares the status that it read with
+the status that it would write: a field that the API server fills in would make them differ forever.
 """
 
 from typing import Final
@@ -14,7 +14,7 @@ MAX_FAILURES: Final = 10
 
 
 class NodeCounts(meta.ApiModel):
-    """Nodes by where they stand. `desired` is the sum of cached, pulling, pending and failed."""
+    """Nodes by state. `desired` is the sum of cached, pulling, pending and failed."""
 
     desired: int = Field(default=0, ge=0, description="Nodes that should hold the images.")
     cached: int = Field(default=0, ge=0, description="Nodes that hold all the images.")
@@ -24,8 +24,8 @@ class NodeCounts(meta.ApiModel):
     skipped: int = Field(
         default=0,
         ge=0,
-        description="Matching nodes that are left alone: leaving, cordoned, under disk pressure,"
-        " virtual, or of a platform that no image has.",
+        description="Matching nodes that get no images: they are leaving, cordoned, under disk"
+        " pressure, virtual, or of a platform that no image supports.",
     )
     gated: int = Field(
         default=0, ge=0, description="Nodes that are held by the gate taint for this prefetch."
@@ -33,27 +33,29 @@ class NodeCounts(meta.ApiModel):
 
 
 class ImageStatus(meta.ApiModel):
-    """What is known of one image."""
+    """State of one image."""
 
     image: str = Field(max_length=512, description="The reference, as in the spec or the workload.")
     from_: str | None = Field(
         default=None,
         alias="from",
         max_length=512,
-        description="The workload that names it, as KIND NAMESPACE/NAME; absent where the spec"
-        " itself does. Of several the first by name.",
+        description="The workload that names the image, as KIND NAMESPACE/NAME; the first by name"
+        " if there are several. Absent if the spec names the image.",
     )
     digest: str | None = Field(
         default=None,
         max_length=160,
-        description="What the tag was resolved to and is rolled out, under `refresh.mode` Digest."
-        " The operator keeps it here, and goes on with it when it starts.",
+        description="The digest that the tag was resolved to and that is rolled out, under"
+        " `refresh.mode` Digest. The operator reads it from here after a restart.",
     )
     resolved_time: AwareDatetime | None = Field(
         default=None, description="When the tag was first seen to have this digest."
     )
     compressed_bytes: int | None = Field(
-        default=None, ge=0, description="What is transferred: all layers compressed, in bytes."
+        default=None,
+        ge=0,
+        description="Bytes that a pull transfers: the sum of all compressed layers.",
     )
     largest_layer_bytes: int | None = Field(
         default=None,
@@ -62,7 +64,7 @@ class ImageStatus(meta.ApiModel):
         " A layer is pulled and unpacked by one thread.",
     )
     advice: tuple[meta.Sentence, ...] = Field(
-        default=(), max_length=8, description="What would make this image faster to pull."
+        default=(), max_length=8, description="Changes that would make this image faster to pull."
     )
 
 
@@ -71,11 +73,11 @@ class PullFailure(meta.ApiModel):
 
     node: str = Field(max_length=meta.MAX_NAME, description="Name of the node.")
     image: str = Field(
-        default="", max_length=512, description="The image, where it is known which one it was."
+        default="", max_length=512, description="The image that failed, if it is known."
     )
     reason: str = Field(max_length=128, description="Why, in one CamelCase word.")
     message: meta.Sentence = Field(
-        default="", description="What the kubelet or the container runtime said."
+        default="", description="Message of the kubelet or of the container runtime."
     )
     attempts: int = Field(default=0, ge=0, description="Attempts so far.")
     next_attempt: AwareDatetime | None = Field(
@@ -84,14 +86,14 @@ class PullFailure(meta.ApiModel):
 
 
 class RefreshStatus(meta.ApiModel):
-    """How the tags are followed."""
+    """When the tags are resolved."""
 
     last_check_time: AwareDatetime | None = Field(
-        default=None, description="When the tags were looked up last."
+        default=None, description="When the tags were last resolved."
     )
     next_check_time: AwareDatetime | None = Field(
         default=None,
-        description="When they will be looked up next, unless a push event comes before.",
+        description="When the tags will be resolved next, unless a push event comes before.",
     )
     message: meta.Sentence | None = Field(
         default=None, description="Why not every tag could be resolved, and what to do about it."
@@ -99,7 +101,7 @@ class RefreshStatus(meta.ApiModel):
 
 
 class ImagePrefetchStatus(meta.ApiModel):
-    """What the operator found."""
+    """State that the operator observed."""
 
     observed_generation: int | None = Field(
         default=None, ge=0, description="The `metadata.generation` that this status is for."
@@ -112,18 +114,18 @@ class ImagePrefetchStatus(meta.ApiModel):
     )
     nodes: NodeCounts | None = Field(default=None, description="Numbers of nodes.")
     images: tuple[ImageStatus, ...] = Field(
-        default=(), max_length=64, description="What is known of each image."
+        default=(), max_length=64, description="State of each image."
     )
     more_images: int | None = Field(
-        default=None, ge=0, description="Images that there is no room for in this status."
+        default=None, ge=0, description="Number of further images that do not fit in this status."
     )
     digests: meta.ShortDigests | None = Field(
         default=None,
-        description="What the tags of those images were resolved to, under `refresh.mode` Digest,"
-        " by the first 12 hex digits of SHA-256 over the reference.",
+        description="Digests that the tags of those further images were resolved to, under"
+        " `refresh.mode` Digest. Key: first 12 hex digits of SHA-256 over the reference.",
     )
     refresh: RefreshStatus | None = Field(
-        default=None, description="How tags are followed, under `refresh.mode` Digest."
+        default=None, description="When tags are resolved, under `refresh.mode` Digest."
     )
     failures: tuple[PullFailure, ...] = Field(
         default=(),
@@ -134,9 +136,9 @@ class ImagePrefetchStatus(meta.ApiModel):
         default=(),
         description="Ready: every desired node holds every image."
         " Progressing: the operator is at work."
-        " Degraded: something needs a person; the message says what."
-        " ImagesFound, where there is `spec.imagesFrom`: every source was read, and every image of"
-        " it is among the images; the message says which are pulled without secrets."
-        " CredentialsVerified, only while it is False: images that are pulled with secrets can be"
-        " used without them on some nodes.",
+        " Degraded: an administrator must act; the message says on what."
+        " ImagesFound, if `spec.imagesFrom` is set: every source was read, and each of its images"
+        " is among the images; the message says which images are pulled without secrets."
+        " CredentialsVerified, present only while it is False: on some nodes, images that are"
+        " pulled with secrets can be used without secrets.",
     )

@@ -1,7 +1,7 @@
-"""Image references in CEL: the rules of `imagegate.api.references` as the API server checks them.
+"""Image references in CEL: the rules of `imagegate.api.references` in the API server's language.
 
-Grammar, lengths and normalisation are all there, so that the API server and the read path agree on
-every text of up to 512 characters.
+The rules include grammar, lengths and normalisation, so that the API server and the operator agree
+on every text of up to 512 characters.
 """
 
 from typing import Annotated, Final
@@ -11,14 +11,15 @@ from pydantic import Field
 from imagegate.api import cel, references
 
 MAX_REFERENCE: Final = 512
-"""Longest reference that the API takes, in characters; the grammar sets the domain no limit."""
+"""Longest reference that the API accepts, in characters. The grammar itself does not limit the
+length of the domain."""
 
 _DOMAIN_COMPONENT: Final = "[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?"
 _HOST: Final = (
     f"{_DOMAIN_COMPONENT}([.]{_DOMAIN_COMPONENT})*|\\[[a-fA-F0-9:]*[A-F:][a-fA-F0-9:]*\\]"
 )
 _ODD_HOST: Final = "\\[[a-f0-9]+\\]:[0-9]+"
-"""In brackets and without anything else that looks like a domain: only the port makes it one."""
+"""A host in brackets without ":" or an upper-case letter. Only its port makes it a domain."""
 _PATH_COMPONENT: Final = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
 _DIGEST: Final = "sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128}"
 _GRAMMAR: Final = (
@@ -34,12 +35,14 @@ _OFFICIAL: Final = "^((index[.])?docker[.]io/)?[^/]+$"
 _TAG_OR_DIGEST: Final = "@|:[^/]+$"
 _SUFFIX: Final = "(:[^/@]*)?(@[^/]*)?$"
 _SHORT_ENOUGH: Final = f"^((localhost|[^/_]*[.:A-Z][^/_]*)/)?[^:@]{{0,255}}{_SUFFIX}"
-"""A host with "_" in it is no domain of the grammar, so it counts (see `references.parse`)."""
+"""A host that contains "_" is no domain in the grammar. So it counts as part of the path (see
+`references.parse`)."""
 _OFFICIAL_TOO_LONG: Final = f"^((index[.])?docker[.]io/)?[^/:@]{{248,}}{_SUFFIX}"
-"""`library/` counts too."""
+"""The implied `library/` counts as part of the path."""
 _TOO_LONG: Final = f"!self.matches('{_SHORT_ENOUGH}') || self.matches('{_OFFICIAL_TOO_LONG}')"
 
-# Why a reference was refused, the first that applies; where none does, the general form is shown.
+# Reasons for a refusal. The first that applies is the message; if none applies, the message shows
+# the general form.
 _CAUSES: Final = (
     ("self.contains('://')", "a reference has no URL scheme: remove it"),
     (
@@ -85,16 +88,16 @@ ImageReference = Annotated[
         references.parse,
     ),
 ]
-"""The text as the user wrote it: the kubelet remembers credentials by it."""
+"""The text as the user wrote it, because the kubelet records credentials by this text."""
 
 
 def _normalized(image: str) -> str:
-    """Give the CEL expression for the normalized form of the reference `image`."""
+    """Return the CEL expression for the normalized form of the reference `image`."""
     return f"{_full(image)} + ({image}.matches('{_TAG_OR_DIGEST}') ? '' : ':latest')"
 
 
 def _full(image: str) -> str:
-    """Give the CEL expression for the reference with its domain, and with no other tag."""
+    """Return the CEL expression for the reference with its domain; a missing tag is not added."""
     return (
         f"({image}.matches('{_OFFICIAL}') ? 'docker.io/library/' :"
         f" {image}.matches('{_HUB}') || !{image}.matches('{_HAS_DOMAIN}') ? 'docker.io/' : '')"
@@ -103,14 +106,15 @@ def _full(image: str) -> str:
 
 
 def repository(image: str) -> str:
-    """Give the CEL expression for the repository of the reference `image`, as `Reference.name`: the
-    chart's policy for ImagePrefetches compares it with the registries that are allowed.
+    """Return the CEL expression for the repository of the reference `image`, as `Reference.name`.
+
+    The chart's policy for ImagePrefetches compares it with the allowed registries.
     """
     return f"({_full(image)}).find('^[^/]*/[^:@]*')"
 
 
-# A list of one list stands in for a variable: with the names worked out anew in the inner loop the
-# estimated cost is six times what the API server allows for a rule.
+# A list that contains one list replaces a variable. If the inner loop computed the names again, the
+# estimated cost would be six times the API server's limit for a rule.
 _NAMES: Final = f"[self.map(i, {_normalized('i.image')})]"
 NO_DUPLICATES: Final = cel.Rule(
     f"{_NAMES}.all(names, names.all(x, names.exists_one(y, x == y)))",

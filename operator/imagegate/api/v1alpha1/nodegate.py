@@ -8,10 +8,10 @@ from pydantic import AwareDatetime, ConfigDict, Field, field_validator
 from imagegate.api import cel, meta
 
 NAME: Final = "default"
-"""The one name that a NodeGate may have."""
+"""The only name that a NodeGate may have."""
 
 DEFAULT_TAINT_KEY: Final = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
-"""Its prefix tells cluster-autoscaler, without a flag, that the taint goes away by itself."""
+"""By this prefix cluster-autoscaler knows, without a flag, that the taint is temporary."""
 
 _WRONG_NAME: Final = (
     "a cluster has one NodeGate: name it 'default'; to change the gate, edit the one that is there"
@@ -50,7 +50,7 @@ TaintKey = Annotated[
 
 
 class NodeGateSpec(meta.ApiModel):
-    """How the gate behaves. Which nodes it looks at is a value of the Helm chart."""
+    """How the gate behaves. A value of the Helm chart selects its nodes."""
 
     taint_key: TaintKey = Field(
         default=DEFAULT_TAINT_KEY,
@@ -66,16 +66,16 @@ class NodeGateSpec(meta.ApiModel):
         ge=30,
         le=86400,
         description="How long the operator may be silent, in seconds. When `status.heartbeat` is"
-        " older than this, joining nodes are no longer tainted. Below 60 the gate may open while"
-        " another replica takes over from a leader that is gone.",
+        " older than this, joining nodes are no longer tainted. With less than 60, the gate may"
+        " open while another replica takes over from a failed leader.",
     )
 
 
 class NodeGateStatus(meta.ApiModel):
-    """What the operator found. Nothing here has a default, as in ImagePrefetchStatus."""
+    """State that the operator observed. No field has a default, as in ImagePrefetchStatus."""
 
     heartbeat: AwareDatetime | None = Field(
-        default=None, description="When the leading operator was last alive; renewed every minute."
+        default=None, description="When the leader was last alive; renewed every minute."
     )
     armed: bool | None = Field(default=None, description="Whether joining nodes are held.")
     held: int | None = Field(default=None, ge=0, description="Nodes that are held now.")
@@ -83,9 +83,9 @@ class NodeGateStatus(meta.ApiModel):
 
 
 class NodeGate(meta.ApiModel):
-    """NodeGate holds joining nodes with a taint until their images are there.
+    """NodeGate holds joining nodes with a taint until they hold their images.
 
-    There is one in a cluster, named `default`. Deleting it releases every held node.
+    A cluster has one NodeGate, named `default`. Its deletion releases every held node.
     """
 
     model_config = ConfigDict(
@@ -99,7 +99,9 @@ class NodeGate(meta.ApiModel):
     kind: meta.Kind = "NodeGate"
     metadata: meta.ObjectMeta
     spec: NodeGateSpec = Field(default=NodeGateSpec(), description="How the gate behaves.")
-    status: NodeGateStatus | None = Field(default=None, description="What the operator found.")
+    status: NodeGateStatus | None = Field(
+        default=None, description="State that the operator observed."
+    )
 
     @field_validator("metadata")
     @classmethod
