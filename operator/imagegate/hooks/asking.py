@@ -52,8 +52,10 @@ class Asker:
         self._wake = asyncio.Event()
 
     def see(self, text: str) -> None:
-        """Take the current text of the hand-over. Only the newest text is read, in its turn, because
-        256 KiB of JSON take 10 ms or more and the other process may write as often as it likes.
+        """Take the current text of the hand-over.
+
+        Only the newest text is read, in its turn, because 256 KiB of JSON take 10 ms or more and
+        the other process may write as often as it likes.
         """
         self._unread = text
         self._wake.set()
