@@ -29,10 +29,8 @@ from imagegate.kube.workloads import Workloads
 from imagegate.puller import build
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.arming import Arming
-from imagegate.runtime.changes import Changes
 from imagegate.runtime.cluster import Cluster
 from imagegate.runtime.collector import StateCollector
-from imagegate.runtime.controllers import Controllers
 from imagegate.runtime.disks import Disks, Source
 from imagegate.runtime.gate_taint import GateTaint
 from imagegate.runtime.health import Health
@@ -43,6 +41,8 @@ from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.process import Process
 from imagegate.runtime.queue import Handle, KeyedQueue
+from imagegate.runtime.reconcile.changes import Changes
+from imagegate.runtime.reconcile.controllers import Controllers
 from imagegate.runtime.reflector import Reflector
 from imagegate.runtime.registries import Registries
 from imagegate.runtime.resync import Resync

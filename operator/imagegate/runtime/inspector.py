@@ -38,7 +38,7 @@ namespace of those. Not the digests: they are the answers."""
 
 
 class Listener(Protocol):
-    """Receives what the registries say; by the prefetch's name (`changes.Changes`)."""
+    """Receives what the registries say; by the prefetch's name (`reconcile.changes.Changes`)."""
 
     def images_inspected(self, name: str) -> None:
         """Something is known, or has changed."""
@@ -125,6 +125,7 @@ class Inspector:
         self._since.pop(prefetch, None)
 
     async def inspect(self, name: str) -> None:
+        """Ask the registries about one prefetch, and plan when they are asked again."""
         prefetch = self._store.prefetches.get(name)
         if prefetch is None or prefetch.deleting or prefetch.invalid is not None:
             self.forget(name)
@@ -146,28 +147,27 @@ class Inspector:
             sought = sorted(filter(None, platforms))
             with self._registries.asking(slow):
                 answers = await self._registries.ask(prefetch, sought, patience, pushed)
-        now = self._store.prefetches.get(name)
-        if now is None or now.deleting or now.uid != prefetch.uid:
-            # It was deleted while the registry was asked, and forgotten; a new one of this name is
-            # asked about on its own.
-            if now is None or now.deleting:
-                self.forget(name)
+        if self._was_deleted(prefetch):
             return
-        answers = within_budget(completed(before or {}, answers))
-        self._known[name] = (asked, platforms, answers)
+        found = within_budget(completed(before or {}, answers))
+        self._known[name] = (asked, platforms, found)
         if self._since.get(name, (None,))[0] == asked:
             del self._since[name]
-        problems = [facts.problem for facts in answers.values() if facts.problem]
-        last = self._refreshed.get(name)
-        if pushed is None or last is None:
-            # Without a plan for all images, the answers about the pushed ones are one, too.
-            self._plan(prefetch, problems)
-        else:
-            self._queue.add(name, delay=max(0.01, last.due - self._clock.now()))
-        if answers != before:
+        self._plan(prefetch, found, pushed)
+        if found != before:
             self._listener.images_inspected(name)
         elif prefetch.refresh is not None:
             self._listener.prefetch_changed(name)
+
+    def _was_deleted(self, prefetch: Prefetch) -> bool:
+        """Whether the prefetch was deleted while its registries were asked. A new one of the same
+        name is asked about on its own.
+        """
+        now = self._store.prefetches.get(prefetch.name)
+        if now is None or now.deleting:
+            self.forget(prefetch.name)
+            return True
+        return now.uid != prefetch.uid
 
     def _patience(self, name: str, asked: _Asked) -> float:
         """Seconds that the first pull of a spec may still wait: they count from when the spec was
@@ -182,9 +182,19 @@ class Inspector:
         refreshed = self._refreshed.get(name)
         return refreshed is None or self._clock.now() >= refreshed.due
 
-    def _plan(self, prefetch: Prefetch, problems: Sequence[str]) -> None:
-        """When to ask again: later and later where there is a problem, but where tags are followed
-        no later than it is said there.
+    def _plan(self, prefetch: Prefetch, found: Known, pushed: Collection[str] | None) -> None:
+        """When to ask again. ``pushed``: only these images were asked about, and the plan for all
+        of them stays; without such a plan the answers about the pushed ones make one, too.
+        """
+        last = self._refreshed.get(prefetch.name)
+        if pushed is None or last is None:
+            self._plan_all(prefetch, [facts.problem for facts in found.values() if facts.problem])
+        else:
+            self._queue.add(prefetch.name, delay=max(0.01, last.due - self._clock.now()))
+
+    def _plan_all(self, prefetch: Prefetch, problems: Sequence[str]) -> None:
+        """Later and later where there is a problem, but where tags are followed no later than the
+        spec says.
         """
         name, now = prefetch.name, self._clock.now()
         count = self._failures[name] = self._failures.get(name, 0) + 1 if problems else 0

@@ -23,7 +23,7 @@ PodKey = tuple[str, str]
 
 
 class Listener(Protocol):
-    """Receives change notifications from the store (`changes.Changes`)."""
+    """Receives change notifications from the store (`reconcile.changes.Changes`)."""
 
     def node_changed(self, name: str) -> None: ...
     def prefetch_changed(self, name: str) -> None: ...

@@ -26,16 +26,16 @@ from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, 
 from imagegate.metrics import Metrics
 from imagegate.puller import read
 from imagegate.puller.build import PullerSettings
-from imagegate.runtime.changes import Changes
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.cluster import Cluster as ClusterApi
-from imagegate.runtime.controllers import Controllers
 from imagegate.runtime.disks import Disks
 from imagegate.runtime.gate_taint import GateTaint
 from imagegate.runtime.image_volumes import ImageVolumes
 from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.queues import Queues
+from imagegate.runtime.reconcile.changes import Changes
+from imagegate.runtime.reconcile.controllers import Controllers
 from imagegate.runtime.size_limit import SizeLimit
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from imagegate.kube.errors import NotFound
 from imagegate.kube.nodes import Nodes
-from imagegate.runtime.changes import Changes
 from imagegate.runtime.disks import PAUSE
 from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.reconcile.changes import Changes
 
 
 class DiskReader:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from imagegate.metrics import Metrics
-from imagegate.runtime.actor import Actor
-from imagegate.runtime.changes import Changes
 from imagegate.runtime.cluster import Cluster
-from imagegate.runtime.deletions import Deletions
-from imagegate.runtime.disk_reader import DiskReader
-from imagegate.runtime.forecaster import Forecaster
 from imagegate.runtime.knowledge import Knowledge
-from imagegate.runtime.node_reconciler import NodeReconciler
-from imagegate.runtime.node_views import NodeViews
-from imagegate.runtime.prefetch_reconciler import PrefetchReconciler
 from imagegate.runtime.queues import Queues
-from imagegate.runtime.slots import Slots
-from imagegate.runtime.status_writer import StatusWriter
+from imagegate.runtime.reconcile.actor import Actor
+from imagegate.runtime.reconcile.changes import Changes
+from imagegate.runtime.reconcile.deletions import Deletions
+from imagegate.runtime.reconcile.disks import DiskReader
+from imagegate.runtime.reconcile.forecasts import Forecaster
+from imagegate.runtime.reconcile.node_views import NodeViews
+from imagegate.runtime.reconcile.nodes import NodeReconciler
+from imagegate.runtime.reconcile.prefetches import PrefetchReconciler
+from imagegate.runtime.reconcile.slots import Slots
+from imagegate.runtime.reconcile.statuses import StatusWriter
 
 
 class Controllers:

@@ -8,10 +8,10 @@ from typing import Any
 from imagegate.domain import status
 from imagegate.domain.facts import Prefetch
 from imagegate.kube.errors import Conflict, NotFound
-from imagegate.runtime.changes import Changes
 from imagegate.runtime.cluster import Cluster
 from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.reconcile.changes import Changes
 
 STATUS_INTERVAL = 2.0
 """Seconds between two writes of one status while only its counts change."""

@@ -7,7 +7,7 @@ from imagegate.domain.facts import Prefetch
 from imagegate.domain.match import matches
 from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.queue import KeyedQueue
-from imagegate.runtime.status_writer import StatusWriter
+from imagegate.runtime.reconcile.statuses import StatusWriter
 
 FORECAST_INTERVAL = 300.0
 """Seconds between two forecasts of a dry run."""

@@ -1,7 +1,7 @@
 """One prefetch at a time: its finalizer, a pass of its rollout, its status.
 
-Changes are gathered before (`queues.PASS_INTERVAL`), because a pass looks at every node that the
-prefetch matches. The nodes themselves are decided about one by one (`node_reconciler`).
+Changes are gathered for `queues.PASS_INTERVAL`, because a pass looks at every node that the
+prefetch matches. The nodes themselves are decided about one by one (`nodes`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import replace
 from imagegate.domain import status
 from imagegate.domain.effective import adopted, resolved
 from imagegate.domain.facts import FINALIZER, Prefetch
-from imagegate.runtime.deletions import Deletions
 from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.queues import Queues
-from imagegate.runtime.slots import Slots
-from imagegate.runtime.status_writer import StatusWriter
+from imagegate.runtime.reconcile.deletions import Deletions
+from imagegate.runtime.reconcile.slots import Slots
+from imagegate.runtime.reconcile.statuses import StatusWriter
 
 
 class PrefetchReconciler:

@@ -12,7 +12,7 @@ from imagegate.domain.node import NodeView
 from imagegate.domain.share import Share
 from imagegate.domain.workloads import condition
 from imagegate.runtime.knowledge import Knowledge
-from imagegate.runtime.slots import Slots
+from imagegate.runtime.reconcile.slots import Slots
 
 
 class NodeViews:

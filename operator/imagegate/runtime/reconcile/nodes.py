@@ -10,11 +10,11 @@ from imagegate.domain.facts import Node
 from imagegate.domain.node import NodeView
 from imagegate.errors import ImagegateError
 from imagegate.kube.errors import Forbidden, Invalid, NotLeader
-from imagegate.runtime.actor import Actor
 from imagegate.runtime.knowledge import Knowledge
-from imagegate.runtime.node_views import NodeViews
 from imagegate.runtime.queues import Queues
-from imagegate.runtime.slots import Slots
+from imagegate.runtime.reconcile.actor import Actor
+from imagegate.runtime.reconcile.node_views import NodeViews
+from imagegate.runtime.reconcile.slots import Slots
 
 
 class NodeReconciler:
