@@ -71,52 +71,33 @@ class Outside:
 
 class App:
     def __init__(self, settings: Settings, process: Process, outside: Outside) -> None:
-        """Put the parts together. Every part gets what it needs at construction, so the order is:
-        what is connected, what is known, what works on the queues, what goes on beside that.
+        """Put the parts together, each finished at construction: what is read and written, what
+        hears of changes, what is known, what works on the queues, what goes on beside that.
         """
         self._settings, self._process, self._outside = settings, process, outside
         self._leading = False
-        clock, store, metrics, queues = (
-            process.clock,
-            process.store,
-            process.metrics,
-            process.queues,
-        )
-        api, policy = outside.api, settings.prefetch_policy
-        self._reader = Reader(settings.puller_namespaces, policy)
+        api, clock, store, queues = outside.api, process.clock, process.store, process.queues
+        policy, namespaces = settings.prefetch_policy, settings.puller_namespaces
+        metrics, period = process.metrics, settings.resync_seconds
 
-        self._cluster = Cluster(
-            Nodes(api, lambda: store.wanted),
-            Pods(api),
-            Prefetches(api, self._reader),
-            Gates(api),
-            Events(api, component="imagegate", instance=settings.identity),
-        )
+        self._reader = Reader(namespaces, policy)
+        nodes, prefetches = Nodes(api, lambda: store.wanted), Prefetches(api, self._reader)
+        events = Events(api, component="imagegate", instance=settings.identity)
+        self._cluster = cluster = Cluster(nodes, Pods(api), prefetches, Gates(api), events)
 
-        keys = TaintKeys(
-            Leases(api, settings.namespace, settings.lease_name), clock, settings.gate_taint_key
-        )
+        leases = Leases(api, settings.namespace, settings.lease_name)
+        keys = TaintKeys(leases, clock, settings.gate_taint_key)
+        by_watch = settings.gate_source is GateSource.WATCH
         gate = GateTaint(
-            store,
-            keys,
-            by_watch=settings.gate_source is GateSource.WATCH,
-            control_planes=settings.gate_control_planes,
+            store, keys, by_watch=by_watch, control_planes=settings.gate_control_planes
         )
         ledger = Ledger()
         self._changes = changes = Changes(queues, store, ledger, gate)
-        self._inspector = Inspector(
-            store,
-            Registries(outside.manifests, Secrets(api)),
-            clock,
-            queues.images,
-            changes,
-        )
+
+        registries = Registries(outside.manifests, Secrets(api))
+        self._inspector = Inspector(store, registries, clock, queues.images, changes)
         self._workloads = WorkloadImages(
-            Workloads(outside.watching),
-            store,
-            queues.workloads,
-            changes.prefetch_changed,
-            policy,
+            Workloads(outside.watching), store, queues.workloads, changes.prefetch_changed, policy
         )
         self._known = known = Knowledge(
             clock=clock,
@@ -128,31 +109,18 @@ class App:
             workloads=self._workloads,
             disks=Disks(outside.kubelets, clock),
             start_after=StartAfter(DaemonSets(api), queues.start_after, changes.node_changed),
-            image_volumes=ImageVolumes(
-                self._cluster.pods, settings.puller, settings.puller_namespaces[0]
-            ),
+            image_volumes=ImageVolumes(cluster.pods, settings.puller, namespaces[0]),
         )
 
-        self._controllers = Controllers(self._cluster, known, queues, changes, metrics)
+        self._controllers = Controllers(cluster, known, queues, changes, metrics)
 
-        self._resync = Resync(
-            self._cluster,
-            known,
-            metrics,
-            namespaces=settings.puller_namespaces,
-            period=settings.resync_seconds,
-        )
-        self._health = Health(known, self._resync, settings.resync_seconds)
-        self._arming = Arming(self._cluster.gates, keys, settings)
-        self._heartbeat = Heartbeat(self._cluster, known, keys, self._arming, self._health)
+        self._resync = Resync(cluster, known, metrics, namespaces=namespaces, period=period)
+        self._health = Health(known, self._resync, period)
+        self._arming = Arming(cluster.gates, keys, settings)
+        self._heartbeat = Heartbeat(cluster, known, keys, self._arming, self._health)
+        lease, leading = settings.lease_name, lambda: self._leading
         metrics.registry.register(
-            StateCollector(
-                metrics,
-                ledger,
-                queues,
-                leading=lambda: self._leading,
-                lease=settings.lease_name,
-            )
+            StateCollector(metrics, ledger, queues, leading=leading, lease=lease)
         )
 
     def _handlers(self) -> list[tuple[KeyedQueue, Handle]]:
@@ -233,19 +201,14 @@ class App:
         )
         selector = {"labelSelector": build.SELECTOR}
         pulled = {"fieldSelector": "reason=Pulled,involvedObject.kind=Pod"}
-        watches: dict[str, Coroutine[Any, Any, None]] = {}
+        reflectors: dict[str, Reflector] = {}
         for namespace in settings.puller_namespaces:
             pods, events = (f"/api/v1/namespaces/{namespace}/{kind}" for kind in ("pods", "events"))
-            watches |= {
-                f"watch {pods}": Reflector(
-                    client, pods, selector, sightings.pod, listing=True
-                ).run(),
-                f"watch {events}": Reflector(
-                    client, events, pulled, sightings.event, listing=False
-                ).run(),
-            }
+            reflectors[pods] = Reflector(client, pods, selector, sightings.pod, listing=True)
+            reflectors[events] = Reflector(client, events, pulled, sightings.event, listing=False)
         watch = self._outside.watch(sightings, settings.puller_namespaces, settings.identity)
-        return {**watches, "watch": watch}
+        told = {f"watch {path}": reflector.run() for path, reflector in reflectors.items()}
+        return {**told, "watch": watch}
 
     async def _look_again(self) -> None:
         """Look at what no watch tells: whether the API server keeps image volumes, until that is

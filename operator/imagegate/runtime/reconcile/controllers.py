@@ -24,12 +24,7 @@ class Controllers:
     """
 
     def __init__(
-        self,
-        cluster: Cluster,
-        known: Knowledge,
-        queues: Queues,
-        changes: Changes,
-        metrics: Metrics,
+        self, cluster: Cluster, known: Knowledge, queues: Queues, changes: Changes, metrics: Metrics
     ) -> None:
         slots = Slots(known, queues.nodes, metrics)
         self.views = NodeViews(known, slots)
