@@ -34,9 +34,9 @@ class Deletions:
         with contextlib.suppress(NotFound):
             self._store.see_prefetch(await self._prefetches.add_finalizer(prefetch))
 
-    def drop_series(self, name: str, prefetch: Prefetch | None) -> None:
-        """Remove the metrics of a prefetch that is being deleted, or is gone (None)."""
-        if prefetch is None:
+    def forget(self, name: str, *, gone: bool) -> None:
+        """Remove the metrics of a prefetch that is deleted; ``gone``: its deletion is over."""
+        if gone:
             self._begun.pop(name, None)
         self._metrics.forget(name)
 

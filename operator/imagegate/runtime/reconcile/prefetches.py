@@ -92,7 +92,7 @@ class PrefetchReconciler:
 
     async def _delete(self, name: str, prefetch: Prefetch | None) -> None:
         """Forget a prefetch that is being deleted, or is gone (None)."""
-        self._deletions.drop_series(name, prefetch)
+        self._deletions.forget(name, gone=prefetch is None)
         self._known.size_limit.forget(name)
         # A node may have been decided about before its prefetch ever was.
         known = self._ledger.entries.pop(name, None) is not None
