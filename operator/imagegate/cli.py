@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.alias_generators import to_camel
 
-from imagegate import __version__, app, lint, logs, plan, receive
+from imagegate import __version__, lint, logs, plan, receive, run
 from imagegate.api import references
 from imagegate.domain import advice, forecast
 from imagegate.domain.policy import PrefetchPolicy
@@ -35,6 +35,7 @@ from imagegate.registry.platforms import Platform
 from imagegate.registry.realms import TokenServices
 from imagegate.runtime.cleanup import Cleanup
 from imagegate.runtime.clock import Clock, ServerTime
+from imagegate.runtime.installation import Installation
 from imagegate.runtime.watchdog import Watchdog
 from imagegate.settings import GateSource, HooksSettings, Settings
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         match arguments.command:
             case "run":
-                asyncio.run(app.run(_settings(arguments)))
+                asyncio.run(run.run(_settings(arguments)))
             case "hooks":
                 asyncio.run(receive.run(_hooks_settings(arguments)))
             case "plan":
@@ -173,71 +174,75 @@ def _parser() -> argparse.ArgumentParser:
         help="limits for ImagePrefetches: the chart's prefetchPolicy; default: no limits",
     )
 
-    run = commands.add_parser("run", parents=[common, outside], help="run the operator")
-    run.add_argument(
+    operator = commands.add_parser("run", parents=[common, outside], help="run the operator")
+    operator.add_argument(
         "--identity",
         default=os.environ.get("POD_NAME", ""),
         help="who this is in the election; default: the pod's or host's name",
     )
-    run.add_argument(
+    operator.add_argument(
         "--puller-image", default=_DEFAULTS.puller.image, help="a pause image: -v must exit 0"
     )
-    run.add_argument(
+    operator.add_argument(
         "--puller-mode",
         type=Mode,
         choices=list(Mode),
         default=Mode.AUTO,
         help="how puller pods name the images; Auto: image volumes where the node has them",
     )
-    run.add_argument(
+    operator.add_argument(
         "--puller-container-image",
         default=_DEFAULTS.puller.busybox,
         help="for puller pods without image volumes: an image with a static /bin/busybox",
     )
-    run.add_argument("--puller-priority-class", default="")
-    run.add_argument(
+    operator.add_argument("--puller-priority-class", default="")
+    operator.add_argument(
         "--puller-resources",
         type=_resources,
         default=_DEFAULTS.puller.resources,
         metavar="JSON",
         help="requests and limits of every container of puller pods",
     )
-    run.add_argument("--puller-label", type=_pair, action="append", default=[], metavar="K=V")
-    run.add_argument("--puller-annotation", type=_pair, action="append", default=[], metavar="K=V")
-    run.add_argument(
+    operator.add_argument("--puller-label", type=_pair, action="append", default=[], metavar="K=V")
+    operator.add_argument(
+        "--puller-annotation", type=_pair, action="append", default=[], metavar="K=V"
+    )
+    operator.add_argument(
         "--puller-image-pull-secret",
         action="append",
         default=[],
         metavar="NAME",
         help="for the puller pods' own images",
     )
-    run.add_argument("--gate-silence-seconds", type=int, default=_DEFAULTS.gate_silence_seconds)
-    run.add_argument(
+    operator.add_argument(
+        "--gate-silence-seconds", type=int, default=_DEFAULTS.gate_silence_seconds
+    )
+    operator.add_argument(
         "--gate-exclude-control-plane",
         type=_boolean,
         default=not _DEFAULTS.gate_control_planes,
         metavar="true|false",
         help="with --gate-source=watch: leave nodes of the control plane alone",
     )
-    run.add_argument("--gate-suspend", type=_boolean, default=False, metavar="true|false")
-    run.add_argument(
+    operator.add_argument("--gate-suspend", type=_boolean, default=False, metavar="true|false")
+    operator.add_argument(
         "--gate-source",
         type=GateSource,
         choices=list(GateSource),
         default=GateSource.POLICY,
         help="who taints joining nodes",
     )
-    run.add_argument(
+    operator.add_argument(
         "--gate-policy", default=_DEFAULTS.gate_policy, help="name of the MutatingAdmissionPolicy"
     )
-    run.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
-    run.add_argument(
+    operator.add_argument("--http-port", type=int, default=_DEFAULTS.http_port)
+    operator.add_argument(
         "--pushes-configmap",
         default="",
         metavar="NAME",
         help="where `imagegate hooks` hands over pushes; without it there are none",
     )
-    run.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
+    operator.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
 
     foretell = commands.add_parser(
         "plan",
@@ -569,15 +574,17 @@ async def _watchdog(arguments: argparse.Namespace) -> int:
     try:
         freed = await Watchdog(
             client,
-            namespace=arguments.namespace,
-            lease=arguments.lease_name,
-            taint_key=arguments.gate_taint_key,
+            _installation(arguments),
             after=arguments.after_seconds,
             clock=Clock(now=time.now),
         ).run()
     finally:
         await client.close()
     return FREED if freed else 0
+
+
+def _installation(arguments: argparse.Namespace) -> Installation:
+    return Installation(arguments.namespace, arguments.lease_name, arguments.gate_taint_key)
 
 
 async def _cleanup(arguments: argparse.Namespace) -> None:
@@ -587,11 +594,9 @@ async def _cleanup(arguments: argparse.Namespace) -> None:
         await Cleanup(
             client,
             Prefetches(client, reader),
-            namespace=arguments.namespace,
+            _installation(arguments),
             deployment=arguments.deployment,
-            lease=arguments.lease_name,
             puller_namespaces=arguments.puller_namespaces,
-            taint_key=arguments.gate_taint_key,
         ).run()
     finally:
         await client.close()

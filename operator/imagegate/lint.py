@@ -24,7 +24,7 @@ from imagegate.registry.errors import InvalidSecret, RegistryError, Unauthorized
 from imagegate.registry.keychain import Keyring
 from imagegate.registry.manifests import Manifests
 from imagegate.registry.pull_secrets import CONFIG_KEY, CONFIG_TYPE, PullSecret
-from imagegate.runtime import inspector
+from imagegate.runtime import image_facts
 
 PATIENCE = 30.0
 """Longest wait for a registry, in seconds."""
@@ -106,7 +106,7 @@ async def _lint(
             pinned = replace(reference, digest=digest)
             own = await manifests.platforms(pinned, keys)
             wanted = wanted or tuple(str(each) for each in own[:MAX_PLATFORMS]) or (UNBOUND,)
-            facts = await inspector.describe(manifests, pinned, wanted, keys)
+            facts = await image_facts.describe(manifests, pinned, wanted, keys)
             facts = replace(facts, digest=digest)
     except Unauthorized as error:
         facts = ImageFacts(problem=f"{error.where}: {error.problem}; {_login(reference, keys)}")

@@ -36,7 +36,17 @@ OTHERS = "<other>"
 class Metrics:
     """Everything that is counted as it happens; one per process, registered where it is told."""
 
-    def __init__(self, registry: CollectorRegistry, *, version: str, host: str = "") -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        version: str,
+        host: str = "",
+        exists: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """``exists``: whether an ImagePrefetch of this name exists. No series is begun for another
+        one.
+        """
         disable_created_metrics()
         self.registry = registry
         self._host = host
@@ -138,8 +148,7 @@ class Metrics:
         self._registries: set[str] = set()
         self._allowed: dict[str, int] = {}
         self.version = version
-        self.exists: Callable[[str], bool] = _always
-        """Whether an ImagePrefetch of this name exists: no series is begun for another one."""
+        self._exists = exists
 
     def released(self, reason: ReleaseReason, *, held: float) -> None:
         self._releases.labels(reason).inc()
@@ -154,18 +163,18 @@ class Metrics:
             metric.remove_by_labels({"prefetch": prefetch})
 
     def cached(self, prefetch: str, seconds: float) -> None:
-        if not self.exists(prefetch):
+        if not self._exists(prefetch):
             return
         self._cache.labels(prefetch).observe(max(0.0, seconds))
 
     def pulled(self, prefetch: str, seconds: float, size: int | None) -> None:
-        if self.exists(prefetch):
+        if self._exists(prefetch):
             self._pull.labels(prefetch).observe(seconds)
             if size is not None:
                 self._bytes.labels(prefetch).inc(size)
 
     def pull_failed(self, prefetch: str, reason: str) -> None:
-        if self.exists(prefetch):
+        if self._exists(prefetch):
             self._failures.labels(prefetch, reason).inc()
 
     def rollout_allowed(self, prefetch: str, nodes: int) -> None:
@@ -201,7 +210,3 @@ class Metrics:
     @property
     def allowed(self) -> dict[str, int]:
         return self._allowed
-
-
-def _always(_: str) -> bool:
-    return True

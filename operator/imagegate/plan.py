@@ -34,8 +34,7 @@ from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Disks
-from imagegate.runtime.inspector import Inspector
-from imagegate.runtime.store import Store
+from imagegate.runtime.registries import Registries
 
 PATIENCE = 30.0
 """Longest wait for a registry, in seconds."""
@@ -104,10 +103,8 @@ async def make(
     found = await _find(prefetches, client, policy)
     prefetches = [workloads.joined(p, each) for p, each in zip(prefetches, found, strict=True)]
     clock = Clock()
-    inspector = Inspector(
-        store=Store(clock), manifests=Manifests(registries), secrets=Secrets(client), clock=clock
-    )
-    prefetches = [await _resolved(prefetch, inspector) for prefetch in prefetches]
+    asked = Registries(Manifests(registries), Secrets(client))
+    prefetches = [await _resolved(prefetch, asked) for prefetch in prefetches]
     wanted = frozenset(image.listed_as for each in prefetches for image in each.images)
     nodes = await Nodes(client, lambda: wanted).list()
     disks = Disks(kubelets, clock)
@@ -115,7 +112,7 @@ async def make(
     for prefetch, each in zip(prefetches, found, strict=True):
         matching = [node for node in nodes if matches(prefetch, node)]
         platforms = sorted({node.platform for node in matching} - {""})
-        images = await inspector.ask(prefetch, platforms, PATIENCE, resolved=True)
+        images = await asked.ask(prefetch, platforms, PATIENCE, resolved=True)
         if why := too_large(prefetch, images, policy):
             raise InvalidPlan(f"{prefetch.name}: {why}")
         usages = await disks.survey(matching) if prefetch.max_usage < 100 else {}
@@ -124,11 +121,11 @@ async def make(
     return plans
 
 
-async def _resolved(prefetch: Prefetch, inspector: Inspector) -> Prefetch:
+async def _resolved(prefetch: Prefetch, registries: Registries) -> Prefetch:
     """With the digests that its tags have now, where they are followed."""
     if prefetch.refresh is None:
         return prefetch
-    known = await inspector.ask(prefetch, (), PATIENCE)
+    known = await registries.ask(prefetch, (), PATIENCE)
     return dataclasses.replace(prefetch, images=resolved(prefetch.images, known))
 
 

@@ -9,20 +9,19 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
-from imagegate.app import App, campaign
+from imagegate.app import App, Outside
 from imagegate.domain.facts import Node
 from imagegate.kube.client import Client
 from imagegate.kube.leases import Leases
-from imagegate.metrics import Metrics
 from imagegate.puller.build import PullerSettings
 from imagegate.registry.documents import Layer
 from imagegate.registry.errors import NotFound as ImageNotFound
 from imagegate.registry.manifests import ImageFacts
 from imagegate.registry.platforms import Platform
+from imagegate.run import campaign
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.election import Elector
+from imagegate.runtime.process import Process
 from imagegate.settings import Settings
 from tests.simulation.apiserver import ApiServer
 from tests.simulation.loop import EPOCH, elapsed
@@ -144,12 +143,15 @@ class Replica:
         loop = asyncio.get_running_loop()
         server_time = ServerTime(wall=lambda: EPOCH + loop.time() + self.skew, monotonic=loop.time)
         clock = Clock(now=server_time.now, monotonic=loop.time)
-        electors: list[Elector] = []
+        process = Process.create(clock, version="simulation")
         api: Any = Transport(self._server, self.network, self.actor)
         api.frozen = self._frozen
-        metrics = Metrics(CollectorRegistry(), version="simulation")
         client = Client(
-            api, fence=lambda: electors[0].fence(), observer=metrics, time_observer=server_time
+            api,
+            fence=process.leadership.fence,
+            observer=process.metrics,
+            time_observer=server_time,
+            recovered=process.queues.kick,
         )
         settings = Settings(
             namespace=NAMESPACE,
@@ -157,20 +159,21 @@ class Replica:
             puller_namespaces=self._namespaces,
             puller=PullerSettings(image="registry.test/pause:3", busybox="registry.test/bb:1"),
         )
-        elector = Elector(Leases(client, NAMESPACE, LEASE), self.actor, clock)
-        electors.append(elector)
+        leases = Leases(client, NAMESPACE, LEASE)
+        elector = Elector(leases, self.actor, clock, process.leadership)
         watch = Kopf(self._server, self.network, self.actor)
         watch.frozen = self._frozen
         manifests: Any = Manifests(self._registry)
         app = self.app = App(
             settings,
-            client,
-            metrics,
-            clock,
-            watching=client,
-            manifests=manifests,
-            kubelets=Kubelets(self._kubelets),
-            watch=watch,
+            process,
+            Outside(
+                api=client,
+                watching=client,
+                manifests=manifests,
+                kubelets=Kubelets(self._kubelets),
+                watch=watch,
+            ),
         )
         probing = loop.create_task(self._probe(app))
         try:

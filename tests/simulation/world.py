@@ -12,6 +12,7 @@ from typing import Any
 from imagegate.kube.client import Client
 from imagegate.puller import build
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.installation import Installation
 from imagegate.runtime.watchdog import Watchdog
 from tests.simulation.apiserver import ApiServer, Body, Key, Refused, Request, age, timestamp
 from tests.simulation.judge import Judge
@@ -282,7 +283,7 @@ class World:
         api: Any = Transport(self.server, Network(self.rng), "watchdog/0")
         clock = Clock(now=lambda: EPOCH + elapsed())
         return await Watchdog(
-            Client(api), namespace=NAMESPACE, lease=LEASE, taint_key=KEY, after=900, clock=clock
+            Client(api), Installation(NAMESPACE, LEASE, KEY), after=900, clock=clock
         ).run()
 
     # ---- what may happen: nodes

@@ -8,7 +8,8 @@ from imagegate.metrics import Metrics
 
 
 def test_deleted_prefetch_keeps_no_series_and_gets_no_new_series() -> None:
-    metrics = Metrics(CollectorRegistry(), version="test")
+    existing = {"pr-1", "llm"}
+    metrics = Metrics(CollectorRegistry(), version="test", exists=existing.__contains__)
 
     def count(prefetch: str) -> None:
         metrics.cached(prefetch, 1.0)
@@ -21,7 +22,7 @@ def test_deleted_prefetch_keeps_no_series_and_gets_no_new_series() -> None:
         count(name)
     text = generate_latest(metrics.registry).decode()
     assert text.count('prefetch="pr-1"') > 4
-    metrics.exists = lambda prefetch: prefetch == "llm"
+    existing.discard("pr-1")
     metrics.forget("pr-1")
     metrics.pull_failed("pr-1", "Throttled")
     metrics.pulled("pr-1", 1.0, 1)

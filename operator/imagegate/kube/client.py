@@ -80,7 +80,9 @@ class Client:
         observer: RequestObserver | None = None,
         connections: int = 0,
         time_observer: TimeObserver | None = None,
+        recovered: Callable[[], None] = lambda: None,
     ) -> None:
+        """``recovered``: is called when the API server answers again after an outage."""
         self._api = api
         self._time_observer = time_observer
         self._fence = fence
@@ -88,8 +90,7 @@ class Client:
         self._free = asyncio.Semaphore(connections) if connections else None
         self._answered_at = float("-inf")
         self._unanswered = False
-        self.recovered: Callable[[], None] = _ignore
-        """Called when the API server answers again after an outage."""
+        self._recovered = recovered
 
     @classmethod
     async def connect(
@@ -100,6 +101,7 @@ class Client:
         observer: RequestObserver | None = None,
         time_observer: TimeObserver | None = None,
         connections: int = CONNECTIONS,
+        recovered: Callable[[], None] = lambda: None,
     ) -> Client:
         """Connect with the pod's service account, or else with KUBECONFIG. ``connections``: the
         largest number of concurrent connections; 0: no limit.
@@ -127,6 +129,7 @@ class Client:
             observer=observer,
             connections=connections,
             time_observer=time_observer,
+            recovered=recovered,
         )
 
     async def close(self) -> None:
@@ -287,7 +290,7 @@ class Client:
         self._answered_at, self._unanswered = now, False
         if ended:
             logger.info("the API server answers again")
-            self.recovered()
+            self._recovered()
 
     async def _send(
         self,
@@ -323,7 +326,3 @@ class Client:
 
 def _monotonic() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _ignore() -> None:
-    """Nobody waits for it."""

@@ -21,6 +21,7 @@ from imagegate.kube.leases import Leases
 from imagegate.kube.nodes import Nodes, try_each
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches
+from imagegate.runtime.installation import Installation
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +34,21 @@ class Cleanup:
         self,
         client: Client,
         prefetches: Prefetches,
+        installation: Installation,
         *,
-        namespace: str,
         deployment: str,
-        lease: str,
         puller_namespaces: Sequence[str],
-        taint_key: str,
     ) -> None:
         self._client = client
         self._prefetches = prefetches
         self._nodes = Nodes(client)
         self._pods = Pods(client)
         self._gates = Gates(client)
-        self._namespace = namespace
+        self._namespace = installation.namespace
         self._deployment = deployment
-        self._leases = Leases(client, namespace, lease)
+        self._leases = Leases(client, installation.namespace, installation.lease)
         self._puller_namespaces = puller_namespaces
-        self._taint_key = taint_key
+        self._taint_key = installation.taint_key
 
     async def run(self) -> None:
         """Raises a KubeError at the first step that cannot be done; run again, it goes on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from imagegate.domain.facts import NodeState
 from imagegate.metrics import Metrics
 from imagegate.runtime.ledger import Ledger
-from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.queues import Queues
 
 
 class StateCollector(Collector):
@@ -21,7 +21,7 @@ class StateCollector(Collector):
         self,
         metrics: Metrics,
         ledger: Ledger,
-        queues: Sequence[KeyedQueue],
+        queues: Queues,
         *,
         leading: Callable[[], bool],
         lease: str,

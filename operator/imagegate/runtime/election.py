@@ -63,29 +63,48 @@ def decide(seen: Observation, identity: str, now: float) -> Step:
     return Step.WAIT
 
 
-class Elector:
-    def __init__(self, leases: Leases, identity: str, clock: Clock) -> None:
-        self._leases = leases
-        self._identity = identity
+class Leadership:
+    """Until when this process certainly leads. Made before the client whose writes it fences."""
+
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._seen: Observation | None = None
-        self._last = LeaseRecord()
-        """The Lease as it was last seen: what is annotated there outlives its deletion."""
         self._deadline = float("-inf")
 
     @property
-    def leading(self) -> bool:
+    def lasts(self) -> bool:
         return self._clock.monotonic() < self._deadline
+
+    def extend(self, deadline: float) -> None:
+        """``deadline``: monotonic."""
+        self._deadline = deadline
+
+    def end(self) -> None:
+        self._deadline = float("-inf")
+
+    def fence(self) -> None:
+        """Raise NotLeader unless this process certainly still leads."""
+        if not self.lasts:
+            raise NotLeader("this process does not lead (any more); the write was not sent")
+
+
+class Elector:
+    def __init__(self, leases: Leases, identity: str, clock: Clock, leadership: Leadership) -> None:
+        self._leases = leases
+        self._identity = identity
+        self._clock = clock
+        self._leadership = leadership
+        self._seen: Observation | None = None
+        self._last = LeaseRecord()
+        """The Lease as it was last seen: what is annotated there outlives its deletion."""
+
+    @property
+    def leading(self) -> bool:
+        return self._leadership.lasts
 
     @property
     def holder(self) -> str:
         """Who leads, as far as this process knows."""
         return self._seen.record.holder if self._seen and self._seen.record else ""
-
-    def fence(self) -> None:
-        """Raise NotLeader unless this process certainly still leads."""
-        if not self.leading:
-            raise NotLeader("this process does not lead (any more); the write was not sent")
 
     async def acquire(self) -> None:
         """Return once this process leads."""
@@ -99,13 +118,13 @@ class Elector:
             await asyncio.sleep(RETRY_PERIOD)
             await self._try()
             if self._seen and self._seen.record and self.holder != self._identity:
-                self._deadline = float("-inf")
+                self._leadership.end()
         logger.error("leadership lost", extra={"identity": self._identity, "holder": self.holder})
 
     async def release(self) -> None:
         """Let the next one in at once. Best effort."""
         record = self._seen.record if self._seen else None
-        self._deadline = float("-inf")
+        self._leadership.end()
         if record is None or record.holder != self._identity:
             return
         try:
@@ -148,7 +167,7 @@ class Elector:
             return False
         self._seen = Observation(written, self._clock.monotonic())
         # From before the request was sent: a late answer must not prolong anything.
-        self._deadline = started + RENEW_DEADLINE
+        self._leadership.extend(started + RENEW_DEADLINE)
         return True
 
     async def _look(self) -> bool:

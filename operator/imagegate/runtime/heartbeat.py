@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from imagegate.api import fields
 from imagegate.domain import status
 from imagegate.domain.facts import Gate
 from imagegate.errors import ImagegateError
-from imagegate.http import Check
 from imagegate.kube.errors import Conflict, NotFound
-from imagegate.kube.gates import Gates
-from imagegate.runtime.clock import Clock
-from imagegate.runtime.ledger import Ledger
-from imagegate.runtime.store import Store
+from imagegate.runtime.arming import Arming
+from imagegate.runtime.cluster import Cluster
+from imagegate.runtime.health import Health
+from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.taint_keys import TaintKeys
 
 logger = logging.getLogger(__name__)
@@ -36,23 +34,15 @@ LOOK = 2.0
 
 class Heartbeat:
     def __init__(
-        self,
-        *,
-        gates: Gates,
-        store: Store,
-        ledger: Ledger,
-        keys: TaintKeys,
-        clock: Clock,
-        fit: Check,
-        armed: Callable[[], tuple[bool, str, str]],
+        self, cluster: Cluster, known: Knowledge, keys: TaintKeys, arming: Arming, health: Health
     ) -> None:
-        self._gates = gates
-        self._store = store
-        self._ledger = ledger
+        self._gates = cluster.gates
+        self._store = known.store
+        self._ledger = known.ledger
+        self._clock = known.clock
         self._keys = keys
-        self._clock = clock
-        self._fit = fit
-        self._armed = armed
+        self._arming = arming
+        self._health = health
         self._next = 0.0
 
     async def run(self) -> None:
@@ -68,7 +58,7 @@ class Heartbeat:
         gate = self._store.gate
         if gate is None or gate.deleting:
             return
-        problem = self._fit()
+        problem = self._health.unfit_to_hold()
         if problem is not None:
             logger.warning("no heartbeat", extra={"problem": problem})
             return
@@ -98,7 +88,7 @@ class Heartbeat:
             await self._keys.forget_unused(self._store.nodes.values())
 
     def _status(self, gate: Gate) -> dict[str, Any]:
-        armed, reason, message = self._armed()
+        armed, reason, message = self._arming.armed()
         if gate.suspend:
             armed, reason, message = False, "Suspended", "spec.suspend is true: nobody is held"
         condition: status.Condition = ("Armed", armed, reason, message)

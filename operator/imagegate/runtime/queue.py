@@ -27,6 +27,11 @@ from imagegate.errors import ImagegateError
 
 logger = logging.getLogger(__name__)
 
+Handle = Callable[[str], Awaitable[None]]
+"""Works on one key. What it raises brings the key back, with a back-off."""
+Observe = Callable[[float], None]
+"""Takes a duration in seconds."""
+
 FIRST_RETRY = 0.1
 LAST_RETRY = 60.0
 LAST_URGENT_RETRY = 3.0
@@ -71,15 +76,16 @@ class KeyedQueue:
     def __init__(
         self,
         name: str,
-        handle: Callable[[str], Awaitable[None]],
         *,
         workers: int,
         urgent_workers: int = 0,
+        observers: tuple[Observe, Observe] | None = None,
     ) -> None:
+        """``observers``: are told how long a key has waited, and how long the work on it took."""
         self.name = name
         self.adds = 0
         self.retries = 0
-        self._handle = handle
+        self._observe_wait, self._observe_work = observers or (_ignore, _ignore)
         self._workers = workers
         self._urgent_workers = urgent_workers
         # Dictionaries keep the order in which keys were added, and remove any key in O(1).
@@ -92,8 +98,6 @@ class KeyedQueue:
         self._failures: dict[str, int] = {}
         self._asleep: dict[_Worker, None] = {}
         self._asleep_urgent: dict[_Worker, None] = {}
-        self.observe_wait: Callable[[float], None] = _ignore
-        self.observe_work: Callable[[float], None] = _ignore
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._ordinary) + len(self._assigned)
@@ -130,13 +134,13 @@ class KeyedQueue:
                 self._failures.pop(key, None)
                 self._set_timer(key, when, urgent=timer.urgent, failed=True)
 
-    async def run(self) -> None:
-        """Work until cancelled."""
+    async def run(self, handle: Handle) -> None:
+        """Work on the keys until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self._workers):
-                group.create_task(self._work(urgent_only=False))
+                group.create_task(self._work(handle, urgent_only=False))
             for _ in range(self._urgent_workers):
-                group.create_task(self._work(urgent_only=True))
+                group.create_task(self._work(handle, urgent_only=True))
 
     # ---- keys
 
@@ -196,20 +200,20 @@ class KeyedQueue:
             raise
         return key, self._assigned.pop(key)
 
-    async def _work(self, *, urgent_only: bool) -> None:
+    async def _work(self, handle: Handle, *, urgent_only: bool) -> None:
         while True:
             key, entry = await self._take(urgent_only=urgent_only)
             started = time.monotonic()
             self._active.add(key)
-            self.observe_wait(started - entry.since)
+            self._observe_wait(started - entry.since)
             try:
-                await self._handle(key)
+                await handle(key)
                 self._failures.pop(key, None)
             except Exception as error:  # noqa: BLE001 -- one key must not end the worker
                 self._retry(key, error, urgent=entry.urgent)
             finally:
                 self._active.discard(key)
-                self.observe_work(time.monotonic() - started)
+                self._observe_work(time.monotonic() - started)
                 if key in self._again:
                     self.add(key, urgent=self._again.pop(key))
 

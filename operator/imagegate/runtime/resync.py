@@ -10,14 +10,10 @@ from collections.abc import Sequence
 from imagegate.domain.facts import Pod
 from imagegate.errors import ImagegateError
 from imagegate.kube.errors import Forbidden, NotFound
-from imagegate.kube.gates import Gates
-from imagegate.kube.nodes import Nodes
-from imagegate.kube.pods import Pods
-from imagegate.kube.prefetches import Prefetches
 from imagegate.metrics import Metrics
 from imagegate.runtime import watches
-from imagegate.runtime.clock import Clock
-from imagegate.runtime.store import Store
+from imagegate.runtime.cluster import Cluster
+from imagegate.runtime.knowledge import Knowledge
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +25,21 @@ one and the beginning of the watches."""
 class Resync:
     def __init__(
         self,
-        *,
-        store: Store,
-        nodes: Nodes,
-        pods: Pods,
-        prefetches: Prefetches,
-        gates: Gates,
-        namespaces: Sequence[str],
+        cluster: Cluster,
+        known: Knowledge,
         metrics: Metrics,
-        clock: Clock,
+        *,
+        namespaces: Sequence[str],
         period: float,
     ) -> None:
-        self._store = store
-        self._nodes = nodes
-        self._pods = pods
-        self._prefetches = prefetches
-        self._gates = gates
-        self._namespaces = namespaces
+        """``namespaces``: where puller pods may be; ``period``: seconds between two resyncs."""
+        self._cluster = cluster
+        self._store = known.store
+        self._clock = known.clock
         self._metrics = metrics
-        self._clock = clock
+        self._namespaces = namespaces
         self._period = period
-        self.last = clock.monotonic()
+        self.last = self._clock.monotonic()
         """When the last complete resync ended, or the process began to lead."""
 
     def begin(self) -> None:
@@ -59,12 +49,12 @@ class Resync:
     async def once(self) -> None:
         """List everything and reconcile the store with it."""
         since = self._clock.monotonic()
-        gate = await self._gates.get()
-        prefetches = await self._prefetches.list()
+        gate = await self._cluster.gates.get()
+        prefetches = await self._cluster.prefetches.list()
         # Before the nodes are parsed: only the images that a prefetch names are kept of a Node.
         for prefetch in prefetches:
             self._store.see_prefetch(prefetch)
-        nodes = await self._nodes.list()
+        nodes = await self._cluster.nodes.list()
         pods, unreadable = await self._list_pods()
         watched = self._store.watches
         watched.listed(watches.NODES, nodes)
@@ -96,7 +86,7 @@ class Resync:
         unreadable: dict[str, str] = {}
         for namespace in self._namespaces:
             try:
-                pods += await self._pods.list(namespace)
+                pods += await self._cluster.pods.list(namespace)
             except (Forbidden, NotFound) as error:
                 unreadable[namespace] = error.message
                 logger.warning(

@@ -19,8 +19,6 @@ PERIOD = 2.0
 RATE = 50.0
 """Looks a second at most: where more than a hundred nodes wait, at each of them less often. In a
 cluster that has just got its first prefetch every node is a joining one."""
-WORKERS = 4
-"""Nodes that are looked at at a time."""
 
 
 @dataclass(slots=True)
@@ -34,16 +32,15 @@ class _Node:
 
 
 class StartAfter:
-    def __init__(self, daemonsets: DaemonSets) -> None:
+    def __init__(
+        self, daemonsets: DaemonSets, queue: KeyedQueue, changed: Callable[[str], None]
+    ) -> None:
+        """``changed`` is called with the name of a node for which an answer has changed."""
         self._daemonsets = daemonsets
+        self._queue = queue
+        self._changed = changed
         self._nodes: dict[str, _Node] = {}
         self._waiting: set[str] = set()
-        self._tell: Callable[[str], None] = _nobody
-        self.queue = KeyedQueue("startafter", self.look, workers=WORKERS)
-
-    def listen(self, changed: Callable[[str], None]) -> None:
-        """``changed`` is called with the name of a node for which an answer has changed."""
-        self._tell = changed
 
     def unready(self, node: Node, prefetch: Prefetch) -> Mapping[DaemonSetRef, str]:
         """What is not known to have been Ready there since the node's boot, and why not."""
@@ -64,7 +61,7 @@ class StartAfter:
                 return
             known = self._nodes[node.name] = _Node(node.identity)
         if awaited - known.awaited:
-            self.queue.add(node.name)
+            self._queue.add(node.name)
         known.awaited = awaited
         if awaited:
             self._waiting.add(node.name)
@@ -89,10 +86,6 @@ class StartAfter:
         known.ready |= ready
         known.reasons = {ref: known.reasons[ref] for ref in known.reasons.keys() - asked} | reasons
         if reasons:
-            self.queue.add(name, delay=max(PERIOD, len(self._waiting) / RATE))
+            self._queue.add(name, delay=max(PERIOD, len(self._waiting) / RATE))
         if changed:
-            self._tell(name)
-
-
-def _nobody(_: str) -> None:
-    """Nobody listens yet."""
+            self._changed(name)

@@ -20,6 +20,7 @@ from imagegate.kube.gates import Gates
 from imagegate.kube.leases import LeaseRecord, Leases
 from imagegate.kube.nodes import Nodes, try_each
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.installation import Installation
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +31,8 @@ class Watchdog:
     def __init__(
         self,
         client: Client,
+        installation: Installation,
         *,
-        namespace: str,
-        lease: str,
-        taint_key: str,
         after: float,
         clock: Clock,
         instance: str = "imagegate-watchdog",
@@ -41,9 +40,9 @@ class Watchdog:
         """``after``: seconds without a heartbeat. ``clock``: of the API server."""
         self._nodes = Nodes(client)
         self._gates = Gates(client)
-        self._leases = Leases(client, namespace, lease)
+        self._leases = Leases(client, installation.namespace, installation.lease)
         self._events = Events(client, component="imagegate-watchdog", instance=instance)
-        self._taint_key = taint_key
+        self._taint_key = installation.taint_key
         self._after = after
         self._clock = clock
 

@@ -57,17 +57,24 @@ class WorkloadImages:
     """What the prefetches come to by their ``imagesFrom``, told to the store."""
 
     def __init__(
-        self, workloads: kube.Workloads, store: Store, policy: PrefetchPolicy = ANYTHING
+        self,
+        workloads: kube.Workloads,
+        store: Store,
+        queue: KeyedQueue,
+        changed: Callable[[str], None],
+        policy: PrefetchPolicy = ANYTHING,
     ) -> None:
+        """``changed`` is called with the name of a prefetch about which there is something new to
+        say.
+        """
         self._workloads = workloads
+        self._queue = queue
+        self._changed = changed
         self._policy = policy
         self._store = store
         self._sources: dict[str, tuple[ImageSource, ...]] = {}
         self._followed: dict[Place, _Followed] = {}
         self._found: dict[str, Found] = {}
-        self.changed: Callable[[str], None] = _ignore
-        """Who is told that there is something new to say; by the prefetch's name."""
-        self.queue = KeyedQueue("workloads", self._look, workers=1)
 
     def found(self, prefetch: Prefetch) -> Found | None:
         """What is known now for the status; None where there is nothing to say."""
@@ -194,9 +201,10 @@ class WorkloadImages:
     def _announce(self, place: Place, *, at_once: bool = False) -> None:
         for name, sources in self._sources.items():
             if any(source.place == place for source in sources):
-                self.queue.add(name, delay=0 if at_once else GATHER)
+                self._queue.add(name, delay=0 if at_once else GATHER)
 
-    async def _look(self, name: str) -> None:
+    async def look(self, name: str) -> None:
+        """Work out anew which images the workloads of a prefetch name."""
         if name in self._sources:
             self._tell(name)
 
@@ -211,8 +219,4 @@ class WorkloadImages:
         before, self._found[name] = self._found.get(name), found
         self._store.found_images(declared, found)
         if found != before:
-            self.changed(name)
-
-
-def _ignore(_: str) -> None:
-    """Nobody wants to know."""
+            self._changed(name)

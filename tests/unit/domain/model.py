@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, DaemonSetRef, Gate, Node, Pod, Prefetch, Taint
+from imagegate.domain.policy import ANYTHING
 from imagegate.domain.status import timestamp
 from imagegate.errors import ImagegateError
 from imagegate.kube import nodes
@@ -26,9 +27,16 @@ from imagegate.metrics import Metrics
 from imagegate.puller import read
 from imagegate.puller.build import PullerSettings
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.cluster import Cluster as ClusterApi
 from imagegate.runtime.disks import Disks
+from imagegate.runtime.gate_taint import GateTaint
+from imagegate.runtime.image_volumes import ImageVolumes
+from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.ledger import Ledger
-from imagegate.runtime.reconcile import Reconciler
+from imagegate.runtime.queues import Queues
+from imagegate.runtime.reconcile.changes import Changes
+from imagegate.runtime.reconcile.controllers import Controllers
+from imagegate.runtime.size_limit import SizeLimit
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 from tests.unit.domain.cases import KEY, START
@@ -441,32 +449,34 @@ class Operator:
         self.store, self.ledger = Store(clock), Ledger()
         api: Any = Api(cluster, self)
         events: Any = Silent()
-        self.reconciler = Reconciler(
+        parts: list[Any] = [Queue(clock.now) for _ in range(7)]
+        queues = Queues(*parts)
+        self.node_queue: Queue = parts[0]
+        self.prefetch_queue: Queue = parts[1]
+        self.disk_queue: Queue = parts[2]
+        self.start_queue: Queue = parts[5]
+        registries, puller = world.Registries(), PullerSettings(image="pause")
+        gate = GateTaint(self.store, world.OneKey(), by_watch=by_watch)
+        self.changes = changes = Changes(queues, self.store, self.ledger, gate)
+        self.start_after = StartAfter(api, queues.start_after, changes.node_changed)
+        known = Knowledge(
+            clock=clock,
             store=self.store,
             ledger=self.ledger,
-            nodes=api,
-            pods=api,
-            prefetches=api,
-            start_after=(start_after := StartAfter(api)),
-            events=events,
-            metrics=METRICS,
-            puller=PullerSettings(image="pause"),
-            inspector=world.Registries(),
+            gate=gate,
+            images=registries,
+            size_limit=SizeLimit(registries.known, ANYTHING),
             workloads=world.NoWorkloads(),
             disks=Disks(world.Full(Usage(capacity=1, used=0)), clock),
-            clock=clock,
-            taint_key=lambda: KEY,
-            taints_by_watch=by_watch,
+            start_after=self.start_after,
+            image_volumes=ImageVolumes(api, puller, NAMESPACE),
         )
-        queues: Any = [Queue(clock.now) for _ in range(4)]
-        self.node_queue, self.prefetch_queue, self.disk_queue, self.start_queue = queues
-        self.reconciler.node_queue, self.reconciler.prefetch_queue = queues[:2]
-        self.reconciler.disk_queue = self.disk_queue
-        self.start_after, start_after.queue = start_after, self.start_queue
+        cluster_api = ClusterApi(nodes=api, pods=api, prefetches=api, gates=api, events=events)
+        self.controllers = Controllers(cluster_api, known, queues, changes, METRICS)
         if cluster.gate is None:
             cluster.put_gate()
         self.resync()
-        self.store.listen(self.reconciler)
+        self.store.listen(self.changes)
         self.look_at_everything()
 
     def look_at_everything(self) -> None:
@@ -553,15 +563,15 @@ class Operator:
         node = self.store.nodes.get(key) if kind == "node" else None
         if node is not None:
             self.cluster.witness.deciding(self, node)
-        before = set(self.ledger.entry(key).places) if key in self.ledger.entries else set()
+        before = set(self.ledger.entry(key).slots) if key in self.ledger.entries else set()
         try:
             match kind:
                 case "node":
-                    _finish(self.reconciler.reconcile_node(key))
+                    _finish(self.controllers.nodes.reconcile(key))
                 case "prefetch":
-                    _finish(self.reconciler.reconcile_prefetch(key))
+                    _finish(self.controllers.prefetches.reconcile(key))
                 case "disk":
-                    _finish(self.reconciler.read_disk(key))
+                    _finish(self.controllers.disks.read(key))
                 case _:
                     _finish(self.start_after.look(key))
         except Died:
@@ -569,7 +579,7 @@ class Operator:
         except (ImagegateError, ExceptionGroup):
             queue.add(key, delay=0.1)
         if kind == "prefetch" and key in self.ledger.entries:
-            for granted in self.ledger.entry(key).places - before:
+            for granted in self.ledger.entry(key).slots - before:
                 self.cluster.witness.granted(self, key, granted)
 
 

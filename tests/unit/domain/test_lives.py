@@ -550,7 +550,7 @@ class Lives(RuleBasedStateMachine):
 
     def deciding(self, operator: model.Operator, node: Node) -> None:
         now = self.cluster.now
-        plan = cases.decide(operator.reconciler.view(node), now)
+        plan = cases.decide(operator.controllers.views.of(node), now)
         assert plan.requeue_at is None or plan.requeue_at > now, "to be looked at in the past"
         wanted = {p.name for p in asked(operator.store.prefetches, node)}
         assert set(plan.standings) == wanted
@@ -587,7 +587,7 @@ class Lives(RuleBasedStateMachine):
         lasting = {}
         for (name, node), most in self.promised.items():
             spec, entry = operator.store.prefetches.get(name), operator.ledger.entries.get(name)
-            if spec is not None and entry is not None and node in entry.places:
+            if spec is not None and entry is not None and node in entry.slots:
                 lasting[name, node] = max(most, self.limit(operator, spec, node))
         self.promised = lasting
 
@@ -612,7 +612,7 @@ class Lives(RuleBasedStateMachine):
             for other in self.cluster.pods.values()
             if other.prefetch == pod.prefetch and not other.finished and not other.deleting
             # What its kubelet has reported as pulled is over, though the pod may not have ended.
-            if not by.store.pulled(other.uid).issuperset(other.images)
+            if not by.store.pod_history.pulled(other.uid).issuperset(other.images)
             if other.node in self.machines
             and other.observed.startswith(self.machines[other.node].uid + "/")
             and other.node in by.store.nodes
@@ -630,7 +630,7 @@ class Lives(RuleBasedStateMachine):
     def gave_its_slot_back(self, by: model.Operator, prefetch: Prefetch, pod: Pod) -> bool:
         """Whether the pull is past its deadline, or its node has not been Ready for minutes."""
         view, now = by.store.nodes[pod.node], self.cluster.now
-        since = by.store.unready_since(view)
+        since = by.store.node_history.unready_since(view)
         over = pod.created_at + (prefetch.retry.timeout or 7200.0)
         return now >= over or (since is not None and now >= since + 180.0)
 
@@ -797,7 +797,7 @@ class Lives(RuleBasedStateMachine):
             assert entry.domains.keys() == known, name
             assert entry.held <= known, name
             # After a start, what pulls has a place before its node has been decided about.
-            assert entry.places <= known | entry.outdated, name
+            assert entry.slots <= known | entry.outdated, name
             assert entry.wants.keys() <= known, name
             assert entry.failures.keys() <= known, name
             waiting = {n: s.waits_for for n, s in entry.standings.items() if s.waits_for}
@@ -932,7 +932,7 @@ class Lives(RuleBasedStateMachine):
         entry = self.running.ledger.entry(prefetch.name)
         matching = [n for n in self.cluster.nodes.values() if asked({"": prefetch}, n)]
         assert entry.standings.keys() == {node.name for node in matching}
-        assert not entry.places, "a place that is not used"
+        assert not entry.slots, "a place that is not used"
         assert not entry.wants or prefetch.rollout.paused, "somebody waits for a place"
         told: Any = prefetch.status["nodes"]
         for state in NodeState:

@@ -27,7 +27,10 @@ class Leadership:
 
 @asynccontextmanager
 async def serving(
-    handler: Handler, leadership: Leadership | None = None, connections: int = 0
+    handler: Handler,
+    leadership: Leadership | None = None,
+    connections: int = 0,
+    recovered: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Client]:
     """A real client of a real HTTP server."""
     app = web.Application()
@@ -38,7 +41,9 @@ async def serving(
     await site.start()
     configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
     fence = (leadership or Leadership()).fence
-    client = Client(ApiClient(configuration), fence=fence, connections=connections)
+    client = Client(
+        ApiClient(configuration), fence=fence, connections=connections, recovered=recovered
+    )
     try:
         yield client
     finally:
@@ -140,8 +145,7 @@ async def test_end_of_an_outage_is_reported_once_and_status_500_is_no_outage(
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.json_response({}, status=status)
 
-    async with serving(handler) as client:
-        client.recovered = lambda: recovered.append(status)
+    async with serving(handler, recovered=lambda: recovered.append(status)) as client:
         for status in (503, 503, 200, 200, 500, 200, 503, 404):  # noqa: B007 -- handler
             try:
                 await client.get("/version")

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from imagegate.app import App
+from imagegate.app import App, Outside
 from imagegate.kube.kubelets import Kubelets
-from imagegate.metrics import Metrics
 from imagegate.puller.mode import Mode
 from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.process import Process
 from imagegate.settings import Settings
 from tests.unit.memory_api import MemoryApi
 
@@ -37,13 +36,13 @@ async def mode(api: MemoryApi, wanted: Mode) -> Mode:
     client: Any = api
     puller = dataclasses.replace(SETTINGS.puller, mode=wanted)
     settings = dataclasses.replace(SETTINGS, puller=puller)
-    metrics = Metrics(CollectorRegistry(), version="test")
+    process = Process.create(Clock(), version="test")
     async with registry.Client() as registries, Kubelets() as kubelets:
-        parts: dict[str, Any] = {"manifests": Manifests(registries), "kubelets": kubelets}
-        app = App(settings, client, metrics, Clock(), watching=client, **parts)
-        await app._probe_image_volumes()
+        outside = Outside(client, client, Manifests(registries), kubelets)
+        app = App(settings, process, outside)
+        await app._known.image_volumes.probe()
     assert api.objects == {}, "the probe creates no object"
-    return app._reconciler.actor.puller.mode
+    return app._known.image_volumes.puller.mode
 
 
 @pytest.mark.parametrize("wanted", list(Mode))

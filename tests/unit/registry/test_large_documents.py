@@ -21,7 +21,10 @@ from imagegate.registry.documents import MOST_DESCRIPTORS
 from imagegate.registry.manifests import Manifests
 from imagegate.registry.platforms import Platform
 from imagegate.runtime.clock import Clock
-from imagegate.runtime.inspector import LAYERS_BUDGET, Inspector, Known
+from imagegate.runtime.image_facts import LAYERS_BUDGET, Known
+from imagegate.runtime.inspector import Inspector
+from imagegate.runtime.queues import Queues
+from imagegate.runtime.registries import Registries
 from imagegate.runtime.store import Store
 from tests.unit.registry.conftest import MakeClient
 from tests.unit.registry.distribution import OCI_CONFIG, OCI_GZIP, digest_of
@@ -66,6 +69,11 @@ class NoSecrets:
         return []
 
 
+class NoListener:
+    def images_inspected(self, name: str) -> None: ...
+    def prefetch_changed(self, name: str) -> None: ...
+
+
 async def inspected(
     server: Scripted, make_client: MakeClient, images: int
 ) -> tuple[Inspector, Prefetch]:
@@ -75,12 +83,12 @@ async def inspected(
     listed = tuple(Image(f"{server.domain}/a{number}:v1") for number in range(images))
     store.see_prefetch(Prefetch("llm", "uid", 1, namespace="ns", images=listed))
     secrets: Any = NoSecrets()
-    inspector = Inspector(
-        store=store, manifests=Manifests(make_client()), secrets=secrets, clock=clock
-    )
+    queue = Queues.create().images
+    asked = Registries(Manifests(make_client()), secrets)
+    inspector = Inspector(store, asked, clock, queue, NoListener())
     prefetch = store.prefetches["llm"]
     inspector.look(prefetch)
-    task = asyncio.create_task(inspector.queue.run())
+    task = asyncio.create_task(queue.run(inspector.inspect))
     while inspector.known(prefetch) is None:
         await asyncio.sleep(0.02)
     task.cancel()
@@ -137,7 +145,7 @@ async def test_images_with_too_many_layers_keep_only_their_sums(
 async def test_layers_of_a_prefetch_have_a_budget(
     scripted: Scripted, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagegate.runtime.inspector.LAYERS_BUDGET", 250)
+    monkeypatch.setattr("imagegate.runtime.image_facts.LAYERS_BUDGET", 250)
     assert LAYERS_BUDGET > 64 * 100, "the budget is enough for ordinary images"
     for number in range(3):
         serve(scripted, f"a{number}", manifest(number, 100))

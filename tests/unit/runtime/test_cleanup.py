@@ -9,6 +9,7 @@ import pytest
 from imagegate.kube import errors
 from imagegate.kube.prefetches import Prefetches
 from imagegate.runtime.cleanup import Cleanup
+from imagegate.runtime.installation import Installation
 from tests.unit.runtime.world import KEY, NAMESPACE, World, until
 
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/imagegate"
@@ -19,11 +20,9 @@ def cleanup(world: World) -> Cleanup:
     return Cleanup(
         client,
         Prefetches(client, world.reader),
-        namespace=NAMESPACE,
+        Installation(NAMESPACE, "imagegate", "another/key"),
         deployment="imagegate",
-        lease="imagegate",
         puller_namespaces=[NAMESPACE],
-        taint_key="another/key",
     )
 
 

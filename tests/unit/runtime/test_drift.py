@@ -51,7 +51,7 @@ async def cached(world: World) -> set[str]:
 async def look(world: World) -> None:
     """Decide about the node twice: the first decision reads its disk, the second knows it."""
     for _ in range(2):
-        world.reconciler.node_changed("n1")
+        world.changes.node_changed("n1")
         await asyncio.sleep(0.1)
 
 
@@ -142,7 +142,7 @@ async def test_after_an_operator_restart_only_what_was_listed_since_is_missed(
         await asyncio.sleep(0.3)
         lists(world)
         await until(lambda: not world.labels("n1"))
-    assert not world.store.listed(world.store.nodes["n1"])
+    assert not world.store.node_history.listed(world.store.nodes["n1"])
 
 
 async def test_what_was_listed_is_forgotten_with_the_node(world: World) -> None:
@@ -151,15 +151,15 @@ async def test_what_was_listed_is_forgotten_with_the_node(world: World) -> None:
     async with world.operating():
         lists(world, ("reg.test/a:1",))
         node = world.store.nodes["n1"]
-        assert world.store.listed(node).keys() == {"reg.test/a:1"}
+        assert world.store.node_history.listed(node).keys() == {"reg.test/a:1"}
         world.api.remove(NODE)
-        assert world.store.listed(node) == {}
+        assert world.store.node_history.listed(node) == {}
 
 
 async def test_finalizers_that_others_add_meanwhile_stay(world: World) -> None:
     world.add_prefetch("llm", "reg.test/a:1")
     path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
-    prefetches = world.resync._prefetches
+    prefetches = world.cluster.prefetches
     (seen,) = await prefetches.list()
     assert seen.finalizers == ()
     world.api.change(path, lambda body: body["metadata"].update(finalizers=["other.test/keep"]))

@@ -11,7 +11,7 @@ from imagegate.kube import errors
 from imagegate.kube.leases import LeaseRecord, Leases
 from imagegate.runtime import election
 from imagegate.runtime.clock import Clock
-from imagegate.runtime.election import Elector, Observation, Step, decide, observe
+from imagegate.runtime.election import Elector, Leadership, Observation, Step, decide, observe
 from tests.unit.memory_api import MemoryApi
 
 HELD = LeaseRecord(holder="a", duration=15, renew_time="t1", version="5")
@@ -50,7 +50,10 @@ def test_a_holder_counts_as_silent_since_its_record_last_changed() -> None:
 def electors(api: MemoryApi, time: FakeTime) -> tuple[Elector, Elector]:
     client: Any = api
     leases = Leases(client, "ns", "imagegate")
-    return Elector(leases, "a", time.clock()), Elector(leases, "b", time.clock())
+    a, b = (
+        Elector(leases, identity, clock := time.clock(), Leadership(clock)) for identity in "ab"
+    )
+    return a, b
 
 
 async def test_only_one_of_two_leads_and_the_other_takes_over_when_it_falls_silent() -> None:
@@ -58,12 +61,12 @@ async def test_only_one_of_two_leads_and_the_other_takes_over_when_it_falls_sile
     a, b = electors(api, time)
     assert await a._try()
     assert not await b._try()
-    a.fence()
+    a._leadership.fence()
     with pytest.raises(errors.NotLeader):
-        b.fence()
+        b._leadership.fence()
     time.seconds += election.RENEW_DEADLINE
     with pytest.raises(errors.NotLeader):
-        a.fence()
+        a._leadership.fence()
     assert not await b._try(), "the lease itself is still valid"
     time.seconds += election.LEASE_SECONDS - election.RENEW_DEADLINE
     assert await b._try()
@@ -97,10 +100,10 @@ async def test_a_renewal_that_does_not_get_through_ends_the_leadership_in_time()
     api.before = cut
     time.seconds += election.RENEW_DEADLINE - 0.1
     assert not await a._try()
-    a.fence()
+    a._leadership.fence()
     time.seconds += 0.1
     with pytest.raises(errors.NotLeader):
-        a.fence()
+        a._leadership.fence()
 
 
 async def test_renewing_is_one_request_a_round() -> None:

@@ -11,18 +11,17 @@ from time import monotonic
 from typing import Any, cast
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from imagegate import handlers
-from imagegate.app import App
+from imagegate.app import App, Outside
 from imagegate.domain.facts import GatePolicy, ImageFacts
 from imagegate.kube import errors, gates, nodes
 from imagegate.kube.leases import LeaseRecord, Leases
-from imagegate.metrics import Metrics
+from imagegate.runtime import process as runtime_process
 from imagegate.runtime import taint_keys
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Source
-from imagegate.runtime.election import Elector
+from imagegate.runtime.election import Elector, Leadership
 from imagegate.runtime.taint_keys import TaintKeys
 from imagegate.settings import Settings
 from tests.unit.runtime.test_cleanup import cleanup
@@ -46,15 +45,17 @@ class Process:
         self._world = world
         settings = Settings(NAMESPACE, "op", gate_taint_key=key)
         client = cast("Any", world.api)
+        self.process = runtime_process.Process.create(world.clock, version="test")
         self.app = App(
             settings,
-            client,
-            Metrics(CollectorRegistry(), version="test"),
-            world.clock,
-            watching=client,
-            manifests=cast("Any", NoRegistry()),
-            kubelets=cast("Source", world.disks),
-            watch=self._watch,
+            self.process,
+            Outside(
+                api=client,
+                watching=client,
+                manifests=cast("Any", NoRegistry()),
+                kubelets=cast("Source", world.disks),
+                watch=self._watch,
+            ),
         )
 
     async def _watch(self, sightings: handlers.Sightings, *_: Any) -> None:
@@ -81,7 +82,7 @@ class Process:
     async def leading(self) -> AsyncIterator[None]:
         task = asyncio.create_task(self.app.lead())
         try:
-            await until(lambda: self.app.store.watches.begun or task.done())
+            await until(lambda: self.process.store.watches.begun or task.done())
             assert not task.done(), task.exception()
             yield
         finally:
@@ -136,7 +137,7 @@ async def test_a_webhook_that_fails_ends_no_leader_and_the_probe_is_made_again(
         process.app, "_settings", replace(process.app._settings, resync_seconds=0.1)
     )
     async with process.leading():
-        await until(lambda: process.app._probed)
+        await until(lambda: process.app._known.image_volumes.probed)
         await until(lambda: armed(world))
     assert asked == 3
 
@@ -269,7 +270,7 @@ async def test_an_earlier_key_is_forgotten_when_no_node_has_it_for_long(world: W
 
 async def test_the_record_survives_the_election_and_a_deleted_lease(world: World) -> None:
     leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
-    elector = Elector(leases, "op", world.clock)
+    elector = Elector(leases, "op", world.clock, Leadership(world.clock))
     await elector.acquire()
     await leases.edit(lambda record: replace(record, taint_keys=(KEY,), gate_key=KEY))
     assert not await elector._try(), "one round is lost, of the four before the deadline"
@@ -398,7 +399,7 @@ async def test_a_standby_that_leads_after_hours_is_healthy_while_it_lists(world:
         # Who could not let go does not have anybody held: long before it would be restarted.
         ahead[0] += 301
         assert process.app.healthy() is None
-        assert process.app._fit_to_hold() is not None
+        assert process.app._health.unfit_to_hold() is not None
         before = gate(world)["status"]["heartbeat"]
         process.app._heartbeat._next = 0.0
         await asyncio.sleep(4)

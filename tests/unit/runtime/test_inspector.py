@@ -19,8 +19,11 @@ from imagegate.registry.keychain import Keyring
 from imagegate.registry.manifests import ImageFacts
 from imagegate.registry.platforms import Platform
 from imagegate.runtime import inspector
+from imagegate.runtime import registries as asked
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.inspector import Inspector
+from imagegate.runtime.queues import Queues
+from imagegate.runtime.registries import Registries as AskedRegistries
 from imagegate.runtime.store import Store
 from tests.unit.runtime.world import until
 
@@ -90,12 +93,18 @@ class Bench:
         self.registries, self.secrets = Registries(), Secrets()
         manifests: Any = self.registries
         secrets: Any = self.secrets
-        self.inspector = Inspector(
-            store=self.store, manifests=manifests, secrets=secrets, clock=clock
-        )
         self.told: list[str] = []
-        self.inspector.changed = self.told.append
+        self.looked: list[str] = []
+        self.queue = Queues.create().images
+        self.asked = AskedRegistries(manifests, secrets)
+        self.inspector = Inspector(self.store, self.asked, clock, self.queue, self)
         self.see_node("n1", "linux/amd64")
+
+    def images_inspected(self, name: str) -> None:
+        self.told.append(name)
+
+    def prefetch_changed(self, name: str) -> None:
+        self.looked.append(name)
 
     def see_node(self, name: str, platform: str) -> None:
         self.store.see_node(Node(name, f"{name}-uid", 1, platform=platform))
@@ -108,7 +117,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.inspector.queue.run())
+        task = asyncio.create_task(self.queue.run(self.inspector.inspect))
         try:
             yield
         finally:
@@ -277,10 +286,9 @@ async def test_a_push_makes_it_ask_at_once_and_only_about_what_was_pushed(bench:
 async def test_a_push_that_changes_nothing_tells_nobody(bench: Bench) -> None:
     prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
     await settled(bench, prefetch)
-    looked: list[str] = []
-    bench.inspector.looked = looked.append
+    bench.looked.clear()
     assert bench.inspector.poke("reg.test", "a") == 1
-    await until(lambda: looked == ["llm"])
+    await until(lambda: bench.looked == ["llm"])
     assert bench.told == []
 
 
@@ -419,7 +427,7 @@ async def test_a_registry_that_never_answers_delays_no_other_first_look(
     monkeypatch.setattr(inspector, "PATIENCE", 0.5)
     bench = Bench()
     registries: Any = SlowRegistry()
-    bench.inspector._manifests = registries
+    bench.asked._manifests = registries
     async with bench.running():
         for number in range(count):
             bench.inspector.look(named(bench, f"slow-{number}", f"slow.test/a{number}:1"))
@@ -434,14 +442,14 @@ async def test_a_registry_that_never_answers_delays_no_other_first_look(
         assert late is not None
         assert late[f"slow.test/a{count - 1}:1"].problem
         # By now the registry is known to be slow.
-        await until(lambda: registries.waiting <= inspector.SLOW_WORKERS)
+        await until(lambda: registries.waiting <= asked.SLOW_WORKERS)
         registries.most = registries.waiting
         for number in range(count):
             bench.inspector.look(named(bench, f"more-{number}", f"slow.test/b{number}:1"))
         better = named(bench, "better", "reg.test/b:1")
         bench.inspector.look(better)
         assert await took(bench, better) < 0.3
-        assert registries.most <= inspector.SLOW_WORKERS
+        assert registries.most <= asked.SLOW_WORKERS
         facts = bench.inspector.known(better)
         assert facts is not None
         assert facts["reg.test/b:1"].sizes
@@ -453,7 +461,7 @@ async def test_a_push_does_not_wait_for_registries_that_never_answer(
     monkeypatch.setattr(inspector, "NOW_AND_THEN", 0.05)
     bench = Bench()
     registries: Any = SlowRegistry()
-    bench.inspector._manifests = registries
+    bench.asked._manifests = registries
     async with bench.running():
         followed = named(bench, "good", "reg.test/a:1", **FOLLOWED)
         bench.inspector.look(followed)

@@ -8,7 +8,8 @@ from imagegate.domain.actions import Postpone, Standing
 from imagegate.domain.facts import Attempts, GateSpec, NodeState, Prefetch, RolloutSpec
 from imagegate.domain.share import Share
 from imagegate.domain.throttle import Throttle
-from imagegate.runtime.ledger import Entry, Ledger
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.ledger_entry import Entry
 from tests.unit.domain.cases import NOW, decide, node, pod, prefetch, view
 
 WANTS = Standing(NodeState.PENDING, wants=True)
@@ -21,40 +22,40 @@ def bound(parallel: int) -> Prefetch:
 
 def test_a_slot_goes_to_the_joining_node_that_has_waited_longest() -> None:
     entry = Entry()
-    entry.places.add("pulling")
+    entry.slots.add("pulling")
     entry.held.add("pulling")
     for name in ("first", "second"):
-        assert not entry.take_place(name, bound(1))
+        assert not entry.take_slot(name, bound(1))
         entry.record(name, "", WANTS, held=True)
-    entry.places.clear()
-    assert not entry.take_place("new", bound(1)), "the slot is the first node's"
-    assert not entry.take_place("second", bound(1))
-    assert entry.take_place("first", bound(1))
+    entry.slots.clear()
+    assert not entry.take_slot("new", bound(1)), "the slot is the first node's"
+    assert not entry.take_slot("second", bound(1))
+    assert entry.take_slot("first", bound(1))
 
 
 def test_a_joining_node_takes_a_slot_at_once_if_there_is_one_for_each_that_waits_longer() -> None:
     entry = Entry()
     entry.record("first", "", WANTS, held=True)
-    assert not entry.take_place("second", bound(1))
-    assert entry.take_place("second", bound(2))
+    assert not entry.take_slot("second", bound(1))
+    assert entry.take_slot("second", bound(2))
 
 
 def test_a_registry_that_refuses_bounds_joining_nodes_and_those_in_service_together() -> None:
     entry = Entry(throttle=Throttle(limit=2))
-    entry.places.add("in-service")
-    assert entry.take_place("first", bound(100))
-    assert not entry.take_place("second", bound(100))
-    assert entry.slots(bound(100)) == (
+    entry.slots.add("in-service")
+    assert entry.take_slot("first", bound(100))
+    assert not entry.take_slot("second", bound(100))
+    assert entry.wanted_slot(bound(100)) == (
         "a slot: the registry refuses, so 2 nodes may pull at a time"
     )
-    entry.places.discard("in-service")
-    assert entry.take_place("second", bound(100))
+    entry.slots.discard("in-service")
+    assert entry.take_slot("second", bound(100))
 
 
 def test_nodes_in_service_do_not_stand_before_a_joining_node() -> None:
     entry = Entry()
     entry.record("in-service", "", WANTS, held=False)
-    assert entry.take_place("joining", bound(1))
+    assert entry.take_slot("joining", bound(1))
 
 
 def test_attempts_of_groups_that_are_not_wanted_any_more_are_forgotten() -> None:

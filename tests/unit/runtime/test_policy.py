@@ -31,8 +31,8 @@ async def test_forbidden_prefetch_pulls_nothing_holds_nobody_and_says_why() -> N
         assert "prefetchPolicy.registries" in ready["message"]
         # Settled: nothing more is written.
         world.api.requests.clear()
-        world.reconciler.prefetch_changed("llm")
-        world.reconciler.node_changed("n1")
+        world.changes.prefetch_changed("llm")
+        world.changes.node_changed("n1")
         await asyncio.sleep(0.3)
         assert world.api.writes() == []
         # Corrected, it goes on.
@@ -98,7 +98,7 @@ async def test_too_large_images_are_refused_once_the_sizes_are_known() -> None:
             sizes = {"linux/amd64": ImageSize(size, size)}
             world.registries.images = {"reg.test/llm:1": ImageFacts(sizes=sizes)}
             world.registries.asked = True
-            world.reconciler.images_inspected("llm")
+            world.changes.images_inspected("llm")
 
         told(3 * 10**9)
         await until(lambda: reason(world) == "PolicyViolation")
@@ -139,7 +139,7 @@ async def test_old_kubelet_with_a_secret_is_told_once_and_nothing_is_written_the
         await asyncio.sleep(2.5)
         world.api.requests.clear()
         for name in ("old", "new"):
-            world.reconciler.node_changed(name)
-        world.reconciler.prefetch_changed("llm")
+            world.changes.node_changed(name)
+        world.changes.prefetch_changed("llm")
         await asyncio.sleep(0.5)
         assert world.api.writes() == []

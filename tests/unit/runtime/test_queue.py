@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegate.errors import ImagegateError
-from imagegate.runtime.queue import KICK_SPREAD, LAST_URGENT_RETRY, KeyedQueue
+from imagegate.runtime.queue import KICK_SPREAD, LAST_URGENT_RETRY, Handle, KeyedQueue
 
 
 @contextlib.asynccontextmanager
-async def running(queue: KeyedQueue) -> AsyncIterator[None]:
-    task = asyncio.create_task(queue.run())
+async def running(queue: KeyedQueue, handle: Handle) -> AsyncIterator[None]:
+    task = asyncio.create_task(queue.run(handle))
     try:
         yield
     finally:
@@ -34,10 +34,10 @@ async def test_a_key_added_many_times_is_worked_on_once() -> None:
     async def handle(key: str) -> None:
         done.append(key)
 
-    queue = KeyedQueue("t", handle, workers=3)
+    queue = KeyedQueue("t", workers=3)
     for _ in range(5):
         queue.add("a")
-    async with running(queue):
+    async with running(queue, handle):
         await asyncio.sleep(0.05)
     assert done == ["a"]
 
@@ -53,8 +53,8 @@ async def test_a_key_is_never_worked_on_twice_at_a_time_and_again_if_added_meanw
         active -= 1
         done += 1
 
-    queue = KeyedQueue("t", handle, workers=4)
-    async with running(queue):
+    queue = KeyedQueue("t", workers=4)
+    async with running(queue, handle):
         queue.add("a")
         await asyncio.sleep(0.01)
         queue.add("a")
@@ -71,10 +71,10 @@ async def test_a_key_that_fails_comes_back_and_does_not_stop_others() -> None:
         if key == "bad" and tries.count("bad") < 3:
             raise ImagegateError("not yet")
 
-    queue = KeyedQueue("t", handle, workers=1)
+    queue = KeyedQueue("t", workers=1)
     queue.add("bad")
     queue.add("good")
-    async with running(queue):
+    async with running(queue, handle):
         await asyncio.sleep(0.6)
     assert tries[:2] == ["bad", "good"]
     assert tries.count("bad") == 3
@@ -88,9 +88,9 @@ async def test_the_earliest_of_several_delays_counts() -> None:
     async def handle(_: str) -> None:
         at.append(loop.time())
 
-    queue = KeyedQueue("t", handle, workers=1)
+    queue = KeyedQueue("t", workers=1)
     start = loop.time()
-    async with running(queue):
+    async with running(queue, handle):
         queue.add("a", delay=5)
         queue.add("a", delay=0.05)
         queue.add("a", delay=9)
@@ -108,12 +108,12 @@ async def test_an_urgent_key_does_not_wait_behind_a_backlog() -> None:
             await release.wait()
         done.append(key)
 
-    queue = KeyedQueue("t", handle, workers=2, urgent_workers=1)
+    queue = KeyedQueue("t", workers=2, urgent_workers=1)
     for number in range(50):
         queue.add(str(number))
     queue.add("urgent")
     queue.add("urgent", urgent=True)
-    async with running(queue):
+    async with running(queue, handle):
         await asyncio.sleep(0.05)
         assert done == ["urgent"]
         release.set()
@@ -127,8 +127,8 @@ async def test_an_ordinary_key_after_an_urgent_one_in_the_same_turn_is_worked_on
     async def handle(key: str) -> None:
         done.append(key)
 
-    queue = KeyedQueue("t", handle, workers=2, urgent_workers=2)
-    async with running(queue):
+    queue = KeyedQueue("t", workers=2, urgent_workers=2)
+    async with running(queue, handle):
         await asyncio.sleep(0.01)  # every worker sleeps
         queue.add("held", urgent=True)
         queue.add("b")
@@ -144,8 +144,8 @@ async def test_an_ordinary_key_does_not_wait_for_the_urgent_one_while_workers_sl
             await release.wait()
         done.append(key)
 
-    queue = KeyedQueue("t", handle, workers=2, urgent_workers=1)
-    async with running(queue):
+    queue = KeyedQueue("t", workers=2, urgent_workers=1)
+    async with running(queue, handle):
         await asyncio.sleep(0.01)
         queue.add("b")
         queue.add("held", urgent=True)
@@ -167,8 +167,8 @@ async def test_an_urgent_key_that_fails_is_retried_soon_and_as_an_urgent_one() -
         if len(tries) <= 2:
             raise ImagegateError("503")
 
-    queue = KeyedQueue("t", handle, workers=1, urgent_workers=1)
-    async with running(queue):
+    queue = KeyedQueue("t", workers=1, urgent_workers=1)
+    async with running(queue, handle):
         queue.add("backlog")
         queue._failures["held"] = 6
         queue.add("held", urgent=True)
@@ -189,8 +189,8 @@ async def test_a_planned_urgent_key_stays_urgent_when_it_is_also_planned_as_ordi
             await release.wait()
         done.append(key)
 
-    queue = KeyedQueue("t", handle, workers=1, urgent_workers=1)
-    async with running(queue):
+    queue = KeyedQueue("t", workers=1, urgent_workers=1)
+    async with running(queue, handle):
         queue.add("backlog")
         queue.add("held", delay=5, urgent=True)
         queue.add("held", delay=0.02)
@@ -207,8 +207,8 @@ async def test_back_offs_end_when_what_failed_works_again() -> None:
             raise ImagegateError("503")
         done.append(key)
 
-    queue = KeyedQueue("t", handle, workers=4)
-    async with running(queue):
+    queue = KeyedQueue("t", workers=4)
+    async with running(queue, handle):
         for number in range(20):
             queue._failures[str(number)] = 12  # the next back-off is a minute
             queue.add(str(number))
@@ -227,9 +227,9 @@ async def test_several_errors_of_one_key_are_logged_as_one_line(
         errors = [ImagegateError("quota"), ImagegateError("webhook")]
         raise ExceptionGroup("actions failed", errors)
 
-    queue = KeyedQueue("t", handle, workers=1)
+    queue = KeyedQueue("t", workers=1)
     with caplog.at_level("INFO"):
-        async with running(queue):
+        async with running(queue, handle):
             queue.add("a")
             await asyncio.sleep(0.02)
     (record,) = (r for r in caplog.records if r.message.startswith("work failed"))
@@ -243,14 +243,14 @@ async def test_a_key_that_was_given_to_a_worker_in_the_turn_of_its_end_is_not_lo
     async def handle(key: str) -> None:
         done.append(key)
 
-    queue = KeyedQueue("t", handle, workers=1)
-    worker = asyncio.create_task(queue._work(urgent_only=False))
+    queue = KeyedQueue("t", workers=1)
+    worker = asyncio.create_task(queue._work(handle, urgent_only=False))
     await asyncio.sleep(0.01)
     queue.add("a")
     worker.cancel()
     await asyncio.gather(worker, return_exceptions=True)
     assert (len(queue), done) == (1, [])
-    async with running(queue):
+    async with running(queue, handle):
         await asyncio.sleep(0.01)
     assert done == ["a"]
 
@@ -258,7 +258,7 @@ async def test_a_key_that_was_given_to_a_worker_in_the_turn_of_its_end_is_not_lo
 async def test_thousands_of_keys_that_become_urgent_cost_little() -> None:
     async def handle(_: str) -> None: ...
 
-    queue = KeyedQueue("t", handle, workers=1, urgent_workers=1)
+    queue = KeyedQueue("t", workers=1, urgent_workers=1)
     for number in range(20_000):
         queue.add(str(number))
     started = time.process_time()
@@ -311,7 +311,7 @@ async def _interleaved(
             if failed:
                 owed.add(key)
 
-    queue = KeyedQueue("t", handle, workers=workers, urgent_workers=urgent_workers)
+    queue = KeyedQueue("t", workers=workers, urgent_workers=urgent_workers)
 
     def check() -> None:
         assert not (queue._urgent and (queue._asleep or queue._asleep_urgent))
@@ -321,7 +321,7 @@ async def _interleaved(
         assert len(queue) == len(known)
         assert queue._again.keys() <= queue._active
 
-    async with running(queue):
+    async with running(queue, handle):
         await asyncio.sleep(0)
         for what, argument, flag in steps:
             match what:

@@ -102,7 +102,7 @@ async def test_an_edit_while_a_pod_is_being_created_frees_no_place() -> None:
     for number in range(4):
         world.add_node(f"n{number}", gated=True)
     async with world.operating():
-        await until(lambda: world.ledger.entry("llm").places)
+        await until(lambda: world.ledger.entry("llm").slots)
         await asyncio.sleep(0.1)
         world.api.change(
             LLM,
@@ -409,7 +409,7 @@ async def test_a_new_prefetch_waits_for_the_registry_and_then_goes_on(world: Wor
         await until(lambda: "nodes" in world.status("llm"))
         assert world.pods() == []
         world.registries.asked = True
-        world.reconciler.images_inspected("llm")
+        world.changes.images_inspected("llm")
         await until(world.pods)
 
 
@@ -504,7 +504,7 @@ def digest_in_status(world: World) -> str:
 
 def registry_says(world: World, digest: str) -> None:
     world.registries.images = {"reg.test/llm:1": ImageFacts(digest=digest)}
-    world.reconciler.images_inspected("llm")
+    world.changes.images_inspected("llm")
 
 
 async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) -> None:
@@ -661,7 +661,7 @@ async def test_a_release_does_not_wait_for_its_event_to_be_written(world: World)
         world.api.requests.clear()
         world.api.change("/api/v1/nodes/n1", lambda body: body["metadata"]["labels"].update(a="b"))
         await asyncio.sleep(0.2)
-        assert not world.reconciler.node_queue._active, "a worker waits for the Event"
+        assert not world.queues.nodes._active, "a worker waits for the Event"
         go.set()
         await until(lambda: any(path == events for _, path in world.api.requests))
 
@@ -683,11 +683,11 @@ async def test_nothing_is_kept_of_earlier_targets_and_of_deleted_prefetches(worl
         await world.api.delete(path)
         await until(lambda: path not in world.api.objects)
         await until(lambda: not world.ledger.attempts)
-        world.reconciler.images_inspected("llm")
+        world.changes.images_inspected("llm")
         await asyncio.sleep(0.3)
         assert world.ledger.entries == {}
-        reconciler = world.reconciler
-        assert (reconciler._specs, reconciler._written) == ({}, {})
+        prefetches = world.controllers.prefetches
+        assert (prefetches._slots._specs, prefetches._statuses._written) == ({}, {})
         assert world.metrics.allowed == {}
         assert world.metrics._failures._metrics == {}
 
@@ -869,7 +869,7 @@ async def test_a_namespace_that_cannot_be_read_is_told_and_its_pods_stay(world: 
         world.store.see_unreadable({NAMESPACE: "pods is forbidden"})
         await until(lambda: world.condition("llm", "Degraded")["reason"] == "NamespaceNotReadable")
         assert "install the chart again" in world.condition("llm", "Degraded")["message"]
-        world.reconciler.node_changed("n1")
+        world.changes.node_changed("n1")
         await asyncio.sleep(0.05)
         assert world.pods() == [pod]
         world.store.see_unreadable({})
@@ -1014,7 +1014,7 @@ async def test_a_prefetch_that_is_gone_before_it_was_decided_about_leaves_nothin
     """Found by random lives: its nodes had been decided about, and nothing forgot their counts."""
     async with world.operating():
         world.ledger.entry("gone")
-        await world.reconciler.reconcile_prefetch("gone")
+        await world.controllers.prefetches.reconcile("gone")
         assert world.ledger.entries == {}
 
 

@@ -66,7 +66,7 @@ async def test_the_pull_starts_when_the_daemon_is_ready_and_then_nobody_asks_any
         put_daemon(world, "n1", ready=False)
         await until(says(world, "its pod spegel-n1 is not Ready"))
         assert world.pods() == []
-        assert world.ledger.entry("llm").places == set()
+        assert world.ledger.entry("llm").slots == set()
         await until(lambda: "n1: DaemonSet mirrors/spegel" in message(world))
         assert world.condition("llm", "Progressing")["reason"] == "WaitingForDaemonSet"
         put_daemon(world, "n1", ready=True)

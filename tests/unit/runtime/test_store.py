@@ -81,7 +81,7 @@ def test_tombstones_are_dropped_after_a_later_list() -> None:
     store.see_node(node("a", 5))
     store.lose_node("n1", "a", 9)
     take_list(store, since=Clock().monotonic() + 1000)
-    assert not store._ended
+    assert not store._order._ended
 
 
 async def test_first_resync_parses_nodes_with_the_images_of_all_prefetches() -> None:
@@ -123,4 +123,4 @@ def test_ready_counts_anew_only_for_a_node_in_service_that_was_not_ready(
     back = replace(there, version=7)
     store.see_node(back)
     now = 400.0
-    assert store.first_ready(back) == since
+    assert store.node_history.first_ready(back) == since

@@ -9,6 +9,7 @@ import pytest
 from imagegate.domain.status import timestamp
 from imagegate.kube import errors
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.installation import Installation
 from imagegate.runtime.watchdog import Watchdog
 from tests.unit.runtime.world import KEY, NAMESPACE, World
 
@@ -22,9 +23,7 @@ def watchdog(world: World) -> Watchdog:
     client: Any = world.api
     return Watchdog(
         client,
-        namespace=NAMESPACE,
-        lease="imagegate",
-        taint_key=KEY,
+        Installation(NAMESPACE, "imagegate", KEY),
         after=900,
         clock=Clock(now=lambda: NOW),
     )

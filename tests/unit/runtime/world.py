@@ -8,10 +8,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
 from imagegate.domain.disk import Usage
-from imagegate.domain.facts import OBSERVED, ImageFacts, Node, Prefetch, Refreshed
+from imagegate.domain.facts import OBSERVED, Gate, ImageFacts, Node, Prefetch, Refreshed
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 from imagegate.domain.status import timestamp
 from imagegate.kube import gates, nodes, prefetches
@@ -22,16 +20,21 @@ from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
 from imagegate.kube.workloads import Workloads
-from imagegate.metrics import Metrics
 from imagegate.puller import read
 from imagegate.puller.build import PullerSettings
 from imagegate.runtime.clock import Clock
+from imagegate.runtime.cluster import Cluster
 from imagegate.runtime.disks import Disks
+from imagegate.runtime.gate_taint import GateTaint
+from imagegate.runtime.image_volumes import ImageVolumes
+from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.ledger import Ledger
-from imagegate.runtime.reconcile import Reconciler
+from imagegate.runtime.process import Process
+from imagegate.runtime.reconcile.changes import Changes
+from imagegate.runtime.reconcile.controllers import Controllers
 from imagegate.runtime.resync import Resync
+from imagegate.runtime.size_limit import SizeLimit
 from imagegate.runtime.start_after import StartAfter
-from imagegate.runtime.store import Store
 from imagegate.runtime.workloads import WorkloadImages
 from tests.unit.memory_api import MemoryApi
 
@@ -67,6 +70,15 @@ class NoWorkloads:
     def forget(self, name: str) -> None: ...
 
 
+class OneKey:
+    """A gate whose taint has always had the same key."""
+
+    current = KEY
+    earlier: frozenset[str] = frozenset()
+
+    def see(self, gate: Gate | None) -> None: ...
+
+
 class Full:
     """Kubelets that all have the same disk."""
 
@@ -93,59 +105,57 @@ class World:
     def start_operator(self) -> None:
         """A new process: nothing is remembered but what is in the cluster."""
         client: Any = self.api
-        self.metrics = Metrics(CollectorRegistry(), version="test")
-        self.store, self.ledger = Store(self.clock), Ledger()
-        self.metrics.exists = lambda prefetch: prefetch in self.store.prefetches
-        self.events = Events(client, component="imagegate", instance="test")
-        parts: dict[str, Any] = {
-            "nodes": Nodes(client, lambda: self.store.wanted),
-            "pods": Pods(client),
-            "prefetches": Prefetches(client, self.reader),
-        }
-        self.start_after = StartAfter(DaemonSets(client))
-        self.workloads = WorkloadImages(Workloads(client), self.store, self.policy)
-        self.reconciler = Reconciler(
-            store=self.store,
+        process = Process.create(self.clock, version="test")
+        self.metrics, self.store, self.queues = process.metrics, process.store, process.queues
+        store = self.store
+        self.ledger = Ledger()
+        self.cluster = Cluster(
+            Nodes(client, lambda: store.wanted),
+            Pods(client),
+            Prefetches(client, self.reader),
+            Gates(client),
+            Events(client, component="imagegate", instance="test"),
+        )
+        gate = GateTaint(store, OneKey(), by_watch=False)
+        self.changes = changes = Changes(self.queues, store, self.ledger, gate)
+        self.workloads = WorkloadImages(
+            Workloads(client), store, self.queues.workloads, changes.prefetch_changed, self.policy
+        )
+        self.known = Knowledge(
+            clock=self.clock,
+            store=store,
             ledger=self.ledger,
-            start_after=self.start_after,
-            events=self.events,
-            metrics=self.metrics,
-            puller=PullerSettings(image="pause"),
-            inspector=self.registries,
+            gate=gate,
+            images=self.registries,
+            size_limit=SizeLimit(self.registries.known, self.policy),
             workloads=self.workloads,
             disks=Disks(self.disks, self.clock),
-            policy=self.policy,
-            clock=self.clock,
-            taint_key=lambda: KEY,
-            taints_by_watch=False,
-            **parts,
+            start_after=StartAfter(
+                DaemonSets(client), self.queues.start_after, changes.node_changed
+            ),
+            image_volumes=ImageVolumes(self.cluster.pods, PullerSettings(image="pause"), NAMESPACE),
         )
-        self.workloads.changed = self.reconciler.prefetch_changed
+        self.controllers = Controllers(self.cluster, self.known, self.queues, changes, self.metrics)
         self.resync = Resync(
-            store=self.store,
-            gates=Gates(client),
-            namespaces=[NAMESPACE],
-            metrics=self.metrics,
-            clock=self.clock,
-            period=300,
-            **parts,
+            self.cluster, self.known, self.metrics, namespaces=[NAMESPACE], period=300
         )
 
     @contextlib.asynccontextmanager
     async def operating(self) -> AsyncIterator[None]:
         await self.resync.once()
-        self.store.listen(self.reconciler)
-        for name in self.store.prefetches:
-            self.reconciler.prefetch_changed(name)
-        for name in self.store.nodes:
-            self.reconciler.node_changed(name)
-        queues = (
-            *self.reconciler.queues,
-            self.start_after.queue,
-            self.workloads.queue,
-        )
-        tasks = [asyncio.create_task(queue.run()) for queue in queues]
-        tasks.append(asyncio.create_task(self.events.run()))
+        self.store.listen(self.changes)
+        self.changes.everything()
+        queues, controllers = self.queues, self.controllers
+        work = [
+            queues.nodes.run(controllers.nodes.reconcile),
+            queues.prefetches.run(controllers.prefetches.reconcile),
+            queues.disks.run(controllers.disks.read),
+            queues.forecasts.run(controllers.forecaster.forecast),
+            queues.start_after.run(self.known.start_after.look),
+            queues.workloads.run(self.workloads.look),
+            self.cluster.events.run(),
+        ]
+        tasks = [asyncio.create_task(part) for part in work]
         try:
             yield
         finally:

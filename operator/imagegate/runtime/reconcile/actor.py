@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 from imagegate.domain import retry, throttle
 from imagegate.domain.actions import Action, CreatePod, DeletePod, PatchNode, Postpone
 from imagegate.domain.facts import LABEL_PREFIX, PREFETCH_LABEL, Pod
 from imagegate.domain.gate import ready_since
 from imagegate.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
-from imagegate.kube.events import Events
-from imagegate.kube.nodes import Nodes
-from imagegate.kube.pods import Pods
 from imagegate.metrics import Metrics
 from imagegate.puller import build
-from imagegate.puller.build import PullerSettings
-from imagegate.runtime.clock import Clock
-from imagegate.runtime.ledger import Ledger
-from imagegate.runtime.store import Store
+from imagegate.runtime.cluster import Cluster
+from imagegate.runtime.knowledge import Knowledge
+from imagegate.runtime.queue import KeyedQueue
 
 logger = logging.getLogger(__name__)
 
@@ -26,36 +22,20 @@ LATE_409 = 2.0
 """Seconds after which a pod that exists but is not known yet is looked for again."""
 
 
-class Again(Protocol):
-    """Has a node decided about again, so many seconds from now."""
-
-    def __call__(self, name: str, delay: float, *, urgent: bool = False) -> None: ...
-
-
 class Actor:
     def __init__(
-        self,
-        *,
-        store: Store,
-        ledger: Ledger,
-        nodes: Nodes,
-        pods: Pods,
-        events: Events,
-        metrics: Metrics,
-        puller: PullerSettings,
-        clock: Clock,
-        again: Again,
+        self, cluster: Cluster, known: Knowledge, queue: KeyedQueue, metrics: Metrics
     ) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._nodes = nodes
-        self._pods = pods
-        self._events = events
+        """``queue``: of the nodes that have to be decided about again."""
+        self._nodes = cluster.nodes
+        self._pods = cluster.pods
+        self._events = cluster.events
+        self._store = known.store
+        self._ledger = known.ledger
+        self._image_volumes = known.image_volumes
+        self._clock = known.clock
+        self._queue = queue
         self._metrics = metrics
-        self.puller = puller
-        """How puller pods are made; `app` learns at start what the API server keeps."""
-        self._clock = clock
-        self._again = again
 
     async def act(self, action: Action) -> None:
         match action:
@@ -80,7 +60,7 @@ class Actor:
         except Conflict:
             # Somebody was faster, or the watch is behind. Look, and decide again on what is there.
             self._store.see_node(await self._nodes.get(name))
-            self._again(name, 0.02, urgent=True)
+            self._queue.add(name, delay=0.02, urgent=True)
             return
         for label in patch.set_labels:
             self._succeeded(label.removeprefix(LABEL_PREFIX))
@@ -92,7 +72,7 @@ class Actor:
     def _released(self, patch: PatchNode) -> None:
         node, now = patch.node, self._clock.now()
         assert patch.release is not None
-        since = ready_since(node, self._store.first_ready(node), patch.remove)
+        since = ready_since(node, self._store.node_history.first_ready(node), patch.remove)
         self._metrics.released(patch.release, held=now - node.created_at)
         for label in patch.set_labels:
             self._metrics.cached(label.removeprefix(LABEL_PREFIX), now - since)
@@ -117,7 +97,7 @@ class Actor:
             node,
             action.group,
             action.attempt,
-            self.puller,
+            self._image_volumes.puller,
             again=action.remember is not None,
             afresh=action.afresh,
         )
@@ -151,7 +131,7 @@ class Actor:
         self._ledger.remember(node, group, attempts)
         self._metrics.pull_failed(prefetch.name, attempts.reason)
         # Decided about again at once: the slot returns, and the failure is shown.
-        self._again(node, 0.0)
+        self._queue.add(node)
 
     async def _look_at_existing(self, action: CreatePod, manifest: dict[str, Any]) -> None:
         """A pod has the name that was to be created. One whose labels somebody has removed is
@@ -176,14 +156,14 @@ class Actor:
                 self._store.see_pod(pod)
         except (NotFound, Conflict):
             pass
-        self._again(action.node.name, LATE_409)
+        self._queue.add(action.node.name, delay=LATE_409)
 
     def _postpone(self, action: Postpone) -> None:
         node, prefetch, attempts = action.node.name, action.prefetch.name, action.remember
         self._ledger.remember(node, action.group.key, attempts)
         self._ledger.ended(node, action.group.key)
         self._metrics.pull_failed(prefetch, attempts.reason)
-        self._again(node, max(0.01, attempts.next_at - self._clock.now()))
+        self._queue.add(node, delay=max(0.01, attempts.next_at - self._clock.now()))
         logger.info(
             "pull put off",
             extra={
@@ -235,7 +215,7 @@ class Actor:
         if current.uid != pod.uid:
             return False
         self._store.see_pod(current)
-        self._again(pod.node, 0.02)
+        self._queue.add(pod.node, delay=0.02)
         return True
 
     def _refused(self, name: str, reason: str) -> None:

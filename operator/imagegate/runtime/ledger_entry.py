@@ -1,0 +1,229 @@
+"""The ledger's entry of one ImagePrefetch: where every node stands with it, and which have a slot.
+
+Kept up to date node by node, so that counts, status and metrics are read off without going through
+the nodes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from imagegate.domain import retry, rollout, status
+from imagegate.domain.actions import Standing
+from imagegate.domain.facts import Attempts, NodeState, Prefetch
+from imagegate.domain.throttle import Throttle
+
+
+@dataclass(slots=True)
+class Entry:
+    standings: dict[str, Standing] = field(default_factory=dict)
+    domains: dict[str, str] = field(default_factory=dict)
+    counts: Counter[NodeState] = field(default_factory=Counter)
+    slots: set[str] = field(default_factory=set)
+    """Nodes that pull or have been granted a slot to."""
+    wants: dict[str, bool] = field(default_factory=dict)
+    """Nodes that want a slot, in the order in which they asked; True: a joining node."""
+    held: set[str] = field(default_factory=set)
+    failures: dict[str, Attempts] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Joining nodes whose pulls have to wait for a DaemonSet, and for which."""
+    exposed: set[str] = field(default_factory=set)
+    """Nodes on which images that are pulled with secrets can be used without."""
+    outdated: set[str] = field(default_factory=set)
+    """Nodes that have not been decided about since the spec changed: what stands of them is of
+    an earlier target."""
+    throttle: Throttle = field(default_factory=Throttle)
+    stopped: tuple[str, ...] = ()
+    """Topology domains whose seeds failed, as of the last rollout pass."""
+
+    @property
+    def nodes(self) -> int:
+        return len(self.standings) - self.counts[NodeState.SKIPPED]
+
+    def record(self, node: str, domain: str, standing: Standing, *, held: bool) -> bool:
+        """Take in a decision. True if anything that others look at has changed."""
+        caught_up = self._catch_up(node)
+        before = self.standings.get(node)
+        was_held, had_slot = node in self.held, node in self.slots
+        if before is not None:
+            self.counts[before.state] -= 1
+        self.counts[standing.state] += 1
+        self.standings[node] = standing
+        self.domains[node] = domain
+        _keep(self.held, node, held)
+        _keep(self.exposed, node, standing.exposed)
+        has_slot = standing.pulling or (standing.reads_disk and had_slot)
+        _keep(self.slots, node, has_slot)
+        if standing.wants:
+            if self.wants.get(node) is not held:
+                self.wants.pop(node, None)
+                self.wants[node] = held
+        else:
+            self.wants.pop(node, None)
+        if standing.failure is not None and standing.failure.reason:
+            self.failures[node] = standing.failure
+        else:
+            self.failures.pop(node, None)
+        if standing.waits_for:
+            self.waiting[node] = standing.waits_for
+        else:
+            self.waiting.pop(node, None)
+        moved = was_held is not held or had_slot is not has_slot
+        return caught_up or moved or before != standing
+
+    def forget(self, node: str) -> bool:
+        """Drop a node, or learn that the prefetch is not for it. True if that changes anything."""
+        caught_up = self._catch_up(node)
+        had_slot = node in self.slots
+        self.slots.discard(node)
+        before = self.standings.pop(node, None)
+        if before is None:
+            return caught_up or had_slot
+        self.counts[before.state] -= 1
+        self.domains.pop(node, None)
+        self.held.discard(node)
+        self.exposed.discard(node)
+        self.wants.pop(node, None)
+        self.failures.pop(node, None)
+        self.waiting.pop(node, None)
+        return True
+
+    def _catch_up(self, node: str) -> bool:
+        """The node has been decided about. True if it was the last one to be."""
+        if node not in self.outdated:
+            return False
+        self.outdated.discard(node)
+        return not self.outdated
+
+    def take_slot(self, node: str, prefetch: Prefetch) -> bool:
+        """A joining node requests a slot at once, without waiting for a rollout pass. It gets one
+        only if there is also one for every joining node that has waited longer.
+        """
+        if node in self.slots:
+            return True
+        self.held.add(node)
+        ahead, limit = self._ahead(node), self.throttle.limit
+        if len(self.joining) + ahead >= self.gate_parallel(prefetch):
+            return False
+        if limit is not None and len(self.slots) + ahead >= limit:
+            return False
+        self.slots.add(node)
+        return True
+
+    @property
+    def joining(self) -> set[str]:
+        """The joining nodes that have a slot."""
+        return self.slots & self.held
+
+    def overdrawn(self, node: str, prefetch: Prefetch) -> bool:
+        """Whether more nodes like this one (joining, or in service) have a slot than may."""
+        if self.throttle.limit is not None and len(self.slots) > self.throttle.limit:
+            return True
+        if node in self.held:
+            return len(self.joining) > self.gate_parallel(prefetch)
+        in_service = len(self.slots) - len(self.joining)
+        return in_service > prefetch.rollout.parallel(max(self.nodes, 1))
+
+    def _ahead(self, node: str) -> int:
+        """How many joining nodes without a slot have waited longer than this one."""
+        ahead = 0
+        for other, joining in self.wants.items():
+            if other == node and joining:
+                break
+            ahead += joining and other != node and other not in self.slots
+        return ahead
+
+    def gate_parallel(self, prefetch: Prefetch) -> int:
+        """How many joining nodes may pull at once, if the registry does not refuse."""
+        return prefetch.gate.parallel(max(self.nodes, 1))
+
+    def parallel(self, prefetch: Prefetch) -> int:
+        """How many nodes there are at most that may pull at once, if the registry does not refuse:
+        those in service, and the joining nodes that are there now.
+        """
+        in_service = prefetch.rollout.parallel(max(self.nodes, 1))
+        return in_service + min(self.gate_parallel(prefetch), len(self.held))
+
+    def wanted_slot(self, prefetch: Prefetch) -> str:
+        """What a joining node without a slot waits for, for people."""
+        limit = self.throttle.limit
+        if limit is not None and limit <= len(self.slots):
+            return f"a slot: the registry refuses, so {limit} nodes may pull at a time"
+        count = self.gate_parallel(prefetch)
+        return f"a slot: gate.maxParallel lets {count} joining nodes pull at a time"
+
+    def tally(self, prefetch: Prefetch) -> status.Tally:
+        queued = sum(joining and node not in self.slots for node, joining in self.wants.items())
+        newest = sorted(self.failures.items(), key=lambda item: (-item[1].at, item[0]))
+        return status.Tally(
+            counts={state: self.counts[state] for state in NodeState},
+            gated=len(self.held),
+            exposed=len(self.exposed),
+            failures=tuple(status.Failure(node, attempts) for node, attempts in newest[:50]),
+            complete=not self.outdated,
+            stopped=self.stopped,
+            skips=self._skips(),
+            waiting=len(self.waiting),
+            waits_for=min(self.waiting.items(), default=("", "")),
+            queued=queued,
+            slots=self.wanted_slot(prefetch) if queued else "",
+        )
+
+    def _skips(self) -> Mapping[str, int]:
+        if not self.counts[NodeState.SKIPPED]:
+            return {}
+        skipped = (s for s in self.standings.values() if s.state is NodeState.SKIPPED)
+        return Counter(standing.skipped for standing in skipped)
+
+    def rollout_view(self, prefetch: Prefetch) -> rollout.RolloutView:
+        nodes: Counter[str] = Counter()
+        cached: Counter[str] = Counter()
+        failing: dict[str, set[str]] = {}
+        for_good: Counter[str] = Counter()
+        for node, standing in self.standings.items():
+            domain = self.domains[node]
+            if standing.state is not NodeState.SKIPPED:
+                nodes[domain] += 1
+            if node in self.outdated:
+                continue
+            if standing.state is NodeState.CACHED:
+                cached[domain] += 1
+            elif not standing.startable:
+                continue  # it cannot try again, and nobody shall wait for it
+            elif node in self.failures and self.failures[node].reason not in retry.NODES_OWN:
+                failing.setdefault(domain, set()).add(node)
+                for_good[domain] += self.failures[node].permanent
+        busy = Counter(self.domains.get(node, "") for node in self.slots - self.held)
+        return rollout.RolloutView(
+            spec=prefetch.rollout,
+            gate=self.gate_parallel(prefetch),
+            joining_busy=len(self.joining),
+            throttle=self.throttle,
+            domains={
+                name: rollout.Domain(
+                    nodes[name],
+                    cached[name],
+                    busy[name],
+                    frozenset(failing.get(name, ())),
+                    for_good[name],
+                )
+                for name in nodes.keys() | busy.keys()
+            },
+            joining=tuple(
+                node for node, joining in self.wants.items() if joining and node not in self.slots
+            ),
+            waiting=tuple(
+                (node, self.domains[node])
+                for node, joining in self.wants.items()
+                if not joining and node not in self.slots
+            ),
+        )
+
+
+def _keep(names: set[str], name: str, wanted: bool) -> None:
+    if wanted:
+        names.add(name)
+    else:
+        names.discard(name)

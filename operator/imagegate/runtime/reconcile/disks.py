@@ -1,0 +1,43 @@
+"""Reads how full a node's disk is, where a decision asks for that."""
+
+from __future__ import annotations
+
+from imagegate.kube.errors import NotFound
+from imagegate.kube.nodes import Nodes
+from imagegate.runtime.disks import PAUSE
+from imagegate.runtime.knowledge import Knowledge
+from imagegate.runtime.queue import KeyedQueue
+from imagegate.runtime.reconcile.changes import Changes
+
+
+class DiskReader:
+    """Beside the work on nodes: a kubelet that does not answer takes seconds, and no release may
+    wait for it.
+    """
+
+    def __init__(self, nodes: Nodes, known: Knowledge, queue: KeyedQueue, changes: Changes) -> None:
+        """``queue``: of the nodes whose disks are to be read."""
+        self._nodes = nodes
+        self._store = known.store
+        self._disks = known.disks
+        self._gate = known.gate
+        self._queue = queue
+        self._changes = changes
+
+    async def read(self, name: str) -> None:
+        if name not in self._store.nodes:
+            return
+        # The images that the store knows of may be from before the prefetch, when no prefetch
+        # named them. Look before the usage is known, because that lets a pull start.
+        try:
+            node = await self._nodes.get(name)
+        except NotFound:
+            return  # the watch, or a resync, tells that it is gone
+        self._store.see_node(node)
+        await self._disks.read(node)
+        if name not in self._store.nodes:
+            self._disks.forget(name)
+        elif self._disks.known(node) is None:
+            self._queue.add(name, delay=PAUSE, urgent=self._gate.holds(node))
+        else:
+            self._changes.node_changed(name)

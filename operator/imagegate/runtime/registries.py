@@ -1,0 +1,137 @@
+"""The registries of an ImagePrefetch are asked about its images, with each image's credentials.
+
+A registry that did not answer in time is remembered as slow, so that it does not occupy the workers
+that others need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from imagegate.api import references
+from imagegate.api.references import Reference
+from imagegate.domain.facts import Image, ImageFacts, Prefetch
+from imagegate.errors import ImagegateError
+from imagegate.kube.secrets import Secrets
+from imagegate.registry.keychain import Keyring
+from imagegate.registry.manifests import Manifests
+from imagegate.registry.pull_secrets import PullSecret
+from imagegate.runtime.image_facts import describe, lean
+
+SLOW_WORKERS = 2
+"""ImagePrefetches at the same time whose registry did not answer the last time."""
+MOST_SLOW = 1000
+"""Registries that are remembered as slow."""
+
+
+class Registries:
+    def __init__(self, manifests: Manifests, secrets: Secrets) -> None:
+        self._manifests = manifests
+        self._secrets = secrets
+        self._slow: dict[str, int] = {}
+        """Registries that did not answer the last time, with how many rounds ask them now."""
+
+    async def ask(
+        self,
+        prefetch: Prefetch,
+        platforms: Sequence[str],
+        patience: float,
+        only: Collection[str] | None = None,
+        *,
+        resolved: bool = False,
+    ) -> dict[str, ImageFacts]:
+        """What the registries say of each image, or of ``only`` these, within so many seconds.
+        Never raises: what is wrong stands in ``problem``. ``resolved``: the images' tags have just
+        been looked up, and are not again.
+        """
+        tasks = {
+            image.reference: asyncio.create_task(
+                self._describe(prefetch, image, platforms, resolved=resolved)
+            )
+            for image in prefetch.images
+            if only is None or image.reference in only
+        }
+        if not tasks:
+            return {}
+        try:
+            await asyncio.wait(tasks.values(), timeout=patience)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        self._judge(
+            [ref for ref, task in tasks.items() if not task.cancelled() and task.result().digest],
+            [ref for ref, task in tasks.items() if task.cancelled()],
+        )
+        late = ImageFacts(problem=f"the registry did not answer within {patience:.3g} s")
+        return {ref: late if t.cancelled() else t.result() for ref, t in tasks.items()}
+
+    async def _describe(
+        self, prefetch: Prefetch, image: Image, platforms: Sequence[str], *, resolved: bool
+    ) -> ImageFacts:
+        try:
+            bodies = await self._secrets.get(prefetch.namespace, image.pull_secrets)
+            keyring = Keyring(PullSecret.from_object(body) for body in bodies)
+            reference = references.parse(image.reference)
+            if resolved and image.digest:
+                reference = replace(reference, digest=image.digest)
+        except ImagegateError as error:
+            return ImageFacts(problem=str(error))
+        return lean(await describe(self._manifests, reference, platforms, keyring))
+
+    def slow(self, prefetch: Prefetch) -> set[str]:
+        """The registries of a prefetch that did not answer the last time."""
+        if not self._slow:
+            return set()
+        return {_domain(image.reference) for image in prefetch.images} & self._slow.keys()
+
+    def busy(self, slow: Collection[str]) -> list[str]:
+        """Those of the slow registries that as many rounds ask now as may."""
+        return [each for each in slow if self._slow[each] >= SLOW_WORKERS]
+
+    @contextlib.contextmanager
+    def asking(self, slow: Collection[str]) -> Iterator[None]:
+        for each in slow:
+            self._slow[each] += 1
+        try:
+            yield
+        finally:
+            for each in slow:
+                # One that has answered meanwhile is not slow any more.
+                if self._slow.get(each):
+                    self._slow[each] -= 1
+
+    def _judge(self, answered: Collection[str], late: Collection[str]) -> None:
+        """Remember which registries did not answer in time; one answer is enough to forget it."""
+        for domain in {_domain(reference) for reference in answered}:
+            self._slow.pop(domain, None)
+        for domain in {_domain(reference) for reference in late}:
+            if domain not in self._slow and len(self._slow) < MOST_SLOW:
+                self._slow[domain] = 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(reference: str) -> Reference:
+    """Of an image that was accepted. Every push event is compared with every image."""
+    return references.parse(reference)
+
+
+def _domain(reference: str) -> str:
+    try:
+        return _parsed(reference).domain
+    except ImagegateError:
+        return ""
+
+
+def is_about(image: Image, registry: str, repository: str) -> bool:
+    """Whether an event about a repository is about this image. Docker Hub's own images are called
+    ``library/nginx`` by some and ``nginx`` by others.
+    """
+    reference = _parsed(image.reference)
+    if reference.digest is not None or (registry and reference.domain != registry):
+        return False
+    return repository in {reference.path, reference.path.removeprefix("library/")}
