@@ -411,6 +411,11 @@ class Prefetch:
             for images in _portions(all_)
         )
 
+    @cached_property
+    def references(self) -> frozenset[str]:
+        """Every reference that puller pods pull, see `Group.references`."""
+        return frozenset(each for group in self.groups for each in group.references)
+
     def _group(self, images: Sequence[Image], secrets: tuple[str, ...]) -> Group:
         text = "\n".join((self.uid, *sorted(map(_identity, images)), "", *secrets))
         return Group(

@@ -11,7 +11,7 @@ from imagegate.domain import disk, match, rollout
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, Node, Prefetch
 from imagegate.domain.rollout import Domain, RolloutView
-from imagegate.domain.share import Share, labelled, no_image
+from imagegate.domain.share.known import Share, labelled, no_image
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeGuard
 
 from imagegate.domain.facts import Attempts, Pod, RetrySpec
@@ -386,39 +386,89 @@ CLASSES: tuple[FailureClass, ...] = (
 _BY_REASON = {cls.reason: cls for cls in CLASSES}
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why an attempt failed, or why a node does not hold an image that it held."""
+
+    failure: FailureClass
+    message: str
+    image: str = ""
+    """The image that it is about; empty: not one image."""
+
+
+PUT_BACK = RetrySpec(limit=2**31, minimum=60.0, maximum=3600.0)
+EVICTIONS = RetrySpec(limit=2**31, minimum=30.0, maximum=3600.0)
+STABLE = 6 * 3600.0
+"""Seconds after which an earlier eviction is history."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The attempts of one group on one node until now. Every method returns the attempts to
+    remember after one more.
+    """
+
+    earlier: Attempts | None
+    spec: RetrySpec
+    key: str
+    """``node/group``, from which the jitter is made."""
+    now: float
+
+    def after(self, cause: Cause) -> Attempts:
+        """After a failure.
+
+        Exponential from ``minimum`` to ``maximum``. After a permanent failure, and after ``limit``
+        failures, attempts go on at ``maximum``: nothing is given up while the object exists.
+        """
+        count = (self.earlier.count if self.earlier else 0) + 1
+        slow = cause.failure.permanent or count >= self.spec.limit
+        # The exponent is bounded so that a count in the thousands cannot overflow a float.
+        delay = self.spec.minimum * 2 ** min(count - 1, 30)
+        delay = self.spec.maximum if slow else min(self.spec.maximum, delay)
+        return Attempts(
+            count=count,
+            next_at=self.now + delay * _jitter(f"{self.key}/{count}"),
+            reason=cause.failure.reason,
+            message=cause.message,
+            image=cause.image,
+            permanent=cause.failure.permanent,
+            at=self.now,
+        )
+
+    def removed(self) -> Attempts:
+        """After an unfinished puller pod is gone that the operator did not delete.
+
+        The first is put back at once. Later ones wait as after any failure, because whatever
+        deleted the pod deletes the next one, too.
+        """
+        attempts = self.after(Cause(REMOVED, "the puller pod was deleted before it was done"))
+        return replace(attempts, next_at=self.now) if attempts.count == 1 else attempts
+
+    def put_back(self) -> Attempts:
+        """After a kept pod that was deleted is put back. That is no failure, but a loop if somebody
+        keeps deleting it, as the controller-manager does above its
+        ``--terminated-pod-gc-threshold``. The next one waits a minute, then two, up to an hour.
+        """
+        return replace(self, spec=PUT_BACK).after(Cause(FailureClass("", False, ""), ""))
+
+    def lost(self, cause: Cause) -> Attempts:
+        """After a node that held an image is found not to hold it any more, or to have another
+        image by its tag.
+
+        A kubelet that collects an image under pressure collects it again: pull, collect, pull. So
+        the next pull waits half a minute, then one, up to an hour.
+        """
+        earlier = self.earlier
+        if earlier is not None and (
+            earlier.reason != cause.failure.reason or self.now > earlier.at + STABLE
+        ):
+            earlier = None
+        return replace(self, earlier=earlier, spec=EVICTIONS).after(cause)
+
+
 def remedy(attempts: Attempts) -> str:
     """What a person can do about this failure."""
     return _BY_REASON.get(attempts.reason, UNKNOWN).remedy
-
-
-def after(
-    earlier: Attempts | None,
-    failure: FailureClass,
-    *,
-    spec: RetrySpec,
-    key: str,
-    now: float,
-    image: str,
-    message: str,
-) -> Attempts:
-    """What to remember after one more failure.
-
-    Exponential from ``minimum`` to ``maximum``. A permanent failure, and whatever has failed
-    ``limit`` times, goes on at the slow end: nothing is given up while the object exists.
-    """
-    count = (earlier.count if earlier else 0) + 1
-    slow = failure.permanent or count >= spec.limit
-    # The exponent is bounded so that a count in the thousands cannot overflow a float.
-    delay = spec.maximum if slow else min(spec.maximum, spec.minimum * 2 ** min(count - 1, 30))
-    return Attempts(
-        count=count,
-        next_at=now + delay * _jitter(f"{key}/{count}"),
-        reason=failure.reason,
-        message=message,
-        image=image,
-        permanent=failure.permanent,
-        at=now,
-    )
 
 
 def exhausted(attempts: Attempts | None, spec: RetrySpec) -> bool:
@@ -428,54 +478,6 @@ def exhausted(attempts: Attempts | None, spec: RetrySpec) -> bool:
         and bool(attempts.reason)
         and (attempts.permanent or attempts.count >= spec.limit)
     )
-
-
-PUT_BACK = RetrySpec(limit=2**31, minimum=60.0, maximum=3600.0)
-
-
-def put_back(earlier: Attempts | None, *, key: str, now: float) -> Attempts:
-    """What to remember when a kept pod that vanished is put back: no failure, but a loop if
-    somebody keeps deleting it, as the controller-manager does above its
-    ``--terminated-pod-gc-threshold``. The next one waits a minute, then two, up to an hour.
-    """
-    nothing = FailureClass("", False, "")
-    return after(earlier, nothing, spec=PUT_BACK, key=key, now=now, image="", message="")
-
-
-def removed(earlier: Attempts | None, *, spec: RetrySpec, key: str, now: float) -> Attempts:
-    """What to remember when an unfinished puller pod is gone and the operator did not delete it.
-
-    The first is put back at once; from then on as after any failure, because whatever deleted the
-    pod deletes the next one, too.
-    """
-    text = "the puller pod was deleted before it was done"
-    attempts = after(earlier, REMOVED, spec=spec, key=key, now=now, image="", message=text)
-    return replace(attempts, next_at=now) if attempts.count == 1 else attempts
-
-
-EVICTIONS = RetrySpec(limit=2**31, minimum=30.0, maximum=3600.0)
-STABLE = 6 * 3600.0
-"""Seconds after which an earlier eviction is history."""
-
-
-def lost(
-    earlier: Attempts | None,
-    failure: FailureClass,
-    *,
-    key: str,
-    now: float,
-    image: str,
-    message: str,
-) -> Attempts:
-    """What to remember when a node that held an image is found to hold it no more, or to mean
-    another by its tag.
-
-    The kubelet that collects it once under pressure collects it again: pull, collect, pull. So the
-    next pull waits half a minute, then one, up to an hour.
-    """
-    if earlier is not None and (earlier.reason != failure.reason or now > earlier.at + STABLE):
-        earlier = None
-    return after(earlier, failure, spec=EVICTIONS, key=key, now=now, image=image, message=message)
 
 
 def removed_again(attempts: Attempts | None) -> TypeGuard[Attempts]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
+from imagegate.api.fields import timestamp
 from imagegate.domain import advice, credentials, retry, workloads
 from imagegate.domain.advice import Severity
 from imagegate.domain.effective import listed, reference_key, resolved
@@ -99,11 +99,6 @@ def changes(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
         elif key not in there or old != value:
             patch[key] = value
     return patch
-
-
-def timestamp(seconds: float) -> str:
-    """RFC 3339 in UTC with whole seconds, as Kubernetes writes it."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def prefetch_status(

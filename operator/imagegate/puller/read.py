@@ -10,8 +10,8 @@ from typing import Any
 from imagegate.api import fields
 from imagegate.domain import retry
 from imagegate.domain.facts import PREFETCH_LABEL, Pod
-from imagegate.domain.pulls import CREATE_ERRORS, PULL_ERRORS
 from imagegate.domain.redact import redact
+from imagegate.domain.share.attempt import CREATE_ERRORS, PULL_ERRORS
 from imagegate.puller.build import GROUP_LABEL, HOLD, IMAGE, OBSERVED_ANNOTATION
 
 Body = Mapping[str, Any]

@@ -139,15 +139,13 @@ class Actor:
 
     def _not_created(self, action: CreatePod, failure: retry.FailureClass, message: str) -> None:
         prefetch, node, group = action.prefetch, action.node.name, action.group.key
-        attempts = retry.after(
+        history = retry.History(
             self._ledger.attempts.get(node, {}).get(group),
-            failure,
             spec=prefetch.retry,
             key=f"{node}/{group}",
             now=self._clock.now(),
-            image="",
-            message=message,
         )
+        attempts = history.after(retry.Cause(failure, message))
         self._ledger.remember(node, group, attempts)
         self._metrics.pull_failed(prefetch.name, attempts.reason)
         # Decided about again at once: the slot returns, and the failure is shown.

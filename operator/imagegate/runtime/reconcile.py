@@ -298,7 +298,7 @@ class Reconciler:
                     failed_at={uid: at for uid, at in failed.items() if at is not None},
                     finished_at={uid: at for uid, at in finished.items() if at is not None},
                     started=self._ledger.started.get(node.name, {}),
-                    place=self._has_place(node, prefetch),
+                    has_slot=self._has_place(node, prefetch),
                     slots=self._ledger.entry(name).slots(prefetch),
                     images=known or {},
                     inspected=known is not None and adopted(prefetch, known),

@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 import jsonpatch
 from prometheus_client import CollectorRegistry
 
+from imagegate.api.fields import timestamp
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, DaemonSetRef, Gate, Node, Pod, Prefetch, Taint
-from imagegate.domain.status import timestamp
 from imagegate.errors import ImagegateError
 from imagegate.kube import nodes
 from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unavailable

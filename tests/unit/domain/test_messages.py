@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from imagegate.domain import retry
-from imagegate.domain.pulls import PULL_ERRORS
+from imagegate.domain.share.attempt import PULL_ERRORS
 
 FOLDER = Path(__file__).parent / "messages"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from imagegate.api import fields
 from imagegate.domain import retry, status
-from imagegate.domain.drift import LISTED_AFTER
 from imagegate.domain.effective import adopted, effective, recorded
 from imagegate.domain.facts import (
     IMAGES_PER_POD,
@@ -22,6 +22,7 @@ from imagegate.domain.facts import (
     RefreshSpec,
 )
 from imagegate.domain.share import Share
+from imagegate.domain.share.drift import LISTED_AFTER
 from tests.unit.domain.cases import NOW, creates, decide, deletes, node, patches, pod, view
 
 OLD, NEW = (f"sha256:{digit * 64}" for digit in "ab")
@@ -135,7 +136,7 @@ def seen(on: Node, attempts: Attempts | None = None, finished: float = NOW - 900
     facts = Share(
         asked,
         pods=(kept,),
-        place=True,
+        has_slot=True,
         attempts={group.key: attempts} if attempts else {},
     )
     return view(on, facts, labels_since=NOW - LISTED_AFTER)
@@ -193,7 +194,7 @@ def test_a_new_digest_is_rolled_out_beside_the_old_pod_that_pins_the_old_image()
     before, now = followed(digest=OLD), followed(digest=NEW)
     there = node(labels={before.label: before.target}, observed="node-uid/boot-1")
     kept = pod(before, there, phase="Succeeded", images=before.groups[0].references)
-    plan = decide(view(there, Share(now, pods=(kept,), place=True)))
+    plan = decide(view(there, Share(now, pods=(kept,), has_slot=True)))
     (create,) = creates(plan)
     assert create.group.references == (TAG, f"reg.test:5000/llm@{NEW}")
     assert create.remember is None
@@ -204,7 +205,7 @@ def test_a_pull_of_the_tag_that_is_in_flight_is_not_cancelled_by_a_new_digest() 
     before, now = followed(digest=OLD), followed(digest=NEW)
     there = node(observed="node-uid/boot-1")
     pulling = pod(before, there, images=before.groups[0].references)
-    plan = decide(view(there, Share(now, pods=(pulling,), place=True)))
+    plan = decide(view(there, Share(now, pods=(pulling,), has_slot=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].pulling
 
@@ -215,7 +216,7 @@ def test_the_pull_counts_when_the_tag_and_the_digest_are_there() -> None:
     pulling = pod(asked, there, images=asked.groups[0].references)
 
     def after(*pulled: str) -> Any:
-        facts = Share(asked, (pulling,), pulled={pulling.uid: frozenset(pulled)}, place=True)
+        facts = Share(asked, (pulling,), pulled={pulling.uid: frozenset(pulled)}, has_slot=True)
         return decide(view(there, facts))
 
     assert patches(after(TAG)) == []
@@ -235,11 +236,11 @@ def test_the_status_says_digest_since_when_and_the_next_look() -> None:
     looked = Refreshed(at=NOW, due=NOW + 300)
     body = status.prefetch_status(prefetch, tally(), NOW, known, looked)
     assert body["images"] == [
-        {"image": TAG, "digest": NEW, "resolvedTime": status.timestamp(NOW)},
+        {"image": TAG, "digest": NEW, "resolvedTime": fields.timestamp(NOW)},
     ]
     assert body["refresh"] == {
-        "lastCheckTime": status.timestamp(NOW),
-        "nextCheckTime": status.timestamp(NOW + 300),
+        "lastCheckTime": fields.timestamp(NOW),
+        "nextCheckTime": fields.timestamp(NOW + 300),
     }
     assert body["target"] == prefetch.target, "until that has been written down"
     after = effective(dataclasses.replace(prefetch, status=body))

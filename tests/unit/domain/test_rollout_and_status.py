@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegate.api import fields
 from imagegate.domain import rollout, status
 from imagegate.domain.facts import Attempts, NodeState, RolloutSpec
 from imagegate.domain.rollout import Domain, RolloutView
@@ -225,8 +226,8 @@ def test_a_transition_time_stays_until_the_status_flips() -> None:
     assert same == first
     flipped = status.prefetch_status(known, tally(cached=1), 2000.0, {})
     at = {c["type"]: c["lastTransitionTime"] for c in flipped["conditions"]}
-    assert at["Ready"] == status.timestamp(2000.0)
-    assert at["Degraded"] == status.timestamp(1000.0)
+    assert at["Ready"] == fields.timestamp(2000.0)
+    assert at["Degraded"] == fields.timestamp(1000.0)
 
 
 def test_skipped_nodes_are_explained_by_the_commonest_reasons() -> None:

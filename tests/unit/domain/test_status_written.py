@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegate.api import fields
 from imagegate.domain import status
 from imagegate.domain.facts import (
     ImageFacts,
@@ -55,8 +56,8 @@ def test_what_is_read_back_is_what_was_wanted(
 def test_the_message_of_a_refresh_goes_when_the_registry_is_back() -> None:
     failed = written(FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, {}, DOWN))
     assert failed.status["refresh"] == {
-        "lastCheckTime": status.timestamp(NOW),
-        "nextCheckTime": status.timestamp(NOW + 60),
+        "lastCheckTime": fields.timestamp(NOW),
+        "nextCheckTime": fields.timestamp(NOW + 60),
         "message": "reg.test: no connection",
     }
     wanted = status.prefetch_status(failed, TALLY, NOW, {}, UP)

@@ -203,7 +203,7 @@ SEARCHING = dataclasses.replace(declared(), searching=True)
 
 def test_a_held_node_stays_held_and_pulls_nothing() -> None:
     held = node(taints=(GATE_TAINT,))
-    plan = decide(view(held, Share(SEARCHING, place=True)))
+    plan = decide(view(held, Share(SEARCHING, has_slot=True)))
     assert (plan.actions, plan.held) == ((), True)
     late = decide(view(held, Share(SEARCHING)), NOW + 10_000)
     (patch,) = late.actions
@@ -226,7 +226,7 @@ def test_a_node_in_service_keeps_its_label_and_its_pods() -> None:
 
 
 def test_a_node_without_a_label_waits() -> None:
-    standing = decide(view(node(), Share(SEARCHING, place=True))).standings[SEARCHING.name]
+    standing = decide(view(node(), Share(SEARCHING, has_slot=True))).standings[SEARCHING.name]
     assert (standing.state, standing.wants) == ("pending", False)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from imagegate.api.fields import timestamp
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, ImageFacts, Node, Prefetch, Refreshed
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
-from imagegate.domain.status import timestamp
 from imagegate.kube import gates, nodes, prefetches
 from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
