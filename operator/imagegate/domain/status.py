@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagegate.api.fields import timestamp
-from imagegate.domain import advice, credentials, retry, workloads
+from imagegate.domain import advice, credentials, failures, retry, workloads
 from imagegate.domain.advice import Severity
 from imagegate.domain.effective import listed, reference_key, resolved
 from imagegate.domain.facts import (
@@ -300,7 +300,7 @@ def dry_run_status(
 ) -> dict[str, Any]:
     """The status of a prefetch that only says what it would do."""
     refused = [
-        {"node": node, "reason": retry.DISK_FULL.reason, "message": why[:MAX_MESSAGE]}
+        {"node": node, "reason": failures.DISK_FULL.reason, "message": why[:MAX_MESSAGE]}
         for node, why in facts.no_room[:MAX_FAILURES]
     ]
     text = f"nothing is changed while spec.dryRun is true; {summary(facts)}"
@@ -429,11 +429,11 @@ def _degraded(prefetch: Prefetch, tally: Tally, refreshed: Refreshed | None) -> 
     removed = [f for f in tally.failures if retry.removed_again(f.attempts)]
     if removed:
         text = f"{len(removed)} nodes lose images again and again; {_explain(prefetch, removed[0])}"
-        return ("Degraded", True, retry.EVICTED.reason, text)
+        return ("Degraded", True, failures.EVICTED_BY_KUBELET.reason, text)
     behind = [f for f in tally.failures if retry.stale(f.attempts)]
     if behind:
         text = f"{len(behind)} nodes have an old image by its tag; {_explain(prefetch, behind[0])}"
-        return ("Degraded", True, retry.STALE.reason, text)
+        return ("Degraded", True, failures.STALE_MIRROR.reason, text)
     if not tally.of(NodeState.FAILED) or not failing:
         if refreshed is not None and refreshed.failures > 1:
             text = f"tags are not looked up, what was known stays: {_cut(refreshed.problem)}"
@@ -447,7 +447,7 @@ def _degraded(prefetch: Prefetch, tally: Tally, refreshed: Refreshed | None) -> 
 def _explain(prefetch: Prefetch, failure: Failure) -> str:
     """What happened last, and what to do about it."""
     attempts = failure.attempts
-    remedy = retry.remedy(attempts)
+    remedy = failures.remedy(attempts.reason)
     if attempts.reason == "Unauthorized":
         secrets = sorted({s for i in prefetch.images for s in i.pull_secrets})
         more = [f"and {len(secrets) - MAX_SECRETS} more"] if len(secrets) > MAX_SECRETS else []

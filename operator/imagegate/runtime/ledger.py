@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from imagegate.domain import retry, rollout, status
+from imagegate.domain import failures, retry, rollout, status
 from imagegate.domain.actions import Standing
 from imagegate.domain.facts import Attempts, Node, NodeState, Prefetch
 from imagegate.domain.share import Share, same_life
@@ -196,7 +196,7 @@ class Entry:
                 cached[domain] += 1
             elif not standing.startable:
                 continue  # it cannot try again, and nobody shall wait for it
-            elif node in self.failures and self.failures[node].reason not in retry.NODES_OWN:
+            elif node in self.failures and self.failures[node].reason not in failures.NODES_OWN:
                 failing.setdefault(domain, set()).add(node)
                 for_good[domain] += self.failures[node].permanent
         busy = Counter(self.domains.get(node, "") for node in self.places - self.held)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from imagegate.domain.effective import effective
 from imagegate.domain.facts import LABEL_PREFIX, Gate, Listed, Node, Pod, Prefetch
-from imagegate.domain.share.attempt import PULL_ERRORS
+from imagegate.domain.messages import PULL_ERRORS
 from imagegate.domain.workloads import Found, joined
 from imagegate.puller.read import Pulled
 from imagegate.runtime.clock import Clock

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imagegate.domain import disk, retry, status
+from imagegate.domain import disk, failures, retry, status
 from imagegate.domain.actions import Postpone
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import (
@@ -304,7 +304,7 @@ def test_absence_proves_nothing_of_what_was_never_listed_or_soon_after_the_pull(
 
 def lost(earlier: Attempts | None, message: str = "gone", now: float = NOW) -> Attempts:
     history = retry.History(earlier, RetrySpec(), key="k", now=now)
-    return history.lost(retry.Cause(retry.EVICTED, message, LLM))
+    return history.lost(retry.Cause(failures.EVICTED_BY_KUBELET, message, LLM))
 
 
 def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:

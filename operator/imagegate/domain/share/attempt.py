@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from imagegate.domain import retry
+from imagegate.domain import failures, messages
 from imagegate.domain.facts import Group, Pod
-from imagegate.domain.retry import Cause, FailureClass
+from imagegate.domain.failures import FailureClass
+from imagegate.domain.messages import CREATE_ERRORS, PULL_ERRORS
+from imagegate.domain.retry import Cause
 from imagegate.domain.share.decision import ShareDecision
 
 FRESH = 5.0
 """Seconds for which a failure that was just reported proves that no pull is in flight: the
 kubelet's own back-off before its next try is 10 s or more."""
-
-PULL_ERRORS = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "ErrImageNeverPull",
-        "ImageInspectError",
-        "InvalidImageName",
-        "RegistryUnavailable",
-        "SignatureValidationFailed",
-    }
-)
-
-CREATE_ERRORS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
-"""The kubelet believes that the image is there, and cannot make a container of it: nothing is
-being pulled, and the next attempt of this pod ends in the same way."""
 
 
 def vanished(decision: ShareDecision, group: Group) -> bool:
@@ -47,10 +33,10 @@ def check(decision: ShareDecision, group: Group, pod: Pod) -> None:
         decision.look_again(deadline)
     elif pod.phase == "Succeeded":
         text = "the API server took the images away from the puller pod"
-        _give_up(decision, group, pod, _cause(pod, retry.DROPPED, text))
+        _give_up(decision, group, pod, _cause(pod, failures.IMAGE_VOLUMES_DROPPED, text))
     elif pod.phase == "Failed":
         text = f"{pod.reason}: {pod.message}"
-        _give_up(decision, group, pod, _cause(pod, retry.ended(pod.reason), text))
+        _give_up(decision, group, pod, _cause(pod, failures.ended(pod.reason), text))
     else:
         _watch(decision, group, pod)
 
@@ -59,7 +45,7 @@ def _watch(decision: ShareDecision, group: Group, pod: Pod) -> None:
     """A pod that is neither finished nor being deleted: pulling, failing, or out of time."""
     deadline = decision.deadline(pod, group.images)
     if pod.waiting in PULL_ERRORS | CREATE_ERRORS:
-        failure = retry.classify(f"{pod.waiting}: {pod.waiting_message}")
+        failure = messages.classify(f"{pod.waiting}: {pod.waiting_message}")
         cause = _cause(pod, failure, pod.waiting_message)
         if just_failed(decision, pod):
             _give_up(decision, group, pod, cause)
@@ -71,7 +57,7 @@ def _watch(decision: ShareDecision, group: Group, pod: Pod) -> None:
     elif decision.now >= deadline:
         timeout = decision.timeout(group.images)
         text = f"not pulled within {timeout:.0f} s (retry.timeoutSeconds, or by the images' size)"
-        _give_up(decision, group, pod, _cause(pod, retry.TIMED_OUT, text))
+        _give_up(decision, group, pod, _cause(pod, failures.PULL_TIMEOUT, text))
         return
     keep_slot(decision, deadline)
     decision.look_again(deadline)
@@ -99,4 +85,4 @@ def _give_up(decision: ShareDecision, group: Group, pod: Pod, cause: Cause) -> N
 
 
 def _cause(pod: Pod, failure: FailureClass, message: str) -> Cause:
-    return Cause(failure, message, pod.waiting_image or retry.blamed(pod, message))
+    return Cause(failure, message, pod.waiting_image or messages.blamed(pod, message))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from imagegate.domain import retry
+from imagegate.domain import failures, retry
 from imagegate.domain.facts import Group, NodeState, Pod
 from imagegate.domain.retry import Cause
 from imagegate.domain.share.decision import ShareDecision
@@ -41,7 +41,9 @@ def _missing(decision: ShareDecision) -> dict[str, Cause]:
         return {}
     names = {image.reference: image.listed_as for image in decision.prefetch.images}
     return {
-        group.key: Cause(retry.EVICTED, f"{reference} was removed from the node", reference)
+        group.key: Cause(
+            failures.EVICTED_BY_KUBELET, f"{reference} was removed from the node", reference
+        )
         for group in decision.groups
         for reference in group.images
         if (image := decision.site.seen.get(names[reference])) is not None
@@ -70,7 +72,7 @@ def _stale(decision: ShareDecision) -> dict[str, Cause]:
                     f"{image.reference} is {', '.join(sorted(there))} on the node,"
                     f" and {image.digest} at the registry"
                 )
-                found[group.key] = Cause(retry.STALE, text, image.reference)
+                found[group.key] = Cause(failures.STALE_MIRROR, text, image.reference)
     return found
 
 
@@ -100,7 +102,7 @@ def disproved(decision: ShareDecision, group: Group, pod: Pod) -> bool:
 def take_back(decision: ShareDecision, lost: Mapping[str, Cause]) -> None:
     """Remove the label, and pull again: soon at first, and later each time if it happens again."""
     usage = decision.site.usage
-    if usage is None and any(loss.failure is retry.EVICTED for loss in lost.values()):
+    if usage is None and any(loss.failure is failures.EVICTED_BY_KUBELET for loss in lost.values()):
         # The usage explains the loss, and the Node that is read with it confirms or refutes it.
         decision.wants_usage = True
         if decision.labelled:
@@ -111,7 +113,7 @@ def take_back(decision: ShareDecision, lost: Mapping[str, Cause]) -> None:
         loss = lost.get(group.key)
         if loss is None:
             continue
-        if loss.failure is retry.EVICTED:
+        if loss.failure is failures.EVICTED_BY_KUBELET:
             loss = Cause(loss.failure, f"{loss.message}: {usage}", loss.image)
         remember = decision.history(group).lost(loss)
         pod = decision.pods.current.get(group.key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from imagegate.domain import disk, retry
+from imagegate.domain import disk, failures
 from imagegate.domain.facts import Attempts, Group
 from imagegate.domain.retry import Cause
 from imagegate.domain.share.decision import ShareDecision
@@ -15,7 +15,7 @@ def refusal_is_over(decision: ShareDecision, group: Group, attempts: Attempts) -
     there by now or are being pulled for another ImagePrefetch. A failure of the runtime itself, to
     which the disk was full, is not over.
     """
-    refused = attempts.reason == retry.DISK_FULL.reason and not attempts.image
+    refused = attempts.reason == failures.DISK_FULL.reason and not attempts.image
     return refused and not any(_new(decision, [group]))
 
 
@@ -46,7 +46,7 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
         decision.look_again(decision.now + decision.prefetch.retry.maximum)
         return False
     for group in due:
-        decision.postpone(group, decision.history(group).after(Cause(retry.DISK_FULL, message)))
+        decision.postpone(group, decision.history(group).after(Cause(failures.DISK_FULL, message)))
     return False
 
 

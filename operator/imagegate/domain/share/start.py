@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from imagegate.domain import retry
+from imagegate.domain import failures
 from imagegate.domain.actions import CreatePod
 from imagegate.domain.facts import Group
 from imagegate.domain.share import room
@@ -59,7 +59,7 @@ def _creation(decision: ShareDecision, group: Group) -> CreatePod:
         group,
         attempts.count + 1 if attempts is not None else 1,
         decision.history(group).put_back() if decision.labelled else None,
-        afresh=attempts is not None and attempts.reason in retry.NOT_THERE,
+        afresh=attempts is not None and attempts.reason in failures.NOT_THERE,
     )
 
 
