@@ -451,9 +451,11 @@ class Reconciler:
             prefetch,
             tally,
             self._clock.now(),
-            images,
-            self._inspector.refreshed(name),
-            self._workloads.found(prefetch),
+            status.Findings(
+                images,
+                refreshed=self._inspector.refreshed(name),
+                found=self._workloads.found(prefetch),
+            ),
         )
         await self._write_status(prefetch, wanted, urgent=not current)
 
@@ -476,7 +478,9 @@ class Reconciler:
         facts = forecast.forecast(current, nodes, images, usages)
         self.forecast_queue.add(name, delay=FORECAST_INTERVAL)
         found = self._workloads.found(current)
-        wanted = status.dry_run_status(current, facts, self._clock.now(), images, found)
+        wanted = status.dry_run_status(
+            current, facts, self._clock.now(), status.Findings(images, found=found)
+        )
         await self._write_status(current, wanted, again=self.forecast_queue)
 
     def _dry_run(self, name: str) -> Prefetch | None:

@@ -262,7 +262,9 @@ class TestStatus:
     ) -> dict[str, Any]:
         wanted = prefetch(images=tuple(Image(reference) for reference in references))
         by_reference = {} if known is None else dict.fromkeys(references, known)
-        return status.prefetch_status(wanted, self.tally(failures), 0.0, by_reference)
+        return status.prefetch_status(
+            wanted, self.tally(failures), 0.0, status.Findings(by_reference)
+        )
 
     def advice(self, body: dict[str, Any]) -> list[str]:
         return [text for image in body["images"] for text in image.get("advice", [])]
@@ -283,7 +285,7 @@ class TestStatus:
     def test_a_dry_run_says_the_same(self) -> None:
         wanted = prefetch(images=(Image(PINNED),))
         known = {PINNED: facts(size(9 * GB))}
-        dry = status.dry_run_status(wanted, Forecast(), 0.0, known)
+        dry = status.dry_run_status(wanted, Forecast(), 0.0, status.Findings(known))
         assert dry["images"] == self.status(known[PINNED], PINNED)["images"]
 
     @pytest.mark.parametrize("length", [20, 40, 60])

@@ -328,13 +328,13 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     tally = status.Tally(
         counts={NodeState.CACHED: 1}, gated=0, failures=(status.Failure("n1", attempts),)
     )
-    body = status.prefetch_status(prefetch(), tally, NOW, {})
+    body = status.prefetch_status(prefetch(), tally, NOW)
     degraded = next(c for c in body["conditions"] if c["type"] == "Degraded")
     assert (degraded["status"], degraded["reason"]) == ("True", "EvictedByKubelet")
     assert "86 %" in degraded["message"]
     once = dataclasses.replace(attempts, count=1)
     calm = dataclasses.replace(tally, failures=(status.Failure("n1", once),))
-    body = status.prefetch_status(prefetch(), calm, NOW, {})
+    body = status.prefetch_status(prefetch(), calm, NOW)
     assert body["conditions"][2]["status"] == "False"
 
 

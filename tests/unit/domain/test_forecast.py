@@ -66,7 +66,7 @@ def test_every_matching_node_is_counted_once() -> None:
     for part in ("7.0 GB", "2 nodes", "1 nodes have no room", "full", "cordoned 1"):
         assert part in text
 
-    body = status.dry_run_status(asked, facts, NOW, SIZES)
+    body = status.dry_run_status(asked, facts, NOW, status.Findings(SIZES))
     assert body["nodes"] == {
         "desired": 4,
         "cached": 1,

@@ -153,7 +153,7 @@ def test_a_tag_that_means_the_old_image_is_noticed_and_pulled_again() -> None:
     tally = status.Tally(
         counts={NodeState.PENDING: 1}, gated=0, failures=(status.Failure("n1", delete.remember),)
     )
-    degraded = status.prefetch_status(followed(), tally, NOW, {})["conditions"][2]
+    degraded = status.prefetch_status(followed(), tally, NOW)["conditions"][2]
     assert (degraded["status"], degraded["reason"]) == ("True", "StaleMirror")
 
 
@@ -234,7 +234,7 @@ def test_the_status_says_digest_since_when_and_the_next_look() -> None:
     prefetch = followed(digest=OLD)
     known = {TAG: ImageFacts(digest=NEW)}
     looked = Refreshed(at=NOW, due=NOW + 300)
-    body = status.prefetch_status(prefetch, tally(), NOW, known, looked)
+    body = status.prefetch_status(prefetch, tally(), NOW, status.Findings(known, refreshed=looked))
     assert body["images"] == [
         {"image": TAG, "digest": NEW, "resolvedTime": fields.timestamp(NOW)},
     ]
@@ -245,16 +245,20 @@ def test_the_status_says_digest_since_when_and_the_next_look() -> None:
     assert body["target"] == prefetch.target, "until that has been written down"
     after = effective(dataclasses.replace(prefetch, status=body))
     assert after.images[0].digest == NEW
-    later = status.prefetch_status(after, tally(), NOW + 900, known, looked)
+    later = status.prefetch_status(
+        after, tally(), NOW + 900, status.Findings(known, refreshed=looked)
+    )
     assert later["images"] == body["images"], "it has been so since then"
-    away = status.prefetch_status(after, tally(), NOW + 900, {TAG: ImageFacts(problem="x")}, looked)
+    away = status.prefetch_status(
+        after, tally(), NOW + 900, status.Findings({TAG: ImageFacts(problem="x")}, refreshed=looked)
+    )
     assert away["images"] == body["images"]
 
 
 def test_a_registry_that_is_away_is_said_at_the_second_time() -> None:
     def degraded(failures: int) -> dict[str, Any]:
         looked = Refreshed(NOW, NOW + 60, "reg.test: no connection", failures)
-        body = status.prefetch_status(followed(), tally(), NOW, {}, looked)
+        body = status.prefetch_status(followed(), tally(), NOW, status.Findings(refreshed=looked))
         assert body["refresh"]["message"] == "reg.test: no connection"
         found: dict[str, Any] = body["conditions"][2]
         return found
@@ -266,10 +270,10 @@ def test_a_registry_that_is_away_is_said_at_the_second_time() -> None:
 
 def test_a_status_forgets_the_refresh_when_tags_are_not_followed_any_more() -> None:
     prefetch = followed(refresh=None, status={"refresh": {"lastCheckTime": "x"}})
-    wanted = status.prefetch_status(prefetch, tally(), NOW, {})
+    wanted = status.prefetch_status(prefetch, tally(), NOW)
     assert status.changes(prefetch.status, wanted)["refresh"] is None
     prefetch = followed(refresh=None, status={})
-    assert "refresh" not in status.prefetch_status(prefetch, tally(), NOW, {})
+    assert "refresh" not in status.prefetch_status(prefetch, tally(), NOW)
 
 
 def test_stale_is_about_what_comes_after_a_pull() -> None:

@@ -114,7 +114,7 @@ def test_the_condition_names_a_node_and_what_it_waits_for() -> None:
     tally = Tally(counts, gated=2, waiting=2, waits_for=("n1", WAITS))
 
     def progressing(tally: Tally) -> tuple[str, str]:
-        conditions = status.prefetch_status(LLM, tally, NOW, {})["conditions"]
+        conditions = status.prefetch_status(LLM, tally, NOW)["conditions"]
         (found,) = (c for c in conditions if c["type"] == "Progressing")
         return found["reason"], found["message"]
 

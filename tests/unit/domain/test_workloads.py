@@ -157,7 +157,7 @@ def test_what_cannot_be_read_any_more_stays_as_the_status_says_it_was() -> None:
     }
     before = joined(asked, find(asked, lists))
     tally = status.Tally({NodeState.CACHED: 1}, 0)
-    said = status.prefetch_status(before, tally, NOW, {}, found=find(asked, lists))
+    said = status.prefetch_status(before, tally, NOW, status.Findings(found=find(asked, lists)))
     # Another process, which may read only one of them; of that one it believes what it reads.
     again = dataclasses.replace(asked, status=said)
     lists = {
@@ -241,7 +241,7 @@ def test_a_virtual_node_is_let_go_all_the_same() -> None:
 
 def said(asked: Prefetch, found: Found | None, cached: int = 2) -> dict[str, Any]:
     tally = status.Tally({NodeState.CACHED: cached}, 0)
-    made = status.prefetch_status(asked, tally, NOW, {}, found=found)
+    made = status.prefetch_status(asked, tally, NOW, status.Findings(found=found))
     ImagePrefetchStatus.model_validate(made)
     return made
 
