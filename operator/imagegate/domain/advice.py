@@ -10,10 +10,11 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from imagegate.domain import disk, forecast
 from imagegate.domain.facts import ImageFacts, ImageSize, LayerFacts
-from imagegate.domain.forecast import Rates
+from imagegate.domain.forecast import ORDINARY, Rates
 
 GIB = 2**30
 MAX_ADVICE = 8
@@ -146,26 +147,32 @@ class Advice:
         return f"{self.rule}: {self.why}; {self.remedy}"
 
 
-def advise(
-    reference: str,
-    facts: ImageFacts,
-    platform: str = "",
-    *,
-    disk_size: int = 0,
-    rates: Rates | None = None,
-) -> tuple[Advice, ...]:
-    """What is to be said of an image, errors first; at most `MAX_ADVICE`. The same for the same.
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """The nodes that an image is judged for."""
 
-    For nodes of one platform, or without one for whichever has the most to send; `reference` as the
-    user wrote it. `disk_size` is the nodes' disk in bytes, 0 leaves its rule out. Never raises.
+    platform: str = ""
+    """Empty: the platform with the largest image."""
+    disk_size: int = 0
+    """Bytes; 0: the rule about the disk is left out."""
+    rates: Rates = ORDINARY
+
+
+ANY: Final = NodeKind()
+
+
+def advise(reference: str, facts: ImageFacts, nodes: NodeKind = ANY) -> tuple[Advice, ...]:
+    """The advice about an image, errors first; at most `MAX_ADVICE`. The same facts give the same
+    advice. `reference` as the user wrote it. Never raises.
     """
+    platform = nodes.platform
     size = facts.sizes.get(platform) if platform else facts.largest
     found: list[Advice] = []
     if platform in facts.missing:
         found.append(_missing(facts, platform))
     if size is not None:
         found += _of_layers(size)
-        found += _of_whole(size, disk_size, rates or Rates())
+        found += _of_whole(size, nodes)
     if facts.digest and "@" not in reference:
         found.append(_mutable(facts))
     found.sort(key=lambda advice: advice.severity is not Severity.ERROR)
@@ -194,15 +201,15 @@ def _fetched(layers: tuple[LayerFacts, ...], rate: float) -> list[float]:
     def land() -> None:
         nonlocal now, sent
         share = rate / len(flying)
-        end, place = heapq.heappop(flying)
+        end, index = heapq.heappop(flying)
         now += (end - sent) / share
         sent = end
-        ends[place] = now
+        ends[index] = now
 
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         if len(flying) == STREAMS:
             land()
-        heapq.heappush(flying, (sent + layer.size, place))
+        heapq.heappush(flying, (sent + layer.size, index))
     while flying:
         land()
     return ends
@@ -262,7 +269,8 @@ def _of_layers(size: ImageSize) -> Iterator[Advice]:
         )
 
 
-def _of_whole(size: ImageSize, disk_size: int, rates: Rates) -> Iterator[Advice]:
+def _of_whole(size: ImageSize, nodes: NodeKind) -> Iterator[Advice]:
+    disk_size, rates = nodes.disk_size, nodes.rates
     estimate = seconds(size, rates)
     severity = SLOW_PULL.severity(estimate)
     if severity is not None:

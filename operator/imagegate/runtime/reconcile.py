@@ -475,7 +475,7 @@ class Reconciler:
             prefetch.generation,
         ):
             return  # it was edited or deleted meanwhile, and that brings it back
-        facts = forecast.forecast(current, nodes, images, usages)
+        facts = forecast.forecast(current, images, forecast.Fleet(nodes, usages))
         self.forecast_queue.add(name, delay=FORECAST_INTERVAL)
         found = self._workloads.found(current)
         wanted = status.dry_run_status(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from imagegate.api.v1alpha1 import imageprefetch_status
 from imagegate.domain import advice, status
-from imagegate.domain.advice import Advice, Rule, Severity, Unit
+from imagegate.domain.advice import Advice, NodeKind, Rule, Severity, Unit
 from imagegate.domain.facts import (
     Attempts,
     GateSpec,
@@ -45,7 +45,7 @@ def facts(of: ImageSize, **changes: Any) -> ImageFacts:
 
 
 def rules(of: ImageSize, **options: Any) -> dict[str, Severity]:
-    said = advice.advise(PINNED, facts(of), **options)
+    said = advice.advise(PINNED, facts(of), NodeKind(**options))
     return {each.rule: each.severity for each in said}
 
 
@@ -138,10 +138,10 @@ class TestThresholds:
         known = facts(
             size(1), missing=frozenset({"linux/s390x"}), platforms=("linux/amd64", "linux/arm64")
         )
-        (said,) = advice.advise(PINNED, known, "linux/s390x")
+        (said,) = advice.advise(PINNED, known, NodeKind("linux/s390x"))
         assert (said.rule, said.severity) == ("missing-platform", Severity.ERROR)
         assert said.why == "it is not there for linux/s390x, only for linux/amd64, linux/arm64"
-        assert advice.advise(PINNED, known, AMD64) == ()
+        assert advice.advise(PINNED, known, NodeKind(AMD64)) == ()
 
     def test_every_rule_is_in_the_table_once(self) -> None:
         made = {value.name for value in vars(advice).values() if isinstance(value, Rule)}
@@ -216,8 +216,8 @@ def test_it_never_raises_and_is_bounded(
     reference: str, known: ImageFacts, platform: str, disk: int
 ) -> None:
     for asked in (platform, "", *known.sizes, *known.missing):
-        said = advice.advise(reference, known, asked, disk_size=disk)
-        assert said == advice.advise(reference, known, asked, disk_size=disk)
+        said = advice.advise(reference, known, NodeKind(asked, disk))
+        assert said == advice.advise(reference, known, NodeKind(asked, disk))
         assert len(said) <= advice.MAX_ADVICE
         assert len({each.rule for each in said}) == len(said)
         assert all(len(str(each)) <= advice.MAX_TEXT for each in said)
@@ -232,7 +232,7 @@ def test_an_image_with_every_fault_and_long_names() -> None:
         missing=frozenset({"p" * 5000}),
         platforms=("o" * 5000,) * 20,
     )
-    said = advice.advise("reg.test/llm:1", known, "p" * 5000, disk_size=advice.DISK)
+    said = advice.advise("reg.test/llm:1", known, NodeKind("p" * 5000, advice.DISK))
     assert len(said) == advice.MAX_ADVICE < len(advice.RULES)
     assert all(len(str(each)) <= advice.MAX_TEXT for each in said)
     (tag,) = advice.advise("reg.test/llm:1", ImageFacts(digest="d" * 5000))
