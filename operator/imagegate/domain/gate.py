@@ -1,4 +1,4 @@
-"""Whether the gate taint stays on a node or goes, and why (section 3, steps 2 to 5)."""
+"""Whether the gate taint stays on a node or is removed, and why (section 3, steps 2 to 5)."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Verdict:
 
 
 def heartbeat_is_fresh(heartbeat: float, now: float, within: float) -> bool:
-    """Whether an operator with this heartbeat lives, by the clock of the API server. One from the
-    future counts as little as an old one: whoever wrote it, it would never grow old.
+    """Whether an operator with this heartbeat lives, by the clock of the API server. A heartbeat
+    from the future does not count, because it would never grow old.
     """
     return -within < now - heartbeat < within
 

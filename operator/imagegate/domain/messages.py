@@ -159,14 +159,14 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
     (r"timeout|timed out|deadline exceeded|context canceled", failures.TRANSFER_TIMEOUT),
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), cls) for pattern, cls in _CLASSES)
-# What names things instead of saying what is wrong: an image may be called "forbidden:404".
+# Names are removed before the patterns are tried: an image may be called "forbidden:404".
 _NAMES = re.compile(
     r'"[^"]*"|(?<!\S)(?!\W?(input/output|text/html)\b)\S*/\S*|\breading manifest \S+ in\b'
 )
 # A redirect: the paths of a registry's API begin with /v2/.
 _STORAGE = re.compile(r"\brequest to https?://[^/\s]+/(?!v2/)\S*?:?(?=\s)")
 _DECIDES = (
-    # CRI-O: what the registry itself said stands behind what its mirrors did.
+    # CRI-O: the answer of the registry itself is after the answers of its mirrors.
     re.compile(r"\(Mirrors also failed: \[.*?\]\): (?P<last>.*)", re.DOTALL),
     # CRI-O: pulled as an image first, then as an artifact.
     re.compile(r"pull image err: (?P<last>.*?); artifact err: ", re.DOTALL),

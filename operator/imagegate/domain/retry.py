@@ -72,8 +72,8 @@ class History:
         return replace(attempts, next_at=self.now) if attempts.count == 1 else attempts
 
     def put_back(self) -> Attempts:
-        """After a kept pod that was deleted is put back. That is no failure, but a loop if somebody
-        keeps deleting it, as the controller-manager does above its
+        """After a kept pod that was deleted is put back. That is no failure, but it is a loop if
+        something deletes each new pod, as the controller-manager does above its
         ``--terminated-pod-gc-threshold``. The next one waits a minute, then two, up to an hour.
         """
         return replace(self, spec=PUT_BACK).after(Cause(FailureClass("", False, ""), ""))

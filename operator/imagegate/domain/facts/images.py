@@ -26,7 +26,7 @@ class Image:
         if not self.digest:
             return ""
         name, colon, rest = self.reference.rpartition(":")
-        # What stands behind a colon is the registry's port if there is a slash in it.
+        # The text after the last colon is a registry's port if there is a slash in it.
         return f"{name if colon and '/' not in rest else self.reference}@{self.digest}"
 
     def resolved(self, digest: str) -> Image:
