@@ -14,6 +14,7 @@ from imagegate.domain.share.known import Site
 
 def decide(view: NodeView, now: float) -> tuple[ShareDecision, ...]:
     node = view.node
+    gated = bool(view.taints)
     since = view.labels_since
     queued = sum(
         size.compressed
@@ -26,7 +27,7 @@ def decide(view: NodeView, now: float) -> tuple[ShareDecision, ...]:
     decisions: list[ShareDecision] = []
     for share in view.shares:
         site = Site(
-            gated=bool(view.taints),
+            gated=gated,
             usage=view.usage,
             held=held,
             reserved=reserved,
