@@ -15,9 +15,10 @@ from imagegate import tables
 from imagegate.api import references
 from imagegate.api.references import Reference
 from imagegate.domain import advice, disk, forecast
-from imagegate.domain.advice import Advice, NodeKind, Severity
+from imagegate.domain.advice import Advice, NodeKind
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.forecast import Rates
+from imagegate.domain.thresholds import Severity
 from imagegate.errors import ImagegateError
 from imagegate.registry.client import Client
 from imagegate.registry.errors import InvalidSecret, RegistryError, Unauthorized

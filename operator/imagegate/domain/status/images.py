@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagegate.api.fields import timestamp
-from imagegate.domain import advice
-from imagegate.domain.advice import Severity
+from imagegate.domain import advice, thresholds
 from imagegate.domain.effective import listed, reference_key, resolved
 from imagegate.domain.facts import Image, ImageFacts, Prefetch
 from imagegate.domain.status.bounds import MAX_STATUS, NOT_ADVICE, size
+from imagegate.domain.thresholds import Severity
 
 MAX_IMAGES = 10 * 1024
 """Bytes for the images and their digests. They depend on nothing else, so that a node that fails
@@ -47,7 +47,7 @@ def _advice(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> list[tuple[
             each
             for each in advice.advise(image.reference, facts)
             # A tag that is followed may move.
-            if prefetch.refresh is None or each.rule != advice.MUTABLE_TAG.name
+            if prefetch.refresh is None or each.rule != thresholds.MUTABLE_TAG.name
         ]
         ranked += (
             (each.severity is not Severity.ERROR, rank, index, str(each)[: advice.MAX_TEXT])
