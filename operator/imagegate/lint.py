@@ -15,9 +15,10 @@ from imagegate import tables
 from imagegate.api import references
 from imagegate.api.references import Reference
 from imagegate.domain import advice, disk, forecast
-from imagegate.domain.advice import Advice, Severity
+from imagegate.domain.advice import Advice, NodeKind
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.forecast import Rates
+from imagegate.domain.thresholds import Severity
 from imagegate.errors import ImagegateError
 from imagegate.registry.client import Client
 from imagegate.registry.errors import InvalidSecret, RegistryError, Unauthorized
@@ -116,7 +117,7 @@ async def _lint(
         facts = ImageFacts(problem=f"the registry did not answer within {PATIENCE:g} s")
     found: dict[Advice, tuple[str, ...]] = {}
     for platform in wanted:
-        for each in advice.advise(image, facts, platform, disk_size=disk_size):
+        for each in advice.advise(image, facts, NodeKind(platform, disk_size)):
             found[each] = (*found.get(each, ()), platform)
     ordered = sorted(found.items(), key=lambda item: item[0].severity is not Severity.ERROR)
     return Linted(image, facts, wanted, dict(ordered))

@@ -19,7 +19,7 @@ from imagegate import tables
 from imagegate.domain import disk, forecast, workloads
 from imagegate.domain.effective import resolved
 from imagegate.domain.facts import ImageFacts, Prefetch
-from imagegate.domain.forecast import Forecast, Rates
+from imagegate.domain.forecast import Fleet, Forecast, Rates
 from imagegate.domain.match import matches
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy, too_large
 from imagegate.domain.workloads import Found, Listing, Place
@@ -116,7 +116,7 @@ async def make(
         if why := too_large(prefetch, images, policy):
             raise InvalidPlan(f"{prefetch.name}: {why}")
         usages = await disks.survey(matching) if prefetch.max_usage < 100 else {}
-        facts = forecast.forecast(prefetch, nodes, images, usages, rates)
+        facts = forecast.forecast(prefetch, images, Fleet(nodes, usages), rates)
         plans.append(Plan(prefetch, images, facts, each))
     return plans
 

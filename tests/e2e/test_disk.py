@@ -6,7 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from imagegate.domain.drift import LISTED_AFTER
+from imagegate.domain.share.drift import LISTED_AFTER
 from tests.cluster import NodeOptions
 from tests.e2e.installation import NAMESPACE, Installation
 

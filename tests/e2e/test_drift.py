@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imagegate.domain.drift import LISTED_AFTER
+from imagegate.domain.share.drift import LISTED_AFTER
 from tests.cluster import NodeOptions
 from tests.e2e.installation import KEY, NAMESPACE, RELEASE, Installation
 from tests.e2e.watching import NodeWatch, Sighting, Watch

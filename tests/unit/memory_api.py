@@ -16,7 +16,7 @@ from typing import Any
 
 import jsonpatch
 
-from imagegate.domain.status import timestamp
+from imagegate.api.fields import timestamp
 from imagegate.kube import errors
 from imagegate.kube.client import JSON_PATCH
 

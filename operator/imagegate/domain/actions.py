@@ -19,7 +19,7 @@ from imagegate.domain.facts import (
 
 
 class ReleaseReason(StrEnum):
-    """Why a node was let go; label of ``imagegate_gate_releases_total``."""
+    """Why a node was released; label of ``imagegate_gate_releases_total``."""
 
     CACHED = "cached"
     TIMEOUT = "timeout"
@@ -114,9 +114,9 @@ class Standing:
 
     state: NodeState
     pulling: bool = False
-    """Whether a pull is or may be in flight: the node occupies a place of the rollout."""
+    """Whether a pull is or may be in flight: the node keeps its slot."""
     wants: bool = False
-    """Whether it would start a pull now if it were given a place."""
+    """Whether a pull would start now if the node had a slot."""
     failure: Attempts | None = None
     skipped: str = ""
     waits_for: str = ""

@@ -9,13 +9,25 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Final
 
 from imagegate.domain import disk, forecast
 from imagegate.domain.facts import ImageFacts, ImageSize, LayerFacts
-from imagegate.domain.forecast import Rates
+from imagegate.domain.forecast import ORDINARY, Rates
+from imagegate.domain.thresholds import (
+    DISK_NEED,
+    DOMINANCE_FROM,
+    DOMINATING_LAYER,
+    GZIP,
+    LARGE_LAYER,
+    MANY_LAYERS,
+    MISSING_PLATFORM,
+    MUTABLE_TAG,
+    SLOW_PULL,
+    UNCOMPRESSED,
+    Severity,
+)
 
-GIB = 2**30
 MAX_ADVICE = 8
 """As many as `status.images[].advice` takes."""
 MAX_TEXT = 1024
@@ -31,110 +43,6 @@ SHOWN = 5
 """Platforms that a text names."""
 
 
-class Severity(StrEnum):
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class Unit(StrEnum):
-    """What a threshold counts."""
-
-    BYTES = "bytes"
-    SHARE = "share"
-    LAYERS = "layers"
-    SECONDS = "seconds"
-    ALWAYS = "always"
-    """No threshold: it is so, or it is not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    name: str
-    unit: Unit
-    warning: float | None
-    """From here on; None: never."""
-    error: float | None
-    source: str
-
-    def severity(self, value: float) -> Severity | None:
-        if self.error is not None and value >= self.error:
-            return Severity.ERROR
-        if self.warning is not None and value >= self.warning:
-            return Severity.WARNING
-        return None
-
-
-LARGE_LAYER = Rule(
-    "large-layer",
-    Unit.BYTES,
-    1 * GIB,
-    4 * GIB,
-    "a layer is hashed and unpacked by one thread (containerd#13559: 2.7 GiB take 30 to 70 s);"
-    " Artifact Registry sends 9.9 GB in one request at most",
-)
-DOMINATING_LAYER = Rule(
-    "dominating-layer",
-    Unit.SHARE,
-    0.40,
-    0.70,
-    "nothing overlaps with it; buildkit#6358: 10.3 GB in many layers instead of a few large ones,"
-    " 54 s became 15 s",
-)
-GZIP = Rule(
-    "gzip",
-    Unit.BYTES,
-    1 * GIB,
-    None,
-    "one core unpacks 83 to 121 MiB/s of gzip (containerd PR 13560), of zstd 2 to 3.7 times as"
-    " much (containerd PR 6957)",
-)
-UNCOMPRESSED = Rule(
-    "uncompressed",
-    Unit.BYTES,
-    1 * GIB,
-    None,
-    "published images shrink to 35 to 53 % when they are compressed",
-)
-MANY_LAYERS = Rule(
-    "many-layers",
-    Unit.LAYERS,
-    80,
-    120,
-    "Docker takes 125 (`maxLayerDepth` in moby), other tools 127; a mount for each to unpack it",
-)
-SLOW_PULL = Rule(
-    "slow-pull",
-    Unit.SECONDS,
-    300,
-    600,
-    "`gate.timeoutSeconds` is 600 by default: after that a joining node is let go",
-)
-DISK_NEED = Rule(
-    "disk-need",
-    Unit.SHARE,
-    0.50,
-    0.75,
-    "`disk.maxUsagePercent` is 75 by default; the kubelet removes images from 85 % on",
-)
-MISSING_PLATFORM = Rule("missing-platform", Unit.ALWAYS, None, 0, "the image's index")
-MUTABLE_TAG = Rule("mutable-tag", Unit.ALWAYS, 0, None, "a tag may be pushed again")
-
-RULES = (
-    LARGE_LAYER,
-    DOMINATING_LAYER,
-    GZIP,
-    UNCOMPRESSED,
-    MANY_LAYERS,
-    SLOW_PULL,
-    DISK_NEED,
-    MISSING_PLATFORM,
-    MUTABLE_TAG,
-)
-"""All thresholds; `docs/images.md` shows this table, and a test holds them together."""
-DOMINANCE_FROM = 2 * GIB
-"""Compressed bytes from which a dominating layer matters: a smaller image is quick as it is."""
-
-
 @dataclass(frozen=True, slots=True)
 class Advice:
     rule: str
@@ -146,26 +54,32 @@ class Advice:
         return f"{self.rule}: {self.why}; {self.remedy}"
 
 
-def advise(
-    reference: str,
-    facts: ImageFacts,
-    platform: str = "",
-    *,
-    disk_size: int = 0,
-    rates: Rates | None = None,
-) -> tuple[Advice, ...]:
-    """What is to be said of an image, errors first; at most `MAX_ADVICE`. The same for the same.
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """The nodes that an image is judged for."""
 
-    For nodes of one platform, or without one for whichever has the most to send; `reference` as the
-    user wrote it. `disk_size` is the nodes' disk in bytes, 0 leaves its rule out. Never raises.
+    platform: str = ""
+    """Empty: the platform with the largest image."""
+    disk_size: int = 0
+    """Bytes; 0: the rule about the disk is left out."""
+    rates: Rates = ORDINARY
+
+
+ANY: Final = NodeKind()
+
+
+def advise(reference: str, facts: ImageFacts, nodes: NodeKind = ANY) -> tuple[Advice, ...]:
+    """The advice about an image, errors first; at most `MAX_ADVICE`. The same facts give the same
+    advice. `reference` as the user wrote it. Never raises.
     """
+    platform = nodes.platform
     size = facts.sizes.get(platform) if platform else facts.largest
     found: list[Advice] = []
     if platform in facts.missing:
         found.append(_missing(facts, platform))
     if size is not None:
         found += _of_layers(size)
-        found += _of_whole(size, disk_size, rates or Rates())
+        found += _of_whole(size, nodes)
     if facts.digest and "@" not in reference:
         found.append(_mutable(facts))
     found.sort(key=lambda advice: advice.severity is not Severity.ERROR)
@@ -194,15 +108,15 @@ def _fetched(layers: tuple[LayerFacts, ...], rate: float) -> list[float]:
     def land() -> None:
         nonlocal now, sent
         share = rate / len(flying)
-        end, place = heapq.heappop(flying)
+        end, index = heapq.heappop(flying)
         now += (end - sent) / share
         sent = end
-        ends[place] = now
+        ends[index] = now
 
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         if len(flying) == STREAMS:
             land()
-        heapq.heappush(flying, (sent + layer.size, place))
+        heapq.heappush(flying, (sent + layer.size, index))
     while flying:
         land()
     return ends
@@ -262,7 +176,8 @@ def _of_layers(size: ImageSize) -> Iterator[Advice]:
         )
 
 
-def _of_whole(size: ImageSize, disk_size: int, rates: Rates) -> Iterator[Advice]:
+def _of_whole(size: ImageSize, nodes: NodeKind) -> Iterator[Advice]:
+    disk_size, rates = nodes.disk_size, nodes.rates
     estimate = seconds(size, rates)
     severity = SLOW_PULL.severity(estimate)
     if severity is not None:

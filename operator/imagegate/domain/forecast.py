@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from imagegate.domain import disk, match, rollout
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, Node, Prefetch
 from imagegate.domain.rollout import Domain, RolloutView
-from imagegate.domain.share import Share, labelled, no_image
+from imagegate.domain.share.known import Share, labelled, no_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Rates:
     """What the registry sends to all nodes together."""
     unpack: float = 120e6
     """Compressed bytes that one core unpacks: gzip, and one layer after the other."""
+
+
+ORDINARY: Final = Rates()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +55,22 @@ class Forecast:
     """The same where a mirror lets nodes pull from those of their domain that are cached."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The nodes of a cluster, whether they match or not."""
+
+    nodes: Sequence[Node] = ()
+    usages: Mapping[str, Usage] = field(default_factory=dict)
+    """By node name. The disk of a node that is not in it is not judged."""
+
+
 def forecast(
     prefetch: Prefetch,
-    nodes: Iterable[Node],
     images: Mapping[str, ImageFacts],
-    usages: Mapping[str, Usage],
-    rates: Rates | None = None,
+    fleet: Fleet,
+    rates: Rates = ORDINARY,
 ) -> Forecast:
-    """``usages`` by node name; a node that is not in it is not judged by its disk."""
-    matching = [node for node in nodes if match.matches(prefetch, node)]
+    matching = [node for node in fleet.nodes if match.matches(prefetch, node)]
     share = Share(prefetch, images=images)
     cached = 0
     unread: list[tuple[str, str]] = []
@@ -83,7 +94,7 @@ def forecast(
         held = disk.parts(each for each in sized if each[0] in node.listed)
         absent = [each for each in sized if each[0] not in node.listed]
         needed = {k: v for k, v in disk.parts(absent).items() if k not in held}
-        usage = usages.get(node.name)
+        usage = fleet.usages.get(node.name)
         if usage is not None:
             if usage.problem:
                 unread.append((node.name, usage.problem))
@@ -116,24 +127,35 @@ def forecast(
         domains={name: Domain(count, cached_in[name]) for name, count in domains.items()},
     )
     queues = Counter(domain for domain, _ in pulling)
-    speed = rates or Rates()
+    course = _Course(view, queues, largest, rates)
     return replace(
         facts,
-        seconds_direct=_simulate(view, queues, largest, speed, mirrored=False),
-        seconds_mirrored=_simulate(view, queues, largest, speed, mirrored=True),
+        seconds_direct=_simulate(course, mirrored=False),
+        seconds_mirrored=_simulate(course, mirrored=True),
     )
 
 
-def _simulate(
-    view: RolloutView, queues: Mapping[str, int], size: int, rates: Rates, *, mirrored: bool
-) -> float:
-    """Seconds of a rollout: the very rule by which places are given, and a rate for each pull.
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """A rollout whose time is estimated."""
+
+    view: RolloutView
+    queues: Mapping[str, int]
+    """By domain, how many nodes pull."""
+    size: int
+    """Compressed bytes that each of them pulls."""
+    rates: Rates
+
+
+def _simulate(course: _Course, *, mirrored: bool) -> float:
+    """Seconds of a rollout: the same rule by which slots are given, and a rate for each pull.
 
     A pull takes its transfer and then its unpacking, as with one dominating layer; stragglers and
     retries are not in it. All that pull from the registry share what it sends; `sent` is what each
     of them has received since the beginning, so that a transfer ends when `sent` is `size` more.
     """
-    waiting, domains = dict(queues), dict(view.domains)
+    view, size, rates = course.view, course.size, course.rates
+    waiting, domains = dict(course.queues), dict(view.domains)
     now = sent = 0.0
     transfers: list[tuple[float, str]] = []  # by the `sent` at which they end
     ends: list[tuple[float, str]] = []  # of whole pulls, by time

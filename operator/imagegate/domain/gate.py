@@ -1,4 +1,4 @@
-"""Whether the gate taint stays on a node or goes, and why (section 3, steps 2 to 5)."""
+"""Whether the gate taint stays on a node or is removed, and why (section 3, steps 2 to 5)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one matching prefetch says about letting the node go."""
+    """What one matching prefetch says about the release of the node."""
 
     prefetch: Prefetch
     cached: bool
@@ -74,13 +74,10 @@ class Verdict:
 
 
 def heartbeat_is_fresh(heartbeat: float, now: float, within: float) -> bool:
-    """Whether an operator with this heartbeat lives, by the clock of the API server. One from the
-    future counts as little as an old one: whoever wrote it, it would never grow old.
+    """Whether an operator with this heartbeat lives, by the clock of the API server. A heartbeat
+    from the future does not count, because it would never grow old.
     """
     return -within < now - heartbeat < within
-
-
-_RANK = (ReleaseReason.TIMEOUT, ReleaseReason.FAILED, ReleaseReason.CACHED)
 
 
 def ready_since(node: Node, first_seen: float, taints: Iterable[Taint] = ()) -> float:
@@ -100,55 +97,65 @@ def ready_since(node: Node, first_seen: float, taints: Iterable[Taint] = ()) -> 
     return min(max(claimed, node.created_at), first_seen)
 
 
-def judge(
-    *,
-    gate: Gate | None,
-    unsettled: str | None,
-    claims: Iterable[Claim],
-    since: float,
-    now: float,
-) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class GateView:
+    """Everything that a verdict on one tainted node depends on."""
+
+    gate: Gate | None
+    unsettled: str | None
+    """Why the node is not ready for pulls yet (`match.unsettled`)."""
+    claims: tuple[Claim, ...]
+    since: float
+    """When the node became Ready (`ready_since`)."""
+
+
+def judge(view: GateView, now: float) -> Verdict:
     """The verdict on a node that carries the gate taint."""
-    if gate is None or gate.deleting:
+    if view.gate is None or view.gate.deleting:
         return Verdict(ReleaseReason.DISABLED, "the NodeGate is gone")
-    if gate.suspend:
+    if view.gate.suspend:
         return Verdict(ReleaseReason.DISABLED, "the NodeGate is suspended")
-    if unsettled is not None:
-        return Verdict(None, f"waiting for the node: {unsettled}")
-    claims = tuple(claims)
-    gating = [claim for claim in claims if claim.gating]
+    if view.unsettled is not None:
+        return Verdict(None, f"waiting for the node: {view.unsettled}")
+    gating = [claim for claim in view.claims if claim.gating]
     if not gating:
         never = [
-            f"{c.prefetch.name}: {c.why[:MAX_PROBLEM]}" for c in claims if c.impossible and c.why
+            f"{c.prefetch.name}: {c.why[:MAX_PROBLEM]}"
+            for c in view.claims
+            if c.impossible and c.why
         ]
         text = "; ".join(never) or "no ImagePrefetch gates this node"
         return Verdict(ReleaseReason.UNMATCHED, text)
-    reasons: set[ReleaseReason] = set()
-    notes: list[str] = []
-    blockers: list[str] = []
-    deadlines: list[float] = []
-    for claim in gating:
-        name, policy = claim.prefetch.name, claim.prefetch.gate
-        behind = claim.obstacle
-        deadline = since + policy.timeout
-        if claim.cached:
-            reasons.add(ReleaseReason.CACHED)
-        elif policy.policy is GatePolicy.FAIL_CLOSED:
-            blockers.append(f"{name} (FailClosed){behind}")
-        elif claim.failure is not None and claim.failure.permanent:
-            reasons.add(ReleaseReason.FAILED)
-            notes.append(f"{name}: {claim.failure.reason}: {claim.failure.message}")
-        elif claim.problem is not None:
-            reasons.add(ReleaseReason.FAILED)
-            notes.append(name + behind)
-        elif now >= deadline:
-            reasons.add(ReleaseReason.TIMEOUT)
-            note = f"{name}: not cached within {policy.timeout:g} s of Ready"
-            notes.append(note + (f"; it waited for {claim.waits_for}" if claim.waits_for else ""))
-        else:
-            blockers.append(name + behind)
-            deadlines.append(deadline)
-    if blockers:
-        return Verdict(None, "waiting for " + ", ".join(blockers), min(deadlines, default=None))
-    reason = next(reason for reason in _RANK if reason in reasons)
+    opinions = [_opinion(claim, view.since, now) for claim in gating]
+    holding = [opinion for opinion in opinions if opinion.release is None]
+    if holding:
+        deadlines = [opinion.requeue_at for opinion in holding if opinion.requeue_at is not None]
+        text = ", ".join(opinion.message for opinion in holding)
+        return Verdict(None, f"waiting for {text}", min(deadlines, default=None))
+    reason = next(reason for reason in _RANK if any(each.release is reason for each in opinions))
+    notes = [opinion.message for opinion in opinions if opinion.message]
     return Verdict(reason, "; ".join(notes) or "all images are cached")
+
+
+_RANK = (ReleaseReason.TIMEOUT, ReleaseReason.FAILED, ReleaseReason.CACHED)
+"""Of several reasons for a release, the first of these is the reason of the release."""
+
+
+def _opinion(claim: Claim, since: float, now: float) -> Verdict:
+    """The verdict as far as one claim is concerned."""
+    name, policy = claim.prefetch.name, claim.prefetch.gate
+    deadline = since + policy.timeout
+    if claim.cached:
+        return Verdict(ReleaseReason.CACHED, "")
+    if policy.policy is GatePolicy.FAIL_CLOSED:
+        return Verdict(None, f"{name} (FailClosed){claim.obstacle}")
+    if claim.failure is not None and claim.failure.permanent:
+        note = f"{name}: {claim.failure.reason}: {claim.failure.message}"
+        return Verdict(ReleaseReason.FAILED, note)
+    if claim.problem is not None:
+        return Verdict(ReleaseReason.FAILED, name + claim.obstacle)
+    if now >= deadline:
+        note = f"{name}: not cached within {policy.timeout:g} s of Ready"
+        waited = f"; it waited for {claim.waits_for}" if claim.waits_for else ""
+        return Verdict(ReleaseReason.TIMEOUT, note + waited)
+    return Verdict(None, name + claim.obstacle, deadline)

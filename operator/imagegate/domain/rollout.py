@@ -1,8 +1,8 @@
-"""Which nodes may start pulling now: the places of a rollout (section 2, ``rollout``).
+"""Which nodes may start pulling now: the slots of a rollout (section 2, ``rollout``).
 
 ``allowed(domain) = min(share of maxParallel, max(seeds, fanout x cached(domain)))``, evaluated
-anew at every completion, without barriers between waves. Joining nodes are not part of it: somebody
-waits for them, and ``gate.maxParallel`` alone bounds them.
+anew at every completion, without barriers between waves. Joining nodes are not part of it: pods
+wait for them, so only ``gate.maxParallel`` bounds them.
 
 Two things hold a rollout back. While a domain has no node that succeeded, only its seeds pull: if
 they fail, no other node of it is touched until one of them succeeds. And a registry that refuses
@@ -26,11 +26,11 @@ class Domain:
     nodes: int = 0
     cached: int = 0
     busy: int = 0
-    """Nodes in service with a place: granted one, or pulling."""
+    """Nodes in service with a slot: it was granted, or they pull."""
     failing: frozenset[str] = frozenset()
     """Nodes whose last attempt failed for a reason that is not their own."""
     failing_for_good: int = 0
-    """Those of them whose failure somebody has to mend."""
+    """Those of them whose failure is permanent: a person has to fix the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class RolloutView:
     gate: int = 1
     """How many joining nodes may pull at once."""
     joining_busy: int = 0
-    """Joining nodes with a place."""
+    """Joining nodes with a slot."""
     joining: tuple[str, ...] = ()
-    """Gated nodes that want a place, longest waiting first."""
+    """Gated nodes that want a slot, longest waiting first."""
     waiting: tuple[tuple[str, str], ...] = ()
-    """(node, domain) of nodes in service that want a place."""
+    """(node, domain) of nodes in service that want a slot."""
     throttle: Throttle = field(default_factory=Throttle)
 
     @property
@@ -78,7 +78,7 @@ def total_allowed(view: RolloutView) -> int:
 
 
 def grant(view: RolloutView) -> tuple[str, ...]:
-    """The nodes that get a place now: joining nodes as ``gate.maxParallel`` allows, nodes in
+    """The nodes that get a slot now: joining nodes as ``gate.maxParallel`` allows, nodes in
     service as ``rollout.maxParallel`` does, and all of them together as the registry bears.
     """
     borne = view.throttle.limit
@@ -103,8 +103,8 @@ def grant(view: RolloutView) -> tuple[str, ...]:
 def seeds_failed(spec: RolloutSpec, domain: Domain) -> bool:
     """Whether the seeds of this domain have failed, and the rest of it waits for them.
 
-    At once when somebody has to mend something. For a failure that may pass, or lie with the one
-    node, as many nodes again are tried first.
+    At once when a failure is permanent. A failure that may pass, or that lies with one node, stops
+    the domain only after as many nodes again have failed.
     """
     if domain.cached:
         return False
@@ -118,7 +118,7 @@ def held_back(view: RolloutView, domain: str, node: str) -> bool:
 
 
 def stopped(view: RolloutView) -> tuple[str, ...]:
-    """The domains in which somebody waits for seeds that failed."""
+    """The domains in which nodes wait for seeds that failed."""
     return tuple(sorted({domain for node, domain in view.waiting if held_back(view, domain, node)}))
 
 

@@ -11,7 +11,7 @@ BURST = 0.1
 PAUSE = 15.0
 """Seconds between two halvings: the effect of one is waited for."""
 REFUSALS = frozenset({"Throttled", "RegistryUnreachable", "RegistryError"})
-"""Reasons of failures that fewer pulls at a time may mend."""
+"""Reasons of failures that fewer pulls at a time may prevent."""
 
 
 @dataclass(frozen=True, slots=True)

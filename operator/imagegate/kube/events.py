@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from imagegate.domain.status import timestamp
+from imagegate.api.fields import timestamp
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 

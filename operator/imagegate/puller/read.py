@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagegate.api import fields
-from imagegate.domain import retry
+from imagegate.domain import failures
 from imagegate.domain.facts import PREFETCH_LABEL, Pod
-from imagegate.domain.pulls import CREATE_ERRORS, PULL_ERRORS
+from imagegate.domain.messages import CREATE_ERRORS, PULL_ERRORS
 from imagegate.domain.redact import redact
 from imagegate.puller.build import GROUP_LABEL, HOLD, IMAGE, OBSERVED_ANNOTATION
 
@@ -118,7 +118,7 @@ def _end(
             if ended.get("exitCode") and container.get("imageID"):
                 what = f"{ended.get('reason', '')} (exit code {ended['exitCode']})"
                 text = f"init container {container['name']}: {what} {ended.get('message', '')}"
-                return phase, retry.UNFIT.reason, text.rstrip()
+                return phase, failures.PULLER_FAILED.reason, text.rstrip()
     return phase, reason, message
 
 

@@ -70,7 +70,7 @@ class Heartbeat:
         ahead = (fields.seconds(there) or 0.0) > self._clock.now() + AHEAD
         due = now >= self._next or there is None or ahead
         if due:
-            wanted["heartbeat"] = status.timestamp(self._clock.now())
+            wanted["heartbeat"] = fields.timestamp(self._clock.now())
         else:
             wanted["heartbeat"] = gate.status["heartbeat"]
         if patch := status.changes(gate.status, wanted):

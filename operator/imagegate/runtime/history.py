@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from imagegate.domain.facts import LABEL_PREFIX, Listed, Node, Pod
-from imagegate.domain.pulls import PULL_ERRORS
+from imagegate.domain.messages import PULL_ERRORS
 from imagegate.runtime.clock import Clock
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from imagegate.domain import retry, rollout, status
+from imagegate.domain import failures, rollout, status
 from imagegate.domain.actions import Standing
 from imagegate.domain.facts import Attempts, NodeState, Prefetch
 from imagegate.domain.throttle import Throttle
@@ -192,7 +192,7 @@ class Entry:
                 cached[domain] += 1
             elif not standing.startable:
                 continue  # it cannot try again, and nobody shall wait for it
-            elif node in self.failures and self.failures[node].reason not in retry.NODES_OWN:
+            elif node in self.failures and self.failures[node].reason not in failures.NODES_OWN:
                 failing.setdefault(domain, set()).add(node)
                 for_good[domain] += self.failures[node].permanent
         busy = Counter(self.domains.get(node, "") for node in self.slots - self.held)

@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar, cast
 import jsonpatch
 from prometheus_client import CollectorRegistry
 
+from imagegate.api.fields import timestamp
 from imagegate.domain.actions import PatchNode
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, DaemonSetRef, Gate, Node, Pod, Prefetch, Taint
 from imagegate.domain.policy import ANYTHING
-from imagegate.domain.status import timestamp
 from imagegate.errors import ImagegateError
 from imagegate.kube import nodes
 from imagegate.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unavailable

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegate.api.v1alpha1 import imageprefetch_status
-from imagegate.domain import advice, status
-from imagegate.domain.advice import Advice, Rule, Severity, Unit
+from imagegate.domain import advice, status, thresholds
+from imagegate.domain.advice import Advice, NodeKind
 from imagegate.domain.facts import (
     Attempts,
     GateSpec,
@@ -26,6 +26,7 @@ from imagegate.domain.facts import (
 )
 from imagegate.domain.forecast import Forecast, Rates
 from imagegate.domain.status import Failure, Tally
+from imagegate.domain.thresholds import Rule, Severity, Unit
 from tests.unit.domain.cases import prefetch
 
 GB = 10**9
@@ -45,7 +46,7 @@ def facts(of: ImageSize, **changes: Any) -> ImageFacts:
 
 
 def rules(of: ImageSize, **options: Any) -> dict[str, Severity]:
-    said = advice.advise(PINNED, facts(of), **options)
+    said = advice.advise(PINNED, facts(of), NodeKind(**options))
     return {each.rule: each.severity for each in said}
 
 
@@ -61,10 +62,10 @@ class TestThresholds:
     @pytest.mark.parametrize(
         ("bytes_", "expected"),
         [
-            (advice.GIB - 1, None),
-            (advice.GIB, Severity.WARNING),
-            (4 * advice.GIB - 1, Severity.WARNING),
-            (4 * advice.GIB, Severity.ERROR),
+            (thresholds.GIB - 1, None),
+            (thresholds.GIB, Severity.WARNING),
+            (4 * thresholds.GIB - 1, Severity.WARNING),
+            (4 * thresholds.GIB, Severity.ERROR),
         ],
     )
     def test_large_layer(self, bytes_: int, expected: Severity | None) -> None:
@@ -83,14 +84,14 @@ class TestThresholds:
         assert rules(split(10 * GB, share)).get("dominating-layer") == expected
 
     def test_a_layer_dominates_only_what_is_large(self) -> None:
-        assert "dominating-layer" not in rules(split(advice.DOMINANCE_FROM - 1, 1))
-        assert "dominating-layer" in rules(split(advice.DOMINANCE_FROM, 1))
+        assert "dominating-layer" not in rules(split(thresholds.DOMINANCE_FROM - 1, 1))
+        assert "dominating-layer" in rules(split(thresholds.DOMINANCE_FROM, 1))
 
     @pytest.mark.parametrize(
         ("compression", "rule"), [("gzip", "gzip"), ("none", "uncompressed"), ("zstd", "")]
     )
     def test_compression(self, compression: str, rule: str) -> None:
-        third = advice.GIB // 3
+        third = thresholds.GIB // 3
         below = size(third, third, third, compression=compression)
         above = size(third, third, third + 1, compression=compression)
         assert rules(below) == {}
@@ -115,7 +116,7 @@ class TestThresholds:
         assert rules(of, rates=rates).get("slow-pull") == expected
 
     def test_a_slow_pull_is_an_error_when_the_gate_would_not_wait_for_it(self) -> None:
-        assert advice.SLOW_PULL.error == GateSpec().timeout
+        assert thresholds.SLOW_PULL.error == GateSpec().timeout
 
     @pytest.mark.parametrize(
         ("bytes_", "expected"),
@@ -138,17 +139,17 @@ class TestThresholds:
         known = facts(
             size(1), missing=frozenset({"linux/s390x"}), platforms=("linux/amd64", "linux/arm64")
         )
-        (said,) = advice.advise(PINNED, known, "linux/s390x")
+        (said,) = advice.advise(PINNED, known, NodeKind("linux/s390x"))
         assert (said.rule, said.severity) == ("missing-platform", Severity.ERROR)
         assert said.why == "it is not there for linux/s390x, only for linux/amd64, linux/arm64"
-        assert advice.advise(PINNED, known, AMD64) == ()
+        assert advice.advise(PINNED, known, NodeKind(AMD64)) == ()
 
     def test_every_rule_is_in_the_table_once(self) -> None:
         made = {value.name for value in vars(advice).values() if isinstance(value, Rule)}
-        assert [rule.name for rule in advice.RULES] == list(
-            dict.fromkeys(rule.name for rule in advice.RULES)
+        assert [rule.name for rule in thresholds.RULES] == list(
+            dict.fromkeys(rule.name for rule in thresholds.RULES)
         )
-        assert made == {rule.name for rule in advice.RULES}
+        assert made == {rule.name for rule in thresholds.RULES}
 
 
 class TestTheSameContentCutInTwoWays:
@@ -216,8 +217,8 @@ def test_it_never_raises_and_is_bounded(
     reference: str, known: ImageFacts, platform: str, disk: int
 ) -> None:
     for asked in (platform, "", *known.sizes, *known.missing):
-        said = advice.advise(reference, known, asked, disk_size=disk)
-        assert said == advice.advise(reference, known, asked, disk_size=disk)
+        said = advice.advise(reference, known, NodeKind(asked, disk))
+        assert said == advice.advise(reference, known, NodeKind(asked, disk))
         assert len(said) <= advice.MAX_ADVICE
         assert len({each.rule for each in said}) == len(said)
         assert all(len(str(each)) <= advice.MAX_TEXT for each in said)
@@ -232,8 +233,8 @@ def test_an_image_with_every_fault_and_long_names() -> None:
         missing=frozenset({"p" * 5000}),
         platforms=("o" * 5000,) * 20,
     )
-    said = advice.advise("reg.test/llm:1", known, "p" * 5000, disk_size=advice.DISK)
-    assert len(said) == advice.MAX_ADVICE < len(advice.RULES)
+    said = advice.advise("reg.test/llm:1", known, NodeKind("p" * 5000, advice.DISK))
+    assert len(said) == advice.MAX_ADVICE < len(thresholds.RULES)
     assert all(len(str(each)) <= advice.MAX_TEXT for each in said)
     (tag,) = advice.advise("reg.test/llm:1", ImageFacts(digest="d" * 5000))
     assert len(str(tag)) <= advice.MAX_TEXT
@@ -262,7 +263,9 @@ class TestStatus:
     ) -> dict[str, Any]:
         wanted = prefetch(images=tuple(Image(reference) for reference in references))
         by_reference = {} if known is None else dict.fromkeys(references, known)
-        return status.prefetch_status(wanted, self.tally(failures), 0.0, by_reference)
+        return status.prefetch_status(
+            wanted, self.tally(failures), 0.0, status.Findings(by_reference)
+        )
 
     def advice(self, body: dict[str, Any]) -> list[str]:
         return [text for image in body["images"] for text in image.get("advice", [])]
@@ -283,7 +286,7 @@ class TestStatus:
     def test_a_dry_run_says_the_same(self) -> None:
         wanted = prefetch(images=(Image(PINNED),))
         known = {PINNED: facts(size(9 * GB))}
-        dry = status.dry_run_status(wanted, Forecast(), 0.0, known)
+        dry = status.dry_run_status(wanted, Forecast(), 0.0, status.Findings(known))
         assert dry["images"] == self.status(known[PINNED], PINNED)["images"]
 
     @pytest.mark.parametrize("length", [20, 40, 60])
@@ -323,7 +326,7 @@ def shown(rule: Rule, value: float | None) -> str:
         return "never"
     match rule.unit:
         case Unit.BYTES:
-            return f"{value / advice.GIB:g} GiB"
+            return f"{value / thresholds.GIB:g} GiB"
         case Unit.SHARE:
             return f"{100 * value:g} %"
         case Unit.LAYERS:
@@ -338,13 +341,13 @@ def test_the_table_in_the_documentation_is_this_one() -> None:
     text = Path(__file__).parents[3].joinpath("docs", "images.md").read_text()
     rows = re.findall(r"^\| `([a-z-]+)` \|(.*)\|$", text, re.MULTILINE)
     table = {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}
-    assert list(table) == [rule.name for rule in advice.RULES]
-    for rule in advice.RULES:
+    assert list(table) == [rule.name for rule in thresholds.RULES]
+    for rule in thresholds.RULES:
         _, warning, error, source = table[rule.name]
         assert (warning, error) == (shown(rule, rule.warning), shown(rule, rule.error)), rule.name
         assert source == rule.source, rule.name
     for value in (
-        f"from {advice.DOMINANCE_FROM // advice.GIB} GiB on",
+        f"from {thresholds.DOMINANCE_FROM // thresholds.GIB} GiB on",
         f"{advice.STREAMS} layers at a time",
         f"{Rates().node / 1e6:g} MB/s",
         f"{Rates().unpack / 1e6:g} MB/s",

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from imagegate.domain import disk, retry, status
+from imagegate.domain import disk, failures, retry, status
 from imagegate.domain.actions import Postpone
 from imagegate.domain.disk import Usage
-from imagegate.domain.drift import LISTED_AFTER
 from imagegate.domain.facts import (
     Attempts,
     GatePolicy,
@@ -26,6 +25,7 @@ from imagegate.domain.facts import (
 )
 from imagegate.domain.match import NO_IMAGE
 from imagegate.domain.share import Share
+from imagegate.domain.share.drift import LISTED_AFTER
 from tests.unit.domain.cases import NOW, creates, decide, deletes, gated, node, patches, pod, view
 from tests.unit.domain.cases import prefetch as bare
 
@@ -53,7 +53,7 @@ def linux(**changes: Any) -> Node:
 
 
 def share(of: Prefetch, **changes: Any) -> Share:
-    return dataclasses.replace(Share(of, place=True, images=sized(llm=4 * GB)), **changes)
+    return dataclasses.replace(Share(of, has_slot=True, images=sized(llm=4 * GB)), **changes)
 
 
 def postponed(plan: Any) -> list[Postpone]:
@@ -302,21 +302,22 @@ def test_absence_proves_nothing_of_what_was_never_listed_or_soon_after_the_pull(
     assert soon.requeue_at == NOW + 1, "nothing else may bring the node back here"
 
 
+def lost(earlier: Attempts | None, message: str = "gone", now: float = NOW) -> Attempts:
+    history = retry.History(earlier, RetrySpec(), key="k", now=now)
+    return history.lost(retry.Cause(failures.EVICTED_BY_KUBELET, message, LLM))
+
+
 def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     attempts: Attempts | None = None
     waits: list[float] = []
     for _ in range(9):
-        attempts = retry.lost(
-            attempts, retry.EVICTED, key="k", now=NOW, image=LLM, message="gone: 86 %"
-        )
+        attempts = lost(attempts, "gone: 86 %")
         waits.append(attempts.next_at - NOW)
     assert waits[0] == pytest.approx(30, rel=0.11)
     assert waits[:7] == sorted(waits[:7])
     assert waits[-1] == pytest.approx(3600, rel=0.11)
     assert attempts is not None
-    later = retry.lost(
-        attempts, retry.EVICTED, key="k", now=NOW + retry.STABLE + 1, image=LLM, message="gone"
-    )
+    later = lost(attempts, now=NOW + retry.STABLE + 1)
     assert later.count == 1, "a day later it is another story"
 
     key = prefetch().groups[0].key
@@ -327,19 +328,19 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     tally = status.Tally(
         counts={NodeState.CACHED: 1}, gated=0, failures=(status.Failure("n1", attempts),)
     )
-    body = status.prefetch_status(prefetch(), tally, NOW, {})
+    body = status.prefetch_status(prefetch(), tally, NOW)
     degraded = next(c for c in body["conditions"] if c["type"] == "Degraded")
     assert (degraded["status"], degraded["reason"]) == ("True", "EvictedByKubelet")
     assert "86 %" in degraded["message"]
     once = dataclasses.replace(attempts, count=1)
     calm = dataclasses.replace(tally, failures=(status.Failure("n1", once),))
-    body = status.prefetch_status(prefetch(), calm, NOW, {})
+    body = status.prefetch_status(prefetch(), calm, NOW)
     assert body["conditions"][2]["status"] == "False"
 
 
 def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
     asked = prefetch()
-    gone = retry.lost(None, retry.EVICTED, key="k", now=NOW, image=LLM, message="gone")
+    gone = lost(None)
     attempts = {asked.groups[0].key: gone}
     bare_node = linux(observed="node-uid/boot-1")
     usage = Usage(capacity=100 * GB, used=10 * GB)

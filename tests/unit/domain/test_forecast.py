@@ -18,7 +18,7 @@ from imagegate.domain.facts import (
     Requirement,
     RolloutSpec,
 )
-from imagegate.domain.forecast import Rates
+from imagegate.domain.forecast import Fleet, Rates
 from tests.unit.domain.cases import NOW, node
 from tests.unit.domain.cases import prefetch as bare
 
@@ -56,7 +56,7 @@ def test_every_matching_node_is_counted_once() -> None:
         "full": Usage(capacity=100 * GB, used=70 * GB),
         "listed": Usage(capacity=100 * GB, used=70 * GB),
     }
-    facts = forecast.forecast(asked, nodes, SIZES, usages)
+    facts = forecast.forecast(asked, SIZES, Fleet(nodes, usages))
     assert (facts.matched, facts.cached, facts.to_pull) == (5, 1, 2)
     assert facts.skipped == {"cordoned": 1}
     assert [name for name, _ in facts.no_room] == ["full"]
@@ -66,7 +66,7 @@ def test_every_matching_node_is_counted_once() -> None:
     for part in ("7.0 GB", "2 nodes", "1 nodes have no room", "full", "cordoned 1"):
         assert part in text
 
-    body = status.dry_run_status(asked, facts, NOW, SIZES)
+    body = status.dry_run_status(asked, facts, NOW, status.Findings(SIZES))
     assert body["nodes"] == {
         "desired": 4,
         "cached": 1,
@@ -81,20 +81,20 @@ def test_every_matching_node_is_counted_once() -> None:
 
 
 def test_an_image_of_unknown_size_is_said_with_the_reason() -> None:
-    facts = forecast.forecast(prefetch(), fleet(2), {LLM: ImageFacts(problem="no answer")}, {})
+    facts = forecast.forecast(prefetch(), {LLM: ImageFacts(problem="no answer")}, Fleet(fleet(2)))
     assert facts.unknown == ((LLM, "no answer"),)
     assert facts.bytes_all == 0
-    assert forecast.forecast(prefetch(), [], {}, {}).unknown == ((LLM, ""),)
+    assert forecast.forecast(prefetch(), {}, Fleet()).unknown == ((LLM, ""),)
 
 
 def test_nothing_at_all_takes_no_time() -> None:
-    facts = forecast.forecast(prefetch(), [], SIZES, {})
+    facts = forecast.forecast(prefetch(), SIZES, Fleet())
     assert (facts.matched, facts.seconds_direct, facts.seconds_mirrored) == (0, 0.0, 0.0)
 
 
 def seconds(count: int, size: int, rollout: RolloutSpec, **rates: float) -> tuple[float, float]:
     sizes = {LLM: ImageFacts(sizes={"linux/amd64": ImageSize(size)})}
-    facts = forecast.forecast(prefetch(rollout=rollout), fleet(count), sizes, {}, Rates(**rates))
+    facts = forecast.forecast(prefetch(rollout=rollout), sizes, Fleet(fleet(count)), Rates(**rates))
     return facts.seconds_direct, facts.seconds_mirrored
 
 

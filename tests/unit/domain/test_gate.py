@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
+from imagegate.api.fields import timestamp
 from imagegate.domain import gate as gate_decision
 from imagegate.domain.actions import ReleaseReason
 from imagegate.domain.facts import GateMode, GatePolicy, GateSpec, OnReboot, Prefetch, Taint
 from imagegate.domain.gate import Problem
 from imagegate.domain.share import Share
-from imagegate.domain.status import timestamp
 from tests.unit.domain.cases import (
     GATE_TAINT,
     KEY,
@@ -42,18 +42,18 @@ HOLD = prefetch(gate=GateSpec(on_reboot=OnReboot.HOLD))
 @pytest.mark.parametrize("changes", [{}, {"ready": False}])
 def test_a_node_under_an_earlier_key_is_released(changes: dict[str, bool]) -> None:
     on = node(taints=(NOT_READY, OLD_TAINT), **changes)
-    plan = decide(view(on, Share(CLOSED, place=True), earlier_keys=EARLIER))
+    plan = decide(view(on, Share(CLOSED, has_slot=True), earlier_keys=EARLIER))
     (patch,) = patches(plan)
     assert patch.remove == (OLD_TAINT,)
     assert patch.release is ReleaseReason.DISABLED
     assert "key" in patch.message
     assert not plan.held
-    assert patches(decide(view(on, Share(CLOSED, place=True)))) == [], "the key is foreign"
+    assert patches(decide(view(on, Share(CLOSED, has_slot=True)))) == [], "the key is foreign"
 
 
 def test_of_a_node_under_two_keys_only_the_earlier_one_is_taken_off() -> None:
     on = node(taints=(OLD_TAINT, NOT_READY, GATE_TAINT))
-    plan = decide(view(on, Share(CLOSED, place=True), earlier_keys=EARLIER))
+    plan = decide(view(on, Share(CLOSED, has_slot=True), earlier_keys=EARLIER))
     (patch,) = patches(plan)
     assert patch.remove == (OLD_TAINT,)
     assert patch.release is None
@@ -66,7 +66,7 @@ def test_a_taint_with_the_gates_key_is_the_gates_whatever_its_effect(effect: str
     on = node(taints=(taint,))
     assert decide(view(on, Share(CLOSED))).held
     done = pod(CLOSED, on, phase="Succeeded")
-    (patch,) = patches(decide(view(on, Share(CLOSED, pods=(done,), place=True))))
+    (patch,) = patches(decide(view(on, Share(CLOSED, pods=(done,), has_slot=True))))
     assert patch.remove == (taint,)
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from imagegate.domain import retry
-from imagegate.domain.pulls import PULL_ERRORS
+from imagegate.domain import failures, messages
+from imagegate.domain.messages import PULL_ERRORS
 
 FOLDER = Path(__file__).parent / "messages"
 
@@ -105,9 +105,9 @@ def test_every_recorded_message_has_its_class(said: Recorded) -> None:
     fault = said.fault.removesuffix("-container")
     expected = EXCEPTIONS.get((said.runtime, fault)) or (EXPECTED | ODD)[fault]
     assert said.reason in PULL_ERRORS
-    assert retry.classify(f"{said.reason}: {said.message}").reason == expected
+    assert messages.classify(f"{said.reason}: {said.message}").reason == expected
     if said.back_off:
-        assert retry.classify(f"ImagePullBackOff: {said.back_off}").reason == expected
+        assert messages.classify(f"ImagePullBackOff: {said.back_off}").reason == expected
 
 
 def test_the_faults_were_met_by_every_runtime() -> None:
@@ -136,12 +136,12 @@ def test_the_name_of_an_image_says_nothing(name: str) -> None:
         f"unexpected status from HEAD request to https://{image}/manifests/404: 418 teapot",
         f"initializing source docker://{image}: reading manifest 404 in r.test/forbidden: strange",
     ):
-        assert retry.classify(f"ErrImagePull: {message}") is retry.UNKNOWN
+        assert messages.classify(f"ErrImagePull: {message}") is failures.PULL_FAILED
 
 
 def test_a_number_is_not_a_status() -> None:
     message = "short read: expected 403 bytes but got 404: unexpected EOF"
-    assert retry.classify(message).reason == "TransferBroken"
+    assert messages.classify(message).reason == "TransferBroken"
 
 
 def test_a_signature_that_is_refused_is_permanent() -> None:
@@ -150,7 +150,7 @@ def test_a_signature_that_is_refused_is_permanent() -> None:
         "SignatureValidationFailed: image pull failed for r.test/a:1 because the signature"
         " validation failed: Source image rejected: A signature was required, but no signature"
     )
-    found = retry.classify(message)
+    found = messages.classify(message)
     assert (found.reason, found.permanent) == ("SignatureInvalid", True)
 
 
@@ -164,6 +164,6 @@ def test_the_table_in_the_docs_has_every_class() -> None:
     ]
     documented = {(reason.strip("`"), permanent, todo) for reason, _, permanent, todo in rows}
     assert documented == {
-        (cls.reason, "yes" if cls.permanent else "no", cls.remedy) for cls in retry.CLASSES
+        (cls.reason, "yes" if cls.permanent else "no", cls.remedy) for cls in failures.CLASSES
     }
     assert all(meaning for _, meaning, _, _ in rows)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from imagegate.api.fields import timestamp
 from imagegate.domain.actions import ReleaseReason
 from imagegate.domain.facts import (
     Attempts,
@@ -23,7 +24,6 @@ from imagegate.domain.facts import (
 )
 from imagegate.domain.match import matches
 from imagegate.domain.share import Share
-from imagegate.domain.status import timestamp
 from tests.unit.domain.cases import (
     GATE_TAINT,
     KEY,
@@ -69,7 +69,7 @@ def labelled(**changes: Any) -> dict[str, Any]:
 )
 def test_an_unsettled_node_is_held_and_nothing_is_started(changes: dict[str, Any]) -> None:
     on = dataclasses.replace(gated(), **changes)
-    plan = decide(view(on, Share(LLM, place=True)))
+    plan = decide(view(on, Share(LLM, has_slot=True)))
     assert plan.actions == ()
     assert plan.held
     assert "waiting for the node" in plan.holding
@@ -79,7 +79,7 @@ def test_a_gated_node_wants_a_place_and_then_pulls() -> None:
     without = decide(view(gated(), Share(LLM)))
     assert creates(without) == []
     assert without.standings["llm"].wants
-    plan = decide(view(gated(), Share(LLM, place=True)))
+    plan = decide(view(gated(), Share(LLM, has_slot=True)))
     assert [c.attempt for c in creates(plan)] == [1]
     assert plan.standings["llm"].state is NodeState.PULLING
     assert plan.held
@@ -87,7 +87,7 @@ def test_a_gated_node_wants_a_place_and_then_pulls() -> None:
 
 def test_while_its_pod_pulls_a_node_is_held_and_looked_at_again_at_the_timeout() -> None:
     on = gated()
-    plan = decide(view(on, Share(LLM, pods=(pod(LLM, on),), place=True)))
+    plan = decide(view(on, Share(LLM, pods=(pod(LLM, on),), has_slot=True)))
     assert plan.actions == ()
     assert plan.requeue_at == START + 10 + 600
 
@@ -98,7 +98,7 @@ def test_while_its_pod_pulls_a_node_is_held_and_looked_at_again_at_the_timeout()
 def test_the_release_is_one_patch_of_label_annotation_and_taint() -> None:
     on = gated()
     done = pod(LLM, on, phase="Succeeded", finished_at=NOW)
-    (patch,) = patches(decide(view(on, Share(LLM, pods=(done,), place=True))))
+    (patch,) = patches(decide(view(on, Share(LLM, pods=(done,), has_slot=True))))
     assert patch.set_labels == {LLM.label: LLM.target}
     assert patch.observed == "node-uid/boot-1"
     assert patch.remove == (GATE_TAINT,)
@@ -157,7 +157,7 @@ def test_a_foreign_taint_stays_and_only_ours_goes() -> None:
 def failing(text: str = "rpc error: not found") -> tuple[Node, Share]:
     on = gated()
     bad = pod(LLM, on, waiting="ErrImagePull", waiting_message=f'"reg.test/llm:1": {text}')
-    return on, Share(LLM, pods=(bad,), place=True, failed_at={bad.uid: NOW})
+    return on, Share(LLM, pods=(bad,), has_slot=True, failed_at={bad.uid: NOW})
 
 
 def test_a_failure_seen_just_now_is_answered_by_deleting_the_pod() -> None:
@@ -191,7 +191,7 @@ def test_fail_open_releases_at_once_when_the_failure_is_permanent() -> None:
 
 def test_fail_open_releases_at_the_timeout_and_not_before() -> None:
     on = gated()
-    share = Share(LLM, pods=(pod(LLM, on),), place=True)
+    share = Share(LLM, pods=(pod(LLM, on),), has_slot=True)
     deadline = START + 10 + 600
     assert patches(decide(view(on, share), deadline - 1)) == []
     (patch,) = patches(decide(view(on, share), deadline))
@@ -201,7 +201,7 @@ def test_fail_open_releases_at_the_timeout_and_not_before() -> None:
 def test_fail_closed_holds_for_ever_until_the_image_is_there() -> None:
     on = gated()
     lost = Attempts(count=9, permanent=True, reason="ImageNotFound", next_at=NOW + 9e9)
-    share = Share(CLOSED, attempts={CLOSED.groups[0].key: lost}, place=True)
+    share = Share(CLOSED, attempts={CLOSED.groups[0].key: lost}, has_slot=True)
     plan = decide(view(on, share), NOW + 9e8)
     assert patches(plan) == []
     assert plan.held
@@ -210,7 +210,7 @@ def test_fail_closed_holds_for_ever_until_the_image_is_there() -> None:
 
 def test_a_back_off_is_waited_for_and_then_a_fresh_pod_is_made() -> None:
     once = Attempts(count=1, next_at=NOW + 5, reason="TransferBroken")
-    share = Share(LLM, attempts={LLM.groups[0].key: once}, place=True)
+    share = Share(LLM, attempts={LLM.groups[0].key: once}, has_slot=True)
     waiting = decide(view(node(), share))
     assert waiting.actions == ()
     assert waiting.requeue_at == NOW + 5
@@ -225,14 +225,14 @@ def test_a_back_off_is_waited_for_and_then_a_fresh_pod_is_made() -> None:
 def test_a_rejected_pod_is_tried_again_later(reason: str) -> None:
     on = node()
     rejected = pod(LLM, on, phase="Failed", reason=reason, message="as the kubelet says")
-    plan = decide(view(on, Share(LLM, pods=(rejected,), place=True)))
+    plan = decide(view(on, Share(LLM, pods=(rejected,), has_slot=True)))
     (delete,) = deletes(plan)
     remembered = delete.remember
     assert remembered is not None
     assert (remembered.reason, remembered.permanent) == ("PodRejected", False)
     assert remembered.message == f"{reason}: as the kubelet says"
     assert creates(plan) == [], "not before the old one is gone and the back-off is over"
-    later = Share(LLM, attempts={LLM.groups[0].key: remembered}, place=True)
+    later = Share(LLM, attempts={LLM.groups[0].key: remembered}, has_slot=True)
     assert creates(decide(view(on, later), remembered.next_at - 0.1)) == []
     assert len(creates(decide(view(on, later), remembered.next_at))) == 1
 
@@ -240,10 +240,10 @@ def test_a_rejected_pod_is_tried_again_later(reason: str) -> None:
 def test_a_pull_is_given_up_at_its_timeout_and_one_of_unknown_size_after_two_hours() -> None:
     limited = prefetch(retry=dataclasses.replace(LLM.retry, timeout=100.0))
     on = node()
-    share = Share(limited, pods=(pod(limited, on),), place=True)
+    share = Share(limited, pods=(pod(limited, on),), has_slot=True)
     assert deletes(decide(view(on, share), START + 119)) == []
     assert len(deletes(decide(view(on, share), START + 120))) == 1
-    patient = Share(LLM, pods=(pod(LLM, on),), place=True)
+    patient = Share(LLM, pods=(pod(LLM, on),), has_slot=True)
     assert deletes(decide(view(on, patient), START + 20 + 7199)) == []
     assert len(deletes(decide(view(on, patient), START + 20 + 7200))) == 1
 
@@ -283,7 +283,7 @@ def test_a_pull_in_time_keeps_the_slot_beside_one_that_is_past_its_deadline() ->
 @pytest.mark.parametrize("skew", [-86_400.0, 86_400.0])
 def test_a_node_clock_that_is_a_day_off_neither_opens_nor_prolongs_the_gate(skew: float) -> None:
     on = gated(ready_since=START + 10 + skew)
-    share = Share(LLM, pods=(pod(LLM, on),), place=True)
+    share = Share(LLM, pods=(pod(LLM, on),), has_slot=True)
     assert patches(decide(view(on, share), START + 500)) == []
     assert len(patches(decide(view(on, share), START + 10 + 600))) == 1
 
@@ -303,20 +303,22 @@ def test_a_settled_node_gets_no_write() -> None:
 def test_a_kept_pod_that_vanished_is_put_back_when_there_is_a_place() -> None:
     on = node(**labelled())
     assert decide(view(on, Share(LLM))).standings["llm"].wants
-    plan = decide(view(on, Share(LLM, place=True)))
+    plan = decide(view(on, Share(LLM, has_slot=True)))
     assert len(creates(plan)) == 1
     assert plan.standings["llm"].state is NodeState.CACHED
 
 
 def test_a_pod_that_somebody_keeps_deleting_is_put_back_later_and_later() -> None:
     on, key = node(**labelled()), LLM.groups[0].key
-    first = creates(decide(view(on, Share(LLM, place=True))))[0].remember
+    first = creates(decide(view(on, Share(LLM, has_slot=True))))[0].remember
     assert first is not None
-    soon = decide(view(on, Share(LLM, place=True, attempts={key: first})), NOW + 30)
+    soon = decide(view(on, Share(LLM, has_slot=True, attempts={key: first})), NOW + 30)
     assert creates(soon) == []
     assert soon.requeue_at == first.next_at
     assert soon.standings["llm"].failure is None
-    (second,) = creates(decide(view(on, Share(LLM, place=True, attempts={key: first})), NOW + 70))
+    (second,) = creates(
+        decide(view(on, Share(LLM, has_slot=True, attempts={key: first})), NOW + 70)
+    )
     assert second.remember is not None
     assert second.remember.next_at - (NOW + 70) > 100
 
@@ -326,7 +328,7 @@ def test_the_refusal_of_a_pod_that_pins_is_shown_although_the_node_is_cached() -
     refused = Attempts(
         2, NOW + 20, "PodNotCreated", "failed calling webhook", "", permanent=False, at=NOW
     )
-    plan = decide(view(on, Share(LLM, place=True, attempts={key: refused})))
+    plan = decide(view(on, Share(LLM, has_slot=True, attempts={key: refused})))
     assert creates(plan) == []
     assert plan.standings["llm"].state is NodeState.CACHED
     assert plan.standings["llm"].failure == refused
@@ -351,11 +353,11 @@ def test_an_edit_supersedes_without_cancelling_what_is_still_wanted() -> None:
     after = prefetch("llm", "reg.test/a:1", "reg.test/c:1")
     on = node()
     running = pod(before, on)
-    plan = decide(view(on, Share(after, pods=(running,), place=True)))
+    plan = decide(view(on, Share(after, pods=(running,), has_slot=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].pulling
     unwanted = prefetch("llm", "reg.test/x:1")
-    plan = decide(view(on, Share(unwanted, pods=(running,), place=True)))
+    plan = decide(view(on, Share(unwanted, pods=(running,), has_slot=True)))
     assert len(deletes(plan)) == 1
 
 
@@ -363,11 +365,11 @@ def test_the_pins_of_the_old_target_go_only_when_the_new_one_is_cached() -> None
     before, after = prefetch("llm", "reg.test/a:1"), prefetch("llm", "reg.test/a:2")
     on = node(labels={before.label: before.target}, observed="node-uid/boot-1")
     old = pod(before, on, name="old", phase="Succeeded")
-    plan = decide(view(on, Share(after, pods=(old,), place=True)))
+    plan = decide(view(on, Share(after, pods=(old,), has_slot=True)))
     assert deletes(plan) == []
     assert len(creates(plan)) == 1
     new = pod(after, on, name="new", uid="new", phase="Succeeded")
-    (patch,) = patches(decide(view(on, Share(after, pods=(old, new), place=True))))
+    (patch,) = patches(decide(view(on, Share(after, pods=(old, new), has_slot=True))))
     assert patch.set_labels == {after.label: after.target}
     current = node(labels={after.label: after.target}, observed="node-uid/boot-1")
     plan = decide(view(current, Share(after, pods=(old, new))))
@@ -393,12 +395,12 @@ def test_labels_of_a_prefetch_that_was_edited_into_nonsense_stay() -> None:
 def test_after_a_reboot_verify_drops_the_label_and_pulls_again() -> None:
     on = node(**labelled(boot_id="boot-2"))
     stale = pod(LLM, on, observed="node-uid/boot-1", phase="Succeeded")
-    (patch,) = patches(decide(view(on, Share(LLM, pods=(stale,), place=True))))
+    (patch,) = patches(decide(view(on, Share(LLM, pods=(stale,), has_slot=True))))
     assert patch.drop_labels == (LLM.label,)
     assert patch.observed == "node-uid/boot-2"
     assert patch.add is None
     mended = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
-    plan = decide(view(mended, Share(LLM, pods=(stale,), place=True)))
+    plan = decide(view(mended, Share(LLM, pods=(stale,), has_slot=True)))
     assert len(creates(plan)) == 1
     assert len(deletes(plan)) == 1
 
@@ -418,14 +420,14 @@ def test_a_pull_that_a_reboot_has_interrupted_is_begun_anew(policy: OnReboot) ->
     asked = prefetch(gate=GateSpec(on_reboot=policy))
     on = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
     stuck = pod(asked, on, observed="node-uid/boot-1", began=True)
-    first = decide(view(on, Share(asked, pods=(stuck,), place=True)))
+    first = decide(view(on, Share(asked, pods=(stuck,), has_slot=True)))
     assert [action.pod for action in deletes(first)] == [stuck]
     assert creates(first) == [], "not before it is gone"
     pulling = dataclasses.replace(stuck, began=False)
-    assert decide(view(on, Share(asked, pods=(pulling,), place=True))).actions == ()
+    assert decide(view(on, Share(asked, pods=(pulling,), has_slot=True))).actions == ()
     going = dataclasses.replace(stuck, deleting=True)
-    assert creates(decide(view(on, Share(asked, pods=(going,), place=True)))) == []
-    assert creates(decide(view(on, Share(asked, place=True))))
+    assert creates(decide(view(on, Share(asked, pods=(going,), has_slot=True)))) == []
+    assert creates(decide(view(on, Share(asked, has_slot=True))))
 
 
 def test_after_a_reboot_hold_puts_the_taint_back() -> None:
@@ -446,13 +448,13 @@ def test_after_an_image_proved_incomplete_the_registry_is_asked() -> None:
     ):
         message = "content digest sha256:bb: not found" if "Store" in reason else "no"
         made = pod(LLM, on, waiting=waiting, waiting_message=message)
-        plan = decide(view(on, Share(LLM, pods=(made,), place=True)))
+        plan = decide(view(on, Share(LLM, pods=(made,), has_slot=True)))
         (delete,) = deletes(plan)
         assert delete.remember is not None
         assert delete.remember.reason == reason
         assert plan.held
         attempts = {group.key: dataclasses.replace(delete.remember, next_at=0.0)}
-        (again,) = creates(decide(view(on, Share(LLM, place=True, attempts=attempts))))
+        (again,) = creates(decide(view(on, Share(LLM, has_slot=True, attempts=attempts))))
         assert again.afresh
 
 
@@ -512,7 +514,7 @@ def test_a_node_that_was_wiped_while_it_was_away_is_held_until_it_is_verified() 
     assert patch.drop_labels == (HOLD.label,)
     assert patch.remove == ()
     recorded = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2", taints=(HELD_NOW,))
-    assert decide(view(recorded, Share(HOLD, pods=(old,), place=True))).held
+    assert decide(view(recorded, Share(HOLD, pods=(old,), has_slot=True))).held
     done = pod(HOLD, recorded, phase="Succeeded")
     (patch,) = patches(decide(view(recorded, Share(HOLD, pods=(done,)))))
     assert patch.release is ReleaseReason.CACHED
@@ -536,7 +538,7 @@ def test_a_machine_does_not_inherit_the_place_of_another_of_its_name() -> None:
         assert not plan.standings["llm"].pulling
         assert plan.standings["llm"].wants
         assert [gone.pod for gone in deletes(plan)] == ([] if deleting else [stale])
-        assert len(creates(decide(view(on, Share(LLM, pods=(stale,), place=True))))) == 1
+        assert len(creates(decide(view(on, Share(LLM, pods=(stale,), has_slot=True))))) == 1
 
 
 # ---- skipped
@@ -558,14 +560,14 @@ def test_a_machine_does_not_inherit_the_place_of_another_of_its_name() -> None:
     ],
 )
 def test_a_node_that_leaves_or_cannot_is_skipped_and_counted(changes: dict[str, Any]) -> None:
-    plan = decide(view(node(**changes), Share(LLM, place=True)))
+    plan = decide(view(node(**changes), Share(LLM, has_slot=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].state is NodeState.SKIPPED
     assert plan.standings["llm"].skipped
 
 
 def test_a_cordoned_node_is_served_while_it_is_gated() -> None:
-    plan = decide(view(gated(unschedulable=True), Share(LLM, place=True)))
+    plan = decide(view(gated(unschedulable=True), Share(LLM, has_slot=True)))
     assert len(creates(plan)) == 1
 
 

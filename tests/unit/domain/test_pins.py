@@ -88,7 +88,7 @@ def test_a_node_with_63_images_gets_two_new_pods_at_most_for_one_image_more() ->
     on = holding(before)
     pods = tuple(finished(before, on, group) for group in before.groups)
     usage = Usage(capacity=100 * GB, used=GB)
-    plan = decide(view(on, Share(after, pods=pods, place=True), usage=usage))
+    plan = decide(view(on, Share(after, pods=pods, has_slot=True), usage=usage))
     assert 1 <= len(creates(plan)) <= 2
     assert deletes(plan) == [], "the node does not hold the new target yet"
 
@@ -105,7 +105,7 @@ def test_a_renamed_secret_costs_no_pod(paused: bool, place: bool) -> None:
     assert before.target == after.target
     on = holding(before)
     pods = tuple(finished(before, on, group) for group in before.groups)
-    plan = decide(view(on, Share(after, pods=pods, place=place)))
+    plan = decide(view(on, Share(after, pods=pods, has_slot=place)))
     assert plan.actions == ()
 
 
@@ -115,7 +115,7 @@ def test_pods_of_groups_that_were_spread_in_another_way_pin_as_well() -> None:
     references = [image.reference for image in asked.images]
     halves = [Group(f"old-{i}", tuple(references[i : i + 8]), ()) for i in (0, 8)]
     pods = tuple(finished(asked, on, half) for half in halves)
-    assert decide(view(on, Share(asked, pods=pods, place=True))).actions == ()
+    assert decide(view(on, Share(asked, pods=pods, has_slot=True))).actions == ()
 
 
 def test_a_pin_goes_only_after_its_replacement_has_finished() -> None:
@@ -125,13 +125,13 @@ def test_a_pin_goes_only_after_its_replacement_has_finished() -> None:
     old = dataclasses.replace(
         finished(asked, on, group), group="earlier", namespace="team-old", uid="old", name="old"
     )
-    alone = decide(view(on, Share(asked, pods=(old,), place=True)))
+    alone = decide(view(on, Share(asked, pods=(old,), has_slot=True)))
     assert deletes(alone) == []
     assert len(creates(alone)) == 1
     new = finished(asked, on, group, phase="Pending", finished_at=None, created_at=NOW)
-    assert deletes(decide(view(on, Share(asked, pods=(old, new), place=True)))) == []
+    assert deletes(decide(view(on, Share(asked, pods=(old, new), has_slot=True)))) == []
     done = dataclasses.replace(new, phase="Succeeded", finished_at=NOW)
-    (delete,) = deletes(decide(view(on, Share(asked, pods=(old, done), place=True))))
+    (delete,) = deletes(decide(view(on, Share(asked, pods=(old, done), has_slot=True))))
     assert delete.pod == old
 
 
@@ -177,8 +177,8 @@ def test_an_image_of_two_prefetches_takes_its_room_once() -> None:
     plan = decide(
         view(
             joining,
-            Share(a, pods=(pulling,), place=True, images=sizes),
-            Share(b, place=True, images=sizes),
+            Share(a, pods=(pulling,), has_slot=True, images=sizes),
+            Share(b, has_slot=True, images=sizes),
             usage=usage,
         )
     )
@@ -194,7 +194,7 @@ def test_images_that_the_node_holds_need_no_room() -> None:
     usage = Usage(capacity=100 * GB, used=80 * GB)
     on = node(platform=AMD64, labels={a.label: a.target}, observed="node-uid/boot-1")
     kept = tuple(finished(a, on, group) for group in a.groups)
-    shares = (Share(a, pods=kept, images=sizes), Share(b, place=True, images=sizes))
+    shares = (Share(a, pods=kept, images=sizes), Share(b, has_slot=True, images=sizes))
     for held in (on, dataclasses.replace(on, listed={i.listed_as: Listed(1) for i in images})):
         plan = decide(view(held, *shares, usage=usage))
         assert len(creates(plan)) == 1
@@ -207,10 +207,10 @@ def test_layers_that_images_share_take_their_room_once() -> None:
     sizes = sized(images, (1, 7 * GB + GB // 2))  # 3 x 8 GB; (7.5 + 3 x 0.5) x 3.5 = 31.5 GB
     usage = Usage(capacity=100 * GB, used=40 * GB)
     on = node(platform=AMD64)
-    plan = decide(view(on, Share(asked, place=True, images=sizes), usage=usage))
+    plan = decide(view(on, Share(asked, has_slot=True, images=sizes), usage=usage))
     assert len(creates(plan)) == 1
     full = Usage(capacity=100 * GB, used=50 * GB)
-    plan = decide(view(on, Share(asked, place=True, images=sizes), usage=full))
+    plan = decide(view(on, Share(asked, has_slot=True, images=sizes), usage=full))
     assert plan.standings["llm"].failure is not None
 
 
@@ -221,7 +221,7 @@ def test_room_that_only_pulls_in_flight_take_is_waited_for() -> None:
     usage = Usage(capacity=100 * GB, used=40 * GB)
     on = gated(platform=AMD64)
     pulling = finished(a, on, a.groups[0], phase="Pending", finished_at=None)
-    share = Share(b, place=True, images=sizes)
+    share = Share(b, has_slot=True, images=sizes)
     plan = decide(view(on, Share(a, pods=(pulling,), images=sizes), share, usage=usage))
     assert plan.actions == ()
     assert plan.held

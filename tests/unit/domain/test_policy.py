@@ -202,7 +202,7 @@ def test_node_that_is_skipped_exposes_nothing() -> None:
 def test_condition_is_there_only_while_there_are_such_nodes() -> None:
     def conditions(exposed: int) -> dict[str, Any]:
         tally = status.Tally({NodeState.CACHED: 3}, gated=0, exposed=exposed)
-        wanted = status.prefetch_status(private(), tally, 0.0, {})
+        wanted = status.prefetch_status(private(), tally, 0.0)
         return {each["type"]: each for each in wanted["conditions"]}
 
     assert "CredentialsVerified" not in conditions(0)

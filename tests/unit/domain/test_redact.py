@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagegate.domain import retry
+from imagegate.domain import messages
 from imagegate.domain.redact import redact
 from imagegate.puller import read
 from imagegate.registry.errors import Unavailable, quoted
@@ -76,7 +76,7 @@ def test_the_class_of_a_failure_stays_the_same() -> None:
     for path in sorted((Path(__file__).parent / "messages").glob("*.json")):
         for said in json.loads(path.read_text())["messages"]:
             for text in (said["message"], said.get("back_off", "")):
-                assert retry.classify(redact(text)) == retry.classify(text)
+                assert messages.classify(redact(text)) == messages.classify(text)
 
 
 @pytest.mark.parametrize("part", ["://", "://?", ":", "?", "a=", "eyJ", "X-Amz-", "://a@", '"'])

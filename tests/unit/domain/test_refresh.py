@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from imagegate.api import fields
 from imagegate.domain import retry, status
-from imagegate.domain.drift import LISTED_AFTER
 from imagegate.domain.effective import adopted, effective, recorded
 from imagegate.domain.facts import (
     IMAGES_PER_POD,
@@ -22,6 +22,7 @@ from imagegate.domain.facts import (
     RefreshSpec,
 )
 from imagegate.domain.share import Share
+from imagegate.domain.share.drift import LISTED_AFTER
 from tests.unit.domain.cases import NOW, creates, decide, deletes, node, patches, pod, view
 
 OLD, NEW = (f"sha256:{digit * 64}" for digit in "ab")
@@ -135,7 +136,7 @@ def seen(on: Node, attempts: Attempts | None = None, finished: float = NOW - 900
     facts = Share(
         asked,
         pods=(kept,),
-        place=True,
+        has_slot=True,
         attempts={group.key: attempts} if attempts else {},
     )
     return view(on, facts, labels_since=NOW - LISTED_AFTER)
@@ -152,7 +153,7 @@ def test_a_tag_that_means_the_old_image_is_noticed_and_pulled_again() -> None:
     tally = status.Tally(
         counts={NodeState.PENDING: 1}, gated=0, failures=(status.Failure("n1", delete.remember),)
     )
-    degraded = status.prefetch_status(followed(), tally, NOW, {})["conditions"][2]
+    degraded = status.prefetch_status(followed(), tally, NOW)["conditions"][2]
     assert (degraded["status"], degraded["reason"]) == ("True", "StaleMirror")
 
 
@@ -193,7 +194,7 @@ def test_a_new_digest_is_rolled_out_beside_the_old_pod_that_pins_the_old_image()
     before, now = followed(digest=OLD), followed(digest=NEW)
     there = node(labels={before.label: before.target}, observed="node-uid/boot-1")
     kept = pod(before, there, phase="Succeeded", images=before.groups[0].references)
-    plan = decide(view(there, Share(now, pods=(kept,), place=True)))
+    plan = decide(view(there, Share(now, pods=(kept,), has_slot=True)))
     (create,) = creates(plan)
     assert create.group.references == (TAG, f"reg.test:5000/llm@{NEW}")
     assert create.remember is None
@@ -204,7 +205,7 @@ def test_a_pull_of_the_tag_that_is_in_flight_is_not_cancelled_by_a_new_digest() 
     before, now = followed(digest=OLD), followed(digest=NEW)
     there = node(observed="node-uid/boot-1")
     pulling = pod(before, there, images=before.groups[0].references)
-    plan = decide(view(there, Share(now, pods=(pulling,), place=True)))
+    plan = decide(view(there, Share(now, pods=(pulling,), has_slot=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].pulling
 
@@ -215,7 +216,7 @@ def test_the_pull_counts_when_the_tag_and_the_digest_are_there() -> None:
     pulling = pod(asked, there, images=asked.groups[0].references)
 
     def after(*pulled: str) -> Any:
-        facts = Share(asked, (pulling,), pulled={pulling.uid: frozenset(pulled)}, place=True)
+        facts = Share(asked, (pulling,), pulled={pulling.uid: frozenset(pulled)}, has_slot=True)
         return decide(view(there, facts))
 
     assert patches(after(TAG)) == []
@@ -233,27 +234,31 @@ def test_the_status_says_digest_since_when_and_the_next_look() -> None:
     prefetch = followed(digest=OLD)
     known = {TAG: ImageFacts(digest=NEW)}
     looked = Refreshed(at=NOW, due=NOW + 300)
-    body = status.prefetch_status(prefetch, tally(), NOW, known, looked)
+    body = status.prefetch_status(prefetch, tally(), NOW, status.Findings(known, refreshed=looked))
     assert body["images"] == [
-        {"image": TAG, "digest": NEW, "resolvedTime": status.timestamp(NOW)},
+        {"image": TAG, "digest": NEW, "resolvedTime": fields.timestamp(NOW)},
     ]
     assert body["refresh"] == {
-        "lastCheckTime": status.timestamp(NOW),
-        "nextCheckTime": status.timestamp(NOW + 300),
+        "lastCheckTime": fields.timestamp(NOW),
+        "nextCheckTime": fields.timestamp(NOW + 300),
     }
     assert body["target"] == prefetch.target, "until that has been written down"
     after = effective(dataclasses.replace(prefetch, status=body))
     assert after.images[0].digest == NEW
-    later = status.prefetch_status(after, tally(), NOW + 900, known, looked)
+    later = status.prefetch_status(
+        after, tally(), NOW + 900, status.Findings(known, refreshed=looked)
+    )
     assert later["images"] == body["images"], "it has been so since then"
-    away = status.prefetch_status(after, tally(), NOW + 900, {TAG: ImageFacts(problem="x")}, looked)
+    away = status.prefetch_status(
+        after, tally(), NOW + 900, status.Findings({TAG: ImageFacts(problem="x")}, refreshed=looked)
+    )
     assert away["images"] == body["images"]
 
 
 def test_a_registry_that_is_away_is_said_at_the_second_time() -> None:
     def degraded(failures: int) -> dict[str, Any]:
         looked = Refreshed(NOW, NOW + 60, "reg.test: no connection", failures)
-        body = status.prefetch_status(followed(), tally(), NOW, {}, looked)
+        body = status.prefetch_status(followed(), tally(), NOW, status.Findings(refreshed=looked))
         assert body["refresh"]["message"] == "reg.test: no connection"
         found: dict[str, Any] = body["conditions"][2]
         return found
@@ -265,10 +270,10 @@ def test_a_registry_that_is_away_is_said_at_the_second_time() -> None:
 
 def test_a_status_forgets_the_refresh_when_tags_are_not_followed_any_more() -> None:
     prefetch = followed(refresh=None, status={"refresh": {"lastCheckTime": "x"}})
-    wanted = status.prefetch_status(prefetch, tally(), NOW, {})
+    wanted = status.prefetch_status(prefetch, tally(), NOW)
     assert status.changes(prefetch.status, wanted)["refresh"] is None
     prefetch = followed(refresh=None, status={})
-    assert "refresh" not in status.prefetch_status(prefetch, tally(), NOW, {})
+    assert "refresh" not in status.prefetch_status(prefetch, tally(), NOW)
 
 
 def test_stale_is_about_what_comes_after_a_pull() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imagegate.domain import retry
+from imagegate.domain import failures, messages, retry
 from imagegate.domain.facts import RetrySpec
 
 # In the wording of other registries and older runtimes; `test_messages.py` has recorded ones.
@@ -84,11 +84,11 @@ REPORTED: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("message", "reason"), MESSAGES + REPORTED)
 def test_classes(message: str, reason: str) -> None:
-    assert retry.classify(message).reason == reason
+    assert messages.classify(message).reason == reason
 
 
 def test_what_somebody_must_mend_is_permanent_and_the_rest_is_not() -> None:
-    permanent = {cls.reason for m, _ in MESSAGES if (cls := retry.classify(m)).permanent}
+    permanent = {cls.reason for m, _ in MESSAGES if (cls := messages.classify(m)).permanent}
     assert permanent == {
         "DiskFull",
         "ImageNotFound",
@@ -101,15 +101,8 @@ def test_what_somebody_must_mend_is_permanent_and_the_rest_is_not() -> None:
 def series(message: str, count: int, spec: RetrySpec) -> list[float]:
     delays, attempts = [], None
     for _ in range(count):
-        attempts = retry.after(
-            attempts,
-            retry.classify(message),
-            spec=spec,
-            key="n1/g",
-            now=1000.0,
-            image="a",
-            message=message,
-        )
+        history = retry.History(attempts, spec, key="n1/g", now=1000.0)
+        attempts = history.after(retry.Cause(messages.classify(message), message, "a"))
         delays.append(attempts.next_at - 1000.0)
     return delays
 
@@ -129,9 +122,8 @@ def test_after_the_limit_and_when_permanent_only_the_slow_heartbeat_is_left() ->
 
 def test_the_jitter_differs_between_nodes_and_is_the_same_for_one() -> None:
     def delay(key: str) -> float:
-        return retry.after(
-            None, retry.UNKNOWN, spec=RetrySpec(), key=key, now=0.0, image="", message=""
-        ).next_at
+        history = retry.History(None, RetrySpec(), key=key, now=0.0)
+        return history.after(retry.Cause(failures.PULL_FAILED, "")).next_at
 
     assert delay("n1/g") == delay("n1/g")
     assert len({delay(f"n{number}/g") for number in range(20)}) > 10

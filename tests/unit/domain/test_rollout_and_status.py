@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegate.api import fields
 from imagegate.domain import rollout, status
 from imagegate.domain.facts import Attempts, NodeState, RolloutSpec
 from imagegate.domain.rollout import Domain, RolloutView
@@ -64,7 +65,7 @@ def test_seeds_that_failed_hold_the_rest_of_their_domain_back_but_try_again_them
 
 def test_seeds_failed_is_a_condition_that_names_domain_cause_and_remedy() -> None:
     body = status.prefetch_status(
-        prefetch(), dataclasses.replace(tally(1, failed=1, pending=9), stopped=("zone-a",)), 0.0, {}
+        prefetch(), dataclasses.replace(tally(1, failed=1, pending=9), stopped=("zone-a",)), 0.0
     )
     degraded = next(c for c in body["conditions"] if c["type"] == "Degraded")
     assert degraded["reason"] == "SeedsFailed"
@@ -76,7 +77,7 @@ def test_a_long_message_keeps_its_end_where_the_cause_is() -> None:
     long = f'failed to pull "{"r.test/" + "a" * 600}": connection reset by peer'
     failed = status.Failure("n", Attempts(count=1, reason="RegistryUnreachable", message=long))
     counted = status.Tally(counts={NodeState.PENDING: 1}, gated=0, failures=(failed,))
-    body = status.prefetch_status(prefetch(), counted, 0.0, {})
+    body = status.prefetch_status(prefetch(), counted, 0.0)
     said = body["failures"][0]["message"]
     assert len(said) == status.MAX_MESSAGE
     assert said.startswith("failed to pull")
@@ -192,7 +193,7 @@ def tally(failures: int = 0, **counts: int) -> Tally:
 
 
 def conditions(counted: Tally, now: float = 0.0, **changes: Any) -> dict[str, tuple[str, str]]:
-    body = status.prefetch_status(prefetch(**changes), counted, now, {})
+    body = status.prefetch_status(prefetch(**changes), counted, now)
     return {c["type"]: (c["status"], c["reason"]) for c in body["conditions"]}
 
 
@@ -213,26 +214,26 @@ def test_conditions() -> None:
 
 
 def test_a_status_is_bounded_at_any_number_of_failures() -> None:
-    body = status.prefetch_status(prefetch(), tally(5000, failed=5000), 0.0, {})
+    body = status.prefetch_status(prefetch(), tally(5000, failed=5000), 0.0)
     assert len(body["failures"]) == 10
     assert len(json.dumps(body)) < 16 * 1024
 
 
 def test_a_transition_time_stays_until_the_status_flips() -> None:
-    first = status.prefetch_status(prefetch(), tally(pulling=1), 1000.0, {})
+    first = status.prefetch_status(prefetch(), tally(pulling=1), 1000.0)
     known = prefetch(status=first)
-    same = status.prefetch_status(known, tally(pulling=1), 2000.0, {})
+    same = status.prefetch_status(known, tally(pulling=1), 2000.0)
     assert same == first
-    flipped = status.prefetch_status(known, tally(cached=1), 2000.0, {})
+    flipped = status.prefetch_status(known, tally(cached=1), 2000.0)
     at = {c["type"]: c["lastTransitionTime"] for c in flipped["conditions"]}
-    assert at["Ready"] == status.timestamp(2000.0)
-    assert at["Degraded"] == status.timestamp(1000.0)
+    assert at["Ready"] == fields.timestamp(2000.0)
+    assert at["Degraded"] == fields.timestamp(1000.0)
 
 
 def test_skipped_nodes_are_explained_by_the_commonest_reasons() -> None:
     reasons = {f"reason {n}": n for n in range(1, 8)} | {"cordoned": 30}
     counted = dataclasses.replace(tally(cached=2, skipped=58), skips=reasons)
-    ready = status.prefetch_status(prefetch(), counted, 0.0, {})["conditions"][0]
+    ready = status.prefetch_status(prefetch(), counted, 0.0)["conditions"][0]
     assert ready["status"] == "True"
     assert ready["message"] == (
         "all images are on 2 of 2 nodes; 58 skipped (30 cordoned, 7 reason 7, 6 reason 6,"

@@ -35,7 +35,7 @@ def share(unready: dict[DaemonSetRef, str], **changes: Any) -> Share:
 
 
 def test_a_held_node_starts_nothing_takes_no_place_and_says_what_it_waits_for() -> None:
-    plan = decide(view(gated(), share(ABSENT, place=True)))
+    plan = decide(view(gated(), share(ABSENT, has_slot=True)))
     assert plan.actions == ()
     assert plan.awaits == {MIRROR}
     standing = plan.standings["llm"]
@@ -47,7 +47,7 @@ def test_a_held_node_starts_nothing_takes_no_place_and_says_what_it_waits_for() 
 
 
 def test_before_anybody_has_looked_it_waits_too() -> None:
-    plan = decide(view(gated(), share({MIRROR: "", AGENT: ""}, place=True)))
+    plan = decide(view(gated(), share({MIRROR: "", AGENT: ""}, has_slot=True)))
     assert plan.actions == ()
     assert plan.awaits == {MIRROR, AGENT}
     assert plan.standings["llm"].waits_for == (
@@ -60,13 +60,13 @@ def test_once_they_are_ready_it_wants_a_place_and_pulls() -> None:
     plan = decide(view(gated(), share({})))
     assert plan.standings["llm"].wants
     assert plan.awaits == frozenset()
-    assert len(creates(decide(view(gated(), share({}, place=True))))) == 1
+    assert len(creates(decide(view(gated(), share({}, has_slot=True))))) == 1
 
 
 def test_a_node_that_was_never_recorded_waits_and_one_in_service_does_not() -> None:
-    assert creates(decide(view(node(), share(ABSENT, place=True)))) == []
+    assert creates(decide(view(node(), share(ABSENT, has_slot=True)))) == []
     recorded = node(observed="node-uid/boot-1")
-    plan = decide(view(recorded, share(ABSENT, place=True)))
+    plan = decide(view(recorded, share(ABSENT, has_slot=True)))
     assert len(creates(plan)) == 1
     assert plan.awaits == frozenset()
     assert not plan.standings["llm"].waits_for
@@ -75,7 +75,7 @@ def test_a_node_that_was_never_recorded_waits_and_one_in_service_does_not() -> N
 def test_what_pulls_already_is_left_alone_and_counts() -> None:
     on = gated()
     running = pod(LLM, on)
-    plan = decide(view(on, share(ABSENT, pods=(running,), place=True)))
+    plan = decide(view(on, share(ABSENT, pods=(running,), has_slot=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].state is NodeState.PULLING
     done = dataclasses.replace(running, phase="Succeeded", finished_at=NOW)
@@ -114,7 +114,7 @@ def test_the_condition_names_a_node_and_what_it_waits_for() -> None:
     tally = Tally(counts, gated=2, waiting=2, waits_for=("n1", WAITS))
 
     def progressing(tally: Tally) -> tuple[str, str]:
-        conditions = status.prefetch_status(LLM, tally, NOW, {})["conditions"]
+        conditions = status.prefetch_status(LLM, tally, NOW)["conditions"]
         (found,) = (c for c in conditions if c["type"] == "Progressing")
         return found["reason"], found["message"]
 

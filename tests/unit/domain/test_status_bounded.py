@@ -66,7 +66,7 @@ def tally(failures: int, text: str, image: str) -> status.Tally:
 
 
 def check(body: dict[str, Any]) -> None:
-    assert status._bytes(body) <= status.MAX_STATUS
+    assert status.size(body) <= status.MAX_STATUS
     for condition in body["conditions"]:
         assert len(condition["message"]) <= MAX_MESSAGE_OF_THE_CRD
     shown = len(body["images"]) + body.get("moreImages", 0)
@@ -88,7 +88,10 @@ def test_a_status_is_never_larger_than_16_kib(
     of = wide(images, length, secrets, followed=followed)
     looked = Refreshed(NOW, NOW + 60, message, 3) if followed else None
     body = status.prefetch_status(
-        of, tally(failures, message, of.images[0].reference), NOW, known(of), looked
+        of,
+        tally(failures, message, of.images[0].reference),
+        NOW,
+        status.Findings(known(of), refreshed=looked),
     )
     check(body)
     assert len(body["images"]) + body.get("moreImages", 0) == images
@@ -96,8 +99,7 @@ def test_a_status_is_never_larger_than_16_kib(
         dataclasses.replace(of, status=body),
         tally(failures, message, of.images[0].reference),
         NOW + 9,
-        known(of),
-        looked,
+        status.Findings(known(of), refreshed=looked),
     )
     assert status.changes(body, again) == {}
 
@@ -105,7 +107,7 @@ def test_a_status_is_never_larger_than_16_kib(
 @pytest.mark.parametrize("length", [60, 158, 250])
 def test_the_digests_of_images_without_room_are_read_back(length: int) -> None:
     of = wide(64, length, 0, followed=True)
-    body = status.prefetch_status(of, tally(10, "x" * 500, "i"), NOW, known(of))
+    body = status.prefetch_status(of, tally(10, "x" * 500, "i"), NOW, status.Findings(known(of)))
     check(body)
     after = effective(dataclasses.replace(of, status=body))
     assert [image.digest for image in after.images] == [DIGEST] * 64
@@ -113,15 +115,17 @@ def test_the_digests_of_images_without_room_are_read_back(length: int) -> None:
 
 def test_what_a_node_fails_with_changes_nothing_that_is_said_of_the_images() -> None:
     of = wide(40, 158, 0, followed=False)
-    quiet = status.prefetch_status(of, tally(0, "", ""), NOW, known(of))
-    failing = status.prefetch_status(of, tally(10, "x" * 500, "i" * 500), NOW, known(of))
+    quiet = status.prefetch_status(of, tally(0, "", ""), NOW, status.Findings(known(of)))
+    failing = status.prefetch_status(
+        of, tally(10, "x" * 500, "i" * 500), NOW, status.Findings(known(of))
+    )
     assert failing["images"] == quiet["images"]
     assert failing.get("moreImages") == quiet.get("moreImages")
 
 
 def test_sizes_are_left_out_before_images() -> None:
     of = wide(64, 100, 0, followed=False)
-    body = status.prefetch_status(of, tally(0, "", ""), NOW, known(of))
+    body = status.prefetch_status(of, tally(0, "", ""), NOW, status.Findings(known(of)))
     assert len(body["images"]) == 64
     assert "compressedBytes" not in body["images"][0]
 
@@ -130,14 +134,14 @@ def test_images_that_only_a_workload_names_are_the_last_to_be_left_out() -> None
     of = wide(64, 250, 0, followed=False)
     images = (*of.images[:60], *(dataclasses.replace(i, source="Job a/b") for i in of.images[60:]))
     of = dataclasses.replace(of, images=images)
-    body = status.prefetch_status(of, tally(0, "", ""), NOW, {})
+    body = status.prefetch_status(of, tally(0, "", ""), NOW)
     assert body["moreImages"] > 0
     assert [entry["from"] for entry in body["images"][-4:]] == ["Job a/b"] * 4
 
 
 def test_many_secrets_are_counted_rather_than_named() -> None:
     of = wide(1, 60, 16, followed=False)
-    body = status.prefetch_status(of, tally(1, "denied", "i"), NOW, {})
+    body = status.prefetch_status(of, tally(1, "denied", "i"), NOW)
     message = body["conditions"][2]["message"]
     assert "and 13 more" in message
     assert len(message) <= status.MAX_CONDITION
@@ -145,7 +149,9 @@ def test_many_secrets_are_counted_rather_than_named() -> None:
 
 def test_a_bounded_status_is_one_that_the_crd_accepts() -> None:
     of = wide(64, 250, 16, followed=True)
-    body = status.prefetch_status(of, tally(10, "x" * 900, "i" * 512), NOW, known(of))
+    body = status.prefetch_status(
+        of, tally(10, "x" * 900, "i" * 512), NOW, status.Findings(known(of))
+    )
     parsed = parse_prefetch(
         {
             "apiVersion": "imagegate.dev/v1alpha1",

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegate.api import fields
 from imagegate.domain import status
 from imagegate.domain.facts import (
     ImageFacts,
@@ -53,24 +54,29 @@ def test_what_is_read_back_is_what_was_wanted(
 
 
 def test_the_message_of_a_refresh_goes_when_the_registry_is_back() -> None:
-    failed = written(FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, {}, DOWN))
+    failed = written(
+        FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(refreshed=DOWN))
+    )
     assert failed.status["refresh"] == {
-        "lastCheckTime": status.timestamp(NOW),
-        "nextCheckTime": status.timestamp(NOW + 60),
+        "lastCheckTime": fields.timestamp(NOW),
+        "nextCheckTime": fields.timestamp(NOW + 60),
         "message": "reg.test: no connection",
     }
-    wanted = status.prefetch_status(failed, TALLY, NOW, {}, UP)
+    wanted = status.prefetch_status(failed, TALLY, NOW, status.Findings(refreshed=UP))
     after = written(failed, wanted)
     assert "message" not in after.status["refresh"]  # type: ignore[operator]
-    again = status.prefetch_status(after, TALLY, NOW, {}, UP)
+    again = status.prefetch_status(after, TALLY, NOW, status.Findings(refreshed=UP))
     assert status.changes(after.status, again) == {}
 
 
 def test_a_restarted_operator_writes_no_refresh_before_it_has_looked() -> None:
     for looked in (UP, DOWN):
-        first = written(FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, {}, looked))
+        first = written(
+            FOLLOWED,
+            status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(refreshed=looked)),
+        )
         conditions = {"conditions": first.status["conditions"]}
-        wanted = status.prefetch_status(first, TALLY, NOW, {}, None) | conditions
+        wanted = status.prefetch_status(first, TALLY, NOW) | conditions
         assert status.changes(first.status, wanted) == {}
 
 
@@ -80,7 +86,7 @@ SIZED = {IMAGE: ImageFacts(sizes={"linux/amd64": ImageSize(5_000, 3_000)})}
 @pytest.mark.parametrize(
     "first",
     [
-        status.prefetch_status(FOLLOWED, TALLY, NOW, SIZED, DOWN),
+        status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(SIZED, refreshed=DOWN)),
         {
             "target": "x",
             "images": [{"image": "y"}],
@@ -93,10 +99,10 @@ SIZED = {IMAGE: ImageFacts(sizes={"linux/amd64": ImageSize(5_000, 3_000)})}
 @pytest.mark.parametrize("of", [FOLLOWED, prefetch("llm", IMAGE), prefetch(dry_run=True)])
 def test_every_field_is_written_once(first: dict[str, Any], of: Prefetch) -> None:
     before = dataclasses.replace(of, status=first)
-    wanted = status.prefetch_status(before, TALLY, NOW, {}, None)
+    wanted = status.prefetch_status(before, TALLY, NOW)
     after = written(before, wanted)
     assert after.status == wanted
-    again = status.prefetch_status(after, TALLY, NOW + 5, {}, None)
+    again = status.prefetch_status(after, TALLY, NOW + 5)
     assert status.changes(after.status, again) == {}
 
 
@@ -105,26 +111,31 @@ def test_a_paused_rollout_progresses_while_joining_nodes_pull() -> None:
     waits = {NodeState.PENDING: 3}
     for gated, said in ((1, "True"), (0, "False")):
         tally = status.Tally(counts=waits, gated=gated, failures=())
-        written = status.prefetch_status(paused, tally, NOW, {}, None)
+        written = status.prefetch_status(paused, tally, NOW)
         (condition,) = [c for c in written["conditions"] if c["type"] == "Progressing"]
         assert condition["status"] == said
 
 
 def test_a_spec_that_cannot_be_acted_on_keeps_the_digests_that_were_found() -> None:
-    first = written(FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, SIZED, UP))
+    first = written(
+        FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(SIZED, refreshed=UP))
+    )
     invalid = dataclasses.replace(first, invalid=("NamespaceNotAllowed", "use another"))
-    after = written(invalid, status.prefetch_status(invalid, TALLY, NOW, {}))
+    after = written(invalid, status.prefetch_status(invalid, TALLY, NOW))
     for field in ("target", "images", "refresh"):
         assert after.status[field] == first.status[field]
 
 
 def test_a_spec_that_cannot_be_acted_on_does_not_keep_what_was_wrong_with_the_registry() -> None:
     """Found by random lives: nothing is looked up meanwhile, so the message stayed for hours."""
-    first = written(FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, SIZED, DOWN))
+    first = written(
+        FOLLOWED,
+        status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(SIZED, refreshed=DOWN)),
+    )
     assert "message" in first.status["refresh"]  # type: ignore[operator]
     invalid = dataclasses.replace(first, invalid=("NamespaceNotReadable", "create the Role"))
-    after = written(invalid, status.prefetch_status(invalid, TALLY, NOW, {}))
+    after = written(invalid, status.prefetch_status(invalid, TALLY, NOW))
     assert "message" not in after.status["refresh"]  # type: ignore[operator]
     assert "lastCheckTime" in after.status["refresh"]  # type: ignore[operator]
     never = dataclasses.replace(invalid, refresh=None)
-    assert "refresh" not in written(never, status.prefetch_status(never, TALLY, NOW, {})).status
+    assert "refresh" not in written(never, status.prefetch_status(never, TALLY, NOW)).status

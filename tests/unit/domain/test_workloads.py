@@ -157,7 +157,7 @@ def test_what_cannot_be_read_any_more_stays_as_the_status_says_it_was() -> None:
     }
     before = joined(asked, find(asked, lists))
     tally = status.Tally({NodeState.CACHED: 1}, 0)
-    said = status.prefetch_status(before, tally, NOW, {}, found=find(asked, lists))
+    said = status.prefetch_status(before, tally, NOW, status.Findings(found=find(asked, lists)))
     # Another process, which may read only one of them; of that one it believes what it reads.
     again = dataclasses.replace(asked, status=said)
     lists = {
@@ -203,7 +203,7 @@ SEARCHING = dataclasses.replace(declared(), searching=True)
 
 def test_a_held_node_stays_held_and_pulls_nothing() -> None:
     held = node(taints=(GATE_TAINT,))
-    plan = decide(view(held, Share(SEARCHING, place=True)))
+    plan = decide(view(held, Share(SEARCHING, has_slot=True)))
     assert (plan.actions, plan.held) == ((), True)
     late = decide(view(held, Share(SEARCHING)), NOW + 10_000)
     (patch,) = late.actions
@@ -226,7 +226,7 @@ def test_a_node_in_service_keeps_its_label_and_its_pods() -> None:
 
 
 def test_a_node_without_a_label_waits() -> None:
-    standing = decide(view(node(), Share(SEARCHING, place=True))).standings[SEARCHING.name]
+    standing = decide(view(node(), Share(SEARCHING, has_slot=True))).standings[SEARCHING.name]
     assert (standing.state, standing.wants) == ("pending", False)
 
 
@@ -241,7 +241,7 @@ def test_a_virtual_node_is_let_go_all_the_same() -> None:
 
 def said(asked: Prefetch, found: Found | None, cached: int = 2) -> dict[str, Any]:
     tally = status.Tally({NodeState.CACHED: cached}, 0)
-    made = status.prefetch_status(asked, tally, NOW, {}, found=found)
+    made = status.prefetch_status(asked, tally, NOW, status.Findings(found=found))
     ImagePrefetchStatus.model_validate(made)
     return made
 

@@ -15,7 +15,7 @@ from typing import Any
 from yarl import URL
 
 from imagegate.api import fields, references
-from imagegate.domain import redact, retry
+from imagegate.domain import redact
 from imagegate.errors import ImagegateError
 from imagegate.hooks import bearer, handover, sns, verify
 from imagegate.hooks.event import (
@@ -445,7 +445,7 @@ def _nodes() -> Iterator[Parser]:
     messages = json.loads((TESTS / "domain" / "messages" / "containerd-2.4.json").read_bytes())
     yield Parser(
         "pull message",
-        lambda data: retry.classify(data.decode(errors="replace")),
+        lambda data: messages.classify(data.decode(errors="replace")),
         (),
         tuple(each["message"].encode() for each in messages["messages"]),
         64 * KIB,

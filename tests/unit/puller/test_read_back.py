@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imagegate.domain import retry
+from imagegate.domain import failures, messages
 from imagegate.domain.facts import Group
 from imagegate.puller import build, read
 from imagegate.puller.build import PullerSettings
@@ -94,7 +94,7 @@ def test_container_that_cannot_be_created_does_not_prove_a_pull(
         pod = read.pod(containers(exited(), exited(), waiting(reason, message)))
     assert pod.phase == "Pending"
     assert (pod.waiting, pod.waiting_message) == (reason, message)
-    assert retry.classify(f"{pod.waiting}: {pod.waiting_message}").reason == failure
+    assert messages.classify(f"{pod.waiting}: {pod.waiting_message}").reason == failure
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_rejected_or_evicted_pod_is_retried_later(reason: str) -> None:
     seen["status"] |= {"phase": "Failed", "reason": reason, "message": "why"}
     pod = read.pod(seen)
     assert (pod.phase, pod.reason, pod.message) == ("Failed", reason, "why")
-    assert retry.ended(pod.reason) is retry.LATER
+    assert failures.ended(pod.reason) is failures.POD_REJECTED
 
 
 def test_failed_pull_is_found_in_any_container() -> None:
@@ -171,7 +171,7 @@ def test_failed_init_container_is_a_failure_with_a_remedy() -> None:
     assert pod.message == (
         'init container busybox: StartError (exit code 128) exec: "/bin/busybox": no such file'
     )
-    assert "puller.container.image" in retry.ended(pod.reason).remedy
+    assert "puller.container.image" in failures.ended(pod.reason).remedy
 
 
 def test_pulled_event_of_a_container_is_read_as_of_a_volume() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from imagegate import cli, lint
-from imagegate.domain.advice import Advice, Severity
+from imagegate.domain.advice import Advice
 from imagegate.domain.facts import ImageFacts, ImageSize, LayerFacts
+from imagegate.domain.thresholds import Severity
 from tests.unit.registry.conftest import PASSWORD, USER, Counter, MakeClient
 from tests.unit.registry.distribution import (
     OCI_CONFIG,

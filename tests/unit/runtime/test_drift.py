@@ -16,7 +16,7 @@ GB = 10**9
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr("imagegate.domain.drift.LISTED_AFTER", 0.2)
+    monkeypatch.setattr("imagegate.domain.share.drift.LISTED_AFTER", 0.2)
     # The API server in memory gives every pod the same old creationTimestamp.
     monkeypatch.setattr("imagegate.domain.retry.deadline", lambda *_: None)
     made = World()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from imagegate.domain import drift
+from imagegate.api.fields import timestamp
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, ImageSize
-from imagegate.domain.status import timestamp
+from imagegate.domain.share import drift
 from imagegate.kube import errors
 from tests.unit.memory_api import MemoryApi
 from tests.unit.runtime.world import KEY, NAMESPACE, PODS, World, until
@@ -438,7 +438,7 @@ async def test_a_prefetch_that_is_deleted_as_a_dry_run_leaves_nothing_behind(wor
 async def test_an_image_that_is_gone_costs_the_label_and_is_pulled_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagegate.domain.drift.LISTED_AFTER", 0.2)
+    monkeypatch.setattr("imagegate.domain.share.drift.LISTED_AFTER", 0.2)
     world.add_node("n1")
     size = {"linux/amd64": ImageSize(10**6)}
     world.registries.images = {"reg.test/llm:1": ImageFacts(sizes=size)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imagegate.domain.status import timestamp
+from imagegate.api.fields import timestamp
 from imagegate.kube import errors
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.installation import Installation

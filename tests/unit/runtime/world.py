@@ -8,10 +8,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from imagegate.api.fields import timestamp
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, Gate, ImageFacts, Node, Prefetch, Refreshed
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
-from imagegate.domain.status import timestamp
 from imagegate.kube import gates, nodes, prefetches
 from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, assert_never
 
-from imagegate.domain import retry, throttle
+from imagegate.domain import failures, retry, throttle
 from imagegate.domain.actions import Action, CreatePod, DeletePod, PatchNode, Postpone
 from imagegate.domain.facts import LABEL_PREFIX, PREFETCH_LABEL, Pod
 from imagegate.domain.gate import ready_since
@@ -114,20 +114,20 @@ class Actor:
         except KubeError as error:
             # The namespace is missing, a quota, Pod Security or a policy refuses the pod, or a
             # webhook fails. Whether a pod was made nevertheless, the watch tells.
-            failure = retry.UNAVAILABLE if isinstance(error, Unavailable) else retry.REFUSED
+            failure = (
+                failures.POD_NOT_CREATED if isinstance(error, Unavailable) else failures.POD_REFUSED
+            )
             self._not_created(action, failure, str(error))
 
-    def _not_created(self, action: CreatePod, failure: retry.FailureClass, message: str) -> None:
+    def _not_created(self, action: CreatePod, failure: failures.FailureClass, message: str) -> None:
         prefetch, node, group = action.prefetch, action.node.name, action.group.key
-        attempts = retry.after(
+        history = retry.History(
             self._ledger.attempts.get(node, {}).get(group),
-            failure,
             spec=prefetch.retry,
             key=f"{node}/{group}",
             now=self._clock.now(),
-            image="",
-            message=message,
         )
+        attempts = history.after(retry.Cause(failure, message))
         self._ledger.remember(node, group, attempts)
         self._metrics.pull_failed(prefetch.name, attempts.reason)
         # Decided about again at once: the slot returns, and the failure is shown.
@@ -147,7 +147,7 @@ class Actor:
                     f"pod {namespace}/{name} is there and is not Imagegate's, because"
                     f" {action.node.name} does not own it: delete it"
                 )
-                self._not_created(action, retry.REFUSED, text)
+                self._not_created(action, failures.POD_REFUSED, text)
                 return
             if pod.prefetch != metadata["labels"][PREFETCH_LABEL] or not pod.group:
                 logger.warning("puller pod without its labels deleted", extra={"pod": pod.name})

@@ -36,10 +36,10 @@ class Forecaster:
             prefetch.generation,
         ):
             return  # it was edited or deleted meanwhile, and that brings it back
-        facts = forecast.forecast(current, nodes, images, usages)
+        facts = forecast.forecast(current, images, forecast.Fleet(nodes, usages))
         self._queue.add(name, delay=FORECAST_INTERVAL)
-        found = self._known.workloads.found(current)
-        wanted = status.dry_run_status(current, facts, self._known.clock.now(), images, found)
+        findings = status.Findings(images, found=self._known.workloads.found(current))
+        wanted = status.dry_run_status(current, facts, self._known.clock.now(), findings)
         await self._statuses.write(current, wanted, self._queue)
 
     def _dry_run(self, name: str) -> Prefetch | None:

@@ -82,7 +82,7 @@ class NodeViews:
             failed_at={uid: at for uid, at in failed.items() if at is not None},
             finished_at={uid: at for uid, at in finished.items() if at is not None},
             started=ledger.started.get(node.name, {}),
-            place=self._slots.has(node, prefetch),
+            has_slot=self._slots.has(node, prefetch),
             slots=ledger.entry(prefetch.name).wanted_slot(prefetch) if held else "",
             images=images or {},
             inspected=images is not None and adopted(prefetch, images),

@@ -84,9 +84,11 @@ class PrefetchReconciler:
             prefetch,
             tally,
             self._known.clock.now(),
-            images,
-            self._known.images.refreshed(prefetch.name),
-            self._known.workloads.found(prefetch),
+            status.Findings(
+                images,
+                refreshed=self._known.images.refreshed(prefetch.name),
+                found=self._known.workloads.found(prefetch),
+            ),
         )
         await self._statuses.write(prefetch, wanted, self._queues.prefetches, urgent=not current)
 

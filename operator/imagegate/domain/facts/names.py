@@ -1,0 +1,12 @@
+"""The names that Imagegate writes into the cluster."""
+
+from __future__ import annotations
+
+GROUP = "imagegate.dev"
+LABEL_PREFIX = f"cached.{GROUP}/"
+"""Prefix of the node labels that record which target of which ImagePrefetch a node holds."""
+OBSERVED = f"{GROUP}/observed"
+"""Node annotation ``<node uid>/<boot id>``: what the labels were true for."""
+PREFETCH_LABEL = f"{GROUP}/prefetch"
+FINALIZER = f"{GROUP}/cleanup"
+TAINT_VALUE = "pending"

@@ -1,0 +1,63 @@
+"""Puller pods, and the attempts that are remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One puller pod, as read back from the cluster."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: int = field(compare=False)
+    node: str = ""
+    prefetch: str = ""
+    group: str = ""
+    images: tuple[str, ...] = ()
+    observed: str = ""
+    """The node's identity when the pod was made."""
+    phase: str = "Pending"
+    """Succeeded means that every image was pulled, whatever the containers did after that."""
+    reason: str = ""
+    message: str = ""
+    waiting: str = ""
+    """The reason a container waits for, when one does: ErrImagePull, ImagePullBackOff, ..."""
+    waiting_message: str = ""
+    waiting_image: str = ""
+    """The image it waits for, where the status says which."""
+    created_at: float = 0.0
+    began: bool = False
+    """Whether a container of it has been created."""
+    finished_at: float | None = None
+    deleting: bool = False
+    owned: bool = True
+    """Whether its Node owns it, as every puller pod's does. Anybody can set labels, also by
+    accident: a pod that only has our labels is not ours, proves nothing and stays as it is."""
+
+    @property
+    def finished(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def machine(self) -> str:
+        """The uid of the Node that it was made for; by now another Node may have the same name."""
+        return self.observed.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What is remembered of the failed attempts of one group on one node.
+
+    In memory only: an operator that restarts tries again at once, which is harmless.
+    """
+
+    count: int = 0
+    next_at: float = 0.0
+    reason: str = ""
+    message: str = ""
+    image: str = ""
+    permanent: bool = False
+    at: float = 0.0

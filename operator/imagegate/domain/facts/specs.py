@@ -1,0 +1,113 @@
+"""The parts of an ImagePrefetch's spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Operator(StrEnum):
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    key: str
+    operator: Operator
+    values: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSetRef:
+    """A DaemonSet that joining nodes wait for."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Workloads whose images are wanted besides those of the spec."""
+
+    kind: str
+    namespace: str
+    selector: tuple[Requirement, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What one list, and one watch, is about: (kind, namespace)."""
+        return self.kind, self.namespace
+
+
+class GateMode(StrEnum):
+    NEW_NODES = "NewNodes"
+    NEVER = "Never"
+
+
+class GatePolicy(StrEnum):
+    FAIL_OPEN = "FailOpen"
+    FAIL_CLOSED = "FailClosed"
+
+
+class OnReboot(StrEnum):
+    IGNORE = "Ignore"
+    VERIFY = "Verify"
+    HOLD = "Hold"
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    mode: GateMode = GateMode.NEW_NODES
+    max_parallel: int = 100
+    percent: bool = True
+    """Whether ``max_parallel`` is a percentage of the matching nodes."""
+    policy: GatePolicy = GatePolicy.FAIL_OPEN
+    timeout: float = 600.0
+    on_reboot: OnReboot = OnReboot.VERIFY
+
+    def parallel(self, nodes: int) -> int:
+        """How many joining nodes may pull at once where this number of nodes match: at least 1."""
+        return _share(self.max_parallel, nodes, percent=self.percent)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    max_parallel: int = 10
+    percent: bool = True
+    """Whether ``max_parallel`` is a percentage of the matching nodes."""
+    seeds: int = 1
+    fanout: int = 2
+    topology_key: str = "topology.kubernetes.io/zone"
+    paused: bool = False
+
+    def parallel(self, nodes: int) -> int:
+        """How many nodes in service may pull at once where this number match: at least 1."""
+        return _share(self.max_parallel, nodes, percent=self.percent)
+
+
+def _share(bound: int, nodes: int, *, percent: bool) -> int:
+    return max(1, bound * nodes // 100 if percent else bound)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySpec:
+    limit: int = 6
+    minimum: float = 10.0
+    maximum: float = 300.0
+    timeout: float | None = None
+    """Seconds after which an attempt counts as failed; None: never. The kubelet lets the pull
+    itself go on, pod or no pod (kubernetes#113606)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshSpec:
+    """That tags are followed: a digest that has changed at the registry is a new target."""
+
+    interval: float = 300.0
+    """Seconds between two looks."""

@@ -1,0 +1,73 @@
+"""The facts for the decision about one node, and the decision while it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from imagegate.domain.disk import Usage
+from imagegate.domain.facts import Gate, Listed, Node, Pod, Taint
+from imagegate.domain.gate import Problem, Verdict
+from imagegate.domain.share.decision import ShareDecision
+from imagegate.domain.share.known import Share
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """Everything that a decision about one node depends on."""
+
+    node: Node
+    taint_key: str
+    """The gate's key. It is known even when the NodeGate is deleted, or no node could be
+    released."""
+    gate: Gate | None
+    earlier_keys: frozenset[str] = frozenset()
+    """Keys that the gate had before: a node that has a taint with one of them is released."""
+    shares: tuple[Share, ...] = ()
+    """One per live prefetch whose selector matches the node, in the order of their names."""
+    orphans: tuple[Pod, ...] = ()
+    """Puller pods on this node that belong to no live, matching prefetch."""
+    frozen: frozenset[str] = field(default_factory=frozenset)
+    """Names of prefetches whose spec cannot be acted on: their labels and pods stay as they are."""
+    problems: tuple[Problem, ...] = ()
+    """Of the prefetches that ask for this node, those whose spec cannot be acted on."""
+    first_ready: float = 0.0
+    """When this process first saw the node Ready."""
+    unready_since: float | None = None
+    """Since when this process has seen the node not Ready; None: it is Ready."""
+    labels_since: float | None = None
+    """Since when our labels on the node have been the same, as far as this process knows; None:
+    nothing is concluded from it."""
+    seen: Mapping[str, Listed] = field(default_factory=dict)
+    """The images that the node has listed since its labels last changed, by name."""
+    usage: Usage | None = None
+    """The node's image file system; None: not read lately."""
+    taints_by_watch: bool = False
+    """Whether the operator itself taints new nodes, because no admission policy is served."""
+    control_planes: bool = False
+    """Whether it taints those of the control plane as well."""
+
+    @property
+    def taints(self) -> tuple[Taint, ...]:
+        """The gate's taints on the node."""
+        return self.node.taints_of((self.taint_key,))
+
+    @property
+    def outdated(self) -> tuple[Taint, ...]:
+        """The gate's taints with an earlier key. Nothing else would ever remove them."""
+        return self.node.taints_of(self.earlier_keys - {self.taint_key})
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDecision:
+    """What is known of a node, and what the steps have concluded about it."""
+
+    view: NodeView
+    now: float
+    shares: tuple[ShareDecision, ...]
+    verdict: Verdict | None
+    """Of the gate. None: the node has no gate taint, or is being deleted."""
+
+    @property
+    def node(self) -> Node:
+        return self.view.node

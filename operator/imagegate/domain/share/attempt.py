@@ -1,0 +1,88 @@
+"""One puller pod that has not succeeded: it pulls, fails, takes too long, or was deleted."""
+
+from __future__ import annotations
+
+from imagegate.domain import failures, messages
+from imagegate.domain.facts import Group, Pod
+from imagegate.domain.failures import FailureClass
+from imagegate.domain.messages import CREATE_ERRORS, PULL_ERRORS
+from imagegate.domain.retry import Cause
+from imagegate.domain.share.decision import ShareDecision
+
+FRESH = 5.0
+"""Seconds for which a failure that was just reported proves that no pull is in flight: the
+kubelet's own back-off before its next try is 10 s or more."""
+
+
+def vanished(decision: ShareDecision, group: Group) -> bool:
+    """Whether the pod of this group is gone before it finished, and the operator did not delete
+    it: that is a failed attempt. A pod of an earlier boot that still exists has not vanished.
+    """
+    uid = decision.share.started.get(group.key)
+    if uid is None or any(pod.uid == uid for pod in decision.share.pods):
+        return False
+    decision.postpone(group, decision.history(group).removed())
+    return True
+
+
+def check(decision: ShareDecision, group: Group, pod: Pod) -> None:
+    if pod.deleting:
+        # Another pod would only wait for this pod's pull; but the slot comes back in time.
+        deadline = decision.deadline(pod, pod.images)
+        keep_slot(decision, deadline)
+        decision.look_again(deadline)
+    elif pod.phase == "Succeeded":
+        text = "the API server took the images away from the puller pod"
+        _give_up(decision, group, pod, _cause(pod, failures.IMAGE_VOLUMES_DROPPED, text))
+    elif pod.phase == "Failed":
+        text = f"{pod.reason}: {pod.message}"
+        _give_up(decision, group, pod, _cause(pod, failures.ended(pod.reason), text))
+    else:
+        _watch(decision, group, pod)
+
+
+def _watch(decision: ShareDecision, group: Group, pod: Pod) -> None:
+    """A pod that is neither finished nor being deleted: pulling, failing, or out of time."""
+    deadline = decision.deadline(pod, group.images)
+    if pod.waiting in PULL_ERRORS | CREATE_ERRORS:
+        failure = messages.classify(f"{pod.waiting}: {pod.waiting_message}")
+        cause = _cause(pod, failure, pod.waiting_message)
+        if just_failed(decision, pod):
+            _give_up(decision, group, pod, cause)
+            return
+        # Found failing, for instance after a restart: the kubelet's next try may already run, and a
+        # new pod would only wait for that try (kubernetes#113606). The kubelet goes on, and its
+        # next report counts. The pod's own time is used, or each look would be another failure.
+        decision.blame(decision.history(group, at=pod.created_at).after(cause))
+    elif decision.now >= deadline:
+        timeout = decision.timeout(group.images)
+        text = f"not pulled within {timeout:.0f} s (retry.timeoutSeconds, or by the images' size)"
+        _give_up(decision, group, pod, _cause(pod, failures.PULL_TIMEOUT, text))
+        return
+    keep_slot(decision, deadline)
+    decision.look_again(deadline)
+
+
+def keep_slot(decision: ShareDecision, deadline: float) -> None:
+    """A pull keeps the node's slot until its deadline. A pull of another group may keep it
+    longer.
+    """
+    decision.pulling = decision.pulling or decision.now < deadline
+
+
+def just_failed(decision: ShareDecision, pod: Pod) -> bool:
+    """Whether the pod is failing, and surely pulls nothing at this moment."""
+    if pod.waiting in CREATE_ERRORS:
+        return True
+    seen = decision.share.failed_at.get(pod.uid)
+    return pod.waiting in PULL_ERRORS and seen is not None and decision.now - seen <= FRESH
+
+
+def _give_up(decision: ShareDecision, group: Group, pod: Pod, cause: Cause) -> None:
+    """Delete the pod and remember the failure: a new pod resets the kubelet's back-off."""
+    decision.pulling = True  # until the pod is really gone, or its deadline is over
+    decision.delete(pod, cause.failure.reason, decision.history(group).after(cause))
+
+
+def _cause(pod: Pod, failure: FailureClass, message: str) -> Cause:
+    return Cause(failure, message, pod.waiting_image or messages.blamed(pod, message))

@@ -1,0 +1,68 @@
+"""Whether the images that are to be pulled fit on the node's disk (``disk.maxUsagePercent``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from imagegate.domain import disk, failures
+from imagegate.domain.facts import Attempts, Group
+from imagegate.domain.retry import Cause
+from imagegate.domain.share.decision import ShareDecision
+
+
+def refusal_is_over(decision: ShareDecision, group: Group, attempts: Attempts) -> bool:
+    """Whether the disk guard refused a group that needs no room any more, because its images are
+    there by now or are being pulled for another ImagePrefetch. A failure of the runtime itself, to
+    which the disk was full, is not over.
+    """
+    refused = attempts.reason == failures.DISK_FULL.reason and not attempts.image
+    return refused and not any(_new(decision, [group]))
+
+
+def fits(decision: ShareDecision, due: list[Group]) -> bool:
+    """Whether these groups may be pulled as far as the disk is concerned.
+
+    If they do not fit by themselves, that is a failed attempt: a person must free the disk, and the
+    next look is as far away as the slow end of the back-off. If only the pulls in flight leave no
+    room for them, the end of those pulls decides: while they run, their bytes are counted in full
+    beside the part of them that the disk already shows.
+    """
+    limit, usage = decision.prefetch.max_usage, decision.site.usage
+    if limit >= 100:
+        return True
+    if usage is None:
+        decision.wants_usage = True
+        return False
+    new, unknown = _new(decision, due)
+    if not new and not unknown:
+        return True
+    together = disk.on_disk(sum({**decision.site.reserved, **new}.values()))
+    if disk.refusal(usage, decision.node, together, limit) is None:
+        decision.starting = new
+        return True
+    message = disk.refusal(usage, decision.node, disk.on_disk(sum(new.values())), limit)
+    if message is None:
+        # The end of a pull is an event of this node; the time is for a pull that never ends.
+        decision.look_again(decision.now + decision.prefetch.retry.maximum)
+        return False
+    for group in due:
+        decision.postpone(group, decision.history(group).after(Cause(failures.DISK_FULL, message)))
+    return False
+
+
+def _new(decision: ShareDecision, due: Iterable[Group]) -> tuple[dict[disk.Key, int], bool]:
+    """The layers and images that these groups add to what the node holds and to the pulls in
+    flight; and whether the size of an image that the node may lack is not known.
+    """
+    site = decision.site
+    references = [reference for group in due for reference in group.images]
+    listed = {
+        image.reference
+        for image in decision.prefetch.images
+        if image.listed_as in decision.node.listed
+    }
+    unknown = any(decision.size(ref) is None for ref in references if ref not in listed)
+    parts = decision.parts(references).items()
+    return {
+        key: count for key, count in parts if key not in site.held and key not in site.reserved
+    }, unknown
