@@ -443,7 +443,7 @@ async def queue_order(world: World) -> None:
     await _cluster(world, 1)
     world.apply(
         "llm",
-        _pushed(world, "llm", 1500),
+        _pushed(world, "llm", 8000),  # a pull takes longer than four nodes to join
         rollout={"maxParallel": 1},
         gate={"timeoutSeconds": 3600, "maxParallel": 1},
     )

@@ -52,6 +52,9 @@ REPEATED = 30
 """Writes of one operator to one object in a minute."""
 REFUSED = 40
 """Refused writes of the operator to one object in 10 minutes."""
+TRIED_AGAIN = 360.0
+"""Seconds for which a refusal for want of room may stand: the longest back-off (300 s, and a
+tenth), by a figure of the disk that is 30 s old."""
 SHOWN = 400.0
 FIRST_POD = 12.0
 """Seconds from a new prefetch to its first puller pod: the registry is waited for 5 s."""
@@ -438,7 +441,9 @@ class Safety:
             blocked = not judge.liveness.allowed(ask)
             if ask.fail_closed:
                 judge.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
-            elif since < ask.timeout - LATE and not blocked and not judge.hopeless(machine, ask):
+            elif since < ask.timeout - LATE and not (
+                blocked or judge.liveness.full_within(TRIED_AGAIN, machine, ask)
+            ):
                 judge.blame("released-early", node["metadata"]["name"], f"FailOpen {text}")
 
     @staticmethod
@@ -951,11 +956,17 @@ class Liveness:
         """Whether the disk guard may keep the images from a node: now, or since what the prefetch
         asks for last changed, because a refusal is tried again after the longest back-off only.
         """
-        judge, which = self._judge, (ask.name, machine.uid)
-        if judge.hopeless(machine, ask):
+        since = elapsed() - self._judge.asked_at[ask.name]
+        return self.full_within(since, machine, ask) or self._judge.crowded(node, machine, ask)
+
+    def full_within(self, seconds: float, machine: Machine, ask: Ask) -> bool:
+        """Whether a pull fails on a machine, or has no room, now or when it was looked at within so
+        many seconds.
+        """
+        which = ask.name, machine.uid
+        if self._judge.hopeless(machine, ask):
             self._full_at[which] = elapsed()
-        full_at = self._full_at.get(which, -math.inf)
-        return full_at >= judge.asked_at[ask.name] or judge.crowded(node, machine, ask)
+        return elapsed() - self._full_at.get(which, -math.inf) <= seconds
 
     def _misplaced(self, nodes: list[Body]) -> None:
         """Puller pods in a namespace that their prefetch has left."""

@@ -84,14 +84,19 @@ def test_first_pod_is_demanded_once_the_pull_in_flight_is_over() -> None:
     assert promises(story) == ["first-pod"]
 
 
+def gate(world: World) -> None:
+    """A NodeGate with a heartbeat: nodes that join from now on are held."""
+    world.gate()
+    beat = {"heartbeat": timestamp()}
+    key = ("", "default")
+    world.server.change(OPERATOR, "nodegates", key, lambda body: body.update(status=beat))
+
+
 async def queue(
     world: World, *, early: Callable[[World], None], late: Callable[[World], None]
 ) -> None:
     """A node joins, then three others; those are served first."""
-    world.gate()
-    beat = {"heartbeat": timestamp()}
-    key = ("", "default")
-    world.server.change(OPERATOR, "nodegates", key, lambda gate: gate.update(status=beat))
+    gate(world)
     world.apply("base", SMALL)
     kubelets = [world.join("n0")]
     await asyncio.sleep(60)
@@ -138,3 +143,24 @@ def test_a_node_that_cannot_use_its_turn_is_overtaken(early: Callable[[World], N
 
 def test_a_new_leader_does_not_know_which_node_asked_first() -> None:
     assert promises(lambda world: queue(world, early=nothing, late=other_leader)) == []
+
+
+async def release(world: World, *, used: int) -> None:
+    """A node is released without the images, a minute after its disk was like this."""
+    gate(world)
+    world.apply("base", SMALL)
+    machine = world.join("n0").machine
+    await asyncio.sleep(30)
+    machine.used = used
+    await asyncio.sleep(30)
+    machine.used = 10 * GB
+    await asyncio.sleep(60)
+    world.server.change(OPERATOR, "nodes", ("", "n0"), lambda node: node["spec"].update(taints=[]))
+
+
+def test_a_node_is_not_released_without_images_that_have_room() -> None:
+    assert promises(lambda world: release(world, used=10 * GB)) == ["released-early"]
+
+
+def test_a_refusal_for_want_of_room_stands_until_it_is_tried_again() -> None:
+    assert promises(lambda world: release(world, used=90 * GB)) == []

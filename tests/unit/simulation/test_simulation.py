@@ -43,3 +43,15 @@ def test_a_slot_that_never_returns_is_found() -> None:
     )
     done = python("-c", code)
     assert done.stdout.strip() == "no-progress", done.stderr
+
+
+def test_a_queue_that_serves_the_last_node_first_is_found() -> None:
+    code = (
+        "from dataclasses import replace; from imagegate.domain import rollout\n"
+        "grant = rollout.grant\n"
+        "rollout.grant = lambda view: grant(replace(view, joining=view.joining[::-1]))\n"
+        "from tests.simulation.__main__ import run\n"
+        "print(run(1, 'queue-order').broken[0].promise)"
+    )
+    done = python("-c", code)
+    assert done.stdout.strip() == "queue-jumped", done.stderr
