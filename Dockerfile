@@ -4,10 +4,10 @@
 #
 # BASE_IMAGE: any image with `python3` 3.11 or newer and its venv module (Debian: python3-venv). Both stages use it, because
 # a virtual environment names its interpreter by path. Behind a TLS-inspecting proxy, put the CA bundle and PIP_CERT there.
-# A tag may be moved, so build releases with the digest of a base that you have checked (docs/security.md, Digests of images):
+# The default has a digest, because a tag may be moved. Renew it for security updates (docs/security.md, Digests of images):
 #
 #   --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:…
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 
 FROM ${BASE_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \

@@ -11,6 +11,7 @@ import yaml
 
 from imagegate import cli
 from imagegate.puller.mode import Mode
+from tests.cluster.paths import CHECKOUT
 
 from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, PULLERS, Helm, Object, RenderError
 
@@ -301,7 +302,10 @@ def test_operator_understands_its_arguments(helm: Helm, kind: str, served: tuple
         assert parsed.gate_source == ("policy" if served else "watch")
         assert dict(parsed.puller_annotation) == {"note": "a=b"}
         assert parsed.puller_mode == Mode.AUTO
-        assert parsed.puller_container_image == "docker.io/library/busybox:1.37.0-musl"
+        assert parsed.puller_container_image == (
+            "docker.io/library/busybox:1.37.0-musl"
+            "@sha256:fc6dddc4c44b1bfe37f41cae8e67d1693828e8f42a91862816d7953e2c9d3f23"
+        )
 
 
 def test_image_is_set_by_version_tag_or_digest(helm: Helm) -> None:
@@ -317,6 +321,27 @@ def test_image_is_set_by_version_tag_or_digest(helm: Helm) -> None:
         == both.container("Job")["image"]
         == f"ghcr.io/imagegate/imagegate@{digest}"
     )
+
+
+def test_default_puller_images_have_the_digests_of_the_security_document(helm: Helm) -> None:
+    document = (CHECKOUT / "docs/security.md").read_text()
+    for option, repository in (("image", "pause"), ("container-image", "busybox")):
+        (argument,) = (
+            argument
+            for argument in helm.render().container()["args"]
+            if argument.startswith(f"--puller-{option}=")
+        )
+        reference, digest = argument.partition("=")[2].split("@")
+        assert repository in reference
+        assert f"| `{reference}` | `{digest}`" in document
+
+
+def test_copy_of_a_default_puller_image_has_no_digest_by_default(helm: Helm) -> None:
+    """A copy may have another digest, for example after `docker pull` and `docker push`."""
+    for image in ({"repository": "registry.example/pause"}, {"tag": "3.10"}):
+        args = helm.render({"puller": {"image": image}}).container()["args"]
+        (reference,) = (a for a in args if a.startswith("--puller-image="))
+        assert "@" not in reference
 
 
 def test_every_image_can_be_set_by_digest(helm: Helm) -> None:

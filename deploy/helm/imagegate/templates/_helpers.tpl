@@ -62,12 +62,18 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/*
 An image reference. Call with (dict "image" .Values.image "tag" .Chart.AppVersion).
+The default images of the puller have a digest, because a registry can move a tag. Another repository or tag has none, because
+a copy of an image may have another digest. docs/security.md says where the digests are recorded.
 */}}
 {{- define "imagegate.image" -}}
 {{- if .image.digest }}
 {{- printf "%s@%s" .image.repository .image.digest }}
 {{- else }}
-{{- printf "%s:%s" .image.repository (.image.tag | default .tag | required "puller.image and puller.container.image need a tag or a digest") }}
+{{- $reference := printf "%s:%s" .image.repository (.image.tag | default .tag | required "puller.image and puller.container.image need a tag or a digest") }}
+{{- $digests := dict
+  "registry.k8s.io/pause:3.10.2" "sha256:f548e0e8e3dc1896ca956272154dde3314e8cc4fde0a57577ee9fa1c63f5baf4"
+  "docker.io/library/busybox:1.37.0-musl" "sha256:fc6dddc4c44b1bfe37f41cae8e67d1693828e8f42a91862816d7953e2c9d3f23" }}
+{{- $reference }}{{ with get $digests $reference }}@{{ . }}{{ end }}
 {{- end }}
 {{- end }}
 
