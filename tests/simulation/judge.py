@@ -658,7 +658,9 @@ class Liveness:
         if request.resource == "pods" and request.method == "POST" and operator:
             labels = (request.sent or {}).get("metadata", {}).get("labels") or {}
             name = labels.get(PREFETCH, "")
-            self._queue(name, request.sent["spec"]["nodeName"])
+            # The probe of the leader names no node, because it is only a dry run.
+            if node := request.sent["spec"].get("nodeName"):
+                self._queue(name, node)
             if request.applied:
                 self._begun.add(name)
                 self._refused_pods.pop(name, None)

@@ -15,7 +15,7 @@ from typing import Any
 from yarl import URL
 
 from imagegate.api import fields, references
-from imagegate.domain import redact
+from imagegate.domain import messages, redact
 from imagegate.errors import ImagegateError
 from imagegate.hooks import bearer, handover, sns, verify
 from imagegate.hooks.event import (
@@ -442,12 +442,12 @@ def _nodes() -> Iterator[Parser]:
         (b"100Gi", b"v1.34.4-eks-1a2b3c4", b"2026-11-28T07:00:00Z"),
         64 * KIB,
     )
-    messages = json.loads((TESTS / "domain" / "messages" / "containerd-2.4.json").read_bytes())
+    recorded = json.loads((TESTS / "domain" / "messages" / "containerd-2.4.json").read_bytes())
     yield Parser(
         "pull message",
         lambda data: messages.classify(data.decode(errors="replace")),
         (),
-        tuple(each["message"].encode() for each in messages["messages"]),
+        tuple(each["message"].encode() for each in recorded["messages"]),
         64 * KIB,
     )
     yield Parser(
