@@ -26,7 +26,7 @@ from tests.cluster.local import cluster as local
 from tests.cluster.paths import CHECKOUT
 
 ARTIFACTS = CHECKOUT / ".artifacts"
-CLUSTERS_AT_A_TIME = 5
+CLUSTERS_AT_A_TIME = 4
 """For two cores, because a cluster and its pytest need about half of a core on average."""
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0
