@@ -50,11 +50,11 @@ def test_paused_stops_nodes_in_service_and_not_those_that_join() -> None:
 
 def test_seeds_that_failed_hold_the_rest_of_their_domain_back_but_try_again_themselves() -> None:
     waiting = (("n1", "a"), ("n2", "a"), ("n3", "b"))
-    failed = Domain(nodes=2, failing=frozenset({"n1"}), failing_for_good=1)
+    failed = Domain(nodes=2, failing=frozenset({"n1"}), failing_permanently=1)
     view = RolloutView(spec(), {"a": failed, "b": Domain(nodes=1)}, waiting=waiting)
     assert rollout.grant(view) == ("n1", "n3")
     assert rollout.stopped(view) == ("a",)
-    passing = dataclasses.replace(failed, failing_for_good=0)
+    passing = dataclasses.replace(failed, failing_permanently=0)
     view = RolloutView(spec(), {"a": passing}, waiting=waiting[1:2])
     assert rollout.grant(view) == ("n2",), "what may pass, or lie with one node, is tried once more"
     twice = dataclasses.replace(passing, failing=frozenset({"n1", "n3"}))

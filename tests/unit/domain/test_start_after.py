@@ -121,6 +121,6 @@ def test_the_condition_names_a_node_and_what_it_waits_for() -> None:
     text = f"2 joining nodes wait for spec.startAfter; n1: {WAITS}"
     assert progressing(tally) == ("WaitingForDaemonSet", text)
     pulling = dataclasses.replace(tally, counts=counts | {NodeState.PULLING: 1})
-    assert progressing(pulling) == ("Pulling", f"1 nodes pulling, 3 to come; {text}")
+    assert progressing(pulling) == ("Pulling", f"1 nodes pulling, 3 pending; {text}")
     none = dataclasses.replace(tally, waiting=0, waits_for=("", ""))
     assert progressing(none)[0] == "Waiting"
