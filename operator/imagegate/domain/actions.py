@@ -1,4 +1,4 @@
-"""What a decision asks for: the union of things that are done to the cluster."""
+"""The actions that a decision returns: the changes to the cluster."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ class CreatePod:
     group: Group
     attempt: int
     remember: Attempts | None = None
-    """What to remember once it is created: a pod that is put back again and again waits longer."""
+    """The attempts to remember once the pod is created, because a pod that is created again and
+    again waits longer each time."""
     afresh: bool = False
-    """The registry is to be asked for what the node says it has: that has proved wrong."""
+    """Whether the kubelet must ask the registry although the node lists the image, because the
+    node's copy proved incomplete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +47,17 @@ class DeletePod:
     pod: Pod
     why: str
     remember: Attempts | None = None
-    """What the failure of this pod is remembered as, once the deletion was accepted."""
+    """The attempts to remember once the deletion was accepted, with the failure of this pod."""
 
     @property
     def request(self) -> Hashable:
-        """The same for every decision that asks the API server for the same."""
+        """Equal for all decisions that send the same request to the API server."""
         return self.pod.uid
 
 
 @dataclass(frozen=True, slots=True)
 class Postpone:
-    """Start nothing for this group before the time that is remembered: nothing is written."""
+    """Start no pull of this group before the remembered time. Nothing is written."""
 
     prefetch: Prefetch
     node: Node
@@ -72,7 +74,7 @@ class PatchNode:
     drop_labels: tuple[str, ...] = ()
     observed: str | None = None
     forget: bool = False
-    """Remove the annotation: nothing of ours shall be left (uninstall)."""
+    """Remove the annotation, because an uninstall leaves nothing behind."""
     remove: tuple[Taint, ...] = ()
     """The gate's taints on the node, of the present key and of earlier keys."""
     add: Taint | None = None
@@ -92,7 +94,7 @@ class PatchNode:
 
     @property
     def request(self) -> Hashable:
-        """The same for every decision that asks the API server for the same."""
+        """Equal for all decisions that send the same request to the API server."""
         return (
             self.node.uid,
             tuple(sorted(self.set_labels.items())),
@@ -100,7 +102,7 @@ class PatchNode:
             self.observed,
             self.forget,
             self.remove,
-            # Without its time, which is another in each decision.
+            # Without the taint's time, because it differs in each decision.
             self.add is not None and (self.add.key, self.add.effect),
         )
 
@@ -110,7 +112,7 @@ Action = CreatePod | DeletePod | Postpone | PatchNode
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where the node stands with one prefetch after this decision."""
+    """The state of the node for one prefetch after this decision."""
 
     state: NodeState
     pulling: bool = False
@@ -120,13 +122,13 @@ class Standing:
     failure: Attempts | None = None
     skipped: str = ""
     waits_for: str = ""
-    """What of ``startAfter`` keeps its pulls from starting, for people."""
+    """The DaemonSets of ``startAfter`` that keep its pulls from starting, as text for people."""
     startable: bool = True
-    """Whether the node could begin a pull at all: it is settled, and not left alone."""
+    """Whether the node could begin a pull: it is settled and not skipped."""
     reads_disk: bool = False
-    """Whether its disk usage has to be read before it can go on. It keeps its slot meanwhile."""
+    """Whether its disk usage must be read first. The node keeps its slot meanwhile."""
     exposed: bool = False
-    """Whether images that are pulled with secrets can be used there without (`credentials`)."""
+    """Whether pods without secrets can use images that are pulled with secrets (`credentials`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,8 @@ class NodePlan:
     held: bool = False
     """Whether the gate taint is on the node and stays."""
     holding: str = ""
-    """Why it stays, for people."""
+    """Why the taint stays, as text for people."""
     wants_usage: bool = False
     """Whether more could be decided if the node's disk usage were known."""
     awaits: frozenset[DaemonSetRef] = frozenset()
-    """What has to be Ready on the node before a pull that is due may start."""
+    """The DaemonSets that must be Ready on the node before a pull that is due may start."""

@@ -1,7 +1,7 @@
-"""What makes an image slow to pull, and what to do about it (`imagegate lint`, status).
+"""Advice about images that are slow to pull: the cause and the remedy (`imagegate lint`, status).
 
 A node fetches a few layers at a time, each over one connection, and unpacks them one after the
-other, each on one core. So what counts is less how large an image is than how it is cut.
+other, each on one core. So the sizes of the single layers matter more than the size of the image.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from imagegate.domain.thresholds import (
 )
 
 MAX_ADVICE = 8
-"""As many as `status.images[].advice` takes."""
+"""The most that `status.images[].advice` may have."""
 MAX_TEXT = 1024
-"""Characters of one of them there (`meta.Sentence`)."""
+"""Characters of one advice in the status (`meta.Sentence`)."""
 DISK = 100 * 10**9
-"""Bytes of the disk that is assumed where nobody says how large the nodes' are: GKE's default."""
+"""Bytes of a node's disk if no size is given: GKE's default."""
 STREAMS = 3
 """Layers that a node fetches at once: containerd's `max_concurrent_downloads`."""
 FASTER = 3
-"""How much faster than gzip one core unpacks zstd, and what is not compressed at all: containerd's
-own benchmark has 2 to 3.7 (containerd PR 6957), published images less."""
+"""How much faster one core unpacks zstd and uncompressed layers than gzip: containerd's own
+benchmark has 2 to 3.7 (containerd PR 6957), published images less."""
 SHOWN = 5
-"""Platforms that a text names."""
+"""Platforms that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,10 @@ def advise(reference: str, facts: ImageFacts, nodes: NodeKind = ANY) -> tuple[Ad
 
 
 def seconds(size: ImageSize, rates: Rates) -> float:
-    """An estimate of one pull on an idle node: fetching in `STREAMS`, unpacking in order.
+    """Estimated seconds of one pull on an idle node: it fetches `STREAMS` layers at a time and
+    unpacks the layers in order.
 
-    The connection is shared by the layers in flight; a registry that sends less on each is slower.
+    The layers in flight share the bandwidth. A registry that limits each connection is slower.
     """
     layers = size.layers or (LayerFacts(size.compressed),)
     done = 0.0
@@ -100,7 +101,9 @@ def seconds(size: ImageSize, rates: Rates) -> float:
 
 
 def _fetched(layers: tuple[LayerFacts, ...], rate: float) -> list[float]:
-    """When each layer is there; `sent` is what each of those in flight has got since the start."""
+    """When each layer is complete, in seconds. `sent`: bytes that each of the parallel streams has
+    received since the start.
+    """
     ends = [0.0] * len(layers)
     flying: list[tuple[float, int]] = []
     now = sent = 0.0
@@ -144,8 +147,8 @@ def _of_layers(size: ImageSize) -> Iterator[Advice]:
             DOMINATING_LAYER.name,
             severity,
             f"{name} is {100 * share:.0f} % of {disk.size(size.compressed)}: for most of the pull"
-            " nothing goes on beside it",
-            "split this one; more layers elsewhere do not help",
+            " no other layer is in progress",
+            "split this layer; more layers elsewhere do not help",
         )
     gzip = sum(layer.size for layer in layers if layer.compression == "gzip")
     severity = GZIP.severity(gzip)
@@ -186,8 +189,8 @@ def _of_whole(size: ImageSize, nodes: NodeKind) -> Iterator[Advice]:
             severity,
             f"a node takes about {forecast.duration(estimate)} for it (an estimate, at"
             f" {rates.node / 1e6:g} MB/s and with {rates.unpack / 1e6:g} MB/s of gzip unpacked)",
-            "make it smaller or cut it otherwise, or raise gate.timeoutSeconds: a joining node is"
-            " let go after that, with the image or without",
+            "make it smaller, split it in another way, or raise gate.timeoutSeconds: a joining node"
+            " is released after that time, with or without the image",
         )
     need = disk.need([size])
     severity = DISK_NEED.severity(need / disk_size) if disk_size > 0 else None
@@ -216,6 +219,6 @@ def _mutable(facts: ImageFacts) -> Advice:
     return Advice(
         MUTABLE_TAG.name,
         Severity.WARNING,
-        "what its tag names may change, and nodes that pull later get another image",
+        "its tag may move to another image, and nodes that pull later get that image",
         f"write @{facts.digest[:160]} after it",
     )

@@ -12,16 +12,16 @@ from typing import Final
 from imagegate.domain.facts import Node, Prefetch
 
 VERIFIES: Final = (1, 35)
-"""The first kubelet, by major and minor version, that does so by default."""
+"""The first version of the kubelet (major, minor) that verifies credentials by default."""
 
 
 def exposed(prefetch: Prefetch, node: Node) -> bool:
-    """Whether the prefetch brings images by secrets to a node that lets every pod use them."""
+    """Whether the prefetch pulls images with secrets onto a node that lets every pod use them."""
     return prefetch.private and (0, 0) < node.kubelet < VERIFIES
 
 
 def condition(nodes: int) -> tuple[str, bool, str, str]:
-    """(type, status, reason, message), where there are such nodes."""
+    """The condition for this number of exposed nodes: (type, status, reason, message)."""
     return (
         "CredentialsVerified",
         False,

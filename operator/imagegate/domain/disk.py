@@ -1,8 +1,8 @@
 """Whether an image still fits on a node's image file system (section 2, ``disk``).
 
 The kubelet removes images from 85 % on, and evicts pods at the same point (its settings
-``imageGCHighThresholdPercent`` and ``imagefs.available<15%``): a pull that goes beyond is undone at
-once, and takes somebody else's images with it.
+``imageGCHighThresholdPercent`` and ``imagefs.available<15%``): the images of a pull beyond that are
+removed immediately, together with images of other users.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from dataclasses import dataclass
 from imagegate.domain.facts import ImageSize, Node
 
 UNPACKED = 2.5
-"""Bytes on disk for each compressed byte, beside it: gzip layers of published images unpack to 1.9
-to 2.9 times their size, and containerd keeps the compressed layers as well."""
+"""Unpacked bytes on disk for each compressed byte: gzip layers of published images unpack to 1.9 to
+2.9 times their size. The compressed byte itself is added, because containerd keeps the compressed
+layers as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A node's image file system as its kubelet measured it; ``problem`` where it could not be
-    read, with what to do about it.
+    """A node's image file system as its kubelet measured it. ``problem`` says why it could not be
+    read, with the remedy.
     """
 
     capacity: int = 0
     used: int = 0
     problem: str = ""
     passing: bool = False
-    """Whether the problem may be over in a moment."""
+    """Whether the problem may soon be over without help."""
 
     def __str__(self) -> str:
         if self.problem:
@@ -45,12 +46,13 @@ NOT_READ = Usage(
 """No kubelet is asked."""
 
 Key = int | str
-"""A layer by its digest (`LayerFacts.key`), or what is not known by layer by its image's name."""
+"""A layer, by its digest (`LayerFacts.key`); or the part of an image whose layers are not known, by
+the name of the image."""
 
 
 def parts(images: Iterable[tuple[str, ImageSize | None]]) -> dict[Key, int]:
-    """What these images consist of, with compressed bytes, each layer once; by (name, size). An
-    image whose size is not known counts as nothing.
+    """The layers and images that these images consist of, each once, with compressed bytes.
+    ``images`` are (name, size); an image of unknown size adds nothing.
     """
     found: dict[Key, int] = {}
     for name, image in images:
@@ -66,20 +68,20 @@ def parts(images: Iterable[tuple[str, ImageSize | None]]) -> dict[Key, int]:
 
 
 def need(images: Iterable[ImageSize]) -> int:
-    """Bytes on disk that these images will take, each by itself."""
+    """Bytes on disk that these images take if they share no layer."""
     return on_disk(sum(image.compressed for image in images))
 
 
 def on_disk(compressed: int) -> int:
-    """Bytes on disk that so many compressed bytes of layers take."""
+    """Bytes on disk that layers with this number of compressed bytes take."""
     return int(compressed * (1 + UNPACKED))
 
 
 def refusal(usage: Usage, node: Node, needed: int, limit: int) -> str | None:
-    """Why this much must not be pulled onto the node, with the figures; None where it fits.
+    """Why this number of bytes must not be pulled onto the node, with the figures; None: they fit.
 
-    Where usage cannot be read only the size of the node's disk is left to go by (DiskPressure is
-    heeded anyway, see `match.skipped`).
+    If the usage cannot be read, only the size of the node's disk is checked. (A node with
+    DiskPressure is skipped in any case, see `match.skipped`.)
     """
     bound = f"disk.maxUsagePercent is {limit}"
     if usage.problem:

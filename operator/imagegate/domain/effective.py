@@ -1,8 +1,7 @@
-"""What an ImagePrefetch comes to: what its spec says, with what was found out since.
+"""The effective ImagePrefetch: its spec, with the digests that followed tags were resolved to.
 
-The digests that tags have been resolved to are read back from the object's own status. So they are
-in the cluster before anything is done about them, and an operator that starts finds the target
-that its predecessor rolled out.
+The digests are read back from the object's own status. So they are in the cluster before the
+operator acts on them, and an operator that starts finds the target that its predecessor rolled out.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def effective(declared: Prefetch) -> Prefetch:
 
 
 def recorded(prefetch: Prefetch) -> dict[str, str]:
-    """The digests in its status, by reference: only what is a digest counts."""
+    """The digests in its status, by reference. Values that are not digests are ignored."""
     entries = listed(prefetch).items()
     found = {reference: entry.get("digest") for reference, entry in entries}
     shorter = prefetch.status.get("digests")
@@ -41,13 +40,13 @@ def recorded(prefetch: Prefetch) -> dict[str, str]:
 
 
 def reference_key(reference: str) -> str:
-    """A reference in ``status.digests``, where there is no room for it as a whole."""
+    """The short form of a reference in ``status.digests``, which has little room."""
     return hashlib.sha256(reference.encode()).hexdigest()[:12]
 
 
 def listed(prefetch: Prefetch) -> dict[str, Mapping[str, Any]]:
-    """The images in its status, by reference. Anybody may have written there: their fields may be
-    anything.
+    """The images in its status, by reference. Their fields may have any type, because any client
+    may have written the status.
     """
     entries = prefetch.status.get("images")
     return {
@@ -58,14 +57,16 @@ def listed(prefetch: Prefetch) -> dict[str, Mapping[str, Any]]:
 
 
 def adopted(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> bool:
-    """Whether the prefetch is about the digests that the registry has told last. Until it is,
-    nothing more is pulled: it would be of yesterday.
+    """Whether the prefetch has the digests that the registry reported last. Until then no pull
+    starts, because it would pull an outdated image.
     """
     return prefetch.refresh is None or resolved(prefetch.images, images) == prefetch.images
 
 
 def resolved(images: Sequence[Image], known: Mapping[str, ImageFacts]) -> tuple[Image, ...]:
-    """The images with the digests that the registry has told; those that it could not tell stay."""
+    """The images with the digests that the registry reported. Images without a reported digest stay
+    as they are.
+    """
     return tuple(
         image.resolved(known[image.reference].digest) if image.reference in known else image
         for image in images

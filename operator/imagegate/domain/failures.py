@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 class FailureClass(NamedTuple):
     reason: str
-    """CamelCase, as it stands in conditions, Events and metrics."""
+    """CamelCase, as in conditions, Events and metrics."""
     permanent: bool
     """Whether the same attempt fails again until a person changes something."""
     remedy: str
@@ -21,8 +21,8 @@ class FailureClass(NamedTuple):
 DISK_FULL = FailureClass(
     "DiskFull", True, "free or enlarge the node's image file system, or raise disk.maxUsagePercent"
 )
-"""Said by the disk guard before a pull, or by the runtime in it. Permanent: only a person or the
-kubelet's collector, which looks every 5 minutes, makes room."""
+"""Reported by the disk guard before a pull, or by the runtime during it. Permanent, because only a
+person or the kubelet's image garbage collection, which runs every 5 minutes, frees the disk."""
 PULL_QPS_EXCEEDED = FailureClass(
     "PullQPSExceeded", False, "the kubelet limits its own pulls: raise its registryPullQPS"
 )
@@ -81,8 +81,8 @@ LAYER_UNSUPPORTED = FailureClass(
 NOT_A_REGISTRY = FailureClass(
     "NotARegistry",
     False,
-    "what answers is no registry (a mirror, a proxy or a login page): check the node's mirror"
-    " configuration and the registry's name",
+    "the server that answers is not a registry (a mirror, a proxy or a login page): check the"
+    " node's mirror configuration and the registry's name",
 )
 NOT_AN_IMAGE = FailureClass(
     "NotAnImage",
@@ -136,7 +136,7 @@ REGISTRY_STORAGE_REFUSED = FailureClass(
     "RegistryStorageRefused",
     False,
     "the store that the registry redirects to refuses, not the registry: check the registry's own"
-    " access to it, the clocks, and what stands between the node and the store",
+    " access to it, the clocks, and any proxy between the node and the store",
 )
 INVALID_IMAGE_NAME = FailureClass("InvalidImageName", True, "correct the image reference")
 IMAGE_NOT_FOUND = FailureClass("ImageNotFound", True, "push the image or correct the reference")
@@ -158,13 +158,14 @@ TRANSFER_TIMEOUT = FailureClass(
 EVICTED_BY_KUBELET = FailureClass(
     "EvictedByKubelet",
     False,
-    "the images do not fit beside what else the node holds: enlarge its disk, or leave it out",
+    "the images do not fit on the node together with its other images: enlarge its disk, or leave"
+    " the node out",
 )
 STALE_MIRROR = FailureClass(
     "StaleMirror",
     False,
-    "a mirror between the nodes and the registry still serves what the tag was before: have it look"
-    " the tag up anew, or shorten the time for which it keeps tags",
+    "a mirror between the nodes and the registry still serves an earlier image for the tag: make"
+    " the mirror resolve the tag again, or shorten the time for which it keeps tags",
 )
 """Not a failed pull: the node has the new image, but by its digest only."""
 PULLER_FAILED = FailureClass(
@@ -253,7 +254,7 @@ CLASSES: tuple[FailureClass, ...] = (
 _BY_REASON = {cls.reason: cls for cls in CLASSES}
 
 NOT_THERE = frozenset({NODE_STORE_DAMAGED.reason, CONTAINER_NOT_CREATED.reason})
-"""The node says that it has the image, and does not have all of it."""
+"""The node reports that it has the image, but the node's copy is incomplete."""
 
 NODES_OWN = frozenset(
     failure.reason
@@ -271,11 +272,11 @@ NODES_OWN = frozenset(
         IDS_OUT_OF_RANGE,
     )
 )
-"""Reasons that lie with one node: they say nothing about other nodes."""
+"""Reasons whose cause is on one node: they say nothing about other nodes."""
 
 
 def remedy(reason: str) -> str:
-    """What a person can do about a failure."""
+    """How a person can fix a failure."""
     return _BY_REASON.get(reason, PULL_FAILED).remedy
 
 

@@ -1,4 +1,4 @@
-"""What an ImagePrefetch would do, without doing it: for ``dryRun`` and ``imagegate plan``."""
+"""What an ImagePrefetch would change, for ``dryRun`` and ``imagegate plan``."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ class Forecast:
     cached: int = 0
     to_pull: int = 0
     no_room: tuple[tuple[str, str], ...] = ()
-    """(node, why): nodes that the disk guard keeps the images from."""
+    """(node, reason): nodes on which the disk guard allows no pull."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Nodes that are left alone, by reason."""
+    """The number of skipped nodes, by reason."""
     bytes_all: int = 0
     """Compressed, over all nodes that would pull."""
     bytes_node: int = 0
-    """Of the node with the most to pull."""
+    """Compressed, on the node with the most bytes to pull."""
     unknown: tuple[tuple[str, str], ...] = ()
-    """(image, why): images whose size is not known, and which count as nothing."""
+    """(image, reason): images of unknown size, which are counted as 0 bytes."""
     unread: tuple[tuple[str, str], ...] = ()
-    """(node, why): nodes whose disk usage could not be read."""
+    """(node, reason): nodes whose disk usage could not be read."""
     seconds_direct: float = 0.0
-    """Until the last node is cached, every node pulling from the registry."""
+    """Until the last node is cached, if every node pulls from the registry."""
     seconds_mirrored: float = 0.0
-    """The same where a mirror lets nodes pull from those of their domain that are cached."""
+    """The same, if nodes pull through a mirror from the cached nodes of their domain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The nodes of a cluster, whether they match or not."""
+    """All nodes of a cluster, also those that do not match."""
 
     nodes: Sequence[Node] = ()
     usages: Mapping[str, Usage] = field(default_factory=dict)
-    """By node name. The disk of a node that is not in it is not judged."""
+    """By node name. The disks of other nodes are not checked."""
 
 
 def forecast(
@@ -141,18 +141,19 @@ class _Course:
 
     view: RolloutView
     queues: Mapping[str, int]
-    """By domain, how many nodes pull."""
+    """The number of nodes that have to pull, by domain."""
     size: int
     """Compressed bytes that each of them pulls."""
     rates: Rates
 
 
 def _simulate(course: _Course, *, mirrored: bool) -> float:
-    """Seconds of a rollout: the same rule by which slots are given, and a rate for each pull.
+    """Seconds of a rollout, with the operator's rule for slots and a rate for each pull.
 
-    A pull takes its transfer and then its unpacking, as with one dominating layer; stragglers and
-    retries are not in it. All that pull from the registry share what it sends; `sent` is what each
-    of them has received since the beginning, so that a transfer ends when `sent` is `size` more.
+    A pull is a transfer and then the unpacking, as with one dominating layer. Stragglers and
+    retries are left out. The nodes that pull from the registry share its bandwidth. `sent` is the
+    number of bytes that each of them has received since the beginning, so a transfer ends when
+    `sent` has grown by `size`.
     """
     view, size, rates = course.view, course.size, course.rates
     waiting, domains = dict(course.queues), dict(view.domains)

@@ -24,7 +24,7 @@ MAX_PROBLEM = 400
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why an ImagePrefetch that asks for a node cannot be acted on."""
+    """Why an ImagePrefetch that selects a node cannot be acted on."""
 
     prefetch: Prefetch
     message: str
@@ -32,24 +32,24 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one matching prefetch says about the release of the node."""
+    """The facts about one matching prefetch that decide on the release of the node."""
 
     prefetch: Prefetch
     cached: bool
     failure: Attempts | None = None
     impossible: bool = False
-    """The node can never hold these images (`match.NEVER`), or the prefetch is forbidden: nothing
-    to wait for, not even under FailClosed, or a node of another platform would wait for ever."""
+    """The node can never hold these images (`match.NEVER`), or the prefetch is forbidden. The gate
+    does not wait for them, not even under FailClosed, because the node would wait for ever."""
     why: str = ""
-    """Why not, for people."""
+    """Why the node is skipped or the prefetch forbidden, as text for people."""
     problem: Problem | None = None
-    """Why it cannot be acted on: its images are not cached then, whatever their number."""
+    """Why the prefetch cannot be acted on. Then it is not cached, even if it has no images."""
     waits_for: str = ""
-    """What of ``startAfter`` keeps its pulls from starting, for people."""
+    """The DaemonSet or the slot that its pulls wait for, as text for people."""
 
     @property
     def obstacle(self) -> str:
-        """Why it does not pull, as the end of a sentence that begins with its name."""
+        """Why no pull runs, as the end of a sentence that begins with the name of the prefetch."""
         if self.problem is not None:
             return f": {self.problem.message[:MAX_PROBLEM]}"
         return f", which waits for {self.waits_for}" if self.waits_for else ""
@@ -60,13 +60,13 @@ class Claim:
 
     @property
     def holds_again(self) -> bool:
-        """Whether it holds nodes that were in service before, too."""
+        """Whether it also holds nodes that were in service before."""
         return self.gating and self.prefetch.gate.on_reboot is OnReboot.HOLD
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Release with a reason, or hold (``release`` is None) and look again at ``requeue_at``."""
+    """Release with a reason, or hold (``release`` is None) and decide again at ``requeue_at``."""
 
     release: ReleaseReason | None
     message: str
@@ -74,21 +74,23 @@ class Verdict:
 
 
 def heartbeat_is_fresh(heartbeat: float, now: float, within: float) -> bool:
-    """Whether an operator with this heartbeat lives, by the clock of the API server. A heartbeat
-    from the future does not count, because it would never grow old.
+    """Whether an operator with this heartbeat is alive, by the clock of the API server. A heartbeat
+    from the far future is not fresh, because it would not expire for a long time.
     """
     return -within < now - heartbeat < within
 
 
 def ready_since(node: Node, first_seen: float, taints: Iterable[Taint] = ()) -> float:
-    """When the node became Ready, in seconds since the epoch, with a wrong node clock contained.
+    """When the node became Ready, in seconds since the epoch, corrected for a wrong node clock.
 
-    The condition's transition time is by the node's own clock. It cannot truly lie before the
-    Node was created nor after this operator first saw it Ready, so a clock that is hours off
-    neither opens the gate at once nor holds it for hours. A node that was in service before and
-    is held again after a reboot may never have left Ready: there, the time at which its gate
-    taint was added counts (``taints``), which is in the cluster and so outlives a restart of the
-    operator. Only for a taint that somebody else added without a time does ``first_seen`` count.
+    The condition's transition time is by the node's own clock. The true time is neither before the
+    creation of the Node nor after this operator first saw it Ready. Within these bounds, a clock
+    that is hours off neither opens the gate immediately nor holds the node for hours.
+
+    A node that was in service before and is held again after a reboot may never have left Ready.
+    For such a node the time at which its gate taint was added is used (``taints``), because that
+    time is in the cluster and survives a restart of the operator. ``first_seen`` is used only if
+    another client added the taint without a time.
     """
     if node.observed:
         added = [at for taint in taints if (at := fields.seconds(taint.time_added)) is not None]
@@ -112,7 +114,7 @@ class GateView:
 def judge(view: GateView, now: float) -> Verdict:
     """The verdict on a node that carries the gate taint."""
     if view.gate is None or view.gate.deleting:
-        return Verdict(ReleaseReason.DISABLED, "the NodeGate is gone")
+        return Verdict(ReleaseReason.DISABLED, "the NodeGate was deleted")
     if view.gate.suspend:
         return Verdict(ReleaseReason.DISABLED, "the NodeGate is suspended")
     if view.unsettled is not None:
@@ -138,11 +140,11 @@ def judge(view: GateView, now: float) -> Verdict:
 
 
 _RANK = (ReleaseReason.TIMEOUT, ReleaseReason.FAILED, ReleaseReason.CACHED)
-"""Of several reasons for a release, the first of these is the reason of the release."""
+"""If prefetches give several reasons, the first of them in this order is the release's reason."""
 
 
 def _opinion(claim: Claim, since: float, now: float) -> Verdict:
-    """The verdict as far as one claim is concerned."""
+    """The verdict for one claim alone."""
     name, policy = claim.prefetch.name, claim.prefetch.gate
     deadline = since + policy.timeout
     if claim.cached:

@@ -1,7 +1,7 @@
-"""Which nodes an ImagePrefetch is for, and which nodes are left alone for now.
+"""Which nodes an ImagePrefetch selects, and which nodes are skipped for now.
 
-Answers are evidence rather than booleans: the text says which taint or condition it was, so that
-a status message can name it.
+Functions return evidence rather than booleans: the text names the taint or condition, so that a
+status message can show it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ UNSETTLED_TAINTS = (
     "node.cloudprovider.kubernetes.io/uninitialized",
     "karpenter.sh/unregistered",
 )
-"""While one of these is there, the node's labels are incomplete (and Karpenter would put back a
-startup taint that was removed too early: kubernetes-sigs/karpenter#1772)."""
+"""While the node has one of these taints, its labels are incomplete (and Karpenter would add a
+startup taint again that was removed too early: kubernetes-sigs/karpenter#1772)."""
 
 LEAVING_TAINTS = (
     "ToBeDeletedByClusterAutoscaler",
@@ -25,15 +25,15 @@ LEAVING_TAINTS = (
 )
 
 AWAY_AFTER = 180.0
-"""Seconds for which a node that is not Ready keeps its slot. A kubelet that restarts is back
-before; a machine that lost its power does not come back by itself. The pull may go on unseen, so
-more than maxParallel nodes may pull for a while."""
+"""Seconds for which a node that is not Ready keeps its slot. A kubelet that restarts is Ready again
+before that; a machine that lost its power does not come back by itself. The pull may continue
+unseen, so more than maxParallel nodes may pull for a while."""
 AWAY = "NodeNotReady"
 VIRTUAL = "no kubelet of its own"
 WINDOWS = "Windows"
 NO_IMAGE = "no image for its platform"
 NEVER = frozenset({VIRTUAL, WINDOWS, NO_IMAGE})
-"""The reasons for skipping a node that do not pass by themselves: nothing is waited for there."""
+"""The reasons for skipping a node that never pass, so that the gate does not wait for the node."""
 
 VIRTUAL_LABELS = (
     ("eks.amazonaws.com/compute-type", "fargate"),
@@ -42,11 +42,11 @@ VIRTUAL_LABELS = (
     ("type", "kwok"),
 )
 VIRTUAL_TAINT = "virtual-kubelet.io/provider"
-"""The key of the taint that Virtual Kubelet and what is built on it give their nodes."""
+"""The key of the taint that Virtual Kubelet, and projects built on it, give their nodes."""
 
 
 def matches(prefetch: Prefetch, node: Node) -> bool:
-    """Whether the prefetch asks for its images on this node (section 2, ``nodeSelector``)."""
+    """Whether the prefetch selects this node (section 2, ``nodeSelector``)."""
     return selects(prefetch.selector, node.labels)
 
 
@@ -70,7 +70,7 @@ def _satisfied(requirement: Requirement, labels: Mapping[str, str]) -> bool:
 
 
 def unsettled(node: Node) -> str | None:
-    """Why nothing can be started on this node yet, or None when it is ready for pulls."""
+    """Why no pull can start on this node yet, or None when it is ready for pulls."""
     for taint in node.taints:
         if taint.key in UNSETTLED_TAINTS:
             return f"taint {taint.key}"
@@ -78,13 +78,13 @@ def unsettled(node: Node) -> str | None:
 
 
 def joining(node: Node, *, gated: bool) -> bool:
-    """Whether the node is held, or was never recorded as it is since its last boot."""
+    """Whether the node is held, or was not recorded since its last boot."""
     return gated or node.observed != node.identity
 
 
 def skipped(node: Node, *, gated: bool) -> str | None:
-    """Why this node does not take part, or None. A cordoned node that is gated does: cluster
-    tooling often uncordons a node only once it has no startup taints left.
+    """Why this node is skipped, or None. A cordoned node is not skipped while it is gated, because
+    cluster tooling often uncordons a node only once it has no startup taints left.
     """
     if node.deleting:
         return "the Node is being deleted"
@@ -94,7 +94,7 @@ def skipped(node: Node, *, gated: bool) -> str | None:
     if _virtual(node):
         return VIRTUAL
     if node.labels.get("kubernetes.io/os") == "windows":
-        # Its API refuses the pod's security context, and neither a pause image's -v nor a
+        # For Windows the pod's security context is refused, and neither a pause image's -v nor a
         # Linux busybox runs there.
         return WINDOWS
     if node.disk_pressure:

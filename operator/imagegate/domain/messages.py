@@ -26,13 +26,13 @@ PULL_ERRORS = frozenset(
 """The reasons for which a container waits while its image cannot be pulled."""
 
 CREATE_ERRORS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
-"""The kubelet believes that the image is there, and cannot make a container of it: nothing is
-being pulled, and the next attempt of this pod ends in the same way."""
+"""The kubelet considers the image present, but cannot create a container from it. No pull is
+running, and the next attempt of this pod fails in the same way."""
 
-# The first match wins, so the specific stands before the general: a 429 is often wrapped in
-# "failed to resolve reference". A bare number is never enough ("short read: expected 403 bytes" is
-# not about a status), and neither is a bare "not found", which is said of snapshots, leases and
-# content in the node's own store as well.
+# The first match wins, so specific patterns come before general patterns: a 429 is often wrapped in
+# "failed to resolve reference". A bare number is never enough ("short read: expected 403 bytes" has
+# no HTTP status), and neither is a bare "not found", because runtimes also report it for snapshots,
+# leases and content in the node's own store.
 _CLASSES: tuple[tuple[str, FailureClass], ...] = (
     (r"no space left on device|disk quota exceeded", failures.DISK_FULL),
     (r"pull QPS exceeded", failures.PULL_QPS_EXCEEDED),
@@ -47,7 +47,7 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
         failures.NAME_RESOLUTION_FAILED,
     ),
     (r"proxy authentication required|\bstatus\b.*\b407\b", failures.PROXY_REFUSED),
-    # Of a CONNECT that is answered with an error Go passes on the reason phrase alone.
+    # If the proxy answers CONNECT with an error, Go reports only the reason phrase.
     (
         r"failed to do request: [a-z]+\s*: (forbidden|unauthorized|method not allowed)\s*$",
         failures.PROXY_REFUSED,
@@ -121,7 +121,7 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
         r"operation not permitted|mount callback failed on .*permission denied",
         failures.SNAPSHOTTER_FAILED,
     ),
-    # A token is asked of the registry's own service, wherever that is.
+    # The token service belongs to the registry, whatever its address is.
     (r"(oauth|anonymous|auth|bearer) token.*\bstatus\b.*\b40[13]\b", failures.UNAUTHORIZED),
     (r"STORAGE \W*40[13]\b", failures.REGISTRY_STORAGE_REFUSED),
     (
@@ -137,7 +137,7 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
     (
         r"manifest[ _]unknown|name[ _]unknown|repository name not known|repository does not exist"
         r"|\bstatus\b.*\b404\b"
-        # What is said of the reference, or of what the registry was asked for. The names are gone.
+        # "not found" for the reference, or for requested content. Names were removed before.
         r"|failed to resolve( reference| image)?\b[\s:]*not found"
         r"|from remote: not found|content at\W*not found|manifest for\W*not found"
         r"|(error reading|reading) manifest\b.*\bnot found"
@@ -172,9 +172,9 @@ _DECIDES = (
     re.compile(r"pull image err: (?P<last>.*?); artifact err: ", re.DOTALL),
 )
 LONGEST_MESSAGE = 4096
-"""Characters of a message that are looked at. The longest that runtimes were seen to write has some
-hundred. A node may write any number, and the patterns take the square of it: 64 KiB held the event
-loop for more than a minute."""
+"""Characters of a message that are searched. The longest recorded messages have some hundred. A
+node may write any number, and the time of the patterns grows with the square of it: 64 KiB blocked
+the event loop for more than a minute."""
 
 
 def classify(message: str) -> FailureClass:
@@ -190,6 +190,6 @@ def classify(message: str) -> FailureClass:
 
 
 def blamed(pod: Pod, message: str) -> str:
-    """The image of the pod that a message is about: the one it names, or else the first."""
+    """The image of the pod that a message is about: the image that it names, else the first."""
     named = (image for image in pod.images if image in message)
     return next(named, pod.images[0] if pod.images else "")

@@ -1,11 +1,13 @@
-"""What administrators let an ImagePrefetch ask for: the chart's ``prefetchPolicy``.
+"""The bounds that administrators set for ImagePrefetches: the chart's ``prefetchPolicy``.
 
 The chart's ValidatingAdmissionPolicy refuses a spec beyond these bounds with the same sentences
-(deploy/helm/imagegate/templates/prefetch-policy.yaml). Here they count for objects that were stored
-before a bound was set, for sizes, which no admission can know, and for the images of workloads.
+(deploy/helm/imagegate/templates/prefetch-policy.yaml). This module checks the bounds for objects
+that were stored before a bound was set, for sizes, which admission cannot know, and for the images
+of workloads.
 
-A prefetch that violates the policy pulls nothing and holds no node. That goes before every other
-reason for which a parsed spec cannot be acted on, because under FailClosed those do hold nodes.
+A prefetch that violates the policy pulls nothing and holds no node. This reason takes precedence
+over every other reason why a parsed spec cannot be acted on, because under FailClosed the other
+reasons hold nodes.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ class PrefetchPolicy:
     """Registries are ``host[:port]`` or ``host[:port]/path``, as `references` normalises them."""
 
     registries: tuple[str, ...] = ()
-    """Where images may come from; empty: from anywhere."""
+    """Registries from which images may be pulled; empty: all."""
     images_from_pull_secret_registries: tuple[str, ...] = ()
-    """Whose images get ``spec.imagePullSecrets`` where only a workload names them."""
+    """Registries whose images get ``spec.imagePullSecrets`` even if only a workload names them."""
     pull_secrets: tuple[str, ...] = ()
     """The secrets that may be named; empty: any in the puller namespaces."""
     allow_fail_closed: bool = True
     max_hold_seconds: int = 0
-    """The longest ``gate.timeoutSeconds``, which ``startAfter`` counts for, too; 0: any. FailClosed
-    has no end, and so is not allowed together with this."""
+    """The longest ``gate.timeoutSeconds``, which includes the wait for ``startAfter``; 0: any.
+    FailClosed has no timeout, so it is not allowed together with this bound."""
     max_gigabytes_per_node: int = 0
     """On a node's disk, unpacked; 0: any number."""
     max_disk_usage_percent: int = 100
@@ -51,14 +53,14 @@ class PrefetchPolicy:
         return not self.registries or within(reference, self.registries)
 
     def allows_secrets(self, reference: str) -> bool:
-        """Whether secrets may be used for an image that only a workload names. Who may create a
-        workload need not be entitled to what the secrets open.
+        """Whether secrets may be used for an image that only a workload names. A user who may
+        create a workload may lack the right to read the images that the secrets open.
         """
         return within(reference, self.images_from_pull_secret_registries)
 
 
 ANYTHING: Final = PrefetchPolicy()
-"""Nothing is bounded; secrets are permitted to no workload."""
+"""There are no bounds, but images that only a workload names get no secrets."""
 
 
 def within(reference: str, registries: Iterable[str]) -> bool:
@@ -69,7 +71,7 @@ def within(reference: str, registries: Iterable[str]) -> bool:
 
 
 def violation(prefetch: Prefetch, policy: PrefetchPolicy) -> str | None:
-    """Which bounds a spec breaks, with the bound and the value; None: it keeps to all of them."""
+    """The bounds that a spec breaks, each with the value; None: it breaks no bound."""
     return "; ".join(_violations(prefetch, policy)) or None
 
 
@@ -91,7 +93,7 @@ def _violations(prefetch: Prefetch, policy: PrefetchPolicy) -> Iterator[str]:
         )
     if policy.require_node_selector and not prefetch.selector:
         yield (
-            "spec.nodeSelector is empty, which stands for every node: say which nodes"
+            "spec.nodeSelector is empty, which selects every node: say which nodes"
             " (prefetchPolicy.requireNodeSelector of the chart is true)"
         )
     if prefetch.gate.mode is GateMode.NEW_NODES:
@@ -124,7 +126,9 @@ def _hold(prefetch: Prefetch, policy: PrefetchPolicy) -> Iterator[str]:
 def too_large(
     prefetch: Prefetch, images: Mapping[str, ImageFacts], policy: PrefetchPolicy
 ) -> str | None:
-    """Why the images are more than a node may be given, as far as their sizes are known."""
+    """Why the images are too large for one node, as far as their sizes are known; None: they are
+    not.
+    """
     bound = policy.max_gigabytes_per_node * GIGABYTE
     if not bound:
         return None

@@ -1,7 +1,7 @@
-"""Messages of container runtimes and registries without what a signature or a login stands in.
+"""Removes signatures and logins from messages of container runtimes and registries.
 
-A registry redirects to its store with a URL that is signed: whoever reads it can fetch the blob.
-Runtimes put whole URLs into their messages, and those go into statuses, Events and logs.
+A registry redirects to its store with a signed URL: everybody who reads the URL can fetch the blob.
+Runtimes put whole URLs into their messages, and the messages go into statuses, Events and logs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 LONGEST = 8 * 1024
-"""Characters of a message that are looked at and kept."""
+"""Characters of a message that are kept; the rest is cut off."""
 
 _END = r"""[^\s"'<>]"""
 _LOGIN = re.compile(r"""://[^\s/?#"'<>]{0,2000}@""")
@@ -27,7 +27,9 @@ _JWT = re.compile(r"\beyJ[\w-]{10,}\.[\w.-]+")
 
 
 def redact(message: str) -> str:
-    """The message, with `…` for queries of URLs, logins in them, signatures and credentials."""
+    """The message without logins in URLs, and with `…` for the queries of URLs, for signatures and
+    for credentials.
+    """
     message = message[:LONGEST]
     message = _LOGIN.sub("://", message)
     message = _QUERY.sub(_without_query, message)
@@ -37,6 +39,6 @@ def redact(message: str) -> str:
 
 
 def _without_query(found: re.Match[str]) -> str:
-    """Punctuation after a URL is the message's, and the classes of failures go by it."""
+    """Keeps the punctuation after a URL, because the patterns for failure classes need it."""
     query = found[2]
     return f"{found[1]}…{query[len(query.rstrip(':;,.)]}')) :]}"

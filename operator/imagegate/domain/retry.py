@@ -18,19 +18,19 @@ class Cause:
     failure: FailureClass
     message: str
     image: str = ""
-    """The image that it is about; empty: not one image."""
+    """The image that caused it; empty: it is not a single image."""
 
 
 PUT_BACK = RetrySpec(limit=2**31, minimum=60.0, maximum=3600.0)
 EVICTIONS = RetrySpec(limit=2**31, minimum=30.0, maximum=3600.0)
 STABLE = 6 * 3600.0
-"""Seconds after which an earlier eviction is history."""
+"""Seconds after which an earlier eviction is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     """The attempts of one group on one node until now. Every method returns the attempts to
-    remember after one more.
+    remember after one more attempt.
     """
 
     earlier: Attempts | None
@@ -43,7 +43,8 @@ class History:
         """After a failure.
 
         Exponential from ``minimum`` to ``maximum``. After a permanent failure, and after ``limit``
-        failures, attempts go on at ``maximum``: nothing is given up while the object exists.
+        failures, attempts go on at ``maximum``: the operator never gives up while the object
+        exists.
         """
         count = (self.earlier.count if self.earlier else 0) + 1
         slow = cause.failure.permanent or count >= self.spec.limit
@@ -61,10 +62,10 @@ class History:
         )
 
     def removed(self) -> Attempts:
-        """After an unfinished puller pod is gone that the operator did not delete.
+        """After an unfinished puller pod was deleted, but not by the operator.
 
-        The first is put back at once. Later ones wait as after any failure, because whatever
-        deleted the pod deletes the next one, too.
+        The first such pod is created again immediately. Later pods wait as after any failure,
+        because the client that deleted the pod probably deletes the next pod, too.
         """
         attempts = self.after(
             Cause(failures.POD_REMOVED, "the puller pod was deleted before it was done")
@@ -72,18 +73,18 @@ class History:
         return replace(attempts, next_at=self.now) if attempts.count == 1 else attempts
 
     def put_back(self) -> Attempts:
-        """After a kept pod that was deleted is put back. That is no failure, but it is a loop if
-        something deletes each new pod, as the controller-manager does above its
-        ``--terminated-pod-gc-threshold``. The next one waits a minute, then two, up to an hour.
+        """After a finished pod that pins images was deleted and is created again. That is no
+        failure, but a loop if another client deletes each new pod, as the controller-manager does
+        above its ``--terminated-pod-gc-threshold``. The next pod waits a minute, then two minutes,
+        up to an hour.
         """
         return replace(self, spec=PUT_BACK).after(Cause(FailureClass("", False, ""), ""))
 
     def lost(self, cause: Cause) -> Attempts:
-        """After a node that held an image is found not to hold it any more, or to have another
-        image by its tag.
+        """After a node has lost an image, or has another image for a tag.
 
-        A kubelet that collects an image under pressure collects it again: pull, collect, pull. So
-        the next pull waits half a minute, then one, up to an hour.
+        A kubelet under disk pressure removes the image again after each pull. So the next pull
+        waits half a minute, then a minute, up to an hour.
         """
         earlier = self.earlier
         if earlier is not None and (
@@ -94,7 +95,7 @@ class History:
 
 
 def exhausted(attempts: Attempts | None, spec: RetrySpec) -> bool:
-    """Whether this counts as failed rather than as still being tried."""
+    """Whether the node is reported as failed rather than as pending."""
     return (
         attempts is not None
         and bool(attempts.reason)
@@ -103,7 +104,7 @@ def exhausted(attempts: Attempts | None, spec: RetrySpec) -> bool:
 
 
 def removed_again(attempts: Attempts | None) -> TypeGuard[Attempts]:
-    """Whether an image was removed more than once: a loop, which a person should know of."""
+    """Whether an image was removed more than once: a loop, which is reported to people."""
     return (
         attempts is not None
         and attempts.reason == failures.EVICTED_BY_KUBELET.reason
@@ -112,20 +113,20 @@ def removed_again(attempts: Attempts | None) -> TypeGuard[Attempts]:
 
 
 def stale(attempts: Attempts | None) -> TypeGuard[Attempts]:
-    """Whether a tag was last seen to mean an old image."""
+    """Whether a tag was last found to be an old image on the node."""
     return attempts is not None and attempts.reason == failures.STALE_MIRROR.reason
 
 
 def disproved(attempts: Attempts | None, success_at: float) -> bool:
-    """Whether what was pulled at that time has since been found not to be there. Both times are by
-    the clock of this process.
+    """Whether images that were pulled at ``success_at`` were found missing or stale after that.
+    Both times are by the clock of this process.
     """
     found = (failures.EVICTED_BY_KUBELET.reason, failures.STALE_MIRROR.reason)
     return attempts is not None and attempts.reason in found and success_at <= attempts.at
 
 
 def outlives_success(attempts: Attempts) -> bool:
-    """Whether this is about what happens after a pull rather than about the pull."""
+    """Whether these attempts record an event after a successful pull rather than a failed pull."""
     return attempts.reason in ("", failures.EVICTED_BY_KUBELET.reason, failures.STALE_MIRROR.reason)
 
 
@@ -134,10 +135,10 @@ UNSIZED = 7200.0
 
 
 def deadline(spec: RetrySpec, queued: int | None) -> float:
-    """Seconds after which a pull is given up. ``queued``: None where its size is not known.
+    """Seconds after which a pull is given up. ``queued``: compressed bytes to pull; None: unknown.
 
-    By the size: 10 minutes and as long as ``queued`` bytes take at 5 MB/s, at least 15 minutes.
-    Generous: the kubelet lets the pull itself go on, and the next attempt begins when it is over.
+    10 minutes plus the time for ``queued`` bytes at 5 MB/s, at least 15 minutes. That is generous,
+    because the kubelet continues the pull itself, and the next attempt begins only after it.
     """
     if spec.timeout is not None:
         return spec.timeout

@@ -4,10 +4,10 @@
 anew at every completion, without barriers between waves. Joining nodes are not part of it: pods
 wait for them, so only ``gate.maxParallel`` bounds them.
 
-Two things hold a rollout back. While a domain has no node that succeeded, only its seeds pull: if
-they fail, no other node of it is touched until one of them succeeds. And a registry that refuses
-gets fewer pulls at a time (`throttle`), joining nodes and nodes in service together; joining nodes
-go first.
+Two rules slow a rollout down. Until a node of a domain has succeeded, only the domain's seeds pull:
+if they fail, no other node of the domain pulls until a seed succeeds. And if the registry refuses
+pulls, fewer nodes pull at a time (`throttle`), joining nodes and nodes in service together; joining
+nodes go first.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Domain:
     nodes: int = 0
     cached: int = 0
     busy: int = 0
-    """Nodes in service with a slot: it was granted, or they pull."""
+    """Nodes in service with a slot: the slot was granted, or the node pulls."""
     failing: frozenset[str] = frozenset()
-    """Nodes whose last attempt failed for a reason that is not their own."""
-    failing_for_good: int = 0
-    """Those of them whose failure is permanent: a person has to fix the cause."""
+    """Nodes whose last attempt failed for a reason whose cause is not on the node itself."""
+    failing_permanently: int = 0
+    """The number of these nodes whose failure is permanent: a person has to fix the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class RolloutView:
 
 
 def allowed(view: RolloutView, domain: str) -> int:
-    """How many nodes in service of this domain may pull at once."""
+    """How many nodes in service may pull at once in this domain."""
     figures = view.domains.get(domain, Domain())
     total, nodes = view.parallel, max(1, view.nodes)
     share = max(1, -(-total * figures.nodes // nodes))
@@ -78,15 +78,15 @@ def total_allowed(view: RolloutView) -> int:
 
 
 def grant(view: RolloutView) -> tuple[str, ...]:
-    """The nodes that get a slot now: joining nodes as ``gate.maxParallel`` allows, nodes in
-    service as ``rollout.maxParallel`` does, and all of them together as the registry bears.
+    """The nodes that get a slot now: joining nodes up to ``gate.maxParallel``, nodes in service up
+    to ``rollout.maxParallel``, and both together up to the limit of the registry (`throttle`).
     """
-    borne = view.throttle.limit
-    bearable = len(view.joining) + len(view.waiting)
-    if borne is not None:
-        bearable = max(0, borne - view.busy - view.joining_busy)
-    granted = list(view.joining[: max(0, min(view.gate - view.joining_busy, bearable))])
-    free = min(view.parallel - view.busy, bearable - len(granted))
+    limit = view.throttle.limit
+    allowance = len(view.joining) + len(view.waiting)
+    if limit is not None:
+        allowance = max(0, limit - view.busy - view.joining_busy)
+    granted = list(view.joining[: max(0, min(view.gate - view.joining_busy, allowance))])
+    free = min(view.parallel - view.busy, allowance - len(granted))
     if view.spec.paused or free <= 0:
         return tuple(granted)
     room = {name: allowed(view, name) - figures.busy for name, figures in view.domains.items()}
@@ -101,14 +101,14 @@ def grant(view: RolloutView) -> tuple[str, ...]:
 
 
 def seeds_failed(spec: RolloutSpec, domain: Domain) -> bool:
-    """Whether the seeds of this domain have failed, and the rest of it waits for them.
+    """Whether the seeds of this domain have failed, so that its other nodes wait for them.
 
-    At once when a failure is permanent. A failure that may pass, or that lies with one node, stops
-    the domain only after as many nodes again have failed.
+    The domain stops as soon as the number of permanent failures reaches the number of seeds. Other
+    failures may pass, or may concern one node, so the domain stops only at twice that number.
     """
     if domain.cached:
         return False
-    return domain.failing_for_good >= spec.seeds or len(domain.failing) >= 2 * spec.seeds
+    return domain.failing_permanently >= spec.seeds or len(domain.failing) >= 2 * spec.seeds
 
 
 def held_back(view: RolloutView, domain: str, node: str) -> bool:
@@ -123,7 +123,9 @@ def stopped(view: RolloutView) -> tuple[str, ...]:
 
 
 def _in_turn(waiting: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Round-robin over the domains, so that each gets its seeds before one gets more."""
+    """Round-robin over the domains, so that every domain gets its seeds before a domain gets
+    more.
+    """
     rank: dict[str, int] = {}
     keyed: list[tuple[int, str, str]] = []
     for node, domain in waiting:

@@ -1,4 +1,4 @@
-"""The rules of `advice`: from which values on an image is reported as slow to pull."""
+"""The rules of `advice`: the values from which an image is reported as slow to pull."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Severity(StrEnum):
 
 
 class Unit(StrEnum):
-    """What a threshold counts."""
+    """The unit of a threshold."""
 
     BYTES = "bytes"
     SHARE = "share"
     LAYERS = "layers"
     SECONDS = "seconds"
     ALWAYS = "always"
-    """No threshold: it is so, or it is not."""
+    """No threshold: the rule applies, or it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Rule:
     name: str
     unit: Unit
     warning: float | None
-    """From here on; None: never."""
+    """A warning from this value on; None: never."""
     error: float | None
     source: str
 
@@ -84,7 +84,7 @@ SLOW_PULL = Rule(
     Unit.SECONDS,
     300,
     600,
-    "`gate.timeoutSeconds` is 600 by default: after that a joining node is let go",
+    "`gate.timeoutSeconds` is 600 by default: after that a joining node is released",
 )
 DISK_NEED = Rule(
     "disk-need",
@@ -107,6 +107,6 @@ RULES = (
     MISSING_PLATFORM,
     MUTABLE_TAG,
 )
-"""All thresholds; `docs/images.md` shows this table, and a test holds them together."""
+"""All thresholds; `docs/images.md` shows this table, and a test compares both."""
 DOMINANCE_FROM = 2 * GIB
-"""Compressed bytes from which a dominating layer matters: a smaller image is quick as it is."""
+"""Compressed bytes from which a dominating layer matters: a smaller image is pulled fast anyway."""

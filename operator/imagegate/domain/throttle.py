@@ -1,15 +1,15 @@
-"""How many pulls at a time a registry is believed to bear: it refuses, there are fewer."""
+"""Limits the pulls at a time: the limit falls when a registry refuses pulls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 WINDOW = 60.0
-"""Seconds over which attempts are looked at together."""
+"""Seconds for which attempts are counted together."""
 BURST = 0.1
-"""Share of refused attempts in the window above which the registry is said to refuse."""
+"""Share of refused attempts in the window above which the limit is halved."""
 PAUSE = 15.0
-"""Seconds between two halvings: the effect of one is waited for."""
+"""Seconds between two halvings, because a halving takes time to have an effect."""
 REFUSALS = frozenset({"Throttled", "RegistryUnreachable", "RegistryError"})
 """Reasons of failures that fewer pulls at a time may prevent."""
 
@@ -18,7 +18,7 @@ REFUSALS = frozenset({"Throttled", "RegistryUnreachable", "RegistryError"})
 class Throttle:
     """Additive increase, multiplicative decrease of the pulls at a time.
 
-    In memory only: a new leader begins without it, and learns.
+    In memory only: a new leader begins without a limit and learns it again.
     """
 
     limit: int | None = None
@@ -42,7 +42,7 @@ class Throttle:
         return replace(seen, limit=half, halved_at=now)
 
     def after_success(self, now: float, parallel: int) -> Throttle:
-        """One more node is cached. The allowance grows by one, until nothing limits it."""
+        """One more node is cached. The limit grows by one, and ends when it reaches maxParallel."""
         seen = self._recent(now, succeeded=(*self.succeeded, now))
         if self.limit is None:
             return seen

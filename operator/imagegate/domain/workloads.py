@@ -1,7 +1,8 @@
-"""Which images an ImagePrefetch asks for by ``spec.imagesFrom``: those that workloads name.
+"""The images that an ImagePrefetch selects by ``spec.imagesFrom``: the images of workloads.
 
-Only the present pod template of a workload counts, whatever its replicas: one that is scaled to
-zero is there to be scaled up again, and a ReplicaSet of an earlier template is on its way out.
+Only the present pod template of a workload is used, for any number of replicas, because a workload
+that is scaled to zero may be scaled up again. ReplicaSets of earlier templates are ignored, because
+they are being replaced.
 """
 
 from __future__ import annotations
@@ -20,77 +21,77 @@ LIMIT = 64
 MAX_REFERENCE = 512
 """Characters of a reference, as many as one in ``spec.images`` may have."""
 SHOWN = 3
-"""Of a list in a message."""
+"""Entries of a list in a message."""
 
 PLACEHOLDERS = frozenset({"auto"})
-"""What stands in a template for an image that a webhook puts in its place: Istio's ``auto``, of
-gateways and of sidecars. What pods get instead is not known from the workload."""
+"""Placeholders in a template that a webhook replaces by an image: Istio's ``auto``, for gateways
+and sidecars. The workload does not tell which image the pods get."""
 
 Place = tuple[str, str]
-"""Kind and namespace."""
+"""Kind and namespace: the scope of one list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is kept of one workload: a fleet may have thousands."""
+    """The facts about one workload; few, because a cluster may have thousands of workloads."""
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     images: tuple[Image, ...] = ()
     """Of its init containers, containers and image volumes; without pull secrets."""
     unusable: tuple[str, ...] = ()
-    """What it names that is no image reference, and why not."""
+    """Its values that are no valid image references, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is known of the workloads of one kind in one namespace."""
+    """The known workloads of one kind in one namespace."""
 
     workloads: Collection[Workload] = ()
     read: bool = False
     """Whether they have ever been listed."""
     problem: str = ""
-    """Why they are not known as of now, with the remedy."""
+    """Why the list is not up to date, with the remedy."""
 
     @property
     def awaited(self) -> bool:
-        """Whether the first list is still worth waiting for."""
+        """Whether the first list has neither arrived nor failed yet."""
         return not self.read and not self.problem
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What ``imagesFrom`` comes to."""
+    """The result of ``imagesFrom``."""
 
     images: tuple[Image, ...] = ()
-    """Besides those of the spec."""
+    """The images besides those of the spec."""
     workloads: int = 0
-    """How many were looked at."""
+    """The number of selected workloads."""
     without: tuple[str, ...] = ()
     """Sources that select no workload."""
     left_out: tuple[str, ...] = ()
     """References of images beyond the limit."""
     unusable: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
-    """References of images that the policy does not let be pulled."""
+    """References of images that the policy does not allow."""
     without_secrets: tuple[str, ...] = ()
     """References of images that do not get the secrets of the spec."""
     without_puller_secrets: tuple[str, ...] = ()
     """References of images that are left out, because the puller pods' own secrets would be used
     for them."""
     problems: tuple[str, ...] = ()
-    """Why something is not known as of now."""
+    """Why some lists are not up to date, with the remedies."""
     unread: bool = False
-    """Whether there is a source of which nothing is known, and nothing remembered."""
+    """Whether a source was never read and the status has no images of it."""
 
 
 def find(
     declared: Prefetch, listings: Mapping[Place, Listing], policy: PrefetchPolicy = ANYTHING
 ) -> Found | None:
-    """What the sources of a prefetch come to; None while a first list is waited for.
+    """The images of the sources of a prefetch; None until the first list of every source.
 
-    Of a source that cannot be read, those images stay that the status says were found there last:
-    a restart of the operator, or a right that it lost, takes nothing from any node.
+    For a source that cannot be read, the images that the status recorded last stay, so that no node
+    loses images because the operator restarted or lost a permission.
     """
     known = {source.place: listings.get(source.place, Listing()) for source in declared.images_from}
     if any(listing.awaited for listing in known.values()):
@@ -154,8 +155,8 @@ class _Permitted:
 
 
 def _distinct(declared: Prefetch, images: Iterable[Image]) -> Iterable[Image]:
-    """In the order of their names, each once, besides those of the spec: a fleet of workloads names
-    few images many times.
+    """The images in the order of their names, each once, without the images of the spec. Many
+    workloads name the same image.
     """
     present = {image.listed_as for image in declared.images}
     new: dict[str, Image] = {}
@@ -183,7 +184,7 @@ def image(reference: str, source: str) -> Image:
 
 
 def _remembered(declared: Prefetch, places: Collection[Place]) -> Iterator[Image]:
-    """What the status says was found there last."""
+    """The images that the status recorded last for these sources."""
     for reference, entry in listed(declared).items():
         source = entry.get("from")
         if not isinstance(source, str):
@@ -197,13 +198,13 @@ def _remembered(declared: Prefetch, places: Collection[Place]) -> Iterator[Image
 
 
 def _place(source: str) -> Place:
-    """Where a workload is, by its name as the source of an image."""
+    """The kind and namespace of a workload, from its name as the source of an image."""
     kind, _, name = source.partition(" ")
     return kind, name.partition("/")[0]
 
 
 def joined(declared: Prefetch, found: Found | None) -> Prefetch:
-    """The prefetch with what was found; None: that is not known yet."""
+    """The prefetch with the images that were found. ``found`` is None until they are known."""
     if not declared.images_from:
         return declared
     if found is None:
@@ -213,13 +214,13 @@ def joined(declared: Prefetch, found: Found | None) -> Prefetch:
 
 
 def condition(found: Found) -> tuple[bool, str, str]:
-    """Whether everything was found that is asked for: (is it so, reason, message)."""
+    """Whether all images of the sources are included: (status, reason, message)."""
     problems = [*found.problems[:SHOWN], *_more(found.problems)]
     if problems:
         return (
             False,
             "SourceNotRead",
-            f"{'; '.join(problems)}; until then the images last found there stay",
+            f"{'; '.join(problems)}; until then the images that were found last stay",
         )
     if found.left_out:
         return (
@@ -249,7 +250,7 @@ def condition(found: Found) -> tuple[bool, str, str]:
     if found.without:
         text += f"; nothing is selected of {_some(found.without)}"
     if found.unusable:
-        text += f"; left out, as no image can be pulled so: {_some(found.unusable)}"
+        text += f"; left out, as they name no valid image: {_some(found.unusable)}"
     if found.without_secrets:
         text += (
             "; without spec.imagePullSecrets, as their registries are not in"

@@ -1,4 +1,4 @@
-"""Facts for tests of decisions: small ones with sensible defaults, changed by keyword."""
+"""Facts for tests of decisions: small defaults, which keywords change."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def view(on: Node, *shares: Share, **changes: Any) -> NodeView:
 
 
 def decide(seen: NodeView, now: float = NOW) -> NodePlan:
-    """Decide, and check what is true of every decision."""
+    """Decide, and check the rules that hold for every decision."""
     plan = node_decision.decide(seen, now)
     assert node_decision.decide(seen, now) == plan, "the same facts gave two plans"
     for patch in patches(plan):

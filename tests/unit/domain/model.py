@@ -1,8 +1,8 @@
 """A cluster without I/O for ``test_lives``: an API server, kubelets, and the operator's own loop.
 
 Facts are the operator's frozen records; a Node is JSON only while a patch is applied to it. The
-operator is the real store, ledger and reconciler, driven step by step: nothing waits, nothing
-runs by itself, and every write is shown to a witness at the moment at which it takes effect.
+operator is the real store, ledger and reconciler, driven step by step: nothing waits, and nothing
+runs by itself. A witness sees every write at the moment at which it takes effect.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.unit.runtime import world
 
 NAMESPACE = "imagegate-system"
 LIVE = 3.0
-"""Seconds after which a watch that lags is taken for broken: what it missed is found, not seen."""
+"""Seconds after which a lagging watch counts as broken: the changes that it missed are not live."""
 KUBELET_BACK_OFF = 10.0
 """Seconds from a failed pull to the kubelet's next try: the first and so the shortest."""
 NEXT_SYNC = 6.0
@@ -60,7 +60,7 @@ class Died(Exception):
 
 
 class Witness(Protocol):
-    """Who is shown every decision, and every write as it takes effect."""
+    """Receives every decision, and every write at the moment at which it takes effect."""
 
     def deciding(self, operator: Operator, node: Node) -> None: ...
     def granted(self, operator: Operator, prefetch: str, node: str) -> None: ...
@@ -71,24 +71,24 @@ class Witness(Protocol):
 
 @dataclass(slots=True)
 class Machine:
-    """What is behind a Node, whether or not anybody knows it."""
+    """The machine of a Node: its true state, which the operator may not know."""
 
     uid: str
     skew: float = 0.0
-    """By how many seconds its clock is ahead."""
+    """Seconds by which its clock is ahead."""
     boot: int = 1
     holds: dict[str, int] = field(default_factory=dict)
     """Images that its kubelet had, with the last boot in which it had them."""
     ready_at: dict[int, float] = field(default_factory=dict)
-    """By boot: when it was first Ready in it."""
+    """By boot: when the machine was first Ready."""
     denied: set[str] = field(default_factory=set)
     """Groups of images for which a pull has failed permanently."""
     forged: set[str] = field(default_factory=set)
-    """Our labels that somebody else has written."""
+    """Our labels that another client has written."""
     daemons: set[DaemonSetRef] = field(default_factory=set)
     """DaemonSets whose pods are Ready on it now."""
     were_ready: set[DaemonSetRef] = field(default_factory=set)
-    """Those whose pods have been, since its last boot."""
+    """DaemonSets whose pods have been Ready on it since its last boot."""
 
 
 class Cluster:
@@ -106,7 +106,7 @@ class Cluster:
         self.resumes: dict[str, float] = {}
         """By pod uid, when the kubelet pulls again after a failure."""
         self.faults: dict[str, str] = {}
-        """What goes wrong with the next write of a kind."""
+        """The fault of the next write, by the kind of the write."""
 
     def next_version(self) -> int:
         self.version += 1
@@ -157,16 +157,16 @@ class Cluster:
     def remove_node(self, name: str) -> None:
         node = self.nodes.pop(name)
         del self.machines[name]
-        self._tell("nodes", node, gone=True)
+        self._notify("nodes", node, gone=True)
 
     def _put_node(self, node: Node) -> None:
         self.nodes[node.name] = node
-        self._tell("nodes", node)
+        self._notify("nodes", node)
 
     # ---- puller pods, as kubelets treat them
 
     def in_flight(self, pod: Pod) -> bool:
-        """Whether its node may be pulling for it right now."""
+        """Whether its node may have a pull for it in flight at this moment."""
         return (
             pod.node in self.machines
             and not pod.finished
@@ -175,7 +175,7 @@ class Cluster:
         )
 
     def report_pulled(self, pod: Pod, image: str) -> None:
-        """One image is there, and an Event says so; the pod goes on with the others."""
+        """One image is pulled, and an Event reports it. The pod continues with the others."""
         self._have(pod, (image,))
         for operator in self.operators:
             operator.see("events", read.Pulled(pod.uid, pod.name, image, 1.0))
@@ -190,7 +190,7 @@ class Cluster:
         machine.holds.update(dict.fromkeys(images, machine.boot))
 
     def fail(self, pod: Pod, text: str, *, permanent: bool = False) -> None:
-        """The pull has failed; or, where it had already, the kubelet says that it waits."""
+        """The pull has failed. If it had failed before, the kubelet reports that it waits."""
         waits = pod.waiting == "ErrImagePull" and self.now < self.resumes.get(pod.uid, 0.0)
         pause = NEXT_SYNC if waits else KUBELET_BACK_OFF
         self.resumes[pod.uid] = max(self.resumes.get(pod.uid, 0.0), self.now + pause)
@@ -203,19 +203,19 @@ class Cluster:
         self._change_pod(pod, phase="Failed", reason="OutOfpods", message="Node has no room")
 
     def end(self, pod: Pod) -> None:
-        """The pod is gone for good."""
+        """The API server removes the pod."""
         del self.pods[pod.name]
-        self._tell("pods", pod, gone=True)
+        self._notify("pods", pod, gone=True)
 
     def _change_pod(self, pod: Pod, **changes: Any) -> None:
         self._put_pod(dataclasses.replace(pod, version=self.next_version(), **changes))
 
     def _put_pod(self, pod: Pod) -> None:
         self.pods[pod.name] = pod
-        self._tell("pods", pod)
+        self._notify("pods", pod)
 
     def delete_pod(self, pod: Pod) -> Pod | None:
-        """A pod that has ended goes at once, another when its kubelet has ended it."""
+        """Remove a finished pod immediately, and any other pod when its kubelet has ended it."""
         if pod.finished:
             self.end(pod)
             return None
@@ -228,7 +228,7 @@ class Cluster:
     def put_prefetch(self, prefetch: Prefetch) -> None:
         made = dataclasses.replace(prefetch, version=self.next_version())
         self.prefetches[made.name] = made
-        self._tell("prefetches", made)
+        self._notify("prefetches", made)
 
     def delete_prefetch(self, name: str) -> None:
         prefetch = self.prefetches[name]
@@ -239,25 +239,25 @@ class Cluster:
 
     def drop_prefetch(self, prefetch: Prefetch) -> None:
         del self.prefetches[prefetch.name]
-        self._tell("prefetches", prefetch, gone=True)
+        self._notify("prefetches", prefetch, gone=True)
 
     def put_gate(self, *, suspend: bool = False) -> None:
         version = self.next_version()
         uid = self.gate.uid if self.gate is not None else f"gate-{version}"
         self.gate = Gate(uid, version, KEY, suspend, status={"heartbeat": "x"})
-        self._tell("gate", self.gate)
+        self._notify("gate", self.gate)
 
     def drop_gate(self) -> None:
         gate, self.gate = self.gate, None
-        self._tell("gate", gate, gone=True)
+        self._notify("gate", gate, gone=True)
 
-    def _tell(self, kind: str, facts: Any, *, gone: bool = False) -> None:
+    def _notify(self, kind: str, facts: Any, *, gone: bool = False) -> None:
         for operator in self.operators:
             operator.see(kind, facts, gone=gone)
 
 
 class Api:
-    """What one operator writes to the cluster, and what it asks of it."""
+    """The API client of one operator: its writes and its requests."""
 
     def __init__(self, cluster: Cluster, operator: Operator) -> None:
         self._cluster = cluster
@@ -290,7 +290,7 @@ class Api:
     # ---- Nodes
 
     async def get(self, *key: str) -> Node | Pod | Prefetch:
-        """A Node or ImagePrefetch by its name (no two are called alike here), or a puller pod by
+        """A Node or ImagePrefetch by its name (in this model all names differ), or a puller pod by
         namespace and name.
         """
         cluster = self._cluster
@@ -376,9 +376,9 @@ class Api:
     def _finalizers(self, prefetch: Prefetch, wanted: tuple[str, ...]) -> None:
         there = self._cluster.prefetches.get(prefetch.name)
         if there is None or (there.uid, there.finalizers) != (prefetch.uid, prefetch.finalizers):
-            return  # what kube.prefetches does with a conflict
+            return  # kube.prefetches ignores a conflict in the same way
         if there.deleting and wanted:
-            return  # the API server adds no finalizer to an object that goes
+            return  # the API server adds no finalizer to an object that is being deleted
         if there.deleting:
             self._cluster.drop_prefetch(there)
         else:
@@ -401,14 +401,14 @@ class Api:
 
 
 class Silent:
-    """Events for people: nobody reads them here."""
+    """Drops the Events, because no test reads them."""
 
     def node(self, *_: Any, **__: Any) -> None: ...
     def prefetch(self, *_: Any, **__: Any) -> None: ...
 
 
 class Queue:
-    """`KeyedQueue` without an event loop: whoever drives it asks what is due."""
+    """`KeyedQueue` without an event loop: the test asks for the keys that are due."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -438,7 +438,7 @@ class Queue:
 
 
 class Operator:
-    """One process of the operator: what it has seen, what it remembers, what it has to do."""
+    """One process of the operator: its store, its memory and its queues."""
 
     def __init__(self, cluster: Cluster, *, by_watch: bool) -> None:
         self.cluster = cluster
@@ -504,9 +504,10 @@ class Operator:
             self._take_in(kind, facts, gone=gone, live=True)
 
     def catch_up(self, *, swapped: bool = False) -> None:
-        """The watches bring what they owe: of each object its last state, as kopf batches them.
+        """The watches deliver their backlog: the last state of each object, as kopf batches it.
 
-        ``swapped``: two objects of one name have a worker each, and the later may be faster.
+        ``swapped``: two objects with the same name have separate workers, and the worker of the
+        later object may be faster.
         """
         last = {(kind, facts.uid if kind != "events" else facts): (kind, facts, gone, at)
                 for kind, facts, gone, at in self._backlog}  # fmt: skip
@@ -552,7 +553,7 @@ class Operator:
         return min((at for queue in queues if (at := queue.next_at()) is not None), default=None)
 
     def work(self, kind: str, key: str) -> None:
-        """One key, as one worker does it; an error brings it back soon."""
+        """Process one key, as a worker does. After an error the key is due again soon."""
         queues = {
             "node": self.node_queue,
             "prefetch": self.prefetch_queue,
@@ -584,7 +585,7 @@ class Operator:
 
 
 def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run what never waits for anything."""
+    """Run a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -594,7 +595,7 @@ def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 def _render(node: Node) -> dict[str, Any]:
-    """A Node as the API server keeps it: what is empty is left out."""
+    """A Node as the API server keeps it, without empty fields."""
     metadata: dict[str, Any] = {
         "name": node.name,
         "uid": node.uid,
@@ -629,5 +630,5 @@ def _taint(taint: Taint) -> dict[str, str]:
 
 
 def ours(node: Node) -> Taint | None:
-    """The gate's taint, whoever put it there."""
+    """The gate's taint, also if another client has added it."""
     return node.taint(KEY)

@@ -1,4 +1,4 @@
-"""Each rule at its threshold, and what holds for any image whatever."""
+"""Each rule at its threshold, and the properties of the advice for every image."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TestThresholds:
     def test_dominating_layer(self, share: float, expected: Severity | None) -> None:
         assert rules(split(10 * GB, share)).get("dominating-layer") == expected
 
-    def test_a_layer_dominates_only_what_is_large(self) -> None:
+    def test_a_layer_dominates_only_large_images(self) -> None:
         assert "dominating-layer" not in rules(split(thresholds.DOMINANCE_FROM - 1, 1))
         assert "dominating-layer" in rules(split(thresholds.DOMINANCE_FROM, 1))
 
@@ -115,7 +115,7 @@ class TestThresholds:
         assert advice.seconds(of, rates) == seconds
         assert rules(of, rates=rates).get("slow-pull") == expected
 
-    def test_a_slow_pull_is_an_error_when_the_gate_would_not_wait_for_it(self) -> None:
+    def test_a_slow_pull_is_an_error_from_the_gates_timeout_on(self) -> None:
         assert thresholds.SLOW_PULL.error == GateSpec().timeout
 
     @pytest.mark.parametrize(
@@ -123,19 +123,19 @@ class TestThresholds:
         [(399, None), (400, Severity.WARNING), (599, Severity.WARNING), (600, Severity.ERROR)],
     )
     def test_disk_need(self, bytes_: int, expected: Severity | None) -> None:
-        """3.5 times what is sent: as it comes, and unpacked."""
+        """An image needs 3.5 times its compressed bytes, for the compressed and unpacked layers."""
         assert rules(size(bytes_), disk_size=2800).get("disk-need") == expected
 
-    def test_disks_that_nobody_knows_are_not_judged(self) -> None:
+    def test_unknown_disks_are_not_checked(self) -> None:
         assert "disk-need" not in rules(size(*[GB] * 1000))
 
-    def test_a_digest_is_asked_for_where_there_is_only_a_tag(self) -> None:
+    def test_an_image_without_a_digest_gets_advice(self) -> None:
         (said,) = advice.advise("reg.test/llm:1", facts(size(1)))
         assert (said.rule, said.severity) == ("mutable-tag", Severity.WARNING)
         assert f"@{DIGEST}" in said.remedy
         assert advice.advise(f"reg.test/llm:1@{DIGEST}", facts(size(1))) == ()
 
-    def test_a_platform_that_is_missing_is_named_with_those_that_are_there(self) -> None:
+    def test_a_missing_platform_is_named_with_the_existing_platforms(self) -> None:
         known = facts(
             size(1), missing=frozenset({"linux/s390x"}), platforms=("linux/amd64", "linux/arm64")
         )
@@ -152,11 +152,11 @@ class TestThresholds:
         assert made == {rule.name for rule in thresholds.RULES}
 
 
-class TestTheSameContentCutInTwoWays:
+class TestTheSameContentInDifferentLayers:
     FAT = size(100, 7 * GB - 900, 800, compression="gzip")
     EIGHT = size(*[7 * GB // 8] * 8, compression="gzip")
 
-    def test_the_fat_layer_is_named_and_the_eight_are_left_alone(self) -> None:
+    def test_a_large_layer_gets_advice_and_eight_equal_layers_do_not(self) -> None:
         fat = {each.rule: each for each in advice.advise(PINNED, facts(self.FAT))}
         assert set(fat) == {"large-layer", "dominating-layer", "gzip"}
         assert fat["large-layer"].severity is Severity.ERROR
@@ -164,18 +164,18 @@ class TestTheSameContentCutInTwoWays:
         assert "layer 2 of 3 is 100 % of 7.0 GB" in fat["dominating-layer"].why
         assert rules(self.EIGHT) == {"gzip": Severity.WARNING}
 
-    def test_the_fat_one_takes_longer(self) -> None:
+    def test_a_large_layer_takes_longer(self) -> None:
         fat, eight = (advice.seconds(each, Rates()) for each in (self.FAT, self.EIGHT))
         assert fat == pytest.approx(7e9 / 300e6 + 7e9 / 120e6)
-        # The first three of the eight arrive together; then unpacking is what is waited for.
+        # The first three of the eight layers arrive together. After that, unpacking takes longest.
         assert eight == pytest.approx(3 * 7e9 / 8 / 300e6 + 7e9 / 120e6)
 
-    def test_zstd_is_unpacked_faster_and_fetched_no_faster(self) -> None:
+    def test_zstd_is_unpacked_faster_but_not_fetched_faster(self) -> None:
         zstd = size(7 * GB)
         assert advice.seconds(zstd, Rates()) == pytest.approx(7e9 / 300e6 + 7e9 / 360e6)
 
 
-def test_errors_come_first_and_the_rest_in_the_table_s_order() -> None:
+def test_errors_come_first_and_warnings_in_the_order_of_the_table() -> None:
     many = size(*[1] * 100, 5 * GB, compression="gzip")
     said = advice.advise("reg.test/llm:1", facts(many))
     assert [each.rule for each in said] == [
@@ -213,7 +213,7 @@ images = st.builds(
 @given(
     reference=st.text(max_size=512), known=images, platform=platforms, disk=st.integers(0, 2**62)
 )
-def test_it_never_raises_and_is_bounded(
+def test_advice_never_raises_and_is_bounded(
     reference: str, known: ImageFacts, platform: str, disk: int
 ) -> None:
     for asked in (platform, "", *known.sizes, *known.missing):
@@ -225,7 +225,7 @@ def test_it_never_raises_and_is_bounded(
         imageprefetch_status.ImageStatus(image="x", advice=tuple(map(str, said)))
 
 
-def test_an_image_with_every_fault_and_long_names() -> None:
+def test_advice_is_bounded_for_an_image_with_every_fault() -> None:
     many = [LayerFacts(GB, compression) for compression in ("gzip", "none") for _ in range(100)]
     known = ImageFacts(
         digest="d" * 5000,
@@ -270,7 +270,7 @@ class TestStatus:
     def advice(self, body: dict[str, Any]) -> list[str]:
         return [text for image in body["images"] for text in image.get("advice", [])]
 
-    def test_of_the_platform_with_the_most_to_send(self) -> None:
+    def test_the_advice_is_for_the_largest_platform(self) -> None:
         known = facts(size(1), sizes={"linux/arm64": size(GB), AMD64: size(9 * GB)})
         (image,) = self.status(known, PINNED)["images"]
         assert [text.partition(":")[0] for text in image["advice"]] == [
@@ -278,28 +278,28 @@ class TestStatus:
             "dominating-layer",
         ]
 
-    def test_nothing_is_said_of_what_is_not_known_or_of_what_is_well(self) -> None:
+    def test_unknown_and_good_images_get_no_advice(self) -> None:
         assert self.status(None, "reg.test/llm:1")["images"] == [{"image": "reg.test/llm:1"}]
         (image,) = self.status(facts(size(GB)), PINNED)["images"]
         assert "advice" not in image
 
-    def test_a_dry_run_says_the_same(self) -> None:
+    def test_a_dry_run_has_the_same_advice(self) -> None:
         wanted = prefetch(images=(Image(PINNED),))
         known = {PINNED: facts(size(9 * GB))}
         dry = status.dry_run_status(wanted, Forecast(), 0.0, status.Findings(known))
         assert dry["images"] == self.status(known[PINNED], PINNED)["images"]
 
     @pytest.mark.parametrize("length", [20, 40, 60])
-    def test_it_stays_under_16_kib_with_64_of_the_worst_images(self, length: int) -> None:
+    def test_a_status_of_64_bad_images_stays_under_16_kib(self, length: int) -> None:
         worst = facts(size(*[1] * 130, 90 * GB, compression="gzip"))
         names = [f"reg.test/{n}".ljust(length, "x") for n in range(64)]
         assert len(advice.advise(names[0], worst)) == 6
         body = self.status(worst, *names, failures=10)
         assert len(json.dumps(body, separators=(",", ":"))) < 16 * 1024
         quiet = self.status(worst, *names)
-        assert quiet["images"] == body["images"], "failures do not change what is said of images"
+        assert quiet["images"] == body["images"], "failures do not change the images"
 
-    def test_the_worst_is_said_first_and_how_much_there_is_besides(self) -> None:
+    def test_the_worst_advice_comes_first_and_the_rest_is_counted(self) -> None:
         worst = facts(size(*[1] * 130, 90 * GB, compression="gzip"))
         names = [f"reg.test/team/image-{n}:1" for n in range(30)]
         body = self.status(worst, *names)
@@ -309,13 +309,13 @@ class TestStatus:
         assert {text.partition(":")[0] for text in said} == {"large-layer"}
         assert note.startswith(f"{30 * 6 - len(said)} more about the images")
 
-    def test_all_of_it_where_there_is_room(self) -> None:
+    def test_all_advice_is_shown_if_there_is_room(self) -> None:
         worst = facts(size(*[1] * 130, 90 * GB, compression="gzip"))
         said = self.advice(self.status(worst, "reg.test/a:1", "reg.test/b:1"))
         assert len(said) == 12
 
     @pytest.mark.parametrize("length", [80, 500])
-    def test_references_that_fill_it_leave_no_room(self, length: int) -> None:
+    def test_long_references_leave_no_room_for_advice(self, length: int) -> None:
         worst = facts(size(*[1] * 130, 90 * GB, compression="gzip"))
         names = [f"reg.test/{n}".ljust(length, "x") for n in range(64)]
         assert self.advice(self.status(worst, *names)) == []
@@ -337,7 +337,7 @@ def shown(rule: Rule, value: float | None) -> str:
             return "always"
 
 
-def test_the_table_in_the_documentation_is_this_one() -> None:
+def test_the_documentation_has_the_same_table() -> None:
     text = Path(__file__).parents[3].joinpath("docs", "images.md").read_text()
     rows = re.findall(r"^\| `([a-z-]+)` \|(.*)\|$", text, re.MULTILINE)
     table = {name: [cell.strip() for cell in cells.split(" | ")] for name, cells in rows}

@@ -1,4 +1,4 @@
-"""What is decided by the sizes of images: the disk guard, order, deadlines, and what is gone."""
+"""Decisions by the sizes of images: the disk guard, the order, deadlines, and removed images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def postponed(plan: Any) -> list[Postpone]:
 # ---- the guard
 
 
-def test_nothing_is_pulled_before_the_disk_was_looked_at() -> None:
+def test_no_pull_starts_before_the_disk_usage_is_read() -> None:
     plan = decide(view(linux(), share(prefetch())))
     assert plan.wants_usage
     assert creates(plan) == []
@@ -85,11 +85,11 @@ def test_images_that_would_fill_the_disk_are_not_pulled(used: float, fits: bool)
         assert put_off.remember.reason == "DiskFull"
         for figure in ("14.0 GB", "100.0 GB", "75", f"{used + 14:.0f} %"):
             assert figure in put_off.remember.message
-        assert put_off.remember.next_at > NOW + 100, "looked at again at the slow end only"
-        assert not standing.pulling, "its place is for others"
+        assert put_off.remember.next_at > NOW + 100, "the next check waits for the longest back-off"
+        assert not standing.pulling, "its slot is free for other nodes"
 
 
-def test_a_full_disk_is_looked_at_again_when_the_back_off_is_over() -> None:
+def test_a_full_disk_is_checked_again_when_the_back_off_is_over() -> None:
     usage = Usage(capacity=100 * GB, used=90 * GB)
     first = postponed(decide(view(linux(), share(prefetch()), usage=usage)))[0].remember
     attempts = {prefetch().groups[0].key: first}
@@ -118,12 +118,12 @@ def test_a_held_node_without_room_is_released_at_once_under_fail_open(policy: Ga
     assert "DiskFull" in patch.message
 
 
-def test_what_is_on_the_node_already_or_comes_through_another_pull_is_counted_once() -> None:
+def test_images_on_the_node_or_in_another_pull_are_counted_once() -> None:
     usage = Usage(capacity=100 * GB, used=55 * GB)
     assert creates(decide(view(linux(), share(prefetch()), usage=usage)))
     other = dataclasses.replace(prefetch(), name="other", uid="other-uid")
     two = decide(view(linux(), share(prefetch()), share(other), usage=usage))
-    assert len(creates(two)) == 2, "both ask for one image"
+    assert len(creates(two)) == 2, "both have the same image"
     running = share(other, pods=(pod(other, linux()),))
     (second,) = creates(decide(view(linux(), share(prefetch()), running, usage=usage)))
     assert second.prefetch.name == "llm"
@@ -131,7 +131,7 @@ def test_what_is_on_the_node_already_or_comes_through_another_pull_is_counted_on
     assert len(creates(decide(view(there, share(prefetch()), share(other), usage=usage)))) == 2
 
 
-def test_without_figures_only_the_size_of_the_disk_counts() -> None:
+def test_without_the_disk_usage_only_the_size_of_the_disk_is_checked() -> None:
     unknown = Usage(problem="its kubelet does not answer")
     assert creates(decide(view(linux(), share(prefetch()), usage=unknown)))
     tiny = linux(capacity=10 * GB)
@@ -164,15 +164,15 @@ def test_bytes_for_people(count: int, text: str) -> None:
 # ---- order, deadline, platform
 
 
-def test_small_images_go_first_and_unknown_ones_last() -> None:
+def test_small_images_come_first_and_images_of_unknown_size_last() -> None:
     asked = prefetch(LLM, SMALL, "reg.test/unknown:1", max_usage=100)
     known = sized(llm=4 * GB, small=1000)
     (create,) = creates(decide(view(linux(), share(asked, images=known))))
     assert create.group.images == (SMALL, LLM, "reg.test/unknown:1")
-    assert create.group.key == asked.groups[0].key, "the order is not part of what it is"
+    assert create.group.key == asked.groups[0].key, "the order does not change the key"
 
 
-def test_a_first_pull_waits_for_the_registry_to_be_asked() -> None:
+def test_a_first_pull_waits_until_the_registry_was_asked() -> None:
     unasked = share(prefetch(max_usage=100), inspected=False)
     assert creates(decide(view(linux(), unasked))) == []
 
@@ -187,13 +187,13 @@ def test_a_first_pull_waits_for_the_registry_to_be_asked() -> None:
         (60.0, None, 60),
     ],
 )
-def test_the_deadline_is_by_size(
+def test_the_deadline_depends_on_the_size(
     spec: float | None, queued: int | None, seconds: float | None
 ) -> None:
     assert retry.deadline(RetrySpec(timeout=spec), queued) == seconds
 
 
-def test_a_pull_that_takes_much_too_long_is_given_up() -> None:
+def test_a_pull_is_given_up_at_the_deadline_for_its_size() -> None:
     asked = prefetch(max_usage=100)
     pulling = share(asked, pods=(pod(asked, linux(), created_at=NOW - 1399),))
     plan = decide(view(linux(), pulling))
@@ -203,13 +203,13 @@ def test_a_pull_that_takes_much_too_long_is_given_up() -> None:
     assert deletes(late)[0].remember.reason == "PullTimeout"  # type: ignore[union-attr]
     hangs = share(asked, pods=(pod(asked, linux(), created_at=NOW - 1399, deleting=True),))
     standing = decide(view(linux(), hangs), now=NOW + 1).standings["llm"]
-    assert (standing.state, standing.pulling) == ("pulling", False), "its slot is another's"
+    assert (standing.state, standing.pulling) == ("pulling", False), "its slot is free again"
     unknown = dataclasses.replace(pulling, images={})
     assert deletes(decide(view(linux(), unknown), now=NOW + 5000)) == []
     assert len(deletes(decide(view(linux(), unknown), now=NOW + 10**6))) == 1
 
 
-def test_a_node_that_no_image_is_there_for_is_skipped_and_released() -> None:
+def test_a_node_without_an_image_for_its_platform_is_skipped_and_released() -> None:
     absent = {LLM: ImageFacts(missing=frozenset({"linux/arm64"}))}
     asked = prefetch(gate=GateSpec(policy=GatePolicy.FAIL_CLOSED))
     arm = gated(platform="linux/arm64")
@@ -220,10 +220,10 @@ def test_a_node_that_no_image_is_there_for_is_skipped_and_released() -> None:
     assert creates(amd)
     both = prefetch(LLM, SMALL, max_usage=100)
     partly = decide(view(linux(platform="linux/arm64"), share(both, images=absent)))
-    assert creates(partly), "one of the images may be there for it"
+    assert creates(partly), "one of the images may exist for its platform"
 
 
-# ---- images that are gone
+# ---- removed images
 
 
 def cached(**changes: Any) -> Node:
@@ -255,7 +255,7 @@ def seen(
     )
 
 
-def test_a_large_image_that_the_kubelet_does_not_list_is_gone() -> None:
+def test_a_large_image_that_the_kubelet_does_not_list_counts_as_removed() -> None:
     plan = decide(seen(cached(), prefetch()))
     (patch,) = patches(plan)
     assert patch.drop_labels == (prefetch().label,)
@@ -282,12 +282,12 @@ def test_absence_alone_proves_nothing(changes: dict[str, Any]) -> None:
     assert plan.standings["llm"].state is NodeState.CACHED
 
 
-def test_a_larger_image_of_five_names_hides_no_other_one() -> None:
+def test_an_image_with_five_names_hides_no_image_of_another_size() -> None:
     plan = decide(seen(cached(cut_off=(Listed(9 * GB),)), prefetch()))
     assert patches(plan), "it has another size, so it is another image"
 
 
-def test_an_image_of_five_names_and_the_same_size_is_told_apart_by_its_digest() -> None:
+def test_images_of_the_same_size_are_distinguished_by_their_digests() -> None:
     one, other = (Listed(3 * GB, frozenset({f"sha256:{digest}"})) for digest in "ab")
     plan = decide(seen(cached(cut_off=(other,)), prefetch(), listed={LLM: one}))
     assert patches(plan)
@@ -295,11 +295,11 @@ def test_an_image_of_five_names_and_the_same_size_is_told_apart_by_its_digest() 
     assert plan.actions == ()
 
 
-def test_absence_proves_nothing_of_what_was_never_listed_or_soon_after_the_pull() -> None:
+def test_absence_proves_nothing_soon_after_the_pull_or_if_never_listed() -> None:
     assert decide(seen(cached(), prefetch(), listed={})).actions == ()
     soon = decide(seen(cached(), prefetch(), since=NOW - LISTED_AFTER + 1))
     assert soon.actions == ()
-    assert soon.requeue_at == NOW + 1, "nothing else may bring the node back here"
+    assert soon.requeue_at == NOW + 1, "perhaps no event causes the next decision"
 
 
 def lost(earlier: Attempts | None, message: str = "gone", now: float = NOW) -> Attempts:
@@ -307,7 +307,7 @@ def lost(earlier: Attempts | None, message: str = "gone", now: float = NOW) -> A
     return history.lost(retry.Cause(failures.EVICTED_BY_KUBELET, message, LLM))
 
 
-def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
+def test_repeated_evictions_wait_longer_each_time_and_are_reported() -> None:
     attempts: Attempts | None = None
     waits: list[float] = []
     for _ in range(9):
@@ -318,13 +318,13 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     assert waits[-1] == pytest.approx(3600, rel=0.11)
     assert attempts is not None
     later = lost(attempts, now=NOW + retry.STABLE + 1)
-    assert later.count == 1, "a day later it is another story"
+    assert later.count == 1, "later the count begins again"
 
     key = prefetch().groups[0].key
     back = decide(seen(cached(listed={LLM: Listed(3 * GB)}), prefetch(), attempts={key: attempts}))
     standing = back.standings["llm"]
     assert standing.state is NodeState.CACHED
-    assert standing.failure == attempts, "it is there again, but for how long"
+    assert standing.failure == attempts, "the image is back, but the loop is still reported"
     tally = status.Tally(
         counts={NodeState.CACHED: 1}, gated=0, failures=(status.Failure("n1", attempts),)
     )
@@ -338,7 +338,7 @@ def test_pull_collect_pull_waits_longer_each_time_and_is_said() -> None:
     assert body["conditions"][2]["status"] == "False"
 
 
-def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
+def test_the_next_pull_of_a_removed_image_waits_for_its_back_off() -> None:
     asked = prefetch()
     gone = lost(None)
     attempts = {asked.groups[0].key: gone}
@@ -350,7 +350,7 @@ def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
     old = pod(asked, bare_node, phase="Succeeded", finished_at=NOW - 500)
     for stale in (old, dataclasses.replace(old, deleting=True)):
         plan = decide(view(bare_node, share(asked, attempts=attempts, pods=(stale,)), usage=usage))
-        assert patches(plan) == [], "what it pulled is not there any more"
+        assert patches(plan) == [], "the images of this pod were removed"
         assert len(deletes(plan)) == (not stale.deleting)
     new = pod(asked, bare_node, phase="Succeeded", finished_at=gone.next_at + 1)
     again = view(bare_node, share(asked, attempts=attempts, pods=(new,)), usage=usage)
@@ -359,21 +359,21 @@ def test_the_next_pull_of_what_is_gone_waits_for_its_back_off() -> None:
     assert creates(due)[0].attempt == 2
 
 
-def test_a_refusal_ends_when_the_images_are_there_and_the_runtimes_word_does_not() -> None:
+def test_a_refusal_of_the_guard_ends_with_its_cause_but_a_failed_pull_waits() -> None:
     asked = prefetch(max_usage=80)
     full = Usage(capacity=100 * GB, used=79 * GB)
     there = linux(listed={LLM: Listed(3 * GB)}, wanted=frozenset({LLM}), smallest_listed=1)
     ours = Attempts(2, NOW + 200, "DiskFull", "no room", "", permanent=True)
     key = asked.groups[0].key
     plan = decide(view(there, share(asked, attempts={key: ours}), usage=full))
-    assert creates(plan), "nothing is waited for"
+    assert creates(plan), "the reason of the back-off is over"
     runtimes = dataclasses.replace(ours, message="no space left on device", image=LLM)
     plan = decide(view(there, share(asked, attempts={key: runtimes}), usage=full))
     assert not creates(plan)
     assert plan.requeue_at == NOW + 200
 
 
-def test_an_image_that_came_and_went_while_its_pod_pulled_others_is_not_cached() -> None:
+def test_an_image_that_is_removed_before_its_pod_finishes_is_not_cached() -> None:
     asked = prefetch()
     on = linux(smallest_listed=1, wanted=frozenset({LLM}))
     done = pod(asked, on, phase="Succeeded", finished_at=NOW - 5)

@@ -1,4 +1,4 @@
-"""What would happen, before it does."""
+"""Forecasts of the effect of an ImagePrefetch."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def test_every_matching_node_is_counted_once() -> None:
     assert body["failures"][0]["node"] == "full"
 
 
-def test_an_image_of_unknown_size_is_said_with_the_reason() -> None:
+def test_an_image_of_unknown_size_is_reported_with_the_reason() -> None:
     facts = forecast.forecast(prefetch(), {LLM: ImageFacts(problem="no answer")}, Fleet(fleet(2)))
     assert facts.unknown == ((LLM, "no answer"),)
     assert facts.bytes_all == 0
     assert forecast.forecast(prefetch(), {}, Fleet()).unknown == ((LLM, ""),)
 
 
-def test_nothing_at_all_takes_no_time() -> None:
+def test_a_rollout_without_nodes_takes_no_time() -> None:
     facts = forecast.forecast(prefetch(), SIZES, Fleet())
     assert (facts.matched, facts.seconds_direct, facts.seconds_mirrored) == (0, 0.0, 0.0)
 
@@ -102,7 +102,7 @@ def seconds(count: int, size: int, rollout: RolloutSpec, **rates: float) -> tupl
     ("size", "unpack", "direct", "mirrored"),
     [(2, 120e6, 817, 264), (7, 120e6, 2858, 881), (7, 400e6, 2818, 449), (20, 120e6, 8167, 2487)],
 )
-def test_the_model_against_a_simulation_with_stragglers(
+def test_the_model_is_close_to_a_simulation_with_stragglers(
     size: int, unpack: float, direct: float, mirrored: float
 ) -> None:
     """The figures of ``reference/performance.md`` 2.2 for 5,000 nodes, three seeds, fan-out 2: they
@@ -118,12 +118,12 @@ def test_one_node_takes_its_transfer_and_its_unpacking() -> None:
     assert seconds(1, 3 * GB, RolloutSpec()) == pytest.approx((10 + 25, 10 + 25))
 
 
-def test_one_at_a_time_takes_as_often_as_long() -> None:
+def test_the_times_of_pulls_one_at_a_time_add_up() -> None:
     one = RolloutSpec(max_parallel=1, percent=False)
     assert seconds(10, 3 * GB, one)[0] == pytest.approx(350)
 
 
-def test_a_narrow_registry_is_shared() -> None:
+def test_nodes_share_the_bandwidth_of_a_slow_registry() -> None:
     many = RolloutSpec(max_parallel=10, percent=False, seeds=10)
     direct, _ = seconds(10, 3 * GB, many, registry=300e6)
     assert direct == pytest.approx(100 + 25)

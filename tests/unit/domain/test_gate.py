@@ -1,4 +1,4 @@
-"""Who is held and released when something about the gate itself is out of the ordinary."""
+"""Which nodes are held and released when the gate itself is in an unusual state."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HOLD = prefetch(gate=GateSpec(on_reboot=OnReboot.HOLD))
 
 
 @pytest.mark.parametrize("changes", [{}, {"ready": False}])
-def test_a_node_under_an_earlier_key_is_released(changes: dict[str, bool]) -> None:
+def test_a_node_with_an_earlier_key_is_released(changes: dict[str, bool]) -> None:
     on = node(taints=(NOT_READY, OLD_TAINT), **changes)
     plan = decide(view(on, Share(CLOSED, has_slot=True), earlier_keys=EARLIER))
     (patch,) = patches(plan)
@@ -51,7 +51,7 @@ def test_a_node_under_an_earlier_key_is_released(changes: dict[str, bool]) -> No
     assert patches(decide(view(on, Share(CLOSED, has_slot=True)))) == [], "the key is foreign"
 
 
-def test_of_a_node_under_two_keys_only_the_earlier_one_is_taken_off() -> None:
+def test_only_the_taint_with_the_earlier_key_is_removed() -> None:
     on = node(taints=(OLD_TAINT, NOT_READY, GATE_TAINT))
     plan = decide(view(on, Share(CLOSED, has_slot=True), earlier_keys=EARLIER))
     (patch,) = patches(plan)
@@ -61,7 +61,7 @@ def test_of_a_node_under_two_keys_only_the_earlier_one_is_taken_off() -> None:
 
 
 @pytest.mark.parametrize("effect", ["NoSchedule", "NoExecute", "PreferNoSchedule"])
-def test_a_taint_with_the_gates_key_is_the_gates_whatever_its_effect(effect: str) -> None:
+def test_a_taint_with_the_gates_key_holds_a_node_with_any_effect(effect: str) -> None:
     taint = Taint(KEY, effect, "true")
     on = node(taints=(taint,))
     assert decide(view(on, Share(CLOSED))).held
@@ -78,7 +78,7 @@ def test_all_taints_with_the_gates_key_are_removed_together() -> None:
 
 
 def test_no_node_is_tainted_before_the_first_heartbeat() -> None:
-    """Until then the key is not recorded, and nobody would look for the taint."""
+    """Until then the key is not recorded, so no operator would remove the taint."""
     unarmed = gate(status={})
     young = view(node(), Share(OPEN), taints_by_watch=True)
     assert patches(decide(young))[0].add is not None
@@ -97,21 +97,21 @@ def problem(of: Prefetch) -> Problem:
     return Problem(of, WHY)
 
 
-def test_fail_closed_holds_a_node_when_it_cannot_be_acted_on() -> None:
+def test_fail_closed_holds_a_node_while_the_spec_is_invalid() -> None:
     plan = decide(view(gated(), problems=(problem(CLOSED),)), NOW + 10_000)
     assert patches(plan) == []
     assert plan.held
     assert "NamespaceNotAllowed" in plan.holding
 
 
-def test_fail_open_releases_as_failed_and_says_why() -> None:
+def test_fail_open_releases_as_failed_and_names_the_reason() -> None:
     (patch,) = patches(decide(view(gated(), problems=(problem(OPEN),))))
     assert patch.release is ReleaseReason.FAILED
     assert "NamespaceNotAllowed" in patch.message
     assert patch.set_labels == {}
 
 
-def test_a_problem_of_a_prefetch_that_does_not_gate_holds_nobody() -> None:
+def test_an_invalid_prefetch_that_does_not_gate_holds_no_node() -> None:
     never = prefetch(gate=GateSpec(mode=GateMode.NEVER, policy=GatePolicy.FAIL_CLOSED))
     (patch,) = patches(decide(view(gated(), problems=(problem(never),))))
     assert patch.release is ReleaseReason.UNMATCHED
@@ -120,7 +120,7 @@ def test_a_problem_of_a_prefetch_that_does_not_gate_holds_nobody() -> None:
     assert patch.release is ReleaseReason.UNMATCHED
 
 
-def test_no_label_says_that_no_image_is_cached() -> None:
+def test_a_prefetch_without_images_has_no_label() -> None:
     none = dataclasses.replace(OPEN, images=())
     (patch,) = patches(decide(view(gated(), Share(none))))
     assert patch.set_labels == {}
@@ -133,7 +133,7 @@ def test_no_label_says_that_no_image_is_cached() -> None:
 # ---- the time a node has been held
 
 
-def test_a_node_held_again_times_out_whatever_number_of_operators_restart() -> None:
+def test_a_node_held_again_times_out_although_operators_restart() -> None:
     rebooted = node(observed="node-uid/boot-1", boot_id="boot-2")
     (patch,) = patches(decide(view(rebooted, Share(HOLD))))
     assert patch.add is not None
@@ -156,7 +156,7 @@ def test_a_node_held_again_times_out_whatever_number_of_operators_restart() -> N
         (NOW + 9999, None, NOW),
     ],
 )
-def test_since_when_a_node_is_held_again(
+def test_a_node_held_again_has_a_bounded_ready_time(
     added: float | str | None, ready: float | None, since: float
 ) -> None:
     text = timestamp(added) if isinstance(added, float) else added

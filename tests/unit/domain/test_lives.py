@@ -1,10 +1,10 @@
-"""Random lives of nodes: whatever happens, in whatever order, the promises of the core hold.
+"""Random lives of nodes: the guarantees of the core hold for any events in any order.
 
-A rule is one thing that may happen: to a node, at a kubelet, to an ImagePrefetch, to the operator.
-What is promised is computed here anew from what is true of the machines, never by the code under
-test, and checked at every decision, at every write, and when everything has come to rest.
+A rule is one event: of a node, of a kubelet, of an ImagePrefetch or of the operator. The guarantees
+are computed here from the true state of the machines, never by the code under test. They are
+checked at every decision, at every write, and when all work is done.
 
-``IMAGEGATE_LIVES=long`` looks for much longer; ``IMAGEGATE_LIVES=<number>`` is that many lives.
+``IMAGEGATE_LIVES=long`` runs many more lives; ``IMAGEGATE_LIVES=<number>`` runs this number.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from imagegate.domain.facts import (
 from tests.unit.domain import cases, model
 from tests.unit.domain.cases import GATE_TAINT, NOT_READY
 
-# ---- what there is to choose from, by names that make a failing life readable
+# ---- the arguments of the rules, with names that make a failing life readable
 
 NODES = ("n1", "n2", "n3", "n4")
 PREFETCHES = ("llm", "data")
 TYPO = "reg.test/typo:1"
-"""An image that no registry has, until somebody pushes it."""
+"""An image that no registry has until it is pushed."""
 A, B = Image("reg.test/a:1"), Image("reg.test/b:1")
 SECRET, WRONG = Image("reg.test/c:1", ("pull",)), Image(TYPO)
 IMAGES = {
@@ -71,7 +71,7 @@ IMAGES = {
     "a is": (A.resolved(f"sha256:{'1' * 64}"),),
     "a is+b": (A.resolved(f"sha256:{'1' * 64}"), B),
 }
-"""Those with a digest are as they come out of following a tag."""
+"""An image with a digest is a followed tag that was resolved."""
 GPU = Requirement("pool", Operator.IN, frozenset({"gpu"}))
 NOT_GPU = Requirement("pool", Operator.NOT_IN, frozenset({"gpu"}))
 SELECTORS = {"all": (), "gpu": (GPU,), "others": (NOT_GPU,)}
@@ -159,18 +159,18 @@ def changed(prefetch: Prefetch, name: str, value: Any) -> Prefetch:
     return dataclasses.replace(prefetch, **{section or name: value})
 
 
-# ---- what is promised, in the words of the contract
+# ---- the guarantees, in the words of the contract
 
 
 def asked(prefetches_: Mapping[str, Prefetch], node: Node) -> list[Prefetch]:
-    """The usable prefetches that are for this node."""
+    """The prefetches with a valid spec that select this node."""
     return [
         p for p in prefetches_.values() if not p.deleting and p.invalid is None and selects(p, node)
     ]
 
 
 def closed_to(prefetch: Prefetch, node: Node) -> bool:
-    """Whether a prefetch that cannot be acted on holds the node until somebody corrects it."""
+    """Whether a prefetch with an invalid spec holds the node until the spec is corrected."""
     return (
         prefetch.invalid is not None
         and not prefetch.deleting
@@ -195,7 +195,7 @@ def virtual(node: Node) -> bool:
 
 
 def aside(node: Node) -> bool:
-    """Whether the node takes no part at present."""
+    """Whether the node is skipped at present."""
     cordoned = node.unschedulable and model.ours(node) is None
     leaving = TAINTS["leaving"] in node.taints
     return node.deleting or node.disk_pressure or virtual(node) or leaving or cordoned
@@ -207,7 +207,7 @@ def limit(prefetch: Prefetch, nodes_: int, *, joining: bool) -> int:
 
 
 def joins(operator: model.Operator, node: str) -> bool:
-    """Whether the node is a joining one, as far as this operator knows."""
+    """Whether the node is a joining node, as far as this operator knows."""
     known = operator.store.nodes.get(node)
     return known is not None and model.ours(known) is not None
 
@@ -219,14 +219,14 @@ class Lives(RuleBasedStateMachine):
         self.cluster.witness = self
         self.operator: model.Operator | None = None
         self.former: model.Operator | None = None
-        """A leader that has lost its lease, sees nothing any more and may not know it yet."""
+        """A leader that has lost its lease, gets no events any more and may not know it yet."""
         self.by_watch = False
         self.keeps_up = True
         self.two_wrote = False
         self.targets: dict[str, tuple[str, ...]] = {}
-        """Every target that there ever was, and its images."""
+        """Every target that has existed, with its images."""
         self.promised: dict[tuple[str, str], int] = {}
-        """By prefetch and node, the largest maxParallel since the node was given a place."""
+        """By prefetch and node, the largest maxParallel since the node was given a slot."""
 
     @initialize(
         by_watch=yes_or_no,
@@ -243,13 +243,13 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def and_then(self) -> None:
-        """Time goes on, and unless it is held up, the operator does what there is to do."""
+        """Time passes, and an operator that keeps up does all due work."""
         self.cluster.now += 0.01
         if self.keeps_up and self.operator is not None:
             self.work_off(self.operator)
-        self.labels_that_are_believed_are_true()
+        self.valid_labels_are_true()
         if self.operator is not None:
-            self.promises_last_as_long_as_places(self.operator)
+            self.limits_last_as_long_as_slots(self.operator)
             self.the_ledger_agrees_with_itself(self.operator)
 
     # ---- nodes
@@ -260,7 +260,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(name=nodes, node=joining)
     def joins(self, name: str, node: dict[str, Any]) -> None:
-        """A node of this name comes; if there was one, it is another machine from now on."""
+        """A node with this name joins. If there was such a node, the new node is a new machine."""
         self.goes(name)
         taints = tuple(TAINTS[taint] for taint in node["taints"].split())
         facts = {**node, "taints": taints, "labels": LABELS[node["labels"]]}
@@ -317,7 +317,7 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.cluster.nodes)
     @rule(name=nodes, taint=st.sampled_from(tuple(TAINTS)), at=st.integers(0, 3))
     def somebody_taints(self, name: str, taint: str, at: int) -> None:
-        """Adds the taint, or takes it away if it is there."""
+        """Adds the taint, or removes it if the node has it."""
         if node := self.cluster.nodes.get(name):
             entry = TAINTS[taint]
             taints = [t for t in node.taints if (t.key, t.effect) != (entry.key, entry.effect)]
@@ -396,7 +396,7 @@ class Lives(RuleBasedStateMachine):
         self.cluster.reject(pods[index % len(pods)])
 
     def ending(self) -> list[Pod]:
-        """Deleted pods, which only their kubelet ends, and pods of machines that are gone."""
+        """Deleted pods, which only their kubelet ends, and pods of deleted machines."""
         return [
             pod
             for pod in self.cluster.pods.values()
@@ -465,7 +465,9 @@ class Lives(RuleBasedStateMachine):
 
     @rule(how=st.sampled_from(("restart", "stop", "lose the lease")))
     def the_operator_changes(self, how: str) -> None:
-        """``lose the lease``: it sees nothing any more, may not know yet, and another one leads."""
+        """``lose the lease``: the operator gets no events any more and may not know it yet, and
+        another operator leads.
+        """
         if how == "stop":
             self.stop_operator()
         else:
@@ -508,7 +510,7 @@ class Lives(RuleBasedStateMachine):
                 return
             self.work(operator, *due[0])
             self.cluster.now += 0.001
-        raise AssertionError(f"it never comes to rest: {operator.due()}")
+        raise AssertionError(f"the work never ends: {operator.due()}")
 
     def work(self, operator: model.Operator, kind: str, key: str) -> None:
         operator.work(kind, key)
@@ -551,7 +553,7 @@ class Lives(RuleBasedStateMachine):
     def deciding(self, operator: model.Operator, node: Node) -> None:
         now = self.cluster.now
         plan = cases.decide(operator.controllers.views.of(node), now)
-        assert plan.requeue_at is None or plan.requeue_at > now, "to be looked at in the past"
+        assert plan.requeue_at is None or plan.requeue_at > now, "the next decision is in the past"
         wanted = {p.name for p in asked(operator.store.prefetches, node)}
         assert set(plan.standings) == wanted
         assert plan.held <= (model.ours(node) is not None)
@@ -559,7 +561,7 @@ class Lives(RuleBasedStateMachine):
             assert plan.holding, "held without a reason"
         for name, standing in plan.standings.items():
             assert (standing.state is NodeState.SKIPPED) is bool(standing.skipped), name
-            assert not (standing.waits_for and standing.wants), "a place for who may not start"
+            assert not (standing.waits_for and standing.wants), "a slot for a node that waits"
             if standing.state is NodeState.SKIPPED:
                 away = not node.ready and standing.skipped == "NodeNotReady"
                 assert aside(node) or away, "skipped without a reason"
@@ -573,7 +575,7 @@ class Lives(RuleBasedStateMachine):
         pods = operator.store.pods_on(node)
         found = any(not pod.finished and pod.prefetch == prefetch for pod in pods)
         if spec.rollout.paused and not found:
-            assert model.ours(operator.store.nodes[node]), "a place in a paused rollout"
+            assert model.ours(operator.store.nodes[node]), "a slot in a paused rollout"
 
     def limit(self, operator: model.Operator, prefetch: Prefetch, node: str) -> int:
         known = operator.store.nodes.values()
@@ -583,7 +585,7 @@ class Lives(RuleBasedStateMachine):
             joining=joins(operator, node),
         )
 
-    def promises_last_as_long_as_places(self, operator: model.Operator) -> None:
+    def limits_last_as_long_as_slots(self, operator: model.Operator) -> None:
         lasting = {}
         for (name, node), most in self.promised.items():
             spec, entry = operator.store.prefetches.get(name), operator.ledger.entries.get(name)
@@ -593,11 +595,11 @@ class Lives(RuleBasedStateMachine):
 
     def created(self, by: model.Operator, pod: Pod) -> None:
         prefetch, node = by.store.prefetches[pod.prefetch], by.store.nodes[pod.node]
-        assert prefetch in asked(by.store.prefetches, node), "nobody asked for it there"
-        assert not aside(node), "a pod for a node that takes no part"
-        assert not unsettled(node), "a pod for a node that is not complete yet"
+        assert prefetch in asked(by.store.prefetches, node), "no prefetch selects the node"
+        assert not aside(node), "a pod for a skipped node"
+        assert not unsettled(node), "a pod for an unsettled node"
         assert pod.group in {group.key for group in prefetch.groups}
-        assert not prefetch.searching, "begun before it is known what is asked for"
+        assert not prefetch.searching, "begun before the images are known"
         if model.ours(node) or node.observed != node.identity:
             self.began_after(prefetch, node)
         for other in self.cluster.pods.values():
@@ -611,7 +613,7 @@ class Lives(RuleBasedStateMachine):
             other.node
             for other in self.cluster.pods.values()
             if other.prefetch == pod.prefetch and not other.finished and not other.deleting
-            # What its kubelet has reported as pulled is over, though the pod may not have ended.
+            # A pull is over when its kubelet has reported all images, even before the pod ends.
             if not by.store.pod_history.pulled(other.uid).issuperset(other.images)
             if other.node in self.machines
             and other.observed.startswith(self.machines[other.node].uid + "/")
@@ -635,7 +637,7 @@ class Lives(RuleBasedStateMachine):
         return now >= over or (since is not None and now >= since + 180.0)
 
     def began_after(self, prefetch: Prefetch, view: Node) -> None:
-        """A joining node pulls only where it has seen all of ``startAfter`` Ready."""
+        """A joining node pulls only after all of ``startAfter`` have been Ready on it."""
         machine = self.machines.get(view.name)
         if machine is not None and view.identity == f"{machine.uid}/boot-{machine.boot}":
             assert machine.were_ready.issuperset(prefetch.start_after), "it did not wait"
@@ -644,10 +646,10 @@ class Lives(RuleBasedStateMachine):
         prefetch, node = by.store.prefetches.get(pod.prefetch), by.store.nodes.get(pod.node)
         if prefetch is None or node is None or prefetch.deleting:
             return
-        assert prefetch.invalid is None, "a pod of a prefetch that cannot be used at present"
+        assert prefetch.invalid is None, "a pod of a prefetch with an invalid spec"
         if prefetch not in asked(by.store.prefetches, node) or not alive(pod.observed, node):
             return
-        assert not prefetch.searching, "taken away before it is known what is asked for"
+        assert not prefetch.searching, "deleted before the images are known"
         wanted = {image.reference for image in prefetch.images}
         if self.cluster.in_flight(pod) and not wanted.isdisjoint(pod.images):
             late = self.cluster.now >= pod.created_at + (prefetch.retry.timeout or 7200.0)
@@ -656,7 +658,7 @@ class Lives(RuleBasedStateMachine):
             self.unpinned(pod, prefetch, node)
 
     def unpinned(self, pod: Pod, prefetch: Prefetch, node: Node) -> None:
-        """A finished pod of this life goes: it pins images."""
+        """Check the deletion of a finished pod of this boot, because such a pod pins images."""
         if pod.group not in {group.key for group in prefetch.groups}:
             assert node.labels.get(prefetch.label) == prefetch.target, "not replaced yet"
             return
@@ -668,7 +670,7 @@ class Lives(RuleBasedStateMachine):
             and alive(other.observed, node, prefetch)
         ]
         if not others:
-            assert not prefetch.keep, "a pin of what the node shall hold was removed"
+            assert not prefetch.keep, "a pin of a wanted image was deleted"
             assert pod.finished_at is not None
             assert self.cluster.now >= pod.finished_at + 360
 
@@ -676,7 +678,7 @@ class Lives(RuleBasedStateMachine):
         assert before.uid == patch.node.uid, "written to another machine"
         same: dict[str, Any] = {"labels": {}, "annotated": True, "observed": "", "taints": ()}
         assert dataclasses.replace(before, **same) == dataclasses.replace(after, **same)
-        assert foreign(before) == foreign(after), "something of somebody else's was touched"
+        assert foreign(before) == foreign(after), "a foreign label or taint was changed"
         machine, view = self.machines[before.name], patch.node
         if after.observed != before.observed:
             assert after.observed == f"{before.uid}/{view.boot_id}"
@@ -695,7 +697,7 @@ class Lives(RuleBasedStateMachine):
     def vouched(
         self, by: model.Operator, machine: model.Machine, patch: PatchNode, before: Node
     ) -> None:
-        """With onReboot Ignore the user says that what was there before a reboot still is."""
+        """With onReboot Ignore, images from before a reboot count as present after it."""
         for prefetch in asked(by.store.prefetches, patch.node):
             kept = prefetch.label not in patch.drop_labels and prefetch.label in before.labels
             if kept and prefetch.gate.on_reboot is OnReboot.IGNORE:
@@ -708,7 +710,7 @@ class Lives(RuleBasedStateMachine):
     ) -> None:
         (prefetch,) = (p for p in asked(by.store.prefetches, view) if p.label == key)
         assert target == prefetch.target
-        assert not prefetch.searching, "labelled before it is known what is asked for"
+        assert not prefetch.searching, "labelled before the images are known"
         assert holds(machine, view, prefetch), f"a label for what the node never had: {key}"
 
     def label_dropped(self, by: model.Operator, key: str, view: Node) -> None:
@@ -730,9 +732,9 @@ class Lives(RuleBasedStateMachine):
             if prefetch.gate.mode is GateMode.NEW_NODES and not virtual(view)
         ]
         assert not any(closed_to(p, view) for p in by.store.prefetches.values()), (
-            "opened by a fault"
+            "released although a spec is invalid"
         )
-        # A node that was in service before is held for those that have it held again.
+        # A node that was in service before is held for the prefetches that hold it again.
         again = [p for p in gating if p.gate.on_reboot is OnReboot.HOLD]
         gating = again if view.observed and again else gating
         for prefetch in gating:
@@ -776,9 +778,9 @@ class Lives(RuleBasedStateMachine):
             assert self.by_watch, "tainted although a policy does that"
             assert any(p.created_at < view.created_at for p in gating)
 
-    # ---- what is true at any moment
+    # ---- checked at any moment
 
-    def labels_that_are_believed_are_true(self) -> None:
+    def valid_labels_are_true(self) -> None:
         for node in self.cluster.nodes.values():
             machine = self.machines[node.name]
             for prefetch in asked(self.cluster.prefetches, node):
@@ -796,30 +798,30 @@ class Lives(RuleBasedStateMachine):
             assert +entry.counts == counts, name
             assert entry.domains.keys() == known, name
             assert entry.held <= known, name
-            # After a start, what pulls has a place before its node has been decided about.
+            # After a start, a node with a pull has a slot before the first decision about the node.
             assert entry.slots <= known | entry.outdated, name
             assert entry.wants.keys() <= known, name
             assert entry.failures.keys() <= known, name
             waiting = {n: s.waits_for for n, s in entry.standings.items() if s.waits_for}
             assert entry.waiting == waiting, name
 
-    # ---- what is true when everything has come to rest
+    # ---- checked when all work is done
 
     def teardown(self) -> None:
         if sys.exc_info()[0] is not None:
-            return  # this life has failed already; what comes now would hide how
+            return  # this life has failed already, and further checks would hide the cause
         self.settle()
         self.check()
         self.everything_is_deleted()
 
     @rule()
     def what_can_succeed_does(self) -> None:
-        """What no registry has still fails, again and again; everything else comes to rest."""
-        self.come_to_rest(pushed=False, rounds=80)
+        """Pulls of an image that no registry has fail again and again. All other work ends."""
+        self.finish_all_work(pushed=False, rounds=80)
         self.check(pushed=False)
 
     def settle(self) -> None:
-        self.come_to_rest(pushed=True, rounds=300)
+        self.finish_all_work(pushed=True, rounds=300)
         writes = self.cluster.writes
         for hours in (0.0, 1.0):
             self.cluster.now += hours * 3600
@@ -828,7 +830,7 @@ class Lives(RuleBasedStateMachine):
             assert self.cluster.writes == writes, "a settled cluster was written to"
             assert self.running.next_at() is None
 
-    def come_to_rest(self, *, pushed: bool, rounds: int) -> None:
+    def finish_all_work(self, *, pushed: bool, rounds: int) -> None:
         cluster = self.cluster
         cluster.faults.clear()
         self.former = None
@@ -846,7 +848,7 @@ class Lives(RuleBasedStateMachine):
             if at is None:
                 return
             cluster.now = max(cluster.now, at)
-        assert not pushed, f"it never comes to rest: {self.running.next_at()}"
+        assert not pushed, f"the work never ends: {self.running.next_at()}"
 
     def kubelets_work(self, *, pushed: bool) -> bool:
         moved = False
@@ -884,11 +886,11 @@ class Lives(RuleBasedStateMachine):
             away = standing.skipped == "NodeNotReady" and not node.ready
             assert away or state in (NodeState.PENDING, NodeState.CACHED, NodeState.FAILED), where
         elif Image(TYPO) in prefetch.images and not pushed:
-            # Or it waits for the seeds of its domain, which go on failing.
+            # Or the node waits for the seeds of its domain, which fail again and again.
             assert state in (NodeState.FAILED, NodeState.CACHED) or standing.wants, where
         else:
             assert state is NodeState.CACHED, where
-            if not model.ours(node):  # a held node's labels, and what follows, wait for its release
+            if not model.ours(node):  # the labels and pins of a held node wait for its release
                 self.check_pins(prefetch, node)
 
     def check_pins(self, prefetch: Prefetch, node: Node) -> None:
@@ -917,41 +919,42 @@ class Lives(RuleBasedStateMachine):
                 for prefetch in wanted
             )
             or (aside(node) and not pushed)
-        ), f"{node.name} is held for nothing"
+        ), f"{node.name} is held without a reason"
 
     def check_leftovers(self, node: Node, wanted: list[Prefetch]) -> None:
         known = {p.name for p in wanted}
         known |= {p.name for p in self.cluster.prefetches.values() if p.invalid is not None}
         for pod in self.cluster.pods.values():
-            assert pod.node != node.name or pod.prefetch in known, "a pod that nobody asks for"
+            assert pod.node != node.name or pod.prefetch in known, "a pod of no prefetch here"
         if not node.deleting:
             labels = {k for k in node.labels if k.startswith(LABEL_PREFIX)}
-            assert labels <= {LABEL_PREFIX + name for name in known}, "labels of what is gone"
+            assert labels <= {LABEL_PREFIX + name for name in known}, "labels of no prefetch here"
 
     def check_books(self, prefetch: Prefetch) -> None:
         entry = self.running.ledger.entry(prefetch.name)
         matching = [n for n in self.cluster.nodes.values() if asked({"": prefetch}, n)]
         assert entry.standings.keys() == {node.name for node in matching}
-        assert not entry.slots, "a place that is not used"
-        assert not entry.wants or prefetch.rollout.paused, "somebody waits for a place"
-        told: Any = prefetch.status["nodes"]
+        assert not entry.slots, "a slot that is not used"
+        assert not entry.wants or prefetch.rollout.paused, "a node waits for a slot"
+        counts: Any = prefetch.status["nodes"]
         for state in NodeState:
-            assert told[state] == sum(s.state is state for s in entry.standings.values())
-        assert told["gated"] == sum(model.ours(node) is not None for node in matching)
+            assert counts[state] == sum(s.state is state for s in entry.standings.values())
+        assert counts["gated"] == sum(model.ours(node) is not None for node in matching)
 
     def everything_is_deleted(self) -> None:
         for name in list(self.cluster.prefetches):
             self.cluster.delete_prefetch(name)
         self.settle()
-        assert not self.cluster.prefetches, "a finalizer hangs"
+        assert not self.cluster.prefetches, "a finalizer was not removed"
         self.check()
         assert not self.running.ledger.entries
         assert not [pod for pod in self.cluster.pods.values() if pod.node in self.cluster.nodes]
 
 
 def alive(identity: str, node: Node, prefetch: Prefetch | None = None) -> bool:
-    """Whether what was recorded under this identity is about this machine, and with a prefetch,
-    whether the prefetch lets it count."""
+    """Whether a record with this identity is about this machine, and with a prefetch, whether the
+    record is still valid for the prefetch.
+    """
     if prefetch is None or prefetch.gate.on_reboot is OnReboot.IGNORE:
         return identity.partition("/")[0] == node.uid
     return identity == f"{node.uid}/{node.boot_id}"
@@ -980,12 +983,12 @@ def ready_at(machine: model.Machine, view: Node) -> float:
 
 
 def foreign(node: Node) -> tuple[list[Taint], dict[str, str]]:
-    """What is on the node and not ours."""
+    """The taints and labels of the node that are not ours."""
     taints = [t for t in node.taints if t.key != cases.KEY]
     return taints, {k: v for k, v in node.labels.items() if not k.startswith(LABEL_PREFIX)}
 
 
-# ---- how much is looked at
+# ---- the number of lives
 
 LONG = 3000
 EFFORT = os.environ.get("IMAGEGATE_LIVES", "500")
@@ -1000,5 +1003,5 @@ SETTINGS = settings(
 
 
 @pytest.mark.timeout(0)
-def test_whatever_happens_the_promises_hold() -> None:
+def test_the_guarantees_hold_in_random_lives() -> None:
     run_state_machine_as_test(Lives, settings=SETTINGS)

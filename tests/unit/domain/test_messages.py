@@ -1,4 +1,4 @@
-"""What runtimes really said of pulls that failed, and what is made of it.
+"""Recorded messages of runtimes about failed pulls, and their failure classes.
 
 The messages were recorded by ``python -m tests.e2e.collect_messages``.
 """
@@ -75,9 +75,9 @@ ODD = {
     "verifier": "VerifierRefused",
     "web-page": "NotARegistry",
 }
-"""What the registry did not say; recorded with containerd 2.4 alone, some for containers too."""
+"""Faults outside the registry; recorded with containerd 2.4 alone, some also for containers."""
 AS_CONTAINER = ("damaged-tar", "encrypted", "schema-1", "unknown-compression", "web-page")
-# Given up before the lookup was: nothing in these says DNS.
+# These runtimes gave the pull up before the lookup ended, so the message does not mention DNS.
 EXCEPTIONS = {
     ("containerd-1.7", "dns-silent"): "TransferTimeout",
     ("crio", "dns-silent"): "TransferTimeout",
@@ -110,13 +110,13 @@ def test_every_recorded_message_has_its_class(said: Recorded) -> None:
         assert messages.classify(f"ImagePullBackOff: {said.back_off}").reason == expected
 
 
-def test_the_faults_were_met_by_every_runtime() -> None:
-    """A recording in which something did not fail, or was not tried, shall not go unnoticed."""
+def test_every_runtime_has_a_recording_of_every_fault() -> None:
+    """A fault that did not fail a pull, or that was not tried, must be noticed."""
     met: dict[str, set[str]] = {}
     for said in recorded():
         met.setdefault(said.runtime, set()).add(said.fault)
     every, kubelets = set(EXPECTED), {"kubelet-qps"}
-    # The library looks for a login at /v2/ alone, and takes a manifest of a tag as it comes.
+    # CRI-O's library looks for a login only at /v2/, and does not verify the manifest of a tag.
     not_of_crio = {fault for fault in every if fault.startswith(("token-", "disk-"))}
     assert met == {
         "containerd-2.4": every,
@@ -129,7 +129,7 @@ def test_the_faults_were_met_by_every_runtime() -> None:
 @pytest.mark.parametrize(
     "name", ["forbidden:404", "toomanyrequests:429", "x509:401", "eof:503", "certificate:1"]
 )
-def test_the_name_of_an_image_says_nothing(name: str) -> None:
+def test_the_name_of_an_image_does_not_change_the_class(name: str) -> None:
     image = f"r.test/{name}"
     for message in (
         f'failed to pull and unpack image "{image}": failed to resolve image: {image}: strange',
@@ -144,7 +144,7 @@ def test_a_number_is_not_a_status() -> None:
     assert messages.classify(message).reason == "TransferBroken"
 
 
-def test_a_signature_that_is_refused_is_permanent() -> None:
+def test_a_refused_signature_is_a_permanent_failure() -> None:
     """In the words of the kubelet (pkg/kubelet/images/image_manager.go, evalCRIPullErr)."""
     message = (
         "SignatureValidationFailed: image pull failed for r.test/a:1 because the signature"

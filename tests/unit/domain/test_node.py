@@ -67,7 +67,7 @@ def labelled(**changes: Any) -> dict[str, Any]:
         {"taints": (GATE_TAINT, Taint("node.cloudprovider.kubernetes.io/uninitialized", "X"))},
     ],
 )
-def test_an_unsettled_node_is_held_and_nothing_is_started(changes: dict[str, Any]) -> None:
+def test_an_unsettled_node_is_held_and_no_pull_starts(changes: dict[str, Any]) -> None:
     on = dataclasses.replace(gated(), **changes)
     plan = decide(view(on, Share(LLM, has_slot=True)))
     assert plan.actions == ()
@@ -75,7 +75,7 @@ def test_an_unsettled_node_is_held_and_nothing_is_started(changes: dict[str, Any
     assert "waiting for the node" in plan.holding
 
 
-def test_a_gated_node_wants_a_place_and_then_pulls() -> None:
+def test_a_gated_node_requests_a_slot_and_then_pulls() -> None:
     without = decide(view(gated(), Share(LLM)))
     assert creates(without) == []
     assert without.standings["llm"].wants
@@ -85,7 +85,7 @@ def test_a_gated_node_wants_a_place_and_then_pulls() -> None:
     assert plan.held
 
 
-def test_while_its_pod_pulls_a_node_is_held_and_looked_at_again_at_the_timeout() -> None:
+def test_a_pulling_node_is_held_and_checked_again_at_the_timeout() -> None:
     on = gated()
     plan = decide(view(on, Share(LLM, pods=(pod(LLM, on),), has_slot=True)))
     assert plan.actions == ()
@@ -105,7 +105,7 @@ def test_the_release_is_one_patch_of_label_annotation_and_taint() -> None:
     assert patch.release is ReleaseReason.CACHED
 
 
-def test_the_kubelets_word_for_every_image_is_enough_to_release() -> None:
+def test_a_node_is_released_when_the_kubelet_has_reported_every_image() -> None:
     two = prefetch("llm", "reg.test/a:1", "reg.test/b:1")
     on = gated()
     running = pod(two, on)
@@ -129,7 +129,7 @@ def test_two_prefetches_gate_a_node_until_both_are_cached() -> None:
     assert set(patch.set_labels) == {LLM.label, other.label}
 
 
-def test_a_node_that_nobody_asks_for_is_released_at_once() -> None:
+def test_a_node_that_no_prefetch_gates_is_released_immediately() -> None:
     (patch,) = patches(decide(view(gated())))
     assert patch.release is ReleaseReason.UNMATCHED
     never = prefetch(gate=GateSpec(mode=GateMode.NEVER))
@@ -144,7 +144,7 @@ def test_without_an_active_gate_every_held_node_is_released(absent: Gate | None)
     assert patch.release is ReleaseReason.DISABLED
 
 
-def test_a_foreign_taint_stays_and_only_ours_goes() -> None:
+def test_only_our_taint_is_removed() -> None:
     foreign = Taint(KEY + "-not", "NoSchedule", "x")
     on = node(taints=(foreign, GATE_TAINT, NOT_READY))
     (patch,) = patches(decide(view(on)))
@@ -160,7 +160,7 @@ def failing(text: str = "rpc error: not found") -> tuple[Node, Share]:
     return on, Share(LLM, pods=(bad,), has_slot=True, failed_at={bad.uid: NOW})
 
 
-def test_a_failure_seen_just_now_is_answered_by_deleting_the_pod() -> None:
+def test_the_pod_is_deleted_if_its_failure_is_new() -> None:
     on, share = failing("unexpected EOF")
     plan = decide(view(on, share))
     (delete,) = deletes(plan)
@@ -172,7 +172,7 @@ def test_a_failure_seen_just_now_is_answered_by_deleting_the_pod() -> None:
 
 
 @pytest.mark.parametrize("seen", [{}, {"llm-pod-uid": NOW - 6}])
-def test_a_failure_not_seen_just_now_may_hide_a_running_pull_which_is_not_cancelled(
+def test_the_pod_stays_if_its_failure_may_hide_a_running_pull(
     seen: dict[str, float],
 ) -> None:
     on, share = failing("unexpected EOF")
@@ -198,7 +198,7 @@ def test_fail_open_releases_at_the_timeout_and_not_before() -> None:
     assert patch.release is ReleaseReason.TIMEOUT
 
 
-def test_fail_closed_holds_for_ever_until_the_image_is_there() -> None:
+def test_fail_closed_holds_until_the_image_is_cached() -> None:
     on = gated()
     lost = Attempts(count=9, permanent=True, reason="ImageNotFound", next_at=NOW + 9e9)
     share = Share(CLOSED, attempts={CLOSED.groups[0].key: lost}, has_slot=True)
@@ -208,13 +208,13 @@ def test_fail_closed_holds_for_ever_until_the_image_is_there() -> None:
     assert plan.standings["llm"].state is NodeState.FAILED
 
 
-def test_a_back_off_is_waited_for_and_then_a_fresh_pod_is_made() -> None:
+def test_a_new_pod_is_created_only_after_the_back_off() -> None:
     once = Attempts(count=1, next_at=NOW + 5, reason="TransferBroken")
     share = Share(LLM, attempts={LLM.groups[0].key: once}, has_slot=True)
     waiting = decide(view(node(), share))
     assert waiting.actions == ()
     assert waiting.requeue_at == NOW + 5
-    assert not waiting.standings["llm"].pulling, "a node that waits keeps no place"
+    assert not waiting.standings["llm"].pulling, "a node that waits keeps no slot"
     (create,) = creates(decide(view(node(), share), NOW + 5))
     assert create.attempt == 2
 
@@ -231,13 +231,13 @@ def test_a_rejected_pod_is_tried_again_later(reason: str) -> None:
     assert remembered is not None
     assert (remembered.reason, remembered.permanent) == ("PodRejected", False)
     assert remembered.message == f"{reason}: as the kubelet says"
-    assert creates(plan) == [], "not before the old one is gone and the back-off is over"
+    assert creates(plan) == [], "only after the deletion and the back-off"
     later = Share(LLM, attempts={LLM.groups[0].key: remembered}, has_slot=True)
     assert creates(decide(view(on, later), remembered.next_at - 0.1)) == []
     assert len(creates(decide(view(on, later), remembered.next_at))) == 1
 
 
-def test_a_pull_is_given_up_at_its_timeout_and_one_of_unknown_size_after_two_hours() -> None:
+def test_a_pull_is_given_up_at_its_timeout_or_after_two_hours() -> None:
     limited = prefetch(retry=dataclasses.replace(LLM.retry, timeout=100.0))
     on = node()
     share = Share(limited, pods=(pod(limited, on),), has_slot=True)
@@ -248,7 +248,7 @@ def test_a_pull_is_given_up_at_its_timeout_and_one_of_unknown_size_after_two_hou
     assert len(deletes(decide(view(on, patient), START + 20 + 7200))) == 1
 
 
-def test_a_pull_in_time_keeps_the_slot_beside_one_that_is_past_its_deadline() -> None:
+def test_a_pull_in_time_keeps_the_slot_although_another_pull_is_late() -> None:
     two = prefetch(
         "llm",
         *(f"reg.test/{n}:1" for n in range(12)),
@@ -300,7 +300,7 @@ def test_a_settled_node_gets_no_write() -> None:
     assert plan.standings["llm"].state is NodeState.CACHED
 
 
-def test_a_kept_pod_that_vanished_is_put_back_when_there_is_a_place() -> None:
+def test_a_deleted_pin_is_created_again_when_there_is_a_slot() -> None:
     on = node(**labelled())
     assert decide(view(on, Share(LLM))).standings["llm"].wants
     plan = decide(view(on, Share(LLM, has_slot=True)))
@@ -308,7 +308,7 @@ def test_a_kept_pod_that_vanished_is_put_back_when_there_is_a_place() -> None:
     assert plan.standings["llm"].state is NodeState.CACHED
 
 
-def test_a_pod_that_somebody_keeps_deleting_is_put_back_later_and_later() -> None:
+def test_a_pin_that_is_deleted_repeatedly_waits_longer_each_time() -> None:
     on, key = node(**labelled()), LLM.groups[0].key
     first = creates(decide(view(on, Share(LLM, has_slot=True))))[0].remember
     assert first is not None
@@ -323,7 +323,7 @@ def test_a_pod_that_somebody_keeps_deleting_is_put_back_later_and_later() -> Non
     assert second.remember.next_at - (NOW + 70) > 100
 
 
-def test_the_refusal_of_a_pod_that_pins_is_shown_although_the_node_is_cached() -> None:
+def test_a_refused_pin_is_reported_although_the_node_is_cached() -> None:
     on, key = node(**labelled()), LLM.groups[0].key
     refused = Attempts(
         2, NOW + 20, "PodNotCreated", "failed calling webhook", "", permanent=False, at=NOW
@@ -345,10 +345,10 @@ def test_retention_release_deletes_the_pod_after_six_minutes() -> None:
     assert plan.actions == ()
     assert plan.requeue_at == NOW + 360
     assert len(deletes(decide(view(on, Share(loose, pods=(done,))), NOW + 360))) == 1
-    assert decide(view(on, Share(loose))).actions == (), "and it is not put back"
+    assert decide(view(on, Share(loose))).actions == (), "the pod is not created again"
 
 
-def test_an_edit_supersedes_without_cancelling_what_is_still_wanted() -> None:
+def test_an_edit_does_not_cancel_a_pull_of_images_that_are_still_wanted() -> None:
     before = prefetch("llm", "reg.test/a:1", "reg.test/b:1")
     after = prefetch("llm", "reg.test/a:1", "reg.test/c:1")
     on = node()
@@ -361,7 +361,7 @@ def test_an_edit_supersedes_without_cancelling_what_is_still_wanted() -> None:
     assert len(deletes(plan)) == 1
 
 
-def test_the_pins_of_the_old_target_go_only_when_the_new_one_is_cached() -> None:
+def test_pins_of_the_old_target_stay_until_the_new_target_is_cached() -> None:
     before, after = prefetch("llm", "reg.test/a:1"), prefetch("llm", "reg.test/a:2")
     on = node(labels={before.label: before.target}, observed="node-uid/boot-1")
     old = pod(before, on, name="old", phase="Succeeded")
@@ -376,7 +376,7 @@ def test_the_pins_of_the_old_target_go_only_when_the_new_one_is_cached() -> None
     assert [d.pod.name for d in deletes(plan)] == ["old"]
 
 
-def test_labels_and_pods_of_a_prefetch_that_is_gone_are_removed() -> None:
+def test_labels_and_pods_of_a_deleted_prefetch_are_removed() -> None:
     on = node(**labelled())
     plan = decide(view(on, orphans=(pod(LLM, on, phase="Succeeded"),)))
     (patch,) = patches(plan)
@@ -384,7 +384,7 @@ def test_labels_and_pods_of_a_prefetch_that_is_gone_are_removed() -> None:
     assert len(deletes(plan)) == 1
 
 
-def test_labels_of_a_prefetch_that_was_edited_into_nonsense_stay() -> None:
+def test_labels_of_a_prefetch_with_an_invalid_spec_stay() -> None:
     on = node(**labelled())
     assert decide(view(on, frozen=frozenset({"llm"}))).actions == ()
 
@@ -399,8 +399,8 @@ def test_after_a_reboot_verify_drops_the_label_and_pulls_again() -> None:
     assert patch.drop_labels == (LLM.label,)
     assert patch.observed == "node-uid/boot-2"
     assert patch.add is None
-    mended = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
-    plan = decide(view(mended, Share(LLM, pods=(stale,), has_slot=True)))
+    recorded = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
+    plan = decide(view(recorded, Share(LLM, pods=(stale,), has_slot=True)))
     assert len(creates(plan)) == 1
     assert len(deletes(plan)) == 1
 
@@ -415,14 +415,14 @@ def test_after_a_reboot_ignore_keeps_the_label() -> None:
 
 
 @pytest.mark.parametrize("policy", OnReboot)
-def test_a_pull_that_a_reboot_has_interrupted_is_begun_anew(policy: OnReboot) -> None:
-    """The kubelet may leave such a pod Pending for ever: seen on a real one."""
+def test_a_pull_that_a_reboot_has_interrupted_starts_again(policy: OnReboot) -> None:
+    """The kubelet may leave such a pod Pending for ever: seen with a real kubelet."""
     asked = prefetch(gate=GateSpec(on_reboot=policy))
     on = node(labels={}, observed="node-uid/boot-2", boot_id="boot-2")
     stuck = pod(asked, on, observed="node-uid/boot-1", began=True)
     first = decide(view(on, Share(asked, pods=(stuck,), has_slot=True)))
     assert [action.pod for action in deletes(first)] == [stuck]
-    assert creates(first) == [], "not before it is gone"
+    assert creates(first) == [], "only after the old pod is deleted"
     pulling = dataclasses.replace(stuck, began=False)
     assert decide(view(on, Share(asked, pods=(pulling,), has_slot=True))).actions == ()
     going = dataclasses.replace(stuck, deleting=True)
@@ -430,7 +430,7 @@ def test_a_pull_that_a_reboot_has_interrupted_is_begun_anew(policy: OnReboot) ->
     assert creates(decide(view(on, Share(asked, has_slot=True))))
 
 
-def test_after_a_reboot_hold_puts_the_taint_back() -> None:
+def test_after_a_reboot_hold_adds_the_taint_again() -> None:
     hold = prefetch(gate=GateSpec(on_reboot=OnReboot.HOLD))
     on = node(**labelled(boot_id="boot-2"))
     (patch,) = patches(decide(view(on, Share(hold))))
@@ -439,7 +439,7 @@ def test_after_a_reboot_hold_puts_the_taint_back() -> None:
     assert patch.add is None
 
 
-def test_after_an_image_proved_incomplete_the_registry_is_asked() -> None:
+def test_an_incomplete_image_is_requested_from_the_registry_again() -> None:
     on = gated()
     (group,) = LLM.groups
     for waiting, reason in (
@@ -465,8 +465,8 @@ def test_after_an_image_proved_incomplete_the_registry_is_asked() -> None:
         {"taints": (Taint("node-role.kubernetes.io/control-plane", "NoSchedule"),)},
     ],
 )
-def test_the_watch_taints_the_control_plane_where_it_is_asked_to(mark: dict[str, Any]) -> None:
-    """As the policy: by the label, and by the taint, which kubeadm's nodes have before it."""
+def test_the_watch_taints_the_control_plane_if_configured(mark: dict[str, Any]) -> None:
+    """As in the policy: by the label or the taint, because kubeadm adds the label later."""
     young = view(node(**mark), Share(LLM), taints_by_watch=True)
     assert patches(decide(young)) == []
     (patch,) = patches(decide(dataclasses.replace(young, control_planes=True)))
@@ -481,7 +481,7 @@ def test_under_hold_a_node_in_service_is_held_as_soon_as_it_is_not_ready() -> No
     (patch,) = patches(decide(view(away, Share(HOLD))))
     assert patch.add == HELD_NOW
     assert not patch.drop_labels
-    assert patches(decide(view(away, Share(LLM)))) == [], "nothing of it without Hold"
+    assert patches(decide(view(away, Share(LLM)))) == [], "without Hold the node is not held"
     assert patches(decide(view(away, Share(HOLD), gate=gate(suspend=True)))) == []
     unlabelled = node(labels={}, observed=away.observed, ready=False)
     assert patches(decide(view(unlabelled, Share(HOLD)))) == [], "it had no images before"
@@ -489,15 +489,15 @@ def test_under_hold_a_node_in_service_is_held_as_soon_as_it_is_not_ready() -> No
     assert patches(decide(view(leaving, Share(HOLD)))) == []
 
 
-def test_a_taint_that_is_refused_is_the_same_request_a_moment_later() -> None:
+def test_a_refused_taint_is_the_same_request_in_the_next_decision() -> None:
     away = view(node(**labelled(ready=False)), Share(HOLD))
     (first,), (second,) = patches(decide(away, NOW)), patches(decide(away, NOW + 1))
     assert first.add != second.add
     assert first.request == second.request
 
 
-def test_a_node_that_was_only_away_is_released_once_it_is_ready() -> None:
-    """Also where another ImagePrefetch has not reached it yet: that one did not hold it."""
+def test_a_node_that_did_not_reboot_is_released_once_it_is_ready() -> None:
+    """Also if another ImagePrefetch is not cached yet, because that prefetch did not hold it."""
     held = labelled(taints=(HELD_NOW,))
     pods = (pod(HOLD, node(**held), phase="Succeeded"),)
     other = prefetch("other", gate=GateSpec())
@@ -507,7 +507,7 @@ def test_a_node_that_was_only_away_is_released_once_it_is_ready() -> None:
         assert [patch.release for patch in found] == ([ReleaseReason.CACHED] if ready else [])
 
 
-def test_a_node_that_was_wiped_while_it_was_away_is_held_until_it_is_verified() -> None:
+def test_a_wiped_node_is_held_until_it_is_verified() -> None:
     back = node(**labelled(taints=(HELD_NOW,), boot_id="boot-2"))
     old = pod(HOLD, back, observed="node-uid/boot-1", phase="Succeeded")
     (patch,) = patches(decide(view(back, Share(HOLD, pods=(old,)))))
@@ -521,16 +521,17 @@ def test_a_node_that_was_wiped_while_it_was_away_is_held_until_it_is_verified() 
     assert patch.set_labels == {HOLD.label: HOLD.target}
 
 
-def test_a_node_of_the_same_name_but_another_machine_has_nothing() -> None:
+def test_a_new_machine_with_the_same_name_loses_the_label() -> None:
     ignore = prefetch(gate=GateSpec(on_reboot=OnReboot.IGNORE))
     on = node(**labelled(uid="another"))
     (patch,) = patches(decide(view(on, Share(ignore))))
     assert patch.drop_labels == (LLM.label,)
 
 
-def test_a_machine_does_not_inherit_the_place_of_another_of_its_name() -> None:
-    """Found by `make chaos`: the pod of the machine that is gone counted as a pull on the new
-    one, which so had a place without asking, and maxParallel was exceeded."""
+def test_a_machine_does_not_inherit_the_slot_of_a_deleted_machine() -> None:
+    """Found by `make chaos`: the pod of the deleted machine counted as a pull on the new machine.
+    So the new machine had a slot without a request, and maxParallel was exceeded.
+    """
     on = gated(uid="another")
     for deleting in (False, True):
         stale = pod(LLM, node(), deleting=deleting)
@@ -559,7 +560,7 @@ def test_a_machine_does_not_inherit_the_place_of_another_of_its_name() -> None:
         {"labels": {"kubernetes.io/os": "windows"}},
     ],
 )
-def test_a_node_that_leaves_or_cannot_is_skipped_and_counted(changes: dict[str, Any]) -> None:
+def test_a_leaving_or_unsuitable_node_is_skipped_and_counted(changes: dict[str, Any]) -> None:
     plan = decide(view(node(**changes), Share(LLM, has_slot=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].state is NodeState.SKIPPED
@@ -572,7 +573,7 @@ def test_a_cordoned_node_is_served_while_it_is_gated() -> None:
 
 
 @pytest.mark.parametrize("label", ["type=virtual-kubelet", "kubernetes.io/os=windows"])
-def test_a_node_is_not_held_by_what_it_can_never_have(label: str) -> None:
+def test_a_node_is_not_held_for_images_that_it_can_never_hold(label: str) -> None:
     on = gated(labels=dict([label.split("=")]))
     (patch,) = patches(decide(view(on, Share(CLOSED))))
     assert patch.release is ReleaseReason.UNMATCHED
@@ -581,7 +582,7 @@ def test_a_node_is_not_held_by_what_it_can_never_have(label: str) -> None:
 # ---- tainting by watch
 
 
-def test_by_watch_a_young_unknown_node_is_tainted_and_others_are_not() -> None:
+def test_the_watch_taints_only_new_nodes_that_were_never_recorded() -> None:
     young = view(node(), Share(LLM), taints_by_watch=True)
     (patch,) = patches(decide(young))
     assert patch.add == HELD_NOW
@@ -596,7 +597,7 @@ def test_by_watch_a_young_unknown_node_is_tainted_and_others_are_not() -> None:
         assert patches(decide(other)) == []
 
 
-def test_selectors_are_those_of_kubernetes() -> None:
+def test_selectors_match_as_in_kubernetes() -> None:
     on = node(labels={"pool": "gpu"})
     table = [
         (Operator.IN, {"gpu"}, True),

@@ -1,4 +1,4 @@
-"""Groups that stay as they are, finished pods that pin images, and disks that are shared."""
+"""Stable groups, finished pods that pin images, and the room of shared images."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_one_more_image_changes_one_group_or_splits_it(numbers: set[int], new: i
     assert sum(len(group.images) for group in after.values()) == len(numbers | {new})
 
 
-def test_a_node_with_63_images_gets_two_new_pods_at_most_for_one_image_more() -> None:
+def test_one_more_image_creates_at_most_two_pods() -> None:
     before = prefetch(*named(*range(1, 64)))
     after = prefetch(*named(0, *range(1, 64)))
     on = holding(before)
@@ -97,19 +97,19 @@ def test_a_node_with_63_images_gets_two_new_pods_at_most_for_one_image_more() ->
 
 
 @pytest.mark.parametrize("paused", [False, True])
-@pytest.mark.parametrize("place", [False, True])
-def test_a_renamed_secret_costs_no_pod(paused: bool, place: bool) -> None:
+@pytest.mark.parametrize("slot", [False, True])
+def test_a_renamed_secret_creates_no_pod(paused: bool, slot: bool) -> None:
     rollout = RolloutSpec(paused=paused)
     before = prefetch(*named(*range(12), secrets=("old",)), rollout=rollout)
     after = prefetch(*named(*range(12), secrets=("new",)), rollout=rollout)
     assert before.target == after.target
     on = holding(before)
     pods = tuple(finished(before, on, group) for group in before.groups)
-    plan = decide(view(on, Share(after, pods=pods, has_slot=place)))
+    plan = decide(view(on, Share(after, pods=pods, has_slot=slot)))
     assert plan.actions == ()
 
 
-def test_pods_of_groups_that_were_spread_in_another_way_pin_as_well() -> None:
+def test_pods_of_differently_spread_groups_also_pin_images() -> None:
     asked = prefetch(*named(*range(12)))
     on = holding(asked)
     references = [image.reference for image in asked.images]
@@ -118,7 +118,7 @@ def test_pods_of_groups_that_were_spread_in_another_way_pin_as_well() -> None:
     assert decide(view(on, Share(asked, pods=pods, has_slot=True))).actions == ()
 
 
-def test_a_pin_goes_only_after_its_replacement_has_finished() -> None:
+def test_a_pin_is_deleted_only_after_its_replacement_has_finished() -> None:
     asked = prefetch(*named(1))
     (group,) = asked.groups
     on = holding(asked)
@@ -135,7 +135,7 @@ def test_a_pin_goes_only_after_its_replacement_has_finished() -> None:
     assert delete.pod == old
 
 
-def test_a_pod_of_images_that_are_not_wanted_any_more_goes_with_the_new_label() -> None:
+def test_a_pod_of_unwanted_images_is_deleted_after_the_new_label() -> None:
     before, after = prefetch(*named(1)), prefetch(*named(2))
     on = holding(after)
     pods = (
@@ -214,7 +214,7 @@ def test_layers_that_images_share_take_their_room_once() -> None:
     assert plan.standings["llm"].failure is not None
 
 
-def test_room_that_only_pulls_in_flight_take_is_waited_for() -> None:
+def test_a_pull_waits_for_the_room_of_pulls_in_flight() -> None:
     one, two = named(1), named(2)
     sizes = {i.reference: ImageFacts(sizes={AMD64: ImageSize(8 * GB)}) for i in (*one, *two)}
     a, b = prefetch(*one, name="a"), prefetch(*two, name="b")

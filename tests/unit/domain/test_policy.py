@@ -1,5 +1,5 @@
-"""What administrators let an ImagePrefetch ask for, and what comes of one that asks for more. The
-bounds themselves are in tests/unit/chart/test_prefetch_policy.py, beside the API server's.
+"""The effects of a spec beyond the bounds that administrators set. Each bound is tested in
+tests/unit/chart/test_prefetch_policy.py, together with the API server's answer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_forbidden_prefetch_holds_no_node_not_even_under_fail_closed() -> None:
     assert "evil.test/a:1" in patch.message  # type: ignore[union-attr]
 
 
-def test_forbidden_prefetch_does_not_release_what_another_holds() -> None:
+def test_forbidden_prefetch_does_not_release_a_node_that_another_holds() -> None:
     forbidden = prefetch("evil", gate=FAIL_CLOSED, invalid=FORBIDDEN)
     held = view(gated(), Share(prefetch()), problems=(Problem(forbidden, "no"),), frozen={"evil"})
     assert decide(held).held
@@ -57,7 +57,7 @@ def test_another_problem_still_holds_under_fail_closed() -> None:
 
 
 def sized(*layers: tuple[int, int]) -> ImageFacts:
-    """Of layers with these keys and sizes."""
+    """An image of layers with these keys and sizes."""
     facts = tuple(LayerFacts(size, "gzip", key) for key, size in layers)
     total = sum(size for _, size in layers)
     return ImageFacts(sizes={"linux/amd64": ImageSize(total, total, facts)})
@@ -73,7 +73,7 @@ def two(**changes: Any) -> Prefetch:
     return dataclasses.replace(made, images=images, **changes)
 
 
-def test_images_that_are_together_too_large_name_figure_and_bound() -> None:
+def test_message_about_too_large_images_has_their_size_and_the_bound() -> None:
     known = {"reg.test/a:1": sized((1, GIGABYTE)), "reg.test/b:1": sized((2, GIGABYTE + 1))}
     assert on_disk(2 * GIGABYTE) == 7 * GIGABYTE
     why = too_large(two(), known, BOUND)
@@ -90,7 +90,7 @@ def test_shared_layers_count_once_and_unknown_sizes_not_at_all() -> None:
     assert too_large(two(), {"reg.test/a:1": sized((1, 10**15))}, PrefetchPolicy()) is None
 
 
-def test_the_platform_with_the_most_counts() -> None:
+def test_largest_platform_is_checked_against_the_bound() -> None:
     small, large = sized((1, 1)).sizes["linux/amd64"], sized((2, 10**12)).sizes["linux/amd64"]
     facts = ImageFacts(sizes={"linux/amd64": small, "linux/arm64": large})
     assert "linux/arm64" in (too_large(two(), {"reg.test/a:1": facts}, BOUND) or "")
@@ -153,7 +153,7 @@ def test_image_named_by_the_spec_and_by_a_workload_keeps_the_secrets_of_the_spec
     assert found.without_secrets == found.without_puller_secrets == ()
 
 
-def test_workload_gets_no_image_by_the_secrets_of_the_puller_either() -> None:
+def test_workload_gets_no_image_by_the_secrets_of_the_puller() -> None:
     policy = PrefetchPolicy(
         puller_has_secrets=True, images_from_pull_secret_registries=("reg.test/team",)
     )
@@ -164,11 +164,11 @@ def test_workload_gets_no_image_by_the_secrets_of_the_puller_either() -> None:
     assert "puller.imagePullSecrets of the chart (reg.test/private:1)" in text
 
 
-def test_image_of_a_workload_outside_the_registries_is_left_out_and_stops_nothing() -> None:
+def test_image_of_a_workload_outside_the_registries_is_left_out() -> None:
     policy = PrefetchPolicy(registries=("reg.test",))
     asked, found = attack("evil.test/a:1", "reg.test/b:1", policy=policy)
     assert set(secrets(asked)) == {"reg.test/own:1", "reg.test/b:1"}
-    # Whoever waits for Ready before a rollout must not be told so of half the images.
+    # Ready must not be True for half of the images, because rollouts may wait for it.
     everything, reason, text = workloads.condition(found)
     assert (everything, reason) == (False, "ImagesNotAllowed")
     assert "evil.test/a:1" in text
@@ -185,7 +185,7 @@ def private() -> Prefetch:
 @pytest.mark.parametrize(
     ("kubelet", "exposed"), [((1, 34), True), ((1, 35), False), ((2, 0), False), ((0, 0), False)]
 )
-def test_old_kubelets_and_secrets_together_are_told(
+def test_images_with_secrets_on_old_kubelets_are_reported(
     kubelet: tuple[int, int], exposed: bool
 ) -> None:
     on = node(kubelet=kubelet)
@@ -193,23 +193,23 @@ def test_old_kubelets_and_secrets_together_are_told(
     assert not decide(view(on, Share(prefetch()))).standings["llm"].exposed
 
 
-def test_node_that_is_skipped_exposes_nothing() -> None:
+def test_skipped_node_exposes_no_image() -> None:
     on = node(kubelet=(1, 34), unschedulable=True)
     assert match.skipped(on, gated=False)
     assert not decide(view(on, Share(private()))).standings["llm"].exposed
 
 
-def test_condition_is_there_only_while_there_are_such_nodes() -> None:
+def test_condition_exists_only_while_nodes_are_exposed() -> None:
     def conditions(exposed: int) -> dict[str, Any]:
         tally = status.Tally({NodeState.CACHED: 3}, gated=0, exposed=exposed)
         wanted = status.prefetch_status(private(), tally, 0.0)
         return {each["type"]: each for each in wanted["conditions"]}
 
     assert "CredentialsVerified" not in conditions(0)
-    told = conditions(3)["CredentialsVerified"]
-    assert (told["status"], told["reason"]) == ("False", "KubeletTooOld")
-    assert "on 3 nodes" in told["message"]
-    assert told["message"] == credentials.condition(3)[3]
+    condition = conditions(3)["CredentialsVerified"]
+    assert (condition["status"], condition["reason"]) == ("False", "KubeletTooOld")
+    assert "on 3 nodes" in condition["message"]
+    assert condition["message"] == credentials.condition(3)[3]
 
 
 # ---- the heartbeat
@@ -218,5 +218,5 @@ def test_condition_is_there_only_while_there_are_such_nodes() -> None:
 @pytest.mark.parametrize(
     ("age", "alive"), [(0, True), (899, True), (900, False), (-899, True), (-900, False)]
 )
-def test_heartbeat_from_the_future_counts_as_little_as_an_old_one(age: float, alive: bool) -> None:
+def test_old_and_future_heartbeats_are_not_fresh(age: float, alive: bool) -> None:
     assert heartbeat_is_fresh(1_000_000.0 - age, 1_000_000.0, 900.0) is alive

@@ -38,7 +38,7 @@ SIGNED = (
         ),
     ],
 )
-def test_what_is_shown_of_a_message(message: str, shown: str) -> None:
+def test_a_message_is_shown_without_signatures_and_logins(message: str, shown: str) -> None:
     assert redact(message).startswith(shown)
     assert "c0ffee" not in redact(message)
     error = Unavailable("reg.test", message, "ask again")
@@ -66,13 +66,13 @@ def test_a_waiting_and_a_failed_pod_are_read_without_signatures() -> None:
     assert "c0ffee" not in repr(pod)
 
 
-def test_the_words_of_a_registry_are_shown_without_signatures() -> None:
+def test_a_message_of_a_registry_is_shown_without_signatures() -> None:
     body = json.dumps({"errors": [{"code": "X", "message": f"no blob at {SIGNED}"}]}).encode()
     error = Unavailable("reg.test", f"it answered {quoted(503, body)}", "ask again")
     assert "c0ffee" not in str(error)
 
 
-def test_the_class_of_a_failure_stays_the_same() -> None:
+def test_redaction_does_not_change_the_class_of_a_failure() -> None:
     for path in sorted((Path(__file__).parent / "messages").glob("*.json")):
         for said in json.loads(path.read_text())["messages"]:
             for text in (said["message"], said.get("back_off", "")):

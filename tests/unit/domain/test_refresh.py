@@ -1,4 +1,4 @@
-"""Tags that are followed: what they come to, what is pulled, and mirrors that are behind."""
+"""Followed tags: the digests that they resolve to, the pulls, and stale mirrors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def followed(*images: str, digest: str = NEW, **changes: Any) -> Prefetch:
         ("[::1]:5000/a:x", "[::1]:5000/a:x", "[::1]:5000/a", "[::1]:5000/a"),
     ],
 )
-def test_the_digest_form_keeps_the_spelling_that_credentials_are_kept_by(
+def test_the_pinned_reference_keeps_the_spelling_for_the_credentials(
     reference: str, listed: str, pinned: str, listed_pinned: str
 ) -> None:
     image = Image(reference, ("s",), listed_as=listed).resolved(NEW)
@@ -63,7 +63,7 @@ def test_the_digest_form_keeps_the_spelling_that_credentials_are_kept_by(
     assert (again.pinned, again.tagged_as) == (f"{pinned}@{OLD}", listed)
 
 
-def test_what_names_its_digest_already_and_what_nobody_resolved_stay() -> None:
+def test_references_with_a_digest_and_unresolved_tags_stay() -> None:
     digested = Image(f"reg.test/a@{OLD}", listed_as=f"reg.test/a@{OLD}")
     assert digested.resolved(NEW) is digested
     tagged = Image(TAG, listed_as=TAG)
@@ -81,7 +81,7 @@ def test_the_digest_is_part_of_the_target_and_of_the_groups() -> None:
     assert plain.target != new.target
 
 
-def test_a_followed_image_takes_two_places_in_a_pod() -> None:
+def test_a_followed_image_takes_two_slots_of_a_pod() -> None:
     many = followed(*(f"reg.test/i:{n}" for n in range(9)))
     assert [len(group.images) for group in many.groups] == [4, 4, 1]
     assert all(len(group.references) <= IMAGES_PER_POD for group in many.groups)
@@ -100,17 +100,17 @@ def test_a_followed_image_takes_two_places_in_a_pod() -> None:
         [{"image": "reg.test/other:1", "digest": NEW}],
     ],
 )
-def test_only_what_is_a_digest_is_believed(entries: object) -> None:
+def test_values_that_are_no_digests_are_ignored(entries: object) -> None:
     prefetch = followed(status={"images": entries})
     assert prefetch.images[0].digest == ""
     assert TAG not in recorded(prefetch)
 
 
-def test_nothing_is_pulled_while_the_registry_knows_better_than_the_status() -> None:
+def test_no_pull_starts_while_the_status_has_an_outdated_digest() -> None:
     prefetch = followed(digest=OLD)
     assert adopted(prefetch, {TAG: ImageFacts(digest=OLD)})
     assert not adopted(prefetch, {TAG: ImageFacts(digest=NEW)})
-    assert adopted(prefetch, {TAG: ImageFacts(problem="away")}), "what was known stays"
+    assert adopted(prefetch, {TAG: ImageFacts(problem="away")}), "the known digest stays"
     assert adopted(prefetch, {})
     assert adopted(followed(refresh=None), {TAG: ImageFacts(digest=NEW)})
 
@@ -142,7 +142,7 @@ def seen(on: Node, attempts: Attempts | None = None, finished: float = NOW - 900
     return view(on, facts, labels_since=NOW - LISTED_AFTER)
 
 
-def test_a_tag_that_means_the_old_image_is_noticed_and_pulled_again() -> None:
+def test_a_tag_with_the_old_image_is_reported_and_pulled_again() -> None:
     plan = decide(seen(on_node(OLD)))
     assert patches(plan)[0].drop_labels == (followed().label,)
     (delete,) = deletes(plan)
@@ -160,9 +160,9 @@ def test_a_tag_that_means_the_old_image_is_noticed_and_pulled_again() -> None:
 @pytest.mark.parametrize(
     "there",
     [on_node(NEW), on_node(OLD, NEW), on_node()],
-    ids=["the new one", "one image with two digests", "not among the 50 that are listed"],
+    ids=["the new image", "one image with two digests", "not among the 50 that are listed"],
 )
-def test_no_tag_is_called_stale_without_proof(there: Node) -> None:
+def test_no_tag_is_reported_as_stale_without_proof(there: Node) -> None:
     plan = decide(seen(there))
     assert plan.actions == ()
     assert plan.standings["llm"].state is NodeState.CACHED
@@ -172,7 +172,7 @@ def stale(at: float = NOW - 60, count: int = 1) -> Attempts:
     return Attempts(count, next_at=at + 30, reason="StaleMirror", image=TAG, at=at)
 
 
-def test_after_that_a_pull_counts_once_the_node_itself_says_so() -> None:
+def test_after_a_stale_tag_a_pull_counts_when_the_node_lists_the_image() -> None:
     unlabelled: dict[str, Any] = {"labels": {}}
     waits = decide(seen(on_node(OLD, **unlabelled), stale(), finished=NOW - 10))
     assert waits.actions == ()
@@ -184,13 +184,13 @@ def test_after_that_a_pull_counts_once_the_node_itself_says_so() -> None:
     wrong = decide(seen(on_node(OLD, **unlabelled), stale(), finished=NOW - 10), later)
     (delete,) = deletes(wrong)
     assert delete.remember is not None
-    assert delete.remember.count == 2, "and the next one waits longer"
+    assert delete.remember.count == 2, "the next pull waits longer"
     assert delete.remember.next_at - later > 50
     unlisted = decide(seen(on_node(**unlabelled), stale(), finished=NOW - 10), later)
-    assert patches(unlisted)[0].set_labels, "what is not listed proves nothing"
+    assert patches(unlisted)[0].set_labels, "an image that is not listed proves nothing"
 
 
-def test_a_new_digest_is_rolled_out_beside_the_old_pod_that_pins_the_old_image() -> None:
+def test_a_new_digest_is_pulled_while_the_old_pod_pins_the_old_image() -> None:
     before, now = followed(digest=OLD), followed(digest=NEW)
     there = node(labels={before.label: before.target}, observed="node-uid/boot-1")
     kept = pod(before, there, phase="Succeeded", images=before.groups[0].references)
@@ -201,7 +201,7 @@ def test_a_new_digest_is_rolled_out_beside_the_old_pod_that_pins_the_old_image()
     assert deletes(plan) == []
 
 
-def test_a_pull_of_the_tag_that_is_in_flight_is_not_cancelled_by_a_new_digest() -> None:
+def test_a_new_digest_does_not_cancel_a_pull_of_the_tag_in_flight() -> None:
     before, now = followed(digest=OLD), followed(digest=NEW)
     there = node(observed="node-uid/boot-1")
     pulling = pod(before, there, images=before.groups[0].references)
@@ -210,7 +210,7 @@ def test_a_pull_of_the_tag_that_is_in_flight_is_not_cancelled_by_a_new_digest() 
     assert plan.standings["llm"].pulling
 
 
-def test_the_pull_counts_when_the_tag_and_the_digest_are_there() -> None:
+def test_a_pull_counts_when_the_tag_and_the_digest_are_pulled() -> None:
     asked = followed()
     there = node(observed="node-uid/boot-1")
     pulling = pod(asked, there, images=asked.groups[0].references)
@@ -230,7 +230,7 @@ def tally() -> status.Tally:
     return status.Tally(counts={NodeState.CACHED: 1}, gated=0)
 
 
-def test_the_status_says_digest_since_when_and_the_next_look() -> None:
+def test_the_status_has_the_digest_its_time_and_the_next_check() -> None:
     prefetch = followed(digest=OLD)
     known = {TAG: ImageFacts(digest=NEW)}
     looked = Refreshed(at=NOW, due=NOW + 300)
@@ -242,20 +242,20 @@ def test_the_status_says_digest_since_when_and_the_next_look() -> None:
         "lastCheckTime": fields.timestamp(NOW),
         "nextCheckTime": fields.timestamp(NOW + 300),
     }
-    assert body["target"] == prefetch.target, "until that has been written down"
+    assert body["target"] == prefetch.target, "the target changes after the digest was written"
     after = effective(dataclasses.replace(prefetch, status=body))
     assert after.images[0].digest == NEW
     later = status.prefetch_status(
         after, tally(), NOW + 900, status.Findings(known, refreshed=looked)
     )
-    assert later["images"] == body["images"], "it has been so since then"
+    assert later["images"] == body["images"], "the time stays with the digest"
     away = status.prefetch_status(
         after, tally(), NOW + 900, status.Findings({TAG: ImageFacts(problem="x")}, refreshed=looked)
     )
     assert away["images"] == body["images"]
 
 
-def test_a_registry_that_is_away_is_said_at_the_second_time() -> None:
+def test_an_unreachable_registry_is_reported_after_the_second_check() -> None:
     def degraded(failures: int) -> dict[str, Any]:
         looked = Refreshed(NOW, NOW + 60, "reg.test: no connection", failures)
         body = status.prefetch_status(followed(), tally(), NOW, status.Findings(refreshed=looked))
@@ -268,7 +268,7 @@ def test_a_registry_that_is_away_is_said_at_the_second_time() -> None:
     assert "no connection" in degraded(2)["message"]
 
 
-def test_a_status_forgets_the_refresh_when_tags_are_not_followed_any_more() -> None:
+def test_the_status_has_no_refresh_when_tags_are_not_followed_any_more() -> None:
     prefetch = followed(refresh=None, status={"refresh": {"lastCheckTime": "x"}})
     wanted = status.prefetch_status(prefetch, tally(), NOW)
     assert status.changes(prefetch.status, wanted)["refresh"] is None
@@ -276,6 +276,6 @@ def test_a_status_forgets_the_refresh_when_tags_are_not_followed_any_more() -> N
     assert "refresh" not in status.prefetch_status(prefetch, tally(), NOW)
 
 
-def test_stale_is_about_what_comes_after_a_pull() -> None:
+def test_a_stale_tag_is_no_failed_pull() -> None:
     assert retry.outlives_success(stale())
     assert not retry.exhausted(stale(), followed().retry)

@@ -1,4 +1,4 @@
-"""Messages of runtimes and what they mean; the arithmetic of the back-off."""
+"""The failure classes of messages of runtimes; the arithmetic of the back-off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from imagegate.domain import failures, messages, retry
 from imagegate.domain.facts import RetrySpec
 
-# In the wording of other registries and older runtimes; `test_messages.py` has recorded ones.
+# In the wording of other registries and older runtimes; `test_messages.py` has recorded messages.
 MESSAGES = [
     (
         'rpc error: code = NotFound desc = failed to pull and unpack image "r.test/a:1":'
@@ -74,7 +74,7 @@ MESSAGES = [
 ]
 
 
-# From public reports: what lies between the registry and a container, each with its own words.
+# From public reports: failures of all components between the registry and a container.
 REPORTED: list[tuple[str, str]] = [
     (line.split("\t")[1], line.split("\t")[0])
     for line in (Path(__file__).parent / "messages" / "reported.tsv").read_text().splitlines()
@@ -83,11 +83,11 @@ REPORTED: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("message", "reason"), MESSAGES + REPORTED)
-def test_classes(message: str, reason: str) -> None:
+def test_every_message_has_its_class(message: str, reason: str) -> None:
     assert messages.classify(message).reason == reason
 
 
-def test_what_somebody_must_mend_is_permanent_and_the_rest_is_not() -> None:
+def test_only_failures_that_a_person_must_fix_are_permanent() -> None:
     permanent = {cls.reason for m, _ in MESSAGES if (cls := messages.classify(m)).permanent}
     assert permanent == {
         "DiskFull",
@@ -114,13 +114,13 @@ def test_the_back_off_doubles_up_to_the_maximum_and_never_ends() -> None:
         assert 0.9 * expected <= delay <= 1.1 * expected
 
 
-def test_after_the_limit_and_when_permanent_only_the_slow_heartbeat_is_left() -> None:
+def test_after_the_limit_or_a_permanent_failure_retries_are_slow() -> None:
     spec = RetrySpec(limit=3, minimum=1, maximum=100)
     assert series("unexpected EOF", 3, spec)[2] >= 90
     assert series("manifest unknown", 1, spec)[0] >= 90
 
 
-def test_the_jitter_differs_between_nodes_and_is_the_same_for_one() -> None:
+def test_the_jitter_differs_between_nodes_and_is_constant_for_a_node() -> None:
     def delay(key: str) -> float:
         history = retry.History(None, RetrySpec(), key=key, now=0.0)
         return history.after(retry.Cause(failures.PULL_FAILED, "")).next_at
@@ -129,5 +129,5 @@ def test_the_jitter_differs_between_nodes_and_is_the_same_for_one() -> None:
     assert len({delay(f"n{number}/g") for number in range(20)}) > 10
 
 
-def test_a_count_without_bound_does_not_overflow() -> None:
+def test_a_large_count_does_not_overflow() -> None:
     assert series("eof", 5000, RetrySpec(limit=10**9))[-1] <= 330

@@ -1,4 +1,4 @@
-"""Places of a rollout; the status and its conditions."""
+"""The slots of a rollout; the status and its conditions."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def test_percent_rounds_down_but_at_least_one_may_pull() -> None:
     assert RolloutSpec(7, percent=False).parallel(3) == 7
 
 
-def test_each_domain_gets_its_seeds_before_one_gets_more() -> None:
+def test_every_domain_gets_its_seeds_before_a_domain_gets_more() -> None:
     waiting = tuple((f"{zone}{n}", zone) for zone in "abc" for n in range(5))
     domains = {zone: Domain(nodes=5) for zone in "abc"}
     assert rollout.grant(RolloutView(spec(), domains, waiting=waiting)) == ("a0", "b0", "c0")
 
 
-def test_twice_as_many_as_are_cached_pull_next() -> None:
+def test_twice_as_many_nodes_pull_as_are_cached() -> None:
     domains = {"a": Domain(nodes=100, cached=3, busy=2)}
     waiting = tuple((f"n{n:02}", "a") for n in range(50))
     assert len(rollout.grant(RolloutView(spec(), domains, waiting=waiting))) == 4
 
 
-def test_paused_stops_nodes_in_service_and_not_those_that_join() -> None:
+def test_a_pause_stops_nodes_in_service_but_not_joining_nodes() -> None:
     view = RolloutView(
         spec(paused=True), {"a": Domain(nodes=10)}, joining=("new",), waiting=(("old", "a"),)
     )
@@ -48,22 +48,22 @@ def test_paused_stops_nodes_in_service_and_not_those_that_join() -> None:
     assert rollout.total_allowed(view) == 0
 
 
-def test_seeds_that_failed_hold_the_rest_of_their_domain_back_but_try_again_themselves() -> None:
+def test_failed_seeds_retry_while_the_other_nodes_of_their_domain_wait() -> None:
     waiting = (("n1", "a"), ("n2", "a"), ("n3", "b"))
-    failed = Domain(nodes=2, failing=frozenset({"n1"}), failing_for_good=1)
+    failed = Domain(nodes=2, failing=frozenset({"n1"}), failing_permanently=1)
     view = RolloutView(spec(), {"a": failed, "b": Domain(nodes=1)}, waiting=waiting)
     assert rollout.grant(view) == ("n1", "n3")
     assert rollout.stopped(view) == ("a",)
-    passing = dataclasses.replace(failed, failing_for_good=0)
+    passing = dataclasses.replace(failed, failing_permanently=0)
     view = RolloutView(spec(), {"a": passing}, waiting=waiting[1:2])
-    assert rollout.grant(view) == ("n2",), "what may pass, or lie with one node, is tried once more"
+    assert rollout.grant(view) == ("n2",), "a failure that may pass is tried once more"
     twice = dataclasses.replace(passing, failing=frozenset({"n1", "n3"}))
     assert rollout.grant(RolloutView(spec(), {"a": twice}, waiting=waiting[1:2])) == ()
     cured = dataclasses.replace(failed, cached=1)
     assert rollout.grant(RolloutView(spec(), {"a": cured}, waiting=waiting[1:2])) == ("n2",)
 
 
-def test_seeds_failed_is_a_condition_that_names_domain_cause_and_remedy() -> None:
+def test_condition_seeds_failed_names_domain_cause_and_remedy() -> None:
     body = status.prefetch_status(
         prefetch(), dataclasses.replace(tally(1, failed=1, pending=9), stopped=("zone-a",)), 0.0
     )
@@ -84,14 +84,14 @@ def test_a_long_message_keeps_its_end_where_the_cause_is() -> None:
     assert said.endswith("connection reset by peer")
 
 
-def test_refusals_halve_the_allowance_and_successes_grow_it_again() -> None:
+def test_refusals_halve_the_limit_and_successes_raise_it_again() -> None:
     seen = Throttle()
     seen = seen.after_refusal(0.0, 40)
     assert seen.bound(40) == 40, "one refusal is no burst"
     seen = seen.after_refusal(1.0, 40)
     assert seen.bound(40) == 20
     seen = seen.after_refusal(2.0, 20)
-    assert seen.bound(40) == 20, "the effect is waited for"
+    assert seen.bound(40) == 20, "the effect of a halving takes time"
     seen = seen.after_refusal(20.0, 20)
     assert seen.bound(40) == 10
     for number in range(15):
@@ -110,7 +110,7 @@ def test_rare_refusals_among_many_successes_are_no_burst() -> None:
     assert seen.limit is None
 
 
-def test_the_allowance_never_falls_below_one() -> None:
+def test_the_limit_never_falls_below_one() -> None:
     seen = Throttle()
     for number in range(50):
         seen = seen.after_refusal(number * 20.0, seen.bound(8))
@@ -118,7 +118,7 @@ def test_the_allowance_never_falls_below_one() -> None:
     alone = Throttle()
     for number in range(5):
         alone = alone.after_refusal(number * 20.0, 1)
-    assert alone.limit is None, "where one pulls at a time there is nothing to halve"
+    assert alone.limit is None, "a limit of one cannot be halved"
 
 
 @given(
@@ -131,16 +131,16 @@ def test_the_allowance_never_falls_below_one() -> None:
     joining=st.integers(0, 10),
     joining_busy=st.integers(0, 5),
     gate=st.integers(1, 12),
-    borne=st.none() | st.integers(1, 20),
+    registry_limit=st.none() | st.integers(1, 20),
     seeds=st.integers(1, 3),
 )
-def test_never_more_than_max_parallel_and_never_nobody_for_ever(
+def test_slots_keep_to_max_parallel_and_never_stop_the_rollout(
     limit: int,
     figures: dict[str, tuple[int, int, int]],
     joining: int,
     joining_busy: int,
     gate: int,
-    borne: int | None,
+    registry_limit: int | None,
     seeds: int,
 ) -> None:
     domains = {
@@ -159,7 +159,7 @@ def test_never_more_than_max_parallel_and_never_nobody_for_ever(
         joining_busy=joining_busy,
         joining=tuple(f"new{n}" for n in range(joining)),
         waiting=waiting,
-        throttle=Throttle(limit=borne),
+        throttle=Throttle(limit=registry_limit),
     )
     granted = rollout.grant(view)
     assert len(set(granted)) == len(granted)
@@ -167,12 +167,12 @@ def test_never_more_than_max_parallel_and_never_nobody_for_ever(
     busy = view.busy + joining_busy
     assert len(granted) - len(new) + view.busy <= max(limit, view.busy)
     assert len(new) + joining_busy <= max(gate, joining_busy)
-    assert borne is None or len(granted) + busy <= max(borne, busy)
+    assert registry_limit is None or len(granted) + busy <= max(registry_limit, busy)
     if busy == 0 and (waiting or joining):
-        assert granted, "nobody pulls and nobody may: the rollout would stand still"
+        assert granted, "no node pulls and no node may pull: the rollout would stop"
     assert new == [f"new{n}" for n in range(len(new))], "first come, first served"
-    assert list(granted[: len(new)]) == new, "somebody waits for them"
-    free = min(gate - joining_busy, joining) if borne is None else 0
+    assert list(granted[: len(new)]) == new, "joining nodes go first, because pods wait for them"
+    free = min(gate - joining_busy, joining) if registry_limit is None else 0
     assert len(new) >= free, "nodes in service take nothing from joining nodes"
 
 

@@ -1,4 +1,4 @@
-"""A joining node pulls only when what ``startAfter`` names is Ready there."""
+"""A joining node pulls only when the DaemonSets of ``startAfter`` are Ready on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def share(unready: dict[DaemonSetRef, str], **changes: Any) -> Share:
     return Share(LLM, unready=unready, **changes)
 
 
-def test_a_held_node_starts_nothing_takes_no_place_and_says_what_it_waits_for() -> None:
+def test_a_waiting_node_takes_no_slot_and_names_the_daemon_set() -> None:
     plan = decide(view(gated(), share(ABSENT, has_slot=True)))
     assert plan.actions == ()
     assert plan.awaits == {MIRROR}
@@ -46,7 +46,7 @@ def test_a_held_node_starts_nothing_takes_no_place_and_says_what_it_waits_for() 
     assert plan.holding == f"waiting for llm, which waits for {WAITS}"
 
 
-def test_before_anybody_has_looked_it_waits_too() -> None:
+def test_a_node_waits_also_before_the_first_check() -> None:
     plan = decide(view(gated(), share({MIRROR: "", AGENT: ""}, has_slot=True)))
     assert plan.actions == ()
     assert plan.awaits == {MIRROR, AGENT}
@@ -56,14 +56,14 @@ def test_before_anybody_has_looked_it_waits_too() -> None:
     )
 
 
-def test_once_they_are_ready_it_wants_a_place_and_pulls() -> None:
+def test_a_node_requests_a_slot_once_the_daemon_sets_are_ready() -> None:
     plan = decide(view(gated(), share({})))
     assert plan.standings["llm"].wants
     assert plan.awaits == frozenset()
     assert len(creates(decide(view(gated(), share({}, has_slot=True))))) == 1
 
 
-def test_a_node_that_was_never_recorded_waits_and_one_in_service_does_not() -> None:
+def test_a_new_node_waits_and_a_node_in_service_does_not() -> None:
     assert creates(decide(view(node(), share(ABSENT, has_slot=True)))) == []
     recorded = node(observed="node-uid/boot-1")
     plan = decide(view(recorded, share(ABSENT, has_slot=True)))
@@ -72,7 +72,7 @@ def test_a_node_that_was_never_recorded_waits_and_one_in_service_does_not() -> N
     assert not plan.standings["llm"].waits_for
 
 
-def test_what_pulls_already_is_left_alone_and_counts() -> None:
+def test_a_running_pull_continues_and_counts() -> None:
     on = gated()
     running = pod(LLM, on)
     plan = decide(view(on, share(ABSENT, pods=(running,), has_slot=True)))
@@ -83,13 +83,13 @@ def test_what_pulls_already_is_left_alone_and_counts() -> None:
     assert patch.release is ReleaseReason.CACHED
 
 
-def test_a_node_that_cannot_start_anyway_waits_for_no_daemonset() -> None:
+def test_an_unsettled_node_waits_for_no_daemon_set() -> None:
     plan = decide(view(gated(ready=False), share(ABSENT)))
     assert plan.awaits == frozenset()
     assert not plan.standings["llm"].waits_for
 
 
-def test_fail_open_releases_at_the_timeout_and_names_what_was_missing() -> None:
+def test_fail_open_releases_at_the_timeout_and_names_the_daemon_set() -> None:
     late = START + 10 + 600
     assert decide(view(gated(), share(ABSENT))).requeue_at == late
     (patch,) = patches(decide(view(gated(), share(ABSENT)), late))
@@ -97,19 +97,19 @@ def test_fail_open_releases_at_the_timeout_and_names_what_was_missing() -> None:
     assert patch.message == f"llm: not cached within 600 s of Ready; it waited for {WAITS}"
 
 
-def test_fail_closed_goes_on_holding_and_says_why() -> None:
+def test_fail_closed_continues_to_hold_and_names_the_reason() -> None:
     closed = dataclasses.replace(LLM, gate=GateSpec(policy=GatePolicy.FAIL_CLOSED))
     plan = decide(view(gated(), Share(closed, unready=ABSENT)), START + 10_000)
     assert patches(plan) == []
     assert plan.holding == f"waiting for llm (FailClosed), which waits for {WAITS}"
 
 
-def test_it_takes_no_part_in_what_is_cached() -> None:
+def test_start_after_changes_neither_target_nor_groups() -> None:
     assert LLM.target == prefetch().target
     assert [g.key for g in LLM.groups] == [g.key for g in prefetch().groups]
 
 
-def test_the_condition_names_a_node_and_what_it_waits_for() -> None:
+def test_the_condition_names_a_node_and_its_daemon_set() -> None:
     counts = dict.fromkeys(NodeState, 0) | {NodeState.PENDING: 3}
     tally = Tally(counts, gated=2, waiting=2, waits_for=("n1", WAITS))
 
@@ -121,6 +121,6 @@ def test_the_condition_names_a_node_and_what_it_waits_for() -> None:
     text = f"2 joining nodes wait for spec.startAfter; n1: {WAITS}"
     assert progressing(tally) == ("WaitingForDaemonSet", text)
     pulling = dataclasses.replace(tally, counts=counts | {NodeState.PULLING: 1})
-    assert progressing(pulling) == ("Pulling", f"1 nodes pulling, 3 to come; {text}")
+    assert progressing(pulling) == ("Pulling", f"1 nodes pulling, 3 pending; {text}")
     none = dataclasses.replace(tally, waiting=0, waits_for=("", ""))
     assert progressing(none)[0] == "Waiting"

@@ -1,4 +1,4 @@
-"""The status stays under 16 KiB whatever the spec, and loses nothing that is read back."""
+"""The status stays under 16 KiB for every spec, and keeps every field that is read back."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_status_is_never_larger_than_16_kib(
 
 
 @pytest.mark.parametrize("length", [60, 158, 250])
-def test_the_digests_of_images_without_room_are_read_back(length: int) -> None:
+def test_the_digests_of_left_out_images_are_read_back(length: int) -> None:
     of = wide(64, length, 0, followed=True)
     body = status.prefetch_status(of, tally(10, "x" * 500, "i"), NOW, status.Findings(known(of)))
     check(body)
@@ -113,7 +113,7 @@ def test_the_digests_of_images_without_room_are_read_back(length: int) -> None:
     assert [image.digest for image in after.images] == [DIGEST] * 64
 
 
-def test_what_a_node_fails_with_changes_nothing_that_is_said_of_the_images() -> None:
+def test_failures_of_nodes_do_not_change_the_images_in_the_status() -> None:
     of = wide(40, 158, 0, followed=False)
     quiet = status.prefetch_status(of, tally(0, "", ""), NOW, status.Findings(known(of)))
     failing = status.prefetch_status(
@@ -130,7 +130,7 @@ def test_sizes_are_left_out_before_images() -> None:
     assert "compressedBytes" not in body["images"][0]
 
 
-def test_images_that_only_a_workload_names_are_the_last_to_be_left_out() -> None:
+def test_images_that_only_a_workload_names_are_left_out_last() -> None:
     of = wide(64, 250, 0, followed=False)
     images = (*of.images[:60], *(dataclasses.replace(i, source="Job a/b") for i in of.images[60:]))
     of = dataclasses.replace(of, images=images)
@@ -147,7 +147,7 @@ def test_many_secrets_are_counted_rather_than_named() -> None:
     assert len(message) <= status.MAX_CONDITION
 
 
-def test_a_bounded_status_is_one_that_the_crd_accepts() -> None:
+def test_the_crd_accepts_a_bounded_status() -> None:
     of = wide(64, 250, 16, followed=True)
     body = status.prefetch_status(
         of, tally(10, "x" * 900, "i" * 512), NOW, status.Findings(known(of))

@@ -1,6 +1,4 @@
-"""The status that is written: exactly what is wanted is there afterwards, and nothing is written
-twice.
-"""
+"""The written status: afterwards it equals the wanted status, and no field is written twice."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ def written(of: Prefetch, wanted: dict[str, Any]) -> Prefetch:
 
 
 @given(STATUSES, STATUSES)
-def test_what_is_read_back_is_what_was_wanted(
+def test_the_status_read_back_equals_the_wanted_status(
     there: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
     after = merge(there, status.changes(there, wanted))
@@ -53,7 +51,7 @@ def test_what_is_read_back_is_what_was_wanted(
     assert status.changes(after, wanted) == {}
 
 
-def test_the_message_of_a_refresh_goes_when_the_registry_is_back() -> None:
+def test_the_refresh_message_is_removed_when_the_registry_answers_again() -> None:
     failed = written(
         FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(refreshed=DOWN))
     )
@@ -69,7 +67,7 @@ def test_the_message_of_a_refresh_goes_when_the_registry_is_back() -> None:
     assert status.changes(after.status, again) == {}
 
 
-def test_a_restarted_operator_writes_no_refresh_before_it_has_looked() -> None:
+def test_a_restarted_operator_writes_no_refresh_before_its_first_check() -> None:
     for looked in (UP, DOWN):
         first = written(
             FOLLOWED,
@@ -116,7 +114,7 @@ def test_a_paused_rollout_progresses_while_joining_nodes_pull() -> None:
         assert condition["status"] == said
 
 
-def test_a_spec_that_cannot_be_acted_on_keeps_the_digests_that_were_found() -> None:
+def test_an_invalid_spec_keeps_the_known_digests() -> None:
     first = written(
         FOLLOWED, status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(SIZED, refreshed=UP))
     )
@@ -126,8 +124,8 @@ def test_a_spec_that_cannot_be_acted_on_keeps_the_digests_that_were_found() -> N
         assert after.status[field] == first.status[field]
 
 
-def test_a_spec_that_cannot_be_acted_on_does_not_keep_what_was_wrong_with_the_registry() -> None:
-    """Found by random lives: nothing is looked up meanwhile, so the message stayed for hours."""
+def test_an_invalid_spec_does_not_keep_the_problem_of_the_registry() -> None:
+    """Found by random lives: no tag is resolved meanwhile, so the message stayed for hours."""
     first = written(
         FOLLOWED,
         status.prefetch_status(FOLLOWED, TALLY, NOW, status.Findings(SIZED, refreshed=DOWN)),

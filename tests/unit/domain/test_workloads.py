@@ -1,4 +1,4 @@
-"""What ``imagesFrom`` comes to, and what is said of it."""
+"""The images that ``imagesFrom`` selects, and the status about them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def listing(*found: Workload) -> Listing:
     return Listing(found, read=True)
 
 
-def come_to(asked: Prefetch, **listings: Listing) -> Prefetch:
+def resolve(asked: Prefetch, **listings: Listing) -> Prefetch:
     return joined(asked, find(asked, {SERVING: listings["serving"]}))
 
 
@@ -53,8 +53,8 @@ def references(asked: Prefetch) -> list[str]:
 # ---- which images
 
 
-def test_found_images_come_after_the_own_ones_by_name_and_once() -> None:
-    asked = come_to(
+def test_found_images_follow_those_of_the_spec_by_name_and_once() -> None:
+    asked = resolve(
         declared(),
         serving=listing(
             workload("b", "reg.test/z:1", "reg.test/a:1"),
@@ -74,18 +74,18 @@ def test_found_images_come_after_the_own_ones_by_name_and_once() -> None:
         "Deployment serving/b",
         "Deployment serving/a",
     ]
-    # Whoever may create a workload need not be entitled to what the secrets open.
+    # A user who may create a workload may lack the right to read images with these secrets.
     assert {image.pull_secrets for image in asked.images[1:]} == {()}
 
 
-def test_the_order_of_what_is_found_does_not_change_the_target() -> None:
+def test_the_order_of_found_workloads_does_not_change_the_target() -> None:
     found = [workload(name, f"reg.test/{name}:1") for name in "abc"]
-    one = come_to(declared(), serving=listing(*found))
-    other = come_to(declared(), serving=listing(*reversed(found)))
+    one = resolve(declared(), serving=listing(*found))
+    other = resolve(declared(), serving=listing(*reversed(found)))
     assert (one.target, one.groups) == (other.target, other.groups)
 
 
-def test_selectors_are_those_of_kubernetes() -> None:
+def test_selectors_match_as_in_kubernetes() -> None:
     gpu = Requirement("tier", Operator.IN, frozenset({"gpu"}))
     other = Requirement("app", Operator.NOT_IN, frozenset({"x"}))
     asked = declared(images_from=(ImageSource(*SERVING, (gpu, other)),))
@@ -94,16 +94,16 @@ def test_selectors_are_those_of_kubernetes() -> None:
         workload("b", "b:1", tier="gpu", app="x"),
         workload("c", "c:1"),
     )
-    assert references(come_to(asked, serving=found)) == ["reg.test/own:1", "a:1"]
+    assert references(resolve(asked, serving=found)) == ["reg.test/own:1", "a:1"]
 
 
-def test_one_workload_that_two_sources_select_counts_once() -> None:
+def test_a_workload_that_two_sources_select_counts_once() -> None:
     found = find(declared(SERVING, SERVING), {SERVING: listing(workload("a", "a:1"))})
     assert found is not None
     assert (found.workloads, len(found.images)) == (1, 1)
 
 
-def test_at_most_64_images_in_all_the_first_by_name() -> None:
+def test_at_most_64_images_are_used_the_first_by_name() -> None:
     many = workload("a", *(f"reg.test/{n:03}:1" for n in range(70)))
     asked = declared()
     found = find(asked, {SERVING: listing(many)})
@@ -118,22 +118,22 @@ def test_at_most_64_images_in_all_the_first_by_name() -> None:
     assert "reg.test/063:1, reg.test/064:1, reg.test/065:1, and 4 more" in message
 
 
-def test_without_images_from_nothing_is_looked_for() -> None:
+def test_a_prefetch_without_images_from_stays_as_it_is() -> None:
     asked = prefetch()
     assert joined(asked, None) is asked
 
 
-# ---- what is not known
+# ---- unknown images
 
 
-def test_the_first_list_of_every_source_is_waited_for() -> None:
+def test_the_images_are_unknown_until_every_source_was_listed() -> None:
     asked = declared(SERVING, NIGHTLY)
     assert find(asked, {}) is None
     assert find(asked, {SERVING: listing(workload("a", "a:1"))}) is None
     assert joined(asked, None).searching
 
 
-def test_one_that_cannot_be_read_is_not_waited_for() -> None:
+def test_a_source_that_cannot_be_read_does_not_delay_the_others() -> None:
     asked = declared(SERVING, NIGHTLY)
     found = find(
         asked,
@@ -149,7 +149,7 @@ def test_one_that_cannot_be_read_is_not_waited_for() -> None:
     assert message.startswith(FORBIDDEN)
 
 
-def test_what_cannot_be_read_any_more_stays_as_the_status_says_it_was() -> None:
+def test_images_of_an_unreadable_source_are_taken_from_the_status() -> None:
     asked = declared(SERVING, NIGHTLY)
     lists = {
         SERVING: listing(workload("a", "b:1", "a:1")),
@@ -158,7 +158,7 @@ def test_what_cannot_be_read_any_more_stays_as_the_status_says_it_was() -> None:
     before = joined(asked, find(asked, lists))
     tally = status.Tally({NodeState.CACHED: 1}, 0)
     said = status.prefetch_status(before, tally, NOW, status.Findings(found=find(asked, lists)))
-    # Another process, which may read only one of them; of that one it believes what it reads.
+    # Another process, which may list only one of the sources. It uses the list of that source.
     again = dataclasses.replace(asked, status=said)
     lists = {
         SERVING: Listing(problem=FORBIDDEN),
@@ -182,21 +182,21 @@ def test_what_cannot_be_read_any_more_stays_as_the_status_says_it_was() -> None:
         [{"image": "a:1", "from": "Deployment"}],
     ],
 )
-def test_of_a_status_only_what_makes_sense_is_believed(images: object) -> None:
+def test_invalid_images_of_a_status_are_ignored(images: object) -> None:
     asked = declared(status={"images": images})
     found = find(asked, {SERVING: Listing(problem=FORBIDDEN)})
     assert found is not None
     assert found.images == ()
 
 
-def test_what_was_read_once_is_kept_while_it_cannot_be_read() -> None:
+def test_a_list_is_kept_while_its_source_cannot_be_read() -> None:
     found = find(declared(), {SERVING: Listing([workload("a", "a:1")], True, FORBIDDEN)})
     assert found is not None
     assert [image.reference for image in found.images] == ["a:1"]
     assert workloads.condition(found)[1] == "SourceNotRead"
 
 
-# ---- a node, while it is not known what is asked for
+# ---- a node while the images are unknown
 
 SEARCHING = dataclasses.replace(declared(), searching=True)
 
@@ -230,7 +230,7 @@ def test_a_node_without_a_label_waits() -> None:
     assert (standing.state, standing.wants) == ("pending", False)
 
 
-def test_a_virtual_node_is_let_go_all_the_same() -> None:
+def test_a_virtual_node_is_released_nevertheless() -> None:
     virtual = node(taints=(GATE_TAINT,), labels={"type": "virtual-kubelet"})
     (patch,) = decide(view(virtual, Share(SEARCHING))).actions
     assert getattr(patch, "release", None) is ReleaseReason.UNMATCHED
@@ -261,7 +261,7 @@ def test_the_status_names_the_workload_of_an_image() -> None:
     assert conditions(made)["Ready"] == ("True", "AllCached")
 
 
-def test_a_prefetch_without_sources_has_no_such_condition() -> None:
+def test_a_prefetch_without_sources_has_no_condition_images_found() -> None:
     assert "ImagesFound" not in conditions(said(prefetch(), None))
 
 
@@ -272,12 +272,12 @@ def test_a_prefetch_without_sources_has_no_such_condition() -> None:
         (Found(left_out=("a:1",)), "TooManyImages"),
     ],
 )
-def test_it_is_not_ready_while_images_are_lacking(found: Found, reason: str) -> None:
+def test_a_prefetch_is_not_ready_while_images_are_missing(found: Found, reason: str) -> None:
     said_ = conditions(said(declared(), found))
     assert said_["Ready"] == said_["ImagesFound"] == ("False", reason)
 
 
-def test_no_image_at_all_is_not_ready() -> None:
+def test_a_prefetch_without_images_is_not_ready() -> None:
     asked = declared(images=())
     found = find(asked, {SERVING: listing()})
     assert found is not None

@@ -1,10 +1,11 @@
-"""What the operator knows of the cluster: small frozen records, parsed once at the edge.
+"""The facts that the operator knows about the cluster: small frozen records, parsed once at the
+edge.
 
-Times are seconds since the epoch. ``version`` is the object's resourceVersion as an integer; it
-orders two sightings of one object and takes no part in comparing them, so that a kubelet's
-heartbeat, which changes nothing else, is not a change.
+Times are seconds since the epoch. ``version`` is the object's resourceVersion as an integer. It
+orders two versions of one object. Equality ignores it, because a heartbeat of a kubelet changes
+nothing else and must not count as a change.
 
-Import facts from here; each module has one kind of them.
+Import facts from here; each module defines one kind of facts.
 """
 
 from imagegate.domain.facts.gates import Gate

@@ -22,12 +22,13 @@ class Group:
     images: tuple[str, ...]
     pull_secrets: tuple[str, ...]
     pins: Mapping[str, str] = field(default_factory=dict)
-    """Of images whose tag is followed, the same by their digest (`Image.pinned`)."""
+    """For each image with a followed tag: the image by its digest (`Image.pinned`)."""
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Everything that the pod pulls: the tag, so that the node knows it, and then the digest,
-        which costs nothing if the tag was right and is certain if a mirror is stale.
+        """All references that the pod pulls: first the tag, so that the node lists the image by it,
+        then the digest. If the tag resolved to that digest, the second pull transfers nothing. If a
+        mirror is stale, only the digest gets the right image.
         """
         pairs = ((image, self.pins.get(image)) for image in self.images)
         return tuple(each for pair in pairs for each in pair if each)
@@ -58,7 +59,8 @@ def _group(owner: str, images: Sequence[Image], secrets: tuple[str, ...]) -> Gro
 
 
 def _portions(images: Sequence[Image]) -> list[Sequence[Image]]:
-    """The images by pod: as many as fit into one; an image whose tag is followed counts twice.
+    """The images of each pod. An image with a followed tag takes two slots of the pod, because its
+    tag and its digest are pulled.
 
     A portion that is too large is split in two by the next bit of each name's hash. So the portion
     of an image depends neither on the order nor on the images of other portions: a new image
@@ -87,5 +89,5 @@ def _split(hashed: Sequence[tuple[int, Image]], bits: int) -> Iterator[list[Imag
 
 
 def identity(image: Image) -> str:
-    """An image in a hash: the reference with the digest that it was resolved to."""
+    """The text of an image in a hash: the reference, with the digest that it was resolved to."""
     return f"{image.reference}@{image.digest}" if image.digest else image.reference

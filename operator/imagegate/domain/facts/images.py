@@ -1,4 +1,4 @@
-"""Images: how users name them, and what the registry says about them."""
+"""Images: the references that users write, and the facts that the registry gives."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ class Image:
     """Exactly as the user wrote it: the kubelet's credential records are keyed by this string."""
     pull_secrets: tuple[str, ...] = ()
     listed_as: str = ""
-    """The normalized name, under which a node that has it lists it."""
+    """The normalized name, under which nodes list the image."""
     digest: str = ""
-    """What its tag has been resolved to, where it is followed; see `Prefetch.refresh`."""
+    """The digest that a followed tag was resolved to; see `Prefetch.refresh`."""
     tagged_as: str = ""
-    """The normalized name with the tag, where there is a digest: ``listed_as`` has the digest."""
+    """The normalized name with the tag, if ``digest`` is set: then ``listed_as`` has the digest."""
     source: str = field(default="", compare=False)
-    """The workload whose pod template names it (`domain.workloads`); empty: the spec does."""
+    """The workload whose pod template names the image (`domain.workloads`); empty: the spec names
+    it."""
 
     @property
     def pinned(self) -> str:
-        """The same image by its digest, the name spelled as in ``reference``; empty without one."""
+        """The image by its digest, with the name spelled as in ``reference``; empty without a
+        digest.
+        """
         if not self.digest:
             return ""
         name, colon, rest = self.reference.rpartition(":")
@@ -30,7 +33,7 @@ class Image:
         return f"{name if colon and '/' not in rest else self.reference}@{self.digest}"
 
     def resolved(self, digest: str) -> Image:
-        """The image with its tag resolved. One that names its digest already stays as it is."""
+        """The image with its tag resolved. An image that names its digest stays as it is."""
         if not digest or self.digest == digest or "@" in self.reference:
             return self
         tagged = self.tagged_as or self.listed_as
@@ -45,53 +48,53 @@ class LayerFacts:
     """One layer of an image, in bytes as the registry sends them."""
 
     size: int
-    """0 for one that is there a second time: it is pulled once."""
+    """0 for the second occurrence of a layer, because a layer is pulled once."""
     compression: str = "gzip"
     """By its media type: ``gzip``, ``zstd`` or ``none``."""
     key: int = field(default=0, compare=False)
-    """64 bits of its digest, by which images that share it are recognised; 0: not known."""
+    """64 bits of its digest, by which shared layers are recognised; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """What an image weighs for nodes of one platform, in bytes as the registry sends them."""
+    """The size of an image for nodes of one platform, in bytes as the registry sends them."""
 
     compressed: int
     """Every layer once, and the configuration."""
     largest_layer: int = 0
     layers: tuple[LayerFacts, ...] = ()
-    """From the lowest to the topmost; empty where they are not known one by one."""
+    """From the lowest to the topmost; empty if the single layers are not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What the registry says of one image; nothing where it could not be asked."""
+    """The registry's facts about one image; empty if the registry could not be asked."""
 
     digest: str = ""
-    """What the reference is resolved to: the index's digest, where there is one."""
+    """The digest that the reference resolves to: the digest of the index, if there is an index."""
     sizes: Mapping[str, ImageSize] = field(default_factory=dict)
     """By the platform of the nodes."""
     missing: frozenset[str] = frozenset()
-    """Platforms of nodes that the image is not there for."""
+    """Platforms of nodes for which the image does not exist."""
     platforms: tuple[str, ...] = ()
-    """Those that the image is there for, as far as the registry was asked."""
+    """Platforms for which the image exists, as far as the registry was asked."""
     problem: str = ""
-    """Why something is not known, with what to do about it."""
+    """Why a fact is not known, with the remedy."""
 
     @property
     def largest(self) -> ImageSize | None:
-        """Of the platforms that nodes have, the one with the most to send."""
+        """The largest size among the platforms that nodes have."""
         return max(self.sizes.values(), key=lambda size: size.compressed, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What came of looking at the registry for new digests."""
+    """The result of the last check for new digests at the registry."""
 
     at: float
-    """When that was done last."""
+    """When the last check was."""
     due: float
-    """When it is done next, unless a push event comes before."""
+    """When the next check is, unless a push event comes before."""
     problem: str = ""
     failures: int = 0
-    """How many looks in a row could not resolve every tag."""
+    """How many checks in a row could not resolve every tag."""

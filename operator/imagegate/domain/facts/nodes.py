@@ -1,4 +1,4 @@
-"""Nodes: taints, listed images, and what else decisions need of them."""
+"""Nodes: their taints, the images that they list, and the other facts that decisions need."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class Listed:
     """An image in a Node's ``status.images``."""
 
     size: int
-    """Bytes, as the runtime says."""
+    """Bytes, as the runtime reports them."""
     digests: frozenset[str] = frozenset()
 
     def may_be(self, other: Listed) -> bool:
-        """Whether both may be one image: by a digest, or by their size where one has none."""
+        """Whether both may be the same image: they share a digest, or, if the digests of one are
+        not known, they have the same size.
+        """
         if self.digests and other.digests:
             return not self.digests.isdisjoint(other.digests)
         return self.size == other.size
@@ -39,7 +41,7 @@ class Node:
     version: int = field(compare=False)
     labels: Mapping[str, str] = field(default_factory=dict)
     annotated: bool = False
-    """Whether ``metadata.annotations`` exists at all; a JSON patch must know."""
+    """Whether ``metadata.annotations`` exists. If not, a JSON patch must create it first."""
     taints: tuple[Taint, ...] = ()
     observed: str = ""
     boot_id: str = ""
@@ -57,25 +59,28 @@ class Node:
     platform: str = ""
     """``os/architecture``, as the kubelet reports it."""
     address: str = ""
-    """The InternalIP, at which the kubelet serves its figures."""
+    """The InternalIP, at which the kubelet serves its statistics."""
     kubelet_port: int = 10250
     capacity: int = 0
-    """Bytes of the file system that the kubelet roots in; 0: unknown."""
+    """Bytes of the file system that has the kubelet's root directory; 0: unknown."""
     listed: Mapping[str, Listed] = field(default_factory=dict)
-    """Those of the wanted images that ``status.images`` lists, by their normalized names."""
+    """The wanted images that ``status.images`` lists, by their normalized names."""
     tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Of the wanted tags among them, the digests that the node lists for the same image."""
+    """For each wanted tag that is listed: the digests that the node lists for the same image."""
     wanted: frozenset[str] = frozenset()
-    """The names that were looked for in that list: the absence of any other is not known."""
+    """The names that were searched for in ``status.images``. Whether the node lists any other name
+    is not known."""
     smallest_listed: int | None = None
-    """Bytes of the smallest image in that list, which the kubelet cuts off below a number of
-    images: only of a larger one does absence prove anything. None: nothing is listed."""
+    """Bytes of the smallest image in ``status.images``. The absence of an image proves something
+    only if the image is larger than this, because the kubelet lists only a number of the largest
+    images. None: nothing is listed."""
     cut_off: tuple[Listed, ...] = ()
-    """The images of which the kubelet lists five names, and so maybe not all."""
+    """The images with five listed names. They may have more names, because the kubelet lists at
+    most five."""
 
     @property
     def identity(self) -> str:
-        """What the labels of this node are true for: this machine since this boot."""
+        """The machine and the boot for which the labels of this node are valid."""
         return f"{self.uid}/{self.boot_id}"
 
     def taints_of(self, keys: Collection[str]) -> tuple[Taint, ...]:
@@ -88,7 +93,7 @@ class Node:
 
 
 class NodeState(StrEnum):
-    """Where a node stands with one ImagePrefetch."""
+    """The state of one node for one ImagePrefetch."""
 
     CACHED = "cached"
     PULLING = "pulling"

@@ -24,18 +24,18 @@ class Pod:
     reason: str = ""
     message: str = ""
     waiting: str = ""
-    """The reason a container waits for, when one does: ErrImagePull, ImagePullBackOff, ..."""
+    """Why a container waits: ErrImagePull, ImagePullBackOff, ...; empty: no container waits."""
     waiting_message: str = ""
     waiting_image: str = ""
-    """The image it waits for, where the status says which."""
+    """The image that the container waits for, if the status names it."""
     created_at: float = 0.0
     began: bool = False
     """Whether a container of it has been created."""
     finished_at: float | None = None
     deleting: bool = False
     owned: bool = True
-    """Whether its Node owns it, as every puller pod's does. Anybody can set labels, also by
-    accident: a pod that only has our labels is not ours, proves nothing and stays as it is."""
+    """Whether its Node owns it, as with every puller pod. A pod that only has our labels is no
+    puller pod, because anybody can set labels, also by accident. It proves nothing and stays."""
 
     @property
     def finished(self) -> bool:
@@ -49,9 +49,9 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """What is remembered of the failed attempts of one group on one node.
+    """The remembered failed attempts of one group on one node.
 
-    In memory only: an operator that restarts tries again at once, which is harmless.
+    In memory only: after a restart the operator tries again immediately, which is harmless.
     """
 
     count: int = 0

@@ -22,13 +22,13 @@ from imagegate.domain.facts.specs import (
 )
 
 POLICY_VIOLATION = "PolicyViolation"
-"""Reason of an ImagePrefetch that asks for what administrators do not allow (`domain.policy`)."""
+"""Reason of an ImagePrefetch whose spec the administrators do not allow (`domain.policy`)."""
 
 
 @dataclass(frozen=True)
 class Prefetch:
-    """One ImagePrefetch. ``invalid`` explains why it cannot be acted on; then the fields of the
-    spec mean something only if it could be parsed (`parsed`).
+    """One ImagePrefetch. ``invalid`` explains why the operator cannot act on it. In that case the
+    fields of the spec are meaningful only if the spec could be parsed (`parsed`).
     """
 
     name: str
@@ -43,13 +43,13 @@ class Prefetch:
     images: tuple[Image, ...] = ()
     images_from: tuple[ImageSource, ...] = ()
     searching: bool = False
-    """Whether it is not known yet which images ``images_from`` comes to: nothing is begun for it,
-    and nothing that nodes have is doubted."""
+    """Whether the images of ``images_from`` are not known yet. Until then no pull starts, and the
+    labels and puller pods of nodes stay as they are."""
     unread: bool = False
-    """Whether a source in ``images_from`` cannot be read and nothing is remembered of it: there
-    may be more images than ``images`` has."""
+    """Whether ``images`` may be incomplete, because a source in ``images_from`` cannot be read and
+    the status has no images of it."""
     pull_secrets: tuple[str, ...] = ()
-    """For the images that ``images_from`` comes to."""
+    """The pull secrets for images that only ``images_from`` selects."""
     selector: tuple[Requirement, ...] = ()
     namespace: str = ""
     start_after: tuple[DaemonSetRef, ...] = ()
@@ -61,9 +61,9 @@ class Prefetch:
     max_usage: int = 100
     """Percentage to which pulls may fill a node's image file system; 100: no guard."""
     dry_run: bool = False
-    """Whether it is only to be said what would happen."""
+    """Whether the operator only reports what it would do."""
     refresh: RefreshSpec | None = None
-    """None: a tag is pulled once, whatever becomes of it."""
+    """None: a tag is pulled once, and later pushes to the tag are ignored."""
     status: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     @property
@@ -72,13 +72,15 @@ class Prefetch:
 
     @property
     def live(self) -> bool:
-        """Whether nodes should hold its images: neither going away, unusable nor a dry run."""
+        """Whether nodes should hold its images: it is not being deleted, its spec can be acted on,
+        and it is not a dry run.
+        """
         return not self.deleting and self.invalid is None and not self.dry_run
 
     @property
     def forbidden(self) -> bool:
-        """Whether it asks for what administrators do not allow: it holds no node then, not even
-        under FailClosed.
+        """Whether the administrators do not allow its spec. Then it holds no node, not even under
+        FailClosed.
         """
         return self.invalid is not None and self.invalid[0] == POLICY_VIOLATION
 

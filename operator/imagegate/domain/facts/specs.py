@@ -41,7 +41,7 @@ class ImageSource:
 
     @property
     def place(self) -> tuple[str, str]:
-        """What one list, and one watch, is about: (kind, namespace)."""
+        """The scope of one list request and of one watch: (kind, namespace)."""
         return self.kind, self.namespace
 
 
@@ -72,7 +72,7 @@ class GateSpec:
     on_reboot: OnReboot = OnReboot.VERIFY
 
     def parallel(self, nodes: int) -> int:
-        """How many joining nodes may pull at once where this number of nodes match: at least 1."""
+        """How many joining nodes may pull at once if this number of nodes match: at least 1."""
         return _share(self.max_parallel, nodes, percent=self.percent)
 
 
@@ -87,7 +87,7 @@ class RolloutSpec:
     paused: bool = False
 
     def parallel(self, nodes: int) -> int:
-        """How many nodes in service may pull at once where this number match: at least 1."""
+        """How many nodes in service may pull at once if this number of nodes match: at least 1."""
         return _share(self.max_parallel, nodes, percent=self.percent)
 
 
@@ -101,13 +101,15 @@ class RetrySpec:
     minimum: float = 10.0
     maximum: float = 300.0
     timeout: float | None = None
-    """Seconds after which an attempt counts as failed; None: never. The kubelet lets the pull
-    itself go on, pod or no pod (kubernetes#113606)."""
+    """Seconds after which an attempt counts as failed; None: by the size (`retry.deadline`). The
+    kubelet continues the pull itself, even after the pod was deleted (kubernetes#113606)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshSpec:
-    """That tags are followed: a digest that has changed at the registry is a new target."""
+    """Tags are followed: if a tag resolves to a new digest at the registry, that is a new
+    target.
+    """
 
     interval: float = 300.0
-    """Seconds between two looks."""
+    """Seconds between two checks."""

@@ -18,8 +18,8 @@ def taint(decision: NodeDecision) -> Taint | None:
 
 
 def gate_taint(view: NodeView, now: float) -> Taint | None:
-    """The gate taint; None where no node may be held. It has the time, from which the gate's
-    timeout is counted for a node that is held again.
+    """The gate taint; None while no node may be held. It has a time, because for a node that is
+    held again the gate's timeout begins at that time.
     """
     if not _active(view):
         return None
@@ -27,8 +27,8 @@ def gate_taint(view: NodeView, now: float) -> Taint | None:
 
 
 def _active(view: NodeView) -> bool:
-    """Whether nodes may be held. As in the admission policy, not before the first heartbeat:
-    only then is it recorded that nodes may have a taint with this key (`runtime.taint_keys`).
+    """Whether nodes may be held. As in the admission policy, not before the first heartbeat,
+    because the key of the taint is recorded before it (`runtime.taint_keys`).
     """
     gate = view.gate
     if gate is None or gate.suspend or gate.deleting:
@@ -37,9 +37,9 @@ def _active(view: NodeView) -> bool:
 
 
 def _goes_away(decision: NodeDecision) -> bool:
-    """Whether a node in service is not Ready any more, and is held when it comes back. It may
-    reboot or be wiped, and reports that in the same moment in which it is Ready again. A node that
-    did neither is released as soon as it is Ready.
+    """Whether a node in service is not Ready any more and has to be held when it comes back. The
+    taint is added this early, because a node that reboots or is wiped reports that only in the
+    moment in which it is Ready again. A node that did neither is released as soon as it is Ready.
     """
     node = decision.node
     if node.ready or node.observed != node.identity or match.skipped(node, gated=False):
@@ -55,9 +55,10 @@ def _goes_away(decision: NodeDecision) -> bool:
 def _joins_untainted(decision: NodeDecision) -> bool:
     """Whether a new node that should be held has no taint, because no admission policy is served.
 
-    Best effort, as every taint that a controller adds (uswitch/nidhogg#11): pods may have landed
-    before. Only for a node that was never recorded, is younger than a prefetch that gates it,
-    and joined while an operator was there, as with the policy's own dead-man's switch.
+    Best effort, like every taint that a controller adds (uswitch/nidhogg#11): pods may have been
+    bound to the node before. Only for a node that was never recorded, is younger than a prefetch
+    that gates it, and joined while an operator was running. The policy's dead-man's switch has the
+    same limit.
     """
     view, node = decision.view, decision.node
     if not view.taints_by_watch or node.observed:
@@ -76,5 +77,7 @@ def _joins_untainted(decision: NodeDecision) -> bool:
 
 
 def _is_control_plane(node: Node) -> bool:
-    """By its taint too: kubeadm adds the label after the registration, as in the policy."""
+    """By the label or the taint, as in the policy, because kubeadm adds the label only after the
+    registration.
+    """
     return CONTROL_PLANE in node.labels or any(t.key == CONTROL_PLANE for t in node.taints)

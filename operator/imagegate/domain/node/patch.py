@@ -11,7 +11,7 @@ from imagegate.domain.node.view import NodeDecision, NodeView
 
 
 def of_node(decision: NodeDecision) -> PatchNode:
-    """The patch that this decision asks for; it may be empty."""
+    """The patch of the node; it may be empty."""
     view, node, verdict = decision.view, decision.node, decision.verdict
     if node.deleting:
         return PatchNode(node)
@@ -20,7 +20,7 @@ def of_node(decision: NodeDecision) -> PatchNode:
     drop = (*_orphan_labels(view), *_untrue_labels(decision))
     taints, outdated = view.taints, view.outdated
     if taints and (verdict is None or verdict.release is None):
-        # Labels of images that are cached already wait for the release: one patch for all of it.
+        # The labels of cached images are set later, in one patch with the release.
         return PatchNode(node, drop_labels=drop, remove=outdated)
     labels = {
         share.prefetch.label: share.prefetch.target
@@ -47,11 +47,12 @@ def of_node(decision: NodeDecision) -> PatchNode:
 
 
 def _new_life(view: NodeView, now: float) -> PatchNode:
-    """The labels are of an earlier boot, or of another machine of this name.
+    """The patch of a node whose labels are from an earlier boot, or from another machine with the
+    same name.
 
-    One patch makes them true again before anything else is decided: labels that have to be
-    verified are removed, the annotation says what the others are true for, and ``onReboot: Hold``
-    adds the taint again.
+    It corrects the labels before anything else is decided: it removes the labels that have to be
+    verified, and sets the annotation to the machine and boot for which the other labels are valid.
+    Under ``onReboot: Hold`` it adds the taint again.
     """
     node = view.node
     same_machine = node.observed.partition("/")[0] == node.uid
@@ -86,8 +87,8 @@ def _orphan_labels(view: NodeView) -> tuple[str, ...]:
 
 
 def _untrue_labels(decision: NodeDecision) -> Iterator[str]:
-    """The labels of prefetches whose images are not there. A label of a prefetch without images
-    would say that something is cached.
+    """The labels of prefetches whose images the node does not hold. A prefetch without images gets
+    no label either, because a label says that images are cached.
     """
     for share in decision.shares:
         prefetch = share.prefetch

@@ -13,7 +13,7 @@ def decide(view: NodeView, now: float) -> NodePlan:
     decision = NodeDecision(view, now, decided, release.judge(view, decided, now))
     verdict = decision.verdict
     actions: list[Action] = [
-        DeletePod(pod, "no ImagePrefetch asks for it") for pod in view.orphans if not pod.deleting
+        DeletePod(pod, "no ImagePrefetch matches it") for pod in view.orphans if not pod.deleting
     ]
     requeue: list[float] = []
     for share in decided:
@@ -27,8 +27,7 @@ def decide(view: NodeView, now: float) -> NodePlan:
     held = len(change.remove) < len(view.taints) + len(view.outdated)
     return NodePlan(
         actions=tuple(actions),
-        # This decision has dealt with every time that is over: without new facts there is nothing
-        # to decide again.
+        # A time in the past needs no new decision, because this decision has considered it.
         requeue_at=min((at for at in requeue if at > now), default=None),
         standings={share.prefetch.name: share.standing for share in decided},
         held=held,

@@ -1,6 +1,4 @@
-"""Whether the gate taint stays on the node: the claims of all prefetches, brought before the
-gate.
-"""
+"""Whether the gate taint stays on the node: the gate's verdict on the claims of all prefetches."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from imagegate.domain.share.decision import ShareDecision
 
 
 def judge(view: NodeView, shares: tuple[ShareDecision, ...], now: float) -> Verdict | None:
-    """The gate's verdict; None where there is no taint, or the node is being deleted."""
+    """The gate's verdict; None if the node has no gate taint or is being deleted."""
     if not view.taints or view.node.deleting:
         return None
     claims = _claims(view, shares)
@@ -19,8 +17,8 @@ def judge(view: NodeView, shares: tuple[ShareDecision, ...], now: float) -> Verd
     gate_view = GateView(
         gate=view.gate,
         unsettled=match.unsettled(view.node),
-        # A node that was in service before is held only for prefetches that hold it again: the
-        # rollouts of the others reach it in their turn.
+        # If a prefetch holds nodes in service again, such a node waits only for these prefetches.
+        # The other prefetches reach it by their rollouts.
         claims=again if view.node.observed and again else claims,
         since=gate.ready_since(view.node, view.first_ready, view.taints),
     )

@@ -43,8 +43,8 @@ def decide(view: NodeView, now: float) -> tuple[ShareDecision, ...]:
 
 
 def _held(view: NodeView) -> frozenset[disk.Key]:
-    """The layers and images that the node holds: it lists them, or a pod that pulled them pins
-    them and the kubelet has yet to list them.
+    """The layers and images that the node holds: the node lists them, or a finished pod pins them
+    and the kubelet does not list them yet.
     """
     node = view.node
     held: set[disk.Key] = set()

@@ -18,8 +18,8 @@ class NodeView:
 
     node: Node
     taint_key: str
-    """The gate's key. It is known even when the NodeGate is deleted, or no node could be
-    released."""
+    """The gate's key. It is known even after the NodeGate was deleted, because nodes have to be
+    released then."""
     gate: Gate | None
     earlier_keys: frozenset[str] = frozenset()
     """Keys that the gate had before: a node that has a taint with one of them is released."""
@@ -30,14 +30,14 @@ class NodeView:
     frozen: frozenset[str] = field(default_factory=frozenset)
     """Names of prefetches whose spec cannot be acted on: their labels and pods stay as they are."""
     problems: tuple[Problem, ...] = ()
-    """Of the prefetches that ask for this node, those whose spec cannot be acted on."""
+    """The prefetches that select this node and whose spec cannot be acted on."""
     first_ready: float = 0.0
     """When this process first saw the node Ready."""
     unready_since: float | None = None
     """Since when this process has seen the node not Ready; None: it is Ready."""
     labels_since: float | None = None
-    """Since when our labels on the node have been the same, as far as this process knows; None:
-    nothing is concluded from it."""
+    """Since when our labels on the node have not changed, as far as this process knows; None: not
+    known, so a label is not checked against the listed images."""
     seen: Mapping[str, Listed] = field(default_factory=dict)
     """The images that the node has listed since its labels last changed, by name."""
     usage: Usage | None = None
@@ -45,7 +45,7 @@ class NodeView:
     taints_by_watch: bool = False
     """Whether the operator itself taints new nodes, because no admission policy is served."""
     control_planes: bool = False
-    """Whether it taints those of the control plane as well."""
+    """Whether it also taints new nodes of the control plane."""
 
     @property
     def taints(self) -> tuple[Taint, ...]:
@@ -60,13 +60,13 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class NodeDecision:
-    """What is known of a node, and what the steps have concluded about it."""
+    """The facts about a node, and the conclusions of the steps."""
 
     view: NodeView
     now: float
     shares: tuple[ShareDecision, ...]
     verdict: Verdict | None
-    """Of the gate. None: the node has no gate taint, or is being deleted."""
+    """The gate's verdict. None: the node has no gate taint, or is being deleted."""
 
     @property
     def node(self) -> Node:

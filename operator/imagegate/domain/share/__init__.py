@@ -1,8 +1,8 @@
-"""The decision about one share: where one node stands with one ImagePrefetch.
+"""The decision about one share: the state of one node for one ImagePrefetch.
 
 The steps, in the order of a node's life. A step calls only steps further down this list:
 
-1. `assess`: whether the node takes part, and which of the next steps it is at.
+1. `assess`: whether the node takes part, and which step comes next.
 2. `superseded`: puller pods that are not needed any more are deleted.
 3. `caching`: the node does not hold the images yet.
 4. `in_service`: the node holds them.

@@ -15,8 +15,8 @@ kubelet's own back-off before its next try is 10 s or more."""
 
 
 def vanished(decision: ShareDecision, group: Group) -> bool:
-    """Whether the pod of this group is gone before it finished, and the operator did not delete
-    it: that is a failed attempt. A pod of an earlier boot that still exists has not vanished.
+    """Whether the pod of this group disappeared before it finished, although the operator did not
+    delete it. That is a failed attempt. A pod of an earlier boot that still exists does not count.
     """
     uid = decision.share.started.get(group.key)
     if uid is None or any(pod.uid == uid for pod in decision.share.pods):
@@ -27,12 +27,12 @@ def vanished(decision: ShareDecision, group: Group) -> bool:
 
 def check(decision: ShareDecision, group: Group, pod: Pod) -> None:
     if pod.deleting:
-        # Another pod would only wait for this pod's pull; but the slot comes back in time.
+        # Another pod would only wait for this pod's pull. The slot is freed at the deadline.
         deadline = decision.deadline(pod, pod.images)
         keep_slot(decision, deadline)
         decision.look_again(deadline)
     elif pod.phase == "Succeeded":
-        text = "the API server took the images away from the puller pod"
+        text = "the API server dropped the image volumes of the puller pod"
         _give_up(decision, group, pod, _cause(pod, failures.IMAGE_VOLUMES_DROPPED, text))
     elif pod.phase == "Failed":
         text = f"{pod.reason}: {pod.message}"
@@ -50,9 +50,10 @@ def _watch(decision: ShareDecision, group: Group, pod: Pod) -> None:
         if just_failed(decision, pod):
             _give_up(decision, group, pod, cause)
             return
-        # Found failing, for instance after a restart: the kubelet's next try may already run, and a
-        # new pod would only wait for that try (kubernetes#113606). The kubelet goes on, and its
-        # next report counts. The pod's own time is used, or each look would be another failure.
+        # The pod was found failing, for instance after a restart. It is not deleted, because the
+        # kubelet's next try may already run, and a new pod would only wait for that try
+        # (kubernetes#113606). The kubelet's next report decides. The pod's own time is used,
+        # because otherwise each decision would report a new failure.
         decision.blame(decision.history(group, at=pod.created_at).after(cause))
     elif decision.now >= deadline:
         timeout = decision.timeout(group.images)
@@ -71,7 +72,7 @@ def keep_slot(decision: ShareDecision, deadline: float) -> None:
 
 
 def just_failed(decision: ShareDecision, pod: Pod) -> bool:
-    """Whether the pod is failing, and surely pulls nothing at this moment."""
+    """Whether the pod is failing and certainly has no pull in flight at this moment."""
     if pod.waiting in CREATE_ERRORS:
         return True
     seen = decision.share.failed_at.get(pod.uid)
@@ -80,7 +81,7 @@ def just_failed(decision: ShareDecision, pod: Pod) -> bool:
 
 def _give_up(decision: ShareDecision, group: Group, pod: Pod, cause: Cause) -> None:
     """Delete the pod and remember the failure: a new pod resets the kubelet's back-off."""
-    decision.pulling = True  # until the pod is really gone, or its deadline is over
+    decision.pulling = True  # until the pod is really deleted, or its deadline is over
     decision.delete(pod, cause.failure.reason, decision.history(group).after(cause))
 
 

@@ -29,7 +29,7 @@ def decide(decision: ShareDecision) -> None:
     if retry.exhausted(decision.failure, decision.prefetch.retry):
         decision.state = NodeState.FAILED
     elif decision.pulling or decision.pods.busy:
-        # Also a pull that hangs, and whose slot was given to another node.
+        # This is also the state of a pull that hangs and has lost its slot to another node.
         decision.state = NodeState.PULLING
 
 
@@ -41,7 +41,7 @@ class _Groups:
     missing: list[Group] = field(default_factory=list)
     """The groups that need a new pod."""
     lost: dict[str, Cause] = field(default_factory=dict)
-    """By group key, why the images are not there although their pod has succeeded."""
+    """By group key, why images are missing or stale although their pod has succeeded."""
 
 
 def _check(decision: ShareDecision) -> _Groups:
@@ -71,6 +71,6 @@ def _check(decision: ShareDecision) -> _Groups:
 def _pulled(decision: ShareDecision, group: Group, pod: Pod) -> bool:
     # The number of images is compared, because a webhook may have rewritten their names.
     if len(pod.images) < len(group.references):
-        return False  # the API server has dropped volumes: the pod that succeeded is another one
+        return False  # the API server dropped image volumes: the pod did not pull every image
     reported = decision.share.pulled.get(pod.uid, frozenset())
     return pod.phase == "Succeeded" or reported.issuperset(group.references)

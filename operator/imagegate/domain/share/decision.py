@@ -1,4 +1,4 @@
-"""The decision about one share, while it is made: what is known, and what is concluded so far."""
+"""The decision about one share while it is made: the facts, and the conclusions so far."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class ShareDecision:
     """See `blame`."""
     skipped: str = ""
     startable: bool = True
-    """Whether the node could begin a pull at all."""
+    """Whether the node could begin a pull: it is settled and not skipped."""
     evicted: bool = False
-    """Whether the label is not true any more, because an image is missing or stale."""
+    """Whether the label is not valid any more, because an image is missing or stale."""
     wants_usage: bool = False
     """Whether more could be decided if the node's disk usage were known."""
     starting: Mapping[disk.Key, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class ShareDecision:
     requeue: list[float] = field(default_factory=list)
     """When to decide again, if nothing happens before."""
 
-    # What is known.
+    # The facts.
 
     @property
     def prefetch(self) -> Prefetch:
@@ -75,7 +75,7 @@ class ShareDecision:
         return self.share.unready if joining else {}
 
     def same_life(self, identity: str) -> bool:
-        """Whether a record that was made under ``identity`` is still true of the node."""
+        """Whether a record that was made under ``identity`` is still valid for the node."""
         return same_life(identity, self.node, self.prefetch)
 
     def ended(self, pod: Pod) -> float:
@@ -109,12 +109,12 @@ class ShareDecision:
 
     def timeout(self, images: Iterable[str]) -> float:
         """Seconds after which a pull of these images has taken too long."""
-        # Of a tag that is followed the digest is pulled as well, and the tag has the size of both.
+        # A followed tag is pulled by its digest as well. Sizes are known by the tag.
         tags = [reference for reference in images if "@" not in reference] or images
         known = all(self.size(reference) is not None for reference in tags)
         return retry.deadline(self.prefetch.retry, self.site.queued if known else None)
 
-    # What is concluded.
+    # The conclusions.
 
     def look_again(self, at: float) -> None:
         self.requeue.append(at)

@@ -1,7 +1,7 @@
 """Images that a node does not hold although its label or its puller pod says so.
 
-A kubelet under pressure collects images, a person may remove them, and a mirror may have answered
-for a tag with an earlier image. Pull, collect, pull is a loop, so the next pull waits longer each
+A kubelet under disk pressure removes images, a person may remove them, and a mirror may have served
+an earlier image for a tag. Pulling and removing can be a loop, so the next pull waits longer each
 time, and the loop is reported.
 """
 
@@ -15,8 +15,9 @@ from imagegate.domain.retry import Cause
 from imagegate.domain.share.decision import ShareDecision
 
 LISTED_AFTER = 180.0
-"""Seconds after which an image that was pulled is surely in ``status.images``, if it is large
-enough: the kubelet looks every 30 s and writes every 10 s; the rest is for a watch that broke."""
+"""Seconds after which an image that was pulled is certainly in ``status.images``, if it is large
+enough: the kubelet lists its images every 30 s and writes every 10 s; the rest is for a broken
+watch."""
 
 REMEMBERED = 3600.0
 """Seconds for which an image that was removed again and again is still reported."""
@@ -30,11 +31,11 @@ def losses(decision: ShareDecision) -> dict[str, Cause]:
 def _missing(decision: ShareDecision) -> dict[str, Cause]:
     """The groups with an image that was removed from the node.
 
-    The proof is a kubelet that listed the image under this name, and does not list it any more
-    although it is larger than an image that it lists. Absence alone proves nothing: the kubelet
-    lists 50 images with five names each, a webhook may have rewritten the name, and the runtime may
-    spell it in another way. Nor does a pod that was put back and fails to pull: the kubelet may
-    only want its credentials checked (``imagePullCredentialsVerificationPolicy``).
+    An image was removed if the kubelet listed it under this name and does not list it any more,
+    although it is larger than another listed image. Absence alone proves nothing: the kubelet lists
+    50 images with five names each, a webhook may have rewritten the name, and the runtime may spell
+    it in another way. A pod that was created again and fails to pull proves nothing either, because
+    the kubelet may only verify its credentials (``imagePullCredentialsVerificationPolicy``).
     """
     node = decision.node
     if node.smallest_listed is None:
@@ -48,7 +49,7 @@ def _missing(decision: ShareDecision) -> dict[str, Cause]:
         for reference in group.images
         if (image := decision.site.seen.get(names[reference])) is not None
         and image.size > node.smallest_listed
-        # Else the image may be there, and this name be its sixth.
+        # Otherwise the node may hold the image, and this name may be its sixth.
         and not any(image.may_be(other) for other in node.cut_off)
         and names[reference] in node.wanted
         and names[reference] not in node.listed
@@ -56,10 +57,10 @@ def _missing(decision: ShareDecision) -> dict[str, Cause]:
 
 
 def _stale(decision: ShareDecision) -> dict[str, Cause]:
-    """The groups with a tag that means another image on the node than at the registry.
+    """The groups with a tag that is another image on the node than at the registry.
 
-    A pull by digest does not move the tag. So that is the result of a mirror that answers for a tag
-    with an earlier image (Spegel, ``updating-latest-tag.md``).
+    The cause is a mirror that serves an earlier image for the tag (Spegel,
+    ``updating-latest-tag.md``), because a pull by digest does not move the tag.
     """
     node = decision.node
     images = {image.reference: image for image in decision.prefetch.images}
@@ -77,11 +78,11 @@ def _stale(decision: ShareDecision) -> dict[str, Cause]:
 
 
 def doubted_until(decision: ShareDecision, group: Group, pod: Pod) -> float | None:
-    """Until when a pull that succeeded proves nothing; None: it proves that the images are there.
+    """Until when a successful pull proves nothing; None: it proves that the node holds the images.
 
-    Either the tag was stale before, and the same mirror may have answered again; or an image was
-    pulled and removed while the pod pulled the others. Until this time the node may list the
-    images; after it `losses` counts.
+    There are two cases. The tag was stale before, and the same mirror may have served it again; or
+    an image was pulled and removed while the pod pulled the others. The node may list the images
+    until this time; after it, `losses` decides.
     """
     if group.key not in _missing(decision):
         if not retry.stale(decision.attempts(group)):
@@ -100,7 +101,7 @@ def disproved(decision: ShareDecision, group: Group, pod: Pod) -> bool:
 
 
 def take_back(decision: ShareDecision, lost: Mapping[str, Cause]) -> None:
-    """Remove the label, and pull again: soon at first, and later each time if it happens again."""
+    """Remove the label and pull again, with a longer wait each time that it happens."""
     usage = decision.site.usage
     if usage is None and any(loss.failure is failures.EVICTED_BY_KUBELET for loss in lost.values()):
         # The usage explains the loss, and the Node that is read with it confirms or refutes it.

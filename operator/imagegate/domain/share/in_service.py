@@ -8,8 +8,9 @@ from imagegate.domain.share import attempt, drift, start
 from imagegate.domain.share.decision import ShareDecision
 
 RELEASE_AFTER = 360.0
-"""Seconds a finished pod stays under retention Release: by then the kubelet's image collector,
-which looks every 5 minutes, has seen the images in use (never-used images go first)."""
+"""Seconds for which a finished pod stays under retention Release: by then the kubelet's image
+garbage collection, which runs every 5 minutes, has seen the images in use (it removes images that
+were never used first)."""
 
 
 def decide(decision: ShareDecision) -> None:
@@ -63,12 +64,12 @@ def _release(decision: ShareDecision, pod: Pod) -> None:
 
 
 def _report_troubles(decision: ShareDecision, missing: list[Group]) -> None:
-    """The failures that a person should know of although the node is cached."""
+    """Report failures that a person should know about although the node is cached."""
     for group in decision.groups:
         earlier = decision.attempts(group)
         if retry.removed_again(earlier) and decision.now < earlier.at + drift.REMEMBERED:
             decision.blame(earlier)
             decision.look_again(earlier.at + drift.REMEMBERED)
         elif group in missing and earlier is not None and not retry.outlives_success(earlier):
-            # The kubelet may collect the images until the pod that pins them is put back.
+            # The kubelet may remove the images until the pod that pins them is created again.
             decision.blame(earlier)

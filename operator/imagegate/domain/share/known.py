@@ -31,7 +31,7 @@ class Share:
     pulled: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Per pod uid, the images that the kubelet has reported as pulled."""
     failed_at: Mapping[str, float] = field(default_factory=dict)
-    """Per pod uid, when this process watched it fail; absent if it was found failing."""
+    """Per pod uid, when this process saw it fail; absent if it was failing when first seen."""
     finished_at: Mapping[str, float] = field(default_factory=dict)
     """Per pod uid, when this process first saw it finished, by its own clock."""
     started: Mapping[str, str] = field(default_factory=dict)
@@ -42,9 +42,9 @@ class Share:
     has_slot: bool = False
     """Whether the node has a slot of the rollout, that is, may start pulling now."""
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
-    """What the registry says, by reference."""
+    """The registry's facts, by image reference."""
     inspected: bool = True
-    """Whether the registry has been asked: a pull waits for its answer, for a moment only."""
+    """Whether the registry was asked. A pull waits for its answer, but only for a short time."""
     unready: Mapping[DaemonSetRef, str] = field(default_factory=dict)
     """The DaemonSets of ``startAfter`` that are not known to have been Ready on the node since its
     boot, each with the reason; the reason is empty until the DaemonSet was read."""
@@ -54,7 +54,7 @@ class Share:
         return known.sizes.get(node.platform) if known is not None else None
 
     def parts(self, references: Iterable[str], node: Node) -> dict[disk.Key, int]:
-        """What these images consist of on the node, as far as that is known (`disk.parts`)."""
+        """The layers and images of these references on the node, as far as known (`disk.parts`)."""
         names = {image.reference: image.listed_as for image in self.prefetch.images}
         return disk.parts((names.get(ref) or ref, self.size(ref, node)) for ref in references)
 
@@ -71,26 +71,26 @@ class Site:
     reserved: Mapping[disk.Key, int] = field(default_factory=dict)
     """The layers and images that pulls in flight bring to the node, see `disk.parts`."""
     queued: int = 0
-    """Compressed bytes of everything that a serial kubelet may have to pull before the last."""
+    """Compressed bytes of all images that a kubelet with serial pulls may have to pull."""
     away_at: float | None = None
     """When the node gives its slot back because it is not Ready; None: it is Ready."""
     seen: Mapping[str, Listed] = field(default_factory=dict)
     """The images that the node has listed since its labels last changed, by name."""
     settles_at: float | None = None
-    """When the node's labels have been the same for so long that an image which is not listed is
-    missing; None: never."""
+    """When an image that the node does not list counts as missing, because the node's labels have
+    not changed for long enough; None: never."""
 
 
 def ended(pod: Pod, share: Share, now: float) -> float:
-    """When a pod finished: when this process first saw it finished. The time in its status is by
-    the clock of the node. That time counts only where no other is known, within possible bounds.
+    """When a pod finished: when this process first saw it finished. If that is not known, the time
+    in its status within possible bounds, because that time is by the clock of the node.
     """
     claimed = pod.finished_at if pod.finished_at is not None else pod.created_at
     return share.finished_at.get(pod.uid, min(max(claimed, pod.created_at), now))
 
 
 def same_life(identity: str, node: Node, prefetch: Prefetch) -> bool:
-    """Whether a record that was made under ``identity`` is still true of the node."""
+    """Whether a record that was made under ``identity`` is still valid for the node."""
     if identity == node.identity:
         return True
     uid = identity.partition("/")[0]

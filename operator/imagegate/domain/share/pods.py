@@ -1,4 +1,4 @@
-"""The puller pods of a share, by what they mean for the present target and the present boot."""
+"""The puller pods of a share, sorted by the present target and the present boot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Pods:
     superseded: list[Pod] = field(default_factory=list)
     departed: list[Pod] = field(default_factory=list)
     """Pods of a deleted machine that had the same name. The garbage collector deletes them with
-    their Node. Until then they count for nothing, or the new machine would inherit a slot."""
+    their Node. Until then they are ignored, because the new machine would inherit a slot."""
     pins: list[Pod] = field(default_factory=list)
     """The superseded pods that alone pin a wanted image, see `_pins`."""
 
@@ -47,9 +47,10 @@ class Pods:
 
 
 def interrupted(pod: Pod, node: Node) -> bool:
-    """Whether a reboot came between the pod's container and its end. With restartPolicy Never the
-    kubelet leaves such a pod Pending for ever (kuberuntime_util.go, PodSandboxChanged). A pod that
-    had no container yet is started again by the kubelet, and so is its pull.
+    """Whether the node rebooted after the pod's container was created and before the pod finished.
+    With restartPolicy Never the kubelet leaves such a pod Pending for ever (kuberuntime_util.go,
+    PodSandboxChanged). A pod that had no container yet is started again by the kubelet, and so is
+    its pull.
     """
     return pod.began and not pod.finished and pod.observed != node.identity
 

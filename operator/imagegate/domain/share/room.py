@@ -11,21 +11,21 @@ from imagegate.domain.share.decision import ShareDecision
 
 
 def refusal_is_over(decision: ShareDecision, group: Group, attempts: Attempts) -> bool:
-    """Whether the disk guard refused a group that needs no room any more, because its images are
-    there by now or are being pulled for another ImagePrefetch. A failure of the runtime itself, to
-    which the disk was full, is not over.
+    """Whether the disk guard refused a group that needs no room any more, because the node holds
+    its images by now or pulls them for another ImagePrefetch. If the runtime reported the full
+    disk, the failure is not over.
     """
     refused = attempts.reason == failures.DISK_FULL.reason and not attempts.image
     return refused and not any(_new(decision, [group]))
 
 
 def fits(decision: ShareDecision, due: list[Group]) -> bool:
-    """Whether these groups may be pulled as far as the disk is concerned.
+    """Whether the disk has room for these groups.
 
-    If they do not fit by themselves, that is a failed attempt: a person must free the disk, and the
-    next look is as far away as the slow end of the back-off. If only the pulls in flight leave no
-    room for them, the end of those pulls decides: while they run, their bytes are counted in full
-    beside the part of them that the disk already shows.
+    If they do not fit by themselves, that is a permanent failure with the longest back-off, because
+    a person must free the disk. If they do not fit beside the pulls in flight, they wait for the
+    end of those pulls, because until then the bytes of those pulls are counted in full although
+    the disk usage already has a part of them.
     """
     limit, usage = decision.prefetch.max_usage, decision.site.usage
     if limit >= 100:
@@ -42,7 +42,7 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
         return True
     message = disk.refusal(usage, decision.node, disk.on_disk(sum(new.values())), limit)
     if message is None:
-        # The end of a pull is an event of this node; the time is for a pull that never ends.
+        # The end of a pull is an event of this node. The time is for a pull that never ends.
         decision.look_again(decision.now + decision.prefetch.retry.maximum)
         return False
     for group in due:

@@ -15,8 +15,8 @@ def create(decision: ShareDecision, missing: list[Group]) -> None:
     """Create the pods of these groups once their back-off is over, the node has a slot, and its
     disk has room.
 
-    A joining node first waits for the DaemonSets of ``startAfter``, and needs no slot meanwhile: a
-    slot that it had, it loses with this decision.
+    A joining node first waits for the DaemonSets of ``startAfter``. It needs no slot meanwhile, so
+    this decision frees a slot that it has.
     """
     share = decision.share
     due = [group for group in missing if _due(decision, group)]
@@ -39,7 +39,7 @@ def create(decision: ShareDecision, missing: list[Group]) -> None:
 
 
 def _due(decision: ShareDecision, group: Group) -> bool:
-    """Whether the back-off of this group is over, or has no reason any more."""
+    """Whether the back-off of this group is over, or its reason is over."""
     attempts = decision.attempts(group)
     if (
         attempts is None
@@ -69,8 +69,9 @@ def _bytes(decision: ShareDecision, group: Group) -> int:
 
 
 def _small_to_large(decision: ShareDecision, group: Group) -> Group:
-    """The kubelet pulls in the order of the pod, and by default one image at a time: a small image
-    need not wait for a large one. Images of unknown size come last.
+    """The group with its images in the order of their sizes, because the kubelet pulls in the order
+    of the pod, and by default one image at a time: a small image need not wait for a large image.
+    Images of unknown size come last.
     """
 
     def weight(reference: str) -> float:

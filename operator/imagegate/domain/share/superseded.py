@@ -11,7 +11,7 @@ from imagegate.domain.share.pods import interrupted
 def delete(decision: ShareDecision) -> None:
     for pod in decision.pods.departed:
         if not pod.deleting:
-            decision.delete(pod, "its machine is gone")
+            decision.delete(pod, "its Node was deleted")
     for pod in decision.pods.superseded:
         if not pod.deleting and (why := _reason(decision, pod)):
             decision.delete(pod, why)

@@ -12,12 +12,12 @@ MAX_MESSAGE = 400
 MAX_CONDITION = 1000
 """Characters of a condition's message."""
 SHORTER = (200, 100, 50, 20)
-"""Characters of messages, and of the images of failures, where there is less room."""
+"""Smaller limits for messages, and for the images of failures: the first that fits is used."""
 MAX_STATUS = 16 * 1024
 """Bytes of a status. Advice is left out first."""
 NOT_ADVICE = 8 * 1024
-"""Bytes of them that advice never uses: they are for failures, conditions and counts, whether there
-are any or not. Otherwise a node that fails would change the advice."""
+"""Bytes of a status that advice never uses. They are reserved for failures, conditions and counts,
+because otherwise a node that fails would change the advice."""
 
 
 def fit(status: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,9 @@ def size(content: object) -> int:
 
 
 def cut(message: str, limit: int = MAX_MESSAGE) -> str:
-    """The message without its middle. The cause is at the end, after names that may be long."""
+    """The message without its middle, because the cause is at the end, after names that may be
+    long.
+    """
     if len(message) <= limit:
         return message
     begin = limit // 4

@@ -1,4 +1,4 @@
-"""The conditions of an ImagePrefetch, each with a message that says what to do."""
+"""The conditions of an ImagePrefetch. The message of a failure names the remedy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _invalid(prefetch: Prefetch) -> list[Condition]:
 
 
 def images_found(found: Found | None) -> list[Condition]:
-    """The condition of ``imagesFrom``, where the spec has it."""
+    """The condition of ``imagesFrom``, if the spec has it."""
     if found is None:
         return []
     everything, reason, message = workloads.condition(found)
@@ -52,7 +52,7 @@ def images_found(found: Found | None) -> list[Condition]:
 
 
 def _ready(prefetch: Prefetch, tally: Tally, found: Found | None) -> Condition:
-    # Ready must not be True for half of the images: other tools wait for it.
+    # Ready must not be True for half of the images, because other tools wait for it.
     for _, everything, reason, message in images_found(found):
         if not everything:
             return ("Ready", False, reason, message)
@@ -60,7 +60,7 @@ def _ready(prefetch: Prefetch, tally: Tally, found: Found | None) -> Condition:
     if not tally.complete:
         return ("Ready", False, "Reconciling", "the nodes are being looked at")
     if not prefetch.images:
-        return ("Ready", False, "NoImages", "no workload that spec.imagesFrom selects names any")
+        return ("Ready", False, "NoImages", "no workload that spec.imagesFrom selects has an image")
     skipped = _skipped(tally)
     if desired == 0:
         if skipped:
@@ -92,14 +92,15 @@ def _progressing(prefetch: Prefetch, tally: Tally) -> Condition:
         return ("Progressing", True, "Reconciling", "the nodes are being looked at")
     held_up = _held_up(tally)
     if pulling:
-        text = f"{pulling} nodes pulling, {pending} to come"
+        text = f"{pulling} nodes pulling, {pending} pending"
         return ("Progressing", True, "Pulling", "; ".join(filter(None, (text, held_up))))
     if tally.waiting:
         return ("Progressing", True, "WaitingForDaemonSet", held_up)
     if tally.queued:
         return ("Progressing", True, "WaitingForSlot", held_up)
-    if pending and prefetch.rollout.paused and not tally.gated:  # joining nodes go on
-        return ("Progressing", False, "Paused", f"{pending} nodes wait for spec.rollout.paused")
+    if pending and prefetch.rollout.paused and not tally.gated:  # joining nodes are not paused
+        text = f"{pending} nodes wait until spec.rollout.paused is false"
+        return ("Progressing", False, "Paused", text)
     if pending:
         return ("Progressing", True, "Waiting", f"{pending} nodes wait for their turn")
     return ("Progressing", False, "Complete", "nothing is left to pull")
@@ -139,7 +140,7 @@ def _degraded(prefetch: Prefetch, tally: Tally, refreshed: Refreshed | None) -> 
         return ("Degraded", True, failures.STALE_MIRROR.reason, text)
     if not tally.of(NodeState.FAILED) or not failing:
         if refreshed is not None and refreshed.failures > 1:
-            text = f"tags are not looked up, what was known stays: {cut(refreshed.problem)}"
+            text = f"tags cannot be resolved, the last digests stay: {cut(refreshed.problem)}"
             return ("Degraded", True, "RefreshFailed", text)
         return ("Degraded", False, "AsExpected", "no node has failed")
     failed = tally.of(NodeState.FAILED)
@@ -148,7 +149,7 @@ def _degraded(prefetch: Prefetch, tally: Tally, refreshed: Refreshed | None) -> 
 
 
 def _explain(prefetch: Prefetch, failure: Failure) -> str:
-    """What happened last, and what to do about it."""
+    """The last failure, and its remedy."""
     attempts = failure.attempts
     remedy = failures.remedy(attempts.reason)
     if attempts.reason == "Unauthorized":

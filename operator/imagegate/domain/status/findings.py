@@ -1,4 +1,4 @@
-"""What was found out about an ImagePrefetch beside its nodes."""
+"""The facts about an ImagePrefetch that do not come from nodes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from imagegate.domain.workloads import Found
 @dataclass(frozen=True, slots=True)
 class Findings:
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
-    """What the registry says, by reference."""
+    """The registry's facts, by image reference."""
     refreshed: Refreshed | None = None
-    """The last look at the registry for new digests; None: none since the operator's start."""
+    """The last check for new digests at the registry; None: none since the operator's start."""
     found: Found | None = None
-    """The images that ``imagesFrom`` selects, where the spec has it."""
+    """The images that ``imagesFrom`` selects, if the spec has it."""
 
 
 NOTHING: Final = Findings()

@@ -13,8 +13,8 @@ from imagegate.domain.status.bounds import MAX_STATUS, NOT_ADVICE, size
 from imagegate.domain.thresholds import Severity
 
 MAX_IMAGES = 10 * 1024
-"""Bytes for the images and their digests. They depend on nothing else, so that a node that fails
-does not change them."""
+"""Bytes for the images and their digests. This bound does not depend on other fields, so that a
+node that fails does not change the images."""
 _SIZES = ("compressedBytes", "largestLayerBytes")
 
 
@@ -46,7 +46,7 @@ def _advice(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> list[tuple[
         said = [
             each
             for each in advice.advise(image.reference, facts)
-            # A tag that is followed may move.
+            # A followed tag may move, so that is no advice.
             if prefetch.refresh is None or each.rule != thresholds.MUTABLE_TAG.name
         ]
         ranked += (
@@ -99,7 +99,7 @@ def _cut_images(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _more(count: int) -> str:
-    return f"{count} more about the images of this ImagePrefetch: imagegate lint says them"
+    return f"{count} more about the images of this ImagePrefetch: imagegate lint shows all of them"
 
 
 def _image(

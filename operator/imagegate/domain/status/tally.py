@@ -1,4 +1,4 @@
-"""The counts of one ImagePrefetch: how its nodes stand."""
+"""The counts of one ImagePrefetch: its nodes by state."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How the nodes stand with one prefetch."""
+    """The nodes of one prefetch, counted by state."""
 
     counts: Mapping[NodeState, int]
     gated: int
     failures: tuple[Failure, ...] = ()
     """Newest first."""
     complete: bool = True
-    """Whether every node has been decided about since the last change of the spec."""
+    """Whether the operator has decided about every node since the last change of the spec."""
     stopped: tuple[str, ...] = ()
     """Topology domains in which the rollout waits for seeds that failed."""
     skips: Mapping[str, int] = field(default_factory=dict)
-    """Nodes that are left alone, by reason."""
+    """The number of skipped nodes, by reason."""
     waiting: int = 0
     """Joining nodes whose pulls have to wait for a DaemonSet of ``startAfter``."""
     waits_for: tuple[str, str] = ("", "")
-    """One of them, and what it waits for."""
+    """One of these nodes, and the DaemonSets that it waits for."""
     queued: int = 0
     """Joining nodes without a slot."""
     slots: str = ""
-    """What these wait for."""
+    """The slots that these nodes wait for, as text for people."""
     exposed: int = 0
-    """Nodes on which images that are pulled with secrets can be used without."""
+    """Nodes on which pods without secrets can use images that are pulled with secrets."""
 
     @property
     def desired(self) -> int:

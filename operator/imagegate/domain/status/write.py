@@ -20,7 +20,8 @@ from imagegate.domain.status.tally import Failure, Tally
 def prefetch_status(
     prefetch: Prefetch, tally: Tally, now: float, findings: Findings = NOTHING
 ) -> dict[str, Any]:
-    """The whole ``status`` of an ImagePrefetch. Same facts, same status: nothing is written then.
+    """The whole ``status`` of an ImagePrefetch. The same facts give the same status, so that
+    nothing is written.
 
     Conditions keep their lastTransitionTime from ``prefetch.status`` unless they flip.
     """
@@ -46,7 +47,7 @@ def prefetch_status(
         status |= {key: earlier[key] for key in kept if key in earlier}
         last = earlier.get("refresh")
         if prefetch.refresh is not None and isinstance(last, Mapping):
-            # Nothing is looked up meanwhile, so the problem of the registry may be over.
+            # No tag is resolved meanwhile, so the problem of the registry may be over.
             status["refresh"] = {key: last[key] for key in last if key != "message"}
         return fit(status)
     status["target"] = prefetch.target
@@ -57,7 +58,7 @@ def prefetch_status(
 
 
 def _refresh(refreshed: Refreshed | None, before: object) -> dict[str, Any]:
-    """Before the first look since the operator's start, the entry of its predecessor stays."""
+    """Before the first check since the operator's start, the entry of its predecessor stays."""
     if refreshed is None:
         return dict(before) if isinstance(before, Mapping) else {}
     entry = {
@@ -70,7 +71,7 @@ def _refresh(refreshed: Refreshed | None, before: object) -> dict[str, Any]:
 def dry_run_status(
     prefetch: Prefetch, facts: Forecast, now: float, findings: Findings = NOTHING
 ) -> dict[str, Any]:
-    """The status of a prefetch with ``dryRun``: what it would do."""
+    """The status of a prefetch with ``dryRun``: the changes that it would make."""
     refused = [
         {"node": node, "reason": failures.DISK_FULL.reason, "message": why[:MAX_MESSAGE]}
         for node, why in facts.no_room[:MAX_FAILURES]
