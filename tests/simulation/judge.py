@@ -624,6 +624,8 @@ class Liveness:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._since: dict[tuple[str, str], float] = {}
+        self._looked_at: set[tuple[str, str]] = set()
+        """The clocks that this tick has looked at."""
         self._progress: dict[str, float] = {}
         self._refused_pods: dict[str, float] = {}
         self._registry_at = -math.inf
@@ -633,9 +635,7 @@ class Liveness:
         self._last_refused: dict[str, float] = {}
         self._served: set[tuple[str, str]] = set()
         """Joining machines for which a puller pod of a prefetch was requested."""
-        self._removed_pods: dict[str, deque[float]] = {}
         self._rest_writes: Counter[str] = Counter()
-        self._waiting: dict[tuple[str, str], float] = {}
         self._jumped: Counter[tuple[str, str]] = Counter()
         """By machine and prefetch, how many nodes that asked later went before it."""
         self._exits: Counter[str] = Counter()
@@ -707,6 +707,9 @@ class Liveness:
     def look(self) -> None:
         judge, server = self._judge, self._judge.truth.server
         nodes = server.all("nodes")
+        self._looked_at.clear()
+        if judge.truth.registry.down or judge.truth.registry.mute:
+            self._registry_at = elapsed()
         self._processes()
         for node in nodes:
             self._held(node)
@@ -721,9 +724,14 @@ class Liveness:
         self._heartbeat()
         self._leftovers(nodes)
         self._growth(len(nodes))
+        # The subject of any other clock is gone, or its rule does not apply now.
+        self._since = {key: at for key, at in self._since.items() if key in self._looked_at}
 
     def _for(self, kind: str, subject: str, true: bool) -> float:
-        """For how many seconds something has been so without a break."""
+        """For how many seconds something has been so without a break. A tick that does not ask is
+        a break, too.
+        """
+        self._looked_at.add((kind, subject))
         if not true:
             self._since.pop((kind, subject), None)
             return 0.0
@@ -734,6 +742,12 @@ class Liveness:
         for kind, subject in list(self._since):
             if subject.partition(" ")[0] == prefetch:
                 del self._since[kind, subject]
+        self._refused_pods.pop(prefetch, None)
+        self._last_refused.pop(prefetch, None)
+
+    def _asked_for(self, prefetch: str) -> float:
+        """For how many seconds a prefetch has asked for what it asks for now."""
+        return elapsed() - self._judge.asked_at.get(prefetch, 0.0)
 
     def _slack(self) -> float:
         """Seconds more than usual: a takeover, an outage that has just ended, late watches."""
@@ -778,8 +792,6 @@ class Liveness:
             for ask in asking
         )
         seconds = min(self._for("idle", name, idle), elapsed() - judge.truth.disturbed)
-        if judge.truth.registry.down or judge.truth.registry.mute:
-            self._registry_at = elapsed()
         # A pull that has found no registry is tried again within 5 minutes.
         late = 330.0 if elapsed() - self._registry_at < 600 else 0.0
         if seconds > IDLE + late + self._slack():
@@ -988,7 +1000,7 @@ class Liveness:
             subject = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
             seconds = min(self._for("misplaced", subject, other), elapsed() - judge.truth.disturbed)
             judge.applied["misplaced"] += 1
-            if seconds > PROGRESS and judge.settled(ask.name):
+            if min(seconds, self._asked_for(ask.name)) > PROGRESS + judge.truth.lag:
                 judge.blame("leftover", subject, f"{ask.name} is in {ask.namespace} now")
 
     def _idle_reason(self, pod: Body, ask: Ask) -> bool:
@@ -1060,7 +1072,8 @@ class Liveness:
                 and not machine.spelled  # nobody can know what it lists under other names
                 and (judge.holds(machine, ask))
             )
-            if self._for("full", f"{name} {failure['node']}", wrong) > PROGRESS + truth.lag:
+            seconds = self._for("full", f"{name} {failure['node']}", wrong)
+            if min(seconds, self._asked_for(name)) > PROGRESS + truth.lag:
                 text = f"{failure['node']} holds every image, and is said to be full"
                 judge.blame("status-truth", name, text)
         message = (status.get("refresh") or {}).get("message")
@@ -1069,14 +1082,14 @@ class Liveness:
             and not truth.registry.mute
             and all(truth.registry.digest(image) is not None for image in ask.images)
         )
-        seconds = self._for("message", name, bool(message) and up)
+        seconds = min(self._for("message", name, bool(message) and up), self._asked_for(name))
         if seconds > 2 * (ask.refresh or 0) + 700:
             judge.blame("status-truth", name, f"refresh.message for {seconds:.0f} s: {message}")
         if conditions.get("Ready", {}).get("reason") == "NamespaceNotReadable":
             self._refused_pods.pop(name, None)  # shown, and more to the point
         trouble = elapsed() - self._refused_pods.get(name, elapsed())
         # An edit is a new beginning, and who does not try any more has nothing to report.
-        trouble = min(trouble, elapsed() - judge.asked_at.get(name, 0.0))
+        trouble = min(trouble, self._asked_for(name))
         trying = elapsed() - self._last_refused.get(name, 0.0) < 360
         # A new leader does not know of attempts of the one before that it has no reason to repeat.
         trying = trying and self._last_refused.get(name, 0.0) > self._led_since
@@ -1118,7 +1131,10 @@ class Liveness:
         """Since when each joining node asks for a slot, as far as the present leader can know."""
         for node in nodes:
             if (machine := self._judge.machine(node)) is not None:
-                self._for("asks", f"{name} {machine.uid}", self._asks(node, machine, ask))
+                asks = self._asks(node, machine, ask)
+                self._for("asks", f"{name} {machine.uid}", asks)
+                if not asks:
+                    self._jumped.pop((machine.uid, name), None)
 
     def _asks(self, node: Body, machine: Machine, ask: Ask) -> bool:
         """Whether a joining node asks for a slot, if it has none: nothing else is in its way."""

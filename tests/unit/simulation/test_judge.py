@@ -164,3 +164,42 @@ def test_a_node_is_not_released_without_images_that_have_room() -> None:
 
 def test_a_refusal_for_want_of_room_stands_until_it_is_tried_again() -> None:
     assert promises(lambda world: release(world, used=90 * GB)) == []
+
+
+def says_full(world: World, node: str | None) -> None:
+    """The status of the prefetch lists this node as too full for its images, or no node."""
+    failures = [{"node": node, "reason": "DiskFull"}] if node else []
+    key = ("", "base")
+    status = {"failures": failures}
+    world.server.change(OPERATOR, "imageprefetches", key, lambda body: body.update(status=status))
+
+
+async def said_to_be_full(world: World, *, between: Callable[[World], None]) -> None:
+    """A node that holds the images is listed as full before and after something happens."""
+    world.apply("base", SMALL, rollout={"paused": True})
+    machine = world.join("n0").machine
+    await asyncio.sleep(60)
+    machine.images[SMALL] = world.registry.tags[SMALL]
+    says_full(world, "n0")
+    await asyncio.sleep(600)
+    between(world)
+    await asyncio.sleep(10)
+    says_full(world, "n0")
+    await asyncio.sleep(600)
+
+
+def not_listed(world: World) -> None:
+    says_full(world, None)
+
+
+def edited(world: World) -> None:
+    world.edit("base", disk={"maxUsagePercent": 90})
+
+
+def test_a_node_that_holds_the_images_is_not_listed_as_full_for_ever() -> None:
+    assert promises(lambda world: said_to_be_full(world, between=nothing)) == ["status-truth"]
+
+
+@pytest.mark.parametrize("between", [not_listed, edited])
+def test_a_failure_that_is_new_was_not_listed_before(between: Callable[[World], None]) -> None:
+    assert promises(lambda world: said_to_be_full(world, between=between)) == []
