@@ -3,8 +3,9 @@
 #   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag imagegate:0.1.0 .
 #
 # BASE_IMAGE: any image with `python3` 3.11 or newer and its venv module (Debian: python3-venv). Both stages use it, because
-# a virtual environment names its interpreter by path. Behind a TLS-inspecting proxy, put the CA bundle and PIP_CERT there.
-# The default has a digest, because a tag may be moved. Renew it for security updates (docs/security.md, Digests of images):
+# a virtual environment contains the path of its interpreter. If a proxy inspects TLS, use a base image that contains the
+# proxy's CA certificates and sets PIP_CERT. The default has a digest, because a tag may move. Renew the digest for security
+# updates (docs/security.md, Digests of images):
 #
 #   --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b

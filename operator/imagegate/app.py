@@ -1,6 +1,7 @@
-"""The one place where the parts are put together, and what the leader does with them.
+"""Creates all parts of the operator, and runs them while this process leads.
 
-The leader lists, watches, decides and acts. `run` has the rest of the process' life.
+The leader lists, watches, decides and acts. The rest of the process, such as the election, is in
+`run`.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ from imagegate.runtime.workloads import WorkloadImages
 from imagegate.settings import GateSource, Settings
 
 Watch = Callable[[Sightings, Sequence[str], str], Coroutine[Any, Any, None]]
-"""Watches for ever, in these namespaces and under this identity, and tells what it sees."""
+"""Watches until cancelled, in these namespaces and under this identity, and reports changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What the process is connected to."""
+    """The connections of the process."""
 
     api: Client
     watching: Client
@@ -71,8 +72,8 @@ class Outside:
 
 class App:
     def __init__(self, settings: Settings, process: Process, outside: Outside) -> None:
-        """Put the parts together, each finished at construction: what is read and written, what
-        hears of changes, what is known, what works on the queues, what goes on beside that.
+        """Create the parts, each complete at construction: the clients, the listener of changes,
+        the knowledge, the reconcilers, then the parts that run besides them.
         """
         self._settings, self._process, self._outside = settings, process, outside
         self._leading = False
@@ -124,7 +125,7 @@ class App:
         )
 
     def _handlers(self) -> list[tuple[KeyedQueue, Handle]]:
-        """What works on the keys of which queue."""
+        """Each queue with the function that works on its keys."""
         queues, controllers = self._process.queues, self._controllers
         return [
             (queues.nodes, controllers.nodes.reconcile),
@@ -137,17 +138,19 @@ class App:
         ]
 
     def healthy(self) -> str | None:
-        """What is wrong with this process, if something is that a restart may fix."""
+        """The problem of this process that a restart may fix; None: there is none."""
         return self._health.problem() if self._leading else None
 
     def ready(self) -> str | None:
-        """A standby is ready; a leader once its store is complete."""
+        """Why this process is not ready; None: it is. A leader is ready once its store is complete,
+        and a standby always.
+        """
         if self._leading and not self._known.store.complete:
             return "the first resync is not complete"
         return None
 
     def pushed(self, push: Push) -> int:
-        """Ask the registry about what was pushed, soon; the number of images it concerns."""
+        """Look up the pushed images soon. Returns the number of images that the push concerns."""
         return self._inspector.poke(push.registry, push.repository)
 
     async def lead(self) -> None:
@@ -157,10 +160,10 @@ class App:
         await self._arming.provide_gate()
         await self._known.image_volumes.probe()
         await self._resync.once()
-        # Only now is anything queued and worked on: no node is released on half of the facts.
+        # Nothing is queued before this, so that no node is released with half of the facts.
         self._known.store.listen(self._changes)
         self._changes.everything()
-        # Before the watches: kopf cancels every task that was made after it began.
+        # Before the watches, because kopf cancels every task that was created after its start.
         tasks = [
             *(spawn(queue.run(handle), queue.name) for queue, handle in self._handlers()),
             spawn(self._resync.run(), "resync"),
@@ -176,24 +179,24 @@ class App:
             self._workloads.stop()
 
     def _asking(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What reads the pushes that another process has received (`receive`), if there is one."""
+        """Tasks that read the pushes which another process has received (`receive`), if any."""
         name = self._settings.pushes_configmap
         if not name:
             return {}
         asker = Asker(SOURCES, pushed=self.pushed, observe=self._process.metrics.push_event)
 
-        def tell(event: str | None, body: Mapping[str, Any]) -> None:
+        def see(event: str | None, body: Mapping[str, Any]) -> None:
             if event != "DELETED":
                 asker.see(pushes.text(body))
 
         path = pushes.collection(self._settings.namespace)
         query = pushes.selector(name)
-        reflector = Reflector(self._outside.watching, path, query, tell, listing=True)
+        reflector = Reflector(self._outside.watching, path, query, see, listing=True)
         return {"watch pushes": reflector.run(), "ask about pushes": asker.run()}
 
     def _watching(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What tells the store of changes: the puller pods of each namespace and what kubelets say
-        of their pulls, then everything that is cluster-scoped.
+        """Tasks that report changes to the store: the puller pods and the kubelets' Pulled events
+        of each namespace, and all cluster-scoped objects.
         """
         settings, client = self._settings, self._outside.watching
         sightings = Sightings(
@@ -207,12 +210,12 @@ class App:
             reflectors[pods] = Reflector(client, pods, selector, sightings.pod, listing=True)
             reflectors[events] = Reflector(client, events, pulled, sightings.event, listing=False)
         watch = self._outside.watch(sightings, settings.puller_namespaces, settings.identity)
-        told = {f"watch {path}": reflector.run() for path, reflector in reflectors.items()}
-        return {**told, "watch": watch}
+        reflecting = {f"watch {path}": reflector.run() for path, reflector in reflectors.items()}
+        return {**reflecting, "watch": watch}
 
     async def _look_again(self) -> None:
-        """Look at what no watch tells: whether the API server keeps image volumes, until that is
-        known, and whether the policy is there. The NodeGate says when it is gone.
+        """Check what no watch reports: whether the API server keeps image volumes, until that is
+        known, and whether the policy exists. The NodeGate's status says if it is missing.
         """
         while True:
             if not self._known.image_volumes.probed:

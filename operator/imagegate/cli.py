@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     operator.add_argument(
         "--identity",
         default=os.environ.get("POD_NAME", ""),
-        help="who this is in the election; default: the pod's or host's name",
+        help="name of this process in the leader election; default: the pod's or host's name",
     )
     operator.add_argument(
         "--puller-image", default=_DEFAULTS.puller.image, help="a pause image: -v must exit 0"
@@ -230,7 +230,8 @@ def _parser() -> argparse.ArgumentParser:
         type=GateSource,
         choices=list(GateSource),
         default=GateSource.POLICY,
-        help="who taints joining nodes",
+        help="how joining nodes get the gate taint: by the admission policy, by the operator's"
+        " watch, or by other means",
     )
     operator.add_argument(
         "--gate-policy", default=_DEFAULTS.gate_policy, help="name of the MutatingAdmissionPolicy"

@@ -34,7 +34,7 @@ OTHERS = "<other>"
 
 
 class Metrics:
-    """Everything that is counted as it happens; one per process, registered where it is told."""
+    """Counters and histograms that are updated as events happen; one instance per process."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class Metrics:
         host: str = "",
         exists: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """``exists``: whether an ImagePrefetch of this name exists. No series is begun for another
-        one.
+        """``exists``: whether an ImagePrefetch of this name exists. A name that does not exist gets
+        no series.
         """
         disable_created_metrics()
         self.registry = registry

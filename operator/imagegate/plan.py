@@ -122,7 +122,7 @@ async def make(
 
 
 async def _resolved(prefetch: Prefetch, registries: Registries) -> Prefetch:
-    """With the digests that its tags have now, where they are followed."""
+    """The prefetch with the current digests of its tags, if it follows tags."""
     if prefetch.refresh is None:
         return prefetch
     known = await registries.ask(prefetch, (), PATIENCE)

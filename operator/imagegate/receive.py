@@ -1,8 +1,9 @@
-"""The process that receives push hooks, put together: the only one that strangers can reach.
+"""``imagegate hooks``: the process that receives push hooks. Only this process is reachable from
+outside of the cluster.
 
-It verifies what registries deliver and hands over (registry, repository, tag) through a ConfigMap.
-It knows no node and no ImagePrefetch, and may do nothing but read and patch that ConfigMap: what
-ends it or fills its memory does not end the process that holds and releases nodes.
+It verifies the deliveries of registries, and hands over (registry, repository, tag) through a
+ConfigMap. It knows no node and no ImagePrefetch, and may only read and patch that ConfigMap. So an
+attack that ends it, or fills its memory, does not end the process that holds and releases nodes.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from imagegate.settings import HooksSettings
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 3.0
-"""For what waits at the end; the pod has 10 s."""
+"""Time to hand over waiting pushes at the end; the pod has 10 s."""
 
 
 async def run(settings: HooksSettings) -> None:
-    """Until a signal. Raises OSError when a port is taken, and what ended a part."""
+    """Run until a signal. Raises OSError if a port is in use, and the error of a part that has
+    failed.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -61,7 +64,7 @@ async def run(settings: HooksSettings) -> None:
 async def serving(
     settings: HooksSettings, metrics: Metrics, outbox: Outbox
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """For as long as this lasts push hooks are received; the tasks that must not end meanwhile."""
+    """Receive push hooks within this context. Yields the tasks that must not end meanwhile."""
     async with Fetcher(user_agent=f"imagegate/{__version__}") as fetch:
         directory = Directory(settings.file, SOURCES)
         receiver = PushReceiver(
@@ -88,4 +91,4 @@ async def serving(
 
 
 def _fine() -> None:
-    """A part that ends, ends the process."""
+    """Always healthy, because the process exits when a part ends."""

@@ -1,7 +1,7 @@
-"""``imagegate run``: the life of the operator's process.
+"""``imagegate run``: the operator's process from start to end.
 
-Standby until elected; then `app` leads; out of the process when leadership is lost: a process that
-is not sure must not go on, and a restarted one has no state to be wrong about.
+It is a standby until it is elected; then `app` leads. When leadership is lost, the process exits,
+because it must not act without being sure that it leads, and a restart leaves no stale state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LeadershipLost(ImagegateError):
 
 
 async def run(settings: Settings) -> None:
-    """The whole process, until a signal. Raises LeadershipLost when it must be restarted."""
+    """Run the process until a signal. Raises LeadershipLost when it must be restarted."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -55,11 +55,13 @@ async def run(settings: Settings) -> None:
 
 
 async def campaign(app: App, elector: Elector, stop: asyncio.Event) -> None:
-    """Stand by until elected, lead until ``stop``. Raises LeadershipLost, and what ended a part."""
+    """Stand by until elected, then lead until ``stop``. Raises LeadershipLost, and the error of a
+    part that has failed.
+    """
     await first_of([spawn(elector.acquire(), "elect"), spawn(stop.wait(), "stop")])
     if stop.is_set():
         return
-    # kopf takes over the signals now, and ends when one comes.
+    # From now on kopf handles the signals, and ends when the process gets a signal.
     hold, lead = spawn(elector.hold(), "hold"), spawn(app.lead(), "lead")
     await first_of([hold, lead, spawn(stop.wait(), "stop")])
     if not elector.leading:
@@ -70,7 +72,7 @@ async def campaign(app: App, elector: Elector, stop: asyncio.Event) -> None:
 async def _connected(
     settings: Settings, process: Process, server_time: ServerTime
 ) -> AsyncIterator[Outside]:
-    """Everything that the process connects to, until the end."""
+    """The connections of the process, closed at the end."""
     tokens = settings.kubelet_account
     async with (
         _client(process, server_time, recovered=process.queues.kick) as api,

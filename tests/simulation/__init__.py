@@ -1,4 +1,4 @@
-"""The whole operator in virtual time, on a cluster in memory. Everything follows from one seed.
+"""Runs the whole operator in virtual time on a cluster in memory. One seed determines a run.
 
-``python -m tests.simulation --seed 7`` runs one cluster; see `focus` for what may happen to it.
+``python -m tests.simulation --seed 7`` runs one cluster; `focus` and `lives` contain its faults.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation``: one seed, one story of `focus`, or random lives for minutes."""
+"""``python -m tests.simulation``: runs one seed, a story of `focus`, or random runs for minutes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.simulation.lives import lives
 from tests.simulation.world import World
 
 HOURS = 6.0
-"""Of virtual time, in one random life."""
+"""Virtual time of one random run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Result:
     seed: int
     story: str
     seconds: float
-    """Of virtual time."""
+    """Virtual time of the run."""
     requests: int
     writes: int
     broken: tuple[Broken, ...]
@@ -35,7 +35,7 @@ class Result:
 
 
 def run(seed: int, story: str = "", hours: float = HOURS, nodes: int = 20) -> Result:
-    """One cluster, from its beginning until something is broken or the time is over."""
+    """Run one cluster until a promise is broken, the story ends, or the time is over."""
     found: list[World] = []
 
     async def main() -> None:
@@ -67,7 +67,7 @@ def run(seed: int, story: str = "", hours: float = HOURS, nodes: int = 20) -> Re
 
 
 def timed(seed: int, story: str, hours: float, nodes: int) -> tuple[Result, float]:
-    """A run, and how many seconds of real time it took."""
+    """A run, and its duration in seconds of real time."""
     began = time.monotonic()
     return run(seed, story, hours, nodes), time.monotonic() - began
 
@@ -78,13 +78,13 @@ def main() -> int:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seed", type=int, default=None, help="default: a random one")
+    parser.add_argument("--seed", type=int, default=None, help="default: a random seed")
     parser.add_argument("--story", choices=[*focus.STORIES, "all"], default="")
-    parser.add_argument("--hours", type=float, default=HOURS, help="of virtual time in one life")
+    parser.add_argument("--hours", type=float, default=HOURS, help="virtual time of one random run")
     parser.add_argument("--nodes", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=0.0, help="real time: seed after seed")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, where no --minutes")
-    parser.add_argument("--parallel", type=int, default=1, help="processes, where no --minutes")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, without --minutes")
+    parser.add_argument("--parallel", type=int, default=1, help="processes, without --minutes")
     parser.add_argument("--log", default="CRITICAL", help="the operator's own log, to stderr")
     arguments = parser.parse_args()
     logging.basicConfig(level=arguments.log.upper(), stream=sys.stderr)
@@ -97,7 +97,7 @@ def main() -> int:
     lives_of = partial(timed, hours=arguments.hours, nodes=arguments.nodes)
     with ProcessPoolExecutor(arguments.parallel) as pool:
         while True:
-            # Without --minutes one round is everything. The output is in the order of the seeds.
+            # Without --minutes there is one round. The output is in the order of the seeds.
             round_ = 1 if arguments.minutes else arguments.seeds
             seeds = [seed + number + each for each in range(round_) for _ in stories]
             for result, seconds in pool.map(lives_of, seeds, stories * round_):

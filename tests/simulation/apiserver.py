@@ -1,7 +1,7 @@
 """An API server and its etcd in memory: one sequence of versions, watches with history, pages.
 
-`ApiServer.handle` answers one request at one moment; `transport` brings requests there and answers
-back, late or never. Bodies that are stored are never changed in place.
+`ApiServer.handle` answers one request immediately; `transport` carries requests and answers, and
+delays or loses them. Stored bodies are never changed in place.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {
     "mutatingadmissionpolicies": "MutatingAdmissionPolicy",
 }
 HISTORY = 4000
-"""Changes of one kind that a watch can be resumed over; older ones are 410."""
+"""Number of changes of one kind after which a watch can still continue; otherwise it gets a 410."""
 GRACE = "deletionGracePeriodSeconds"
 
 
@@ -86,17 +86,17 @@ class Change:
 
 @dataclass(slots=True)
 class Watch:
-    """A watch at the server's end; ``tell`` gets every change that it selects."""
+    """The server's side of a watch; ``tell`` receives every selected change."""
 
     resource: str
     selects: Callable[[Body], bool]
     tell: Callable[[Change], None]
     known: set[Key] = field(default_factory=set)
-    """What it selects now: an object that stops matching is told as DELETED."""
+    """The selected objects now. An object that stops matching is reported as DELETED."""
 
 
 class Refused(Exception):
-    """An answer that is an error."""
+    """An error answer."""
 
     def __init__(self, status: int, reason: str, message: str = "", retry: int = 0) -> None:
         super().__init__(message or reason)
@@ -115,11 +115,11 @@ class ApiServer:
         self.objects: dict[str, dict[Key, Stored]] = {resource: {} for resource in KINDS}
         self.history: dict[str, deque[Change]] = {r: deque(maxlen=HISTORY) for r in KINDS}
         self.floor: dict[str, int] = dict.fromkeys(KINDS, 0)
-        """The newest version of each kind that watches cannot go back to any more."""
+        """For each kind, the version before which a watch cannot start any more."""
         self.watches: list[Watch] = []
         self.observers: list[Callable[[Request], None]] = []
         self.admit: Callable[[Request], None] = lambda _: None
-        """Asked before every request that comes from a client; raises `Refused`."""
+        """Called before every request of a client; raises `Refused`."""
         self.admit_node: Callable[[Body], None] = lambda _: None
         """The admission policy: may change a Node that is created."""
         self.confirm: Callable[[Body], bool] = lambda _: False
@@ -137,7 +137,7 @@ class ApiServer:
     def do(
         self, actor: str, method: str, resource: str, key: Key, sent: Any = None, **how: Any
     ) -> Body | None:
-        """A request of somebody in the cluster that never gets lost; None where it is refused."""
+        """A request of another component, which is never lost. None: it was refused."""
         try:
             return self.handle(actor, method, resource, key, sent=sent, **how)
         except Refused:
@@ -222,14 +222,14 @@ class ApiServer:
         query: Mapping[str, str],
         tell: Callable[[Change], None],
     ) -> Watch:
-        """Every change after ``resourceVersion``. Raises `Refused`, with 410 where it is gone."""
+        """Report every change after ``resourceVersion``. Raises `Refused`; 410 if it is too old."""
         request = Request(elapsed(), actor, "WATCH", resource, (namespace, ""), 200)
         self._admitted(request)
         since = int(query.get("resourceVersion") or self.version)
         if since < self.floor[resource]:
             raise Refused(410, "Expired", f"too old resource version: {since}")
         watch = Watch(resource, selector(namespace, query), tell)
-        # What it selected at that version: what is there now, with what happened since undone.
+        # The objects that it selected at that version: the current objects without later changes.
         watch.known = {
             key for key, stored in self.objects[resource].items() if watch.selects(stored.body)
         }
@@ -249,12 +249,12 @@ class ApiServer:
             self.watches.remove(watch)
 
     def compact(self) -> None:
-        """As etcd does every 5 minutes: what watches have not asked for by now is gone."""
+        """Compact as etcd does every 5 minutes: no watch can continue from earlier versions."""
         self.floor = dict.fromkeys(KINDS, self.version)
         for history in self.history.values():
             history.clear()
 
-    # ---- how they work
+    # ---- implementation
 
     def _admitted(self, request: Request) -> None:
         """Note a list or a watch. Raises `Refused`."""

@@ -1,4 +1,4 @@
-"""What an ImagePrefetch asks for, read from its JSON by code that is not the operator's."""
+"""What an ImagePrefetch requests, read from its JSON without the operator's code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ask:
     gates: bool
     fail_closed: bool
     again: bool
-    """Whether it has nodes held again after a reboot."""
+    """Whether nodes are held again after a reboot."""
     timeout: float
     parallel: str
     gate_parallel: str
@@ -47,7 +47,7 @@ class Ask:
 
     @property
     def references(self) -> frozenset[str]:
-        """Everything that a node must hold: with a tag that is followed, also the digest."""
+        """All names that a node must have: for a followed tag also the name with the digest."""
         pinned = {f"{i.rpartition(':')[0]}@{digest}" for i, digest in self.digests}
         return frozenset(self.images) | pinned
 

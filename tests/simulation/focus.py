@@ -1,6 +1,7 @@
-"""What happens to a cluster: one story for each known kind of fault.
+"""Stories: one for each known kind of fault of a cluster.
 
-A story changes the world and waits; the judge looks on. Its choices come from the world's seed.
+A story changes the world and waits, while the judge checks the promises. Its choices come from the
+world's seed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def story(work: Story) -> Story:
 
 
 async def _cluster(world: World, nodes: int, *, wait: float = 60.0, **how: Any) -> None:
-    """Nodes that joined before anything was asked for, and an operator that is there."""
+    """Let nodes join before there is any ImagePrefetch, with a running operator."""
     for index in range(nodes):
         world.join(f"n{index}", **how)
     await asyncio.sleep(wait)
@@ -48,7 +49,7 @@ def _pulls(machine: Machine) -> bool:
 
 
 def _taint(world: World, name: str, effect: str) -> None:
-    """Somebody gives a node a taint with the gate's key."""
+    """A user adds a taint with the gate's key to a node."""
 
     def edit(body: dict[str, Any]) -> None:
         body["spec"].setdefault("taints", []).append({"key": KEY, "effect": effect})
@@ -65,7 +66,7 @@ def _relabel(world: World, name: str, **labels: str) -> None:
     world.server.change("cloud", "nodes", ("", name), edit)
 
 
-# ---- one story for each fault of the list; the number is the list's
+# ---- one story for each fault of the list; each number is from the list
 
 
 @story
@@ -94,7 +95,7 @@ async def same_turn(world: World) -> None:
 
 @story
 async def dead_seed(world: World) -> None:
-    """2: the seed of the only zone loses its power in its pull, and stays away."""
+    """2: the seed of the only zone loses power during its pull, and stays off."""
     await _cluster(world, 8)
     image = _pushed(world, "llm", world.rng.uniform(3000, 9000))
     world.apply("llm", image)
@@ -110,7 +111,7 @@ async def dead_seed(world: World) -> None:
 
 @story
 async def hanging_pull(world: World) -> None:
-    """2: a pull that hangs on a node that is Ready, where one node may pull at a time."""
+    """2: a pull hangs on a Ready node, and only one node may pull at a time."""
     await _cluster(world, 4)
     world.apply("llm", _pushed(world, "llm", 2000), rollout={"maxParallel": 1, "seeds": 1})
     await world.until(lambda: bool(world.puller_pods(done=False)), 60)
@@ -125,7 +126,7 @@ async def hanging_pull(world: World) -> None:
 
 @story
 async def webhook_down(world: World) -> None:
-    """3: the admission webhook of one namespace fails; another prefetch is not concerned."""
+    """3: the admission webhook of one namespace fails; another namespace is not affected."""
     await _cluster(world, 5)
     world.webhook_down.add("team-a")
     world.apply("a", _pushed(world, "a", 100), pullerNamespace="team-a")
@@ -139,7 +140,7 @@ async def webhook_down(world: World) -> None:
 
 @story
 async def namespace_deleted(world: World) -> None:
-    """4: somebody deletes one puller namespace, and with it the operator's Role there."""
+    """4: a user deletes one puller namespace, and with it the operator's Role there."""
     await _cluster(world, 5)
     world.apply("a", _pushed(world, "a", 100), pullerNamespace="team-b")
     world.apply("b", _pushed(world, "b", 4000))
@@ -154,7 +155,7 @@ async def namespace_deleted(world: World) -> None:
 
 @story
 async def pods_vanish(world: World) -> None:
-    """5: something deletes every puller pod right after it appears."""
+    """5: another controller deletes every puller pod right after its creation."""
     await _cluster(world, 3)
     delay = world.rng.choice((0.02, 0.5, 2.0))
 
@@ -171,7 +172,7 @@ async def pods_vanish(world: World) -> None:
 
 @story
 async def late_lists(world: World) -> None:
-    """6: lists are seconds under way, and machines are replaced meanwhile."""
+    """6: lists arrive seconds late, and machines are replaced meanwhile."""
     await _cluster(world, 6)
     world.disturb(slow_lists=6.0)
     image = _pushed(world, "llm", 2500)
@@ -190,7 +191,7 @@ async def late_lists(world: World) -> None:
 
 @story
 async def gate_deleted_late(world: World) -> None:
-    """6: the NodeGate is deleted while a list of it is under way."""
+    """6: the NodeGate is deleted after it was read, and before the answer arrives."""
     await _cluster(world, 4)
     world.disturb(slow_lists=8.0)
     big = _pushed(world, "big", 9000)
@@ -207,7 +208,7 @@ async def gate_deleted_late(world: World) -> None:
 
 @story
 async def rollback(world: World) -> None:
-    """7a: an edit, heartbeats, and back again, of one prefetch or two."""
+    """7a: two prefetches are edited, and the edits are reverted after the kubelets' heartbeats."""
     for _ in range(20):
         await _cluster(world, 8)
         images = [_pushed(world, name, 500) for name in ("a", "b")]
@@ -242,7 +243,7 @@ async def many_names(world: World) -> None:
 
 @story
 async def other_spelling(world: World) -> None:
-    """7c: the runtime lists an image under another name than the one that was written."""
+    """7c: the runtime lists an image under another name than the spec."""
     await _cluster(world, 3, spelled=True)
     world.apply("llm", _pushed(world, "llm", 900), rollout={"maxParallel": "100%"})
     await asyncio.sleep(3 * 3600)
@@ -250,7 +251,7 @@ async def other_spelling(world: World) -> None:
 
 @story
 async def same_image_twice(world: World) -> None:
-    """8: two prefetches ask for one large image, and the disk guard counts it twice."""
+    """8: two prefetches name the same large image, and the disk guard counts it twice."""
     await _cluster(world, 3)
     image = _pushed(world, "llm", 10_000)
     for name in "ab":
@@ -268,7 +269,7 @@ async def same_image_twice(world: World) -> None:
 
 @story
 async def kubelets_dropped(world: World) -> None:
-    """9: the kubelets' port is dropped, and many nodes join."""
+    """9: a firewall drops packets to the kubelets' port, and many nodes join."""
     await _cluster(world, 2, port_dropped=True)
     image = _pushed(world, "llm", 20)
     world.apply("llm", image, disk={"maxUsagePercent": 75}, rollout={"maxParallel": "100%"})
@@ -280,7 +281,7 @@ async def kubelets_dropped(world: World) -> None:
 
 @story
 async def forecasts(world: World) -> None:
-    """9: dry runs on kubelets that do not answer, beside a prefetch that has work."""
+    """9: the kubelets do not answer dry runs, and another prefetch must pull meanwhile."""
     await _cluster(world, 300, port_dropped=True)
     for index in range(5):
         world.apply(
@@ -296,7 +297,7 @@ async def forecasts(world: World) -> None:
 
 @story
 async def gate_key(world: World) -> None:
-    """10: another taint key by the documented way."""
+    """10: the taint key is changed in the documented way."""
     await _cluster(world, 3)
     world.apply("llm", _pushed(world, "big", 9000), gate={"timeoutSeconds": 3600})
     await asyncio.sleep(60)
@@ -327,7 +328,7 @@ async def fail_closed(world: World) -> None:
 
 @story
 async def outage(world: World) -> None:
-    """12: no operator for some time, while pulls fail."""
+    """12: the API server is unreachable for some time, while pulls fail."""
     await _cluster(world, 10)
     world.apply(
         "llm",
@@ -349,7 +350,7 @@ async def outage(world: World) -> None:
 
 @story
 async def reorder(world: World) -> None:
-    """13: the order of images changes, and one that sorts first is added."""
+    """13: the order of images changes, and an image that sorts first is added."""
     await _cluster(world, 3)
     images = [_pushed(world, f"part-{index}", 50) for index in range(20)]
     rollout = {"maxParallel": 1}
@@ -368,7 +369,7 @@ async def reorder(world: World) -> None:
 
 @story
 async def wrong_clocks(world: World) -> None:
-    """14: the clocks of nodes are off, and images are removed behind our back."""
+    """14: the clocks of nodes are wrong, and kubelets remove images."""
     skews = [-3600.0, -90.0, 3600.0, 400.0, 0.0]
     for index, skew in enumerate(skews):
         world.join(f"n{index}", skew=skew)
@@ -391,7 +392,7 @@ async def wrong_clocks(world: World) -> None:
 
 @story
 async def operator_clock(world: World) -> None:
-    """14: the clock of the operator is ahead, or behind."""
+    """14: the clock of the operator is fast, or slow."""
     skew = world.rng.choice((700.0, 1200.0, -400.0))
     for replica in world.replicas:
         replica.skew = skew
@@ -405,7 +406,7 @@ async def operator_clock(world: World) -> None:
 
 @story
 async def quiet_watch(world: World) -> None:
-    """15: the watch of Nodes tells nothing any more, and does not end; that of NodeGates does."""
+    """15: the watch of Nodes stays open without reports, while the watch of NodeGates works."""
     await _cluster(world, 5)
     world.apply("llm", _pushed(world, "llm", 500), rollout={"maxParallel": "100%"})
     await world.until(lambda: world.cached("llm"), 1200)
@@ -419,7 +420,7 @@ async def quiet_watch(world: World) -> None:
 
 @story
 async def refresh_message(world: World) -> None:
-    """16: the registry is down, and back; the status says so, and then does not."""
+    """16: the registry is down for some time; the status shows that only during this time."""
     await _cluster(world, 3)
     world.apply(
         "llm",
@@ -439,7 +440,7 @@ async def refresh_message(world: World) -> None:
 
 @story
 async def queue_order(world: World) -> None:
-    """17: joining nodes that wait for a slot get it in the order in which they came."""
+    """17: joining nodes that wait for a slot get it in the order in which they have joined."""
     await _cluster(world, 1)
     world.apply(
         "llm",
@@ -452,7 +453,7 @@ async def queue_order(world: World) -> None:
         world.join(f"j{index:02}")
         await asyncio.sleep(35)
     for turn in range(4000):
-        # Something about a node that waits changes, as cloud controllers do.
+        # Labels of waiting nodes change, as cloud controllers do it.
         name = f"j{world.rng.randrange(14):02}"
         _relabel(world, name, turn=str(turn))
         await asyncio.sleep(0.2)
@@ -460,7 +461,7 @@ async def queue_order(world: World) -> None:
 
 @story
 async def apiserver_restart(world: World) -> None:
-    """18: a node has everything in the moment in which the API server is away."""
+    """18: a node completes its pulls while the API server refuses changes of Nodes."""
     await _cluster(world, 3)
     world.apply("llm", _pushed(world, "llm", 500), rollout={"maxParallel": "100%"})
     await asyncio.sleep(300)
@@ -492,7 +493,7 @@ async def long_names(world: World) -> None:
 
 @story
 async def empty_labels(world: World) -> None:
-    """20: a node without labels gets some while ours is on its way."""
+    """20: a node without labels gets labels while the operator's patch is on its way."""
     for index in range(60):
         name = f"n{index}"
         world.join(name)
@@ -523,7 +524,7 @@ async def refused_node(world: World) -> None:
     world.refused_nodes.add("n1")
     world.delete("llm")
     await asyncio.sleep(600)
-    # What can be done on that node is done: its images come, even if the label cannot.
+    # The node must still get its images, although the patch with its label is refused.
     world.apply("other", _pushed(world, "other", 50), rollout={"maxParallel": "100%"})
     await asyncio.sleep(3600)
     if not world.holds("n1", "registry.test/other:1"):
@@ -551,7 +552,7 @@ async def throttled(world: World) -> None:
 
 @story
 async def short_lived(world: World) -> None:
-    """22: a prefetch for each pull request, with failures; edited, and deleted again."""
+    """22: a prefetch for each pull request fails, is edited, and is deleted again."""
     await _cluster(world, 4)
     for index in range(200):
         name = f"pr-{index}"
@@ -579,7 +580,7 @@ async def other_namespace(world: World) -> None:
 
 @story
 async def relabelled_pod(world: World) -> None:
-    """34: somebody takes the labels of a puller pod away."""
+    """34: a user removes the labels of puller pods."""
     await _cluster(world, 3)
     world.apply("llm", _pushed(world, "llm", 9000), rollout={"maxParallel": "100%"})
     await world.until(lambda: bool(world.puller_pods(done=False)), 60)
@@ -590,7 +591,7 @@ async def relabelled_pod(world: World) -> None:
     await asyncio.sleep(2 * 3600)
 
 
-# ---- not of the list: found by breaking the operator on purpose
+# ---- not in the list: found by adding faults to the operator
 
 
 @story
@@ -616,8 +617,8 @@ async def takeover(world: World) -> None:
 
 @story
 async def reboots(world: World) -> None:
-    """With onReboot Hold no node is Ready untainted between its reboot and its verification, also
-    when a zone goes and comes at once, and each change of a node is one patch.
+    """With onReboot Hold no node is Ready without the taint between its reboot and its
+    verification, also if many nodes reboot together. Each change of a node is one patch.
     """
     await _cluster(world, 12)
     world.apply(
@@ -650,8 +651,8 @@ async def reboots(world: World) -> None:
 
 @story
 async def watchdog(world: World) -> None:
-    """The watchdog leaves a cluster alone for an hour while an operator lives. Once there is none,
-    whoever is held is freed, whoever has tainted it.
+    """The watchdog changes nothing for an hour while an operator lives. Without an operator it
+    releases every held node, whatever has tainted the node.
     """
     await _cluster(world, 3)
     world.apply("llm", "registry.test/none:1", gate={"policy": "FailClosed"})
@@ -665,7 +666,7 @@ async def watchdog(world: World) -> None:
     world.disturb(away=True)
     await asyncio.sleep(1000)
     world.join("registered")
-    # A node pool gives it the taint; and a person taints a node in service.
+    # A node pool taints the joining node, and a user taints a node in service.
     for name, effect in (("registered", "NoSchedule"), ("n0", "NoExecute")):
         _taint(world, name, effect)
     await world.watch_over()
@@ -678,7 +679,7 @@ async def watchdog(world: World) -> None:
 
 @story
 async def slow_patches(world: World) -> None:
-    """A webhook delays each patch of a Node: releases do not queue behind each other."""
+    """A webhook delays each patch of a Node: releases do not wait for each other."""
     await _cluster(world, 2)
     world.apply(
         "llm",
@@ -696,8 +697,8 @@ async def slow_patches(world: World) -> None:
 
 @story
 async def stale_status(world: World) -> None:
-    """The leader is stopped while it writes statuses. Its writes arrive after those of the next
-    leader.
+    """The leader is suspended while it writes statuses. Its writes arrive after the writes of the
+    next leader.
     """
     await _cluster(world, 4)
     for turn in range(12):
@@ -712,8 +713,8 @@ async def stale_status(world: World) -> None:
 
 @story
 async def same_name(world: World) -> None:
-    """Nodes are replaced under their names while patches that were meant for the old ones are
-    under way.
+    """Nodes are replaced by nodes of the same name while patches for the old nodes are on their
+    way.
     """
     await _cluster(world, 2)
     world.apply("llm", _pushed(world, "llm", 100), rollout={"maxParallel": 100})

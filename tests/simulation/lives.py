@@ -1,4 +1,4 @@
-"""Random lives of a cluster: all that the stories of `focus` do, in any order, and calm."""
+"""Random runs of a cluster: the events of the stories in `focus` in random order, then calm."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.simulation.world import KEY, TEAMS, World
 
 NAMES = ("llm", "base", "tools", "vision")
 CALM = 2400.0
-"""Seconds without faults and people, in which everything has to come to rest."""
+"""Seconds without faults and user actions, in which the cluster must settle."""
 
 
 async def lives(world: World, nodes: int = 20) -> None:
-    """For ever: an hour of faults and people, then calm."""
+    """Run forever: about an hour of faults and user actions, then calm."""
     alive = Lives(world, nodes)
     await alive.begin()
     while True:
@@ -38,11 +38,11 @@ class Lives:
         await asyncio.sleep(60)
 
     async def busy(self, seconds: float) -> None:
-        """Something happens every minute or so; faults last for some minutes."""
+        """Cause an event about every minute; faults last for some minutes."""
         world, end = self._world, elapsed() + seconds
         tame = world.rng.random() < 0.3
         while elapsed() < end:
-            # Bursts, because what comes together is what nobody has thought of.
+            # Bursts, because combinations of events are the cases that were not planned for.
             for _ in range(world.rng.choice((1, 1, 1, 2, 4))):
                 kinds = PEOPLE if tame else world.rng.choice((PEOPLE, PEOPLE, NODES, NODES, FAULTS))
                 await world.rng.choice(kinds)(self)
@@ -51,7 +51,7 @@ class Lives:
             await asyncio.sleep(world.rng.expovariate(1 / 90))
 
     def heal(self) -> None:
-        """Every fault ends, and what people left half done is put right."""
+        """End every fault, and complete what users have left unfinished."""
         world = self._world
         world.disturb(
             latency=0.01,
@@ -168,7 +168,7 @@ class Lives:
         if (kubelet := self._kubelet()) is not None:
             kubelet.machine.used = int(self._world.rng.uniform(10, 80)) * GB
 
-    # ---- people
+    # ---- users
 
     def _spec(self) -> dict[str, Any]:
         rng = self._world.rng

@@ -1,4 +1,4 @@
-"""Virtual time: the loop jumps to the next timer, and every clock reads the loop."""
+"""Virtual time: the loop jumps to the next timer, and every clock reads the loop's time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDLE_ITERATIONS = 0
 """Iterations of the loop without work before it jumps to the next timer. looptime's default of 42
 is for programs with threads and sockets; the simulation has none."""
 _clocks: list[Callable[[], float]] = []
-"""The time of the loop that runs: every step of a simulation reads it several times."""
+"""The time function of the running loop, because every step reads the time several times."""
 
 
 class VirtualLoop(LoopTimeEventLoop, asyncio.SelectorEventLoop):
@@ -23,7 +23,7 @@ class VirtualLoop(LoopTimeEventLoop, asyncio.SelectorEventLoop):
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], seed: int) -> None:
-    """Run to the end. The operator's own jitter comes from the module `random`: seeded here."""
+    """Run to the end. Seeds the module `random`, because the operator's jitter uses it."""
     random.seed(seed)
     loop = VirtualLoop(noop_cycles=IDLE_ITERATIONS)
     asyncio.set_event_loop(loop)

@@ -1,7 +1,7 @@
-"""Machines with a kubelet and a container runtime, and what the registry sends them.
+"""Machines with a kubelet and a container runtime, and their registry.
 
-A kubelet pulls one image at a time; a pull goes on when its pod is deleted, and ends when the power
-does. Every time that a kubelet writes is by its machine's own clock.
+A kubelet pulls one image at a time. A pull continues when its pod is deleted, and ends when the
+machine loses power. All timestamps of a kubelet are by its machine's clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DISK = 100 * GB
 
 @dataclass(slots=True)
 class Registry:
-    """What the tags mean, and how it answers."""
+    """The digests of the tags, and whether the registry answers."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     """Compressed bytes by digest."""
@@ -35,7 +35,7 @@ class Registry:
     """Digest by ``repository:tag``; absent: no such image."""
     down: bool = False
     mute: bool = False
-    """Whether the operator's questions get no answer at all."""
+    """Whether the operator's requests get no answer at all."""
 
     def digest(self, reference: str) -> str | None:
         name, at, digest = reference.partition("@")
@@ -53,7 +53,7 @@ class Registry:
 
 @dataclass(slots=True)
 class Machine:
-    """What is behind a Node name now: the truth."""
+    """The real state of the machine that has a Node's name now."""
 
     name: str
     uid: str = ""
@@ -65,20 +65,20 @@ class Machine:
     connected: bool = True
     stalled: bool = False
     fails: str = ""
-    """The message with which every pull fails on it."""
+    """The message with which every pull on it fails; empty: pulls work."""
     spelled: bool = False
-    """Whether its runtime lists other names than the user wrote."""
+    """Whether its runtime lists other image names than the spec."""
     loses_events: float = 0.0
     images: dict[str, str] = field(default_factory=dict)
-    """What it holds: reference as pulled -> digest."""
+    """Its images: reference as pulled -> digest."""
     used: int = 10 * GB
     ready_at: float | None = None
     """When it was first Ready in this boot."""
     pulling: dict[str, str] = field(default_factory=dict)
-    """Pull in flight: reference -> uid of the pod that asked."""
+    """Running pulls: reference -> uid of the pod."""
     port_dropped: bool = False
     wiped_at: float = -1e9
-    """When images were last taken away."""
+    """When images were last removed."""
 
     @property
     def identity(self) -> str:
@@ -90,7 +90,7 @@ class Machine:
 
 
 class Kubelet:
-    """One machine at work."""
+    """The kubelet and the runtime of one machine."""
 
     def __init__(
         self, server: ApiServer, registry: Registry, machine: Machine, rng: random.Random
@@ -112,7 +112,7 @@ class Kubelet:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # ---- its life
+    # ---- start and end
 
     def join(self, labels: dict[str, str], late_labels: dict[str, str] | None = None) -> None:
         """Register, and be Ready some seconds later."""
@@ -156,7 +156,7 @@ class Kubelet:
                 self._write(ready=True)
 
     def power_off(self) -> None:
-        """Whatever it was doing ends; nothing is told to anybody."""
+        """All its work ends, without any report."""
         self.machine.on = False
         self.machine.pulling.clear()
         for task in list(self._tasks):
@@ -284,7 +284,7 @@ class Kubelet:
     # ---- its pods
 
     def sees(self, pod: Body) -> None:
-        """A pod of this node is there, or has changed."""
+        """A pod of this node was created, or has changed."""
         if not self.machine.alive or self.machine.ready_at is None:
             return
         metadata = pod["metadata"]
@@ -343,7 +343,7 @@ class Kubelet:
         self._pods.pop(key, None)
 
     async def _pull(self, pod: Body, reference: str) -> str:
-        """The message of its failure; empty when the image is there. Goes on without its pod."""
+        """The message of the failure; empty: the image is present. Continues without its pod."""
         task = self._spawn(self._transfer(pod["metadata"]["uid"], reference))
         return await asyncio.shield(task)
 
@@ -415,7 +415,7 @@ class Kubelet:
 
 
 class Kubelets:
-    """Takes the place of `kube.kubelets.Kubelets`: what each one says of its disk."""
+    """Replaces `kube.kubelets.Kubelets`: the disk usage of each machine."""
 
     def __init__(self, kubelets: dict[str, Kubelet]) -> None:
         self._kubelets = kubelets

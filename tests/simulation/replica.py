@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class Manifests:
-    """Takes the place of `registry.manifests.Manifests`."""
+    """Replaces `registry.manifests.Manifests`."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -77,10 +77,10 @@ class Replica:
         self.number = number
         self.network = Network(rng)
         self.skew = 0.0
-        """By how many seconds its clock is ahead."""
+        """Seconds by which its clock is fast."""
         self.incarnation = 0
         self.exits: list[tuple[float, str]] = []
-        """When and why its process ended, where nobody had killed it."""
+        """When and why its process ended, unless the simulation killed it."""
         self.app: App | None = None
         self.blind_since: float | None = None
         self._server, self._registry, self._kubelets = server, registry, kubelets
@@ -95,17 +95,17 @@ class Replica:
         return f"operator-{self.number}/{self.incarnation}"
 
     def kill(self) -> None:
-        """SIGKILL; the kubelet starts the next one after a moment."""
+        """SIGKILL; the kubelet starts the next process about a second later."""
         if self._process is not None:
             self._killed = True
             self._process.cancel()
 
     def freeze(self, seconds: float) -> None:
-        """SIGSTOP for so long: nothing reaches it, and what it sends leaves later."""
+        """SIGSTOP for so many seconds: its requests and the answers are delayed."""
         self._frozen_until = elapsed() + seconds
 
     def go_blind(self, resources: set[str]) -> None:
-        """The watches of these resources tell nothing any more, until the process ends."""
+        """The watches of these resources report nothing any more, until the process ends."""
         self.network.dead = resources
         self.blind_since = elapsed()
 
@@ -113,7 +113,7 @@ class Replica:
         return max(0.0, self._frozen_until - elapsed())
 
     async def run(self) -> None:
-        """For ever."""
+        """Run the process, and restart it forever."""
         back_off = 1.0
         while True:
             self.incarnation += 1

@@ -1,7 +1,7 @@
 """Between an operator process and the API server: delays, losses, broken and late watches.
 
-`Transport` takes the place of the ``ApiClient`` of the package ``kubernetes``, so the operator's
-own `Client` runs as it is: its paging, its retries, its fence and its reading of watches.
+`Transport` replaces the ``ApiClient`` of the package ``kubernetes``, so that the operator's own
+`Client` is simulated, too: its paging, its retries, its fence and its parsing of watches.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ BOOKMARKS = 60.0
 
 @dataclass(slots=True)
 class Network:
-    """How the way to the API server is now; `faults` changes it."""
+    """The current state of the network to the API server; `World.disturb` changes it."""
 
     rng: random.Random
     latency: float = 0.01
     """Seconds of one way, on average."""
     away: bool = False
-    """Whether nobody answers."""
+    """Whether no request is answered."""
     failing: bool = False
     """Whether every request is answered with 503."""
     lost_answers: float = 0.0
@@ -38,17 +38,17 @@ class Network:
     throttled: float = 0.0
     """Share of requests that are answered with 429."""
     retry_after: int = 1
-    """Seconds that such an answer asks to wait."""
+    """The Retry-After of such an answer, in seconds."""
     leaseless: bool = False
     """Whether requests about the Lease are not answered."""
     slow_lists: float = 0.0
-    """Seconds, on average, that a list is under way after it was made."""
+    """Seconds, on average, between the creation of a list and its arrival."""
     slow_patches: float = 0.0
     """Seconds that a patch of a Node waits for a webhook before it is done."""
     lag: dict[str, float] = field(default_factory=dict)
-    """By resource, seconds that watches of it are behind, on average."""
+    """By resource, the average delay of its watches in seconds."""
     dead: set[str] = field(default_factory=set)
-    """Resources whose watches tell nothing any more, bookmarks included."""
+    """Resources whose watches report nothing any more, not even bookmarks."""
     breaks: int = 0
     """Counts up when every open watch breaks."""
 
@@ -75,7 +75,7 @@ class Response:
 
 
 class Stream:
-    """A watch as its client sees it: changes in order, late as the network is."""
+    """A watch as its client sees it: changes in order, delayed by the network."""
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class Stream:
         self._server.unwatch(self._watch)
 
     async def changes(self) -> AsyncIterator[Change | None]:
-        """None is a bookmark. Ends in good order at the server's timeout, and raises ClientError
-        where the connection breaks.
+        """None is a bookmark. Ends normally at the server's timeout, and raises ClientError if the
+        connection breaks.
         """
         loop, network = asyncio.get_running_loop(), self._network
         marked = loop.time()
@@ -111,7 +111,7 @@ class Stream:
             while True:
                 wait = min(self._until, marked + BOOKMARKS) - loop.time()
                 try:
-                    # What has arrived already is told in one turn of the loop, as kopf does.
+                    # Changes that have arrived are reported in one turn of the loop, as by kopf.
                     due, change = (
                         self._news.get_nowait()
                         if not self._news.empty()
@@ -165,13 +165,13 @@ class Lines:
 
 
 class Transport:
-    """One process' way to the API server."""
+    """The connection of one process to the API server."""
 
     def __init__(self, server: ApiServer, network: Network, actor: str) -> None:
         self._server, self._network, self._actor = server, network, actor
         self.user_agent = ""
         self.frozen: Callable[[], float] = lambda: 0.0
-        """Seconds for which the process is stopped (SIGSTOP): nothing reaches it meanwhile."""
+        """Seconds for which the process is still stopped (SIGSTOP), and receives nothing."""
 
     async def param_serialize(
         self,

@@ -1,7 +1,7 @@
-"""kopf's watches: list, then watch for ever, each kind by itself (kopf/_cogs/clients/watching.py).
+"""kopf's watches: list, then watch, separately for each kind (kopf/_cogs/clients/watching.py).
 
-What kopf does not do is not done here either: after 410 it lists again and says nothing of objects
-that vanished meanwhile; a list or watch that is refused ends the operator.
+They have the same gaps as kopf's. After a 410 they list again, and do not report objects that were
+deleted meanwhile. A refused list or watch ends the operator.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tell = Callable[[str | None, dict[str, Any]], None]
 
 
 class WatchingError(Exception):
-    """What ends kopf, and so the operator."""
+    """Ends kopf, and so the operator."""
 
 
 def kinds() -> frozenset[str]:
@@ -42,7 +42,7 @@ def kinds() -> frozenset[str]:
 
 
 class Kopf:
-    """Takes the place of `handlers.watch`."""
+    """Replaces `handlers.watch`."""
 
     def __init__(self, server: ApiServer, network: Network, actor: str) -> None:
         self._server, self._network, self._actor = server, network, actor

@@ -26,8 +26,8 @@ KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 ZONES = ("a", "b")
 TICK = 5.0
 UNREACHABLE = 40.0
-"""Seconds without a heartbeat after which the node lifecycle controller gives up a node; kubelets
-renew their Lease every 10 s, which is not simulated: only the consequence is."""
+"""Seconds without a heartbeat after which the node lifecycle controller marks a node unreachable.
+The kubelets' Leases, renewed every 10 s, are not simulated; only this consequence is."""
 
 
 class World:
@@ -43,7 +43,7 @@ class World:
         self.webhook_down: set[str] = set()
         """Namespaces in which an admission webhook fails."""
         self.roleless: set[str] = set()
-        """Namespaces in which the operator's Role is gone."""
+        """Namespaces in which the operator's Role is deleted."""
         self._calm: dict[str, float] = {}
         self._disturbed = -1e9
         self._changed = 0.0
@@ -59,7 +59,7 @@ class World:
         self.judge = Judge(self)
         self.server.observers.append(self._observe)
         self.digest = hashlib.sha256()
-        """Of every request so far: two runs of one seed are the same."""
+        """Hash of every request so far, which is equal for two runs of one seed."""
         self.requests = 0
         self.events = 0
         self._background: set[asyncio.Task[Any]] = set()
@@ -72,7 +72,7 @@ class World:
                 size = int(self.rng.uniform(0.05, 4) * GB)
                 self.registry.push(f"registry.test/app-{index}:{tag}", f"{index}/{tag}", size)
 
-    # ---- what the judge asks
+    # ---- for the judge
 
     @property
     def machines(self) -> dict[str, Machine]:
@@ -154,7 +154,9 @@ class World:
         body["spec"].setdefault("taints", []).append(taint)
 
     def _confirm(self, pod: Body) -> bool:
-        """A pod that is over goes at once; another waits for its kubelet, alive or not."""
+        """Whether the deletion of the pod waits for its kubelet, alive or not. A finished pod is
+        deleted immediately.
+        """
         done = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
         return bool(pod["spec"].get("nodeName")) and not done
 
@@ -194,7 +196,7 @@ class World:
     async def run(
         self, story: Callable[[World], Coroutine[Any, Any, None]], seconds: float
     ) -> None:
-        """Everything runs until the story is over, or something is broken, or the time is."""
+        """Run until the story ends, a promise is broken, or the time is over."""
         loop = asyncio.get_running_loop()
         for replica in self.replicas:
             self.spawn(replica.run())
@@ -228,7 +230,7 @@ class World:
             self.judge.tick()
 
     async def _control(self) -> None:
-        """The controllers beside ours: node lifecycle, garbage collection, etcd's compaction."""
+        """The other controllers: node lifecycle, garbage collection, etcd's compaction."""
         gone: dict[str, float] = {}
         compacted = 0.0
         while True:
@@ -264,7 +266,7 @@ class World:
         self.server.change("node-controller", "nodes", ("", name), unknown)
 
     def _collect(self) -> None:
-        """Pods whose Node is gone."""
+        """Delete the pods whose Node was deleted."""
         nodes = {node["metadata"]["uid"] for node in self.server.all("nodes")}
         for pod in self.server.all("pods"):
             owners = [owner["uid"] for owner in pod["metadata"].get("ownerReferences", ())]
@@ -286,10 +288,10 @@ class World:
             Client(api), Installation(NAMESPACE, LEASE, KEY), after=900, clock=clock
         ).run()
 
-    # ---- what may happen: nodes
+    # ---- events: nodes
 
     def join(self, name: str, *, labels: dict[str, str] | None = None, **how: Any) -> Kubelet:
-        """A machine under this name joins; whatever had the name is gone."""
+        """A machine with this name joins. An earlier machine with the name leaves."""
         if name in self.kubelets:
             self.leave(name)
         machine = Machine(name, **how)
@@ -299,7 +301,7 @@ class World:
         return kubelet
 
     def leave(self, name: str) -> None:
-        """The autoscaler takes a node away: power off, and its Node deleted."""
+        """The autoscaler removes a node: power off, and its Node is deleted."""
         kubelet = self.kubelets.pop(name, None)
         if kubelet is not None:
             kubelet.power_off()
@@ -309,7 +311,7 @@ class World:
         """A fault has ended now."""
         self._changed = elapsed()
 
-    # ---- what may happen: a person with kubectl
+    # ---- events: a user with kubectl
 
     def apply(self, name: str, *images: str, **spec: Any) -> None:
         """Create an ImagePrefetch, or replace its spec."""
@@ -376,11 +378,11 @@ class World:
     def remove_pod(self, pod: Body, actor: str = "person") -> None:
         self.server.do(actor, "DELETE", "pods", _key(pod), {"gracePeriodSeconds": 0})
 
-    # ---- what may happen: the operator and its way to the API server
+    # ---- events: the operator and its network
 
     @property
     def blind_since(self) -> float | None:
-        """Since when a watch of the leader's tells nothing any more, and does not end."""
+        """Since when a watch of the leader stays open without reports; None: all watches work."""
         return self.leader.blind_since if self.leader is not None else None
 
     @property
@@ -394,7 +396,7 @@ class World:
         self._frozen[replica.actor.partition("/")[0]] = elapsed() + seconds
 
     def disturb(self, **network: Any) -> None:
-        """Change every replica's way to the API server."""
+        """Change every replica's network to the API server."""
         for replica in self.replicas:
             for name, value in network.items():
                 setattr(replica.network, name, copy.copy(value))
@@ -403,13 +405,13 @@ class World:
         self._changed = elapsed()
 
     def restart_apiserver(self) -> None:
-        """Every watch breaks; etcd was compacted meanwhile."""
+        """Every watch breaks."""
         for replica in self.replicas:
             replica.network.breaks += 1
         self._disturbed = self._changed = elapsed()
 
     def failing(self, seconds: float) -> None:
-        """Every request is answered with 503 for so long."""
+        """Every request is answered with 503 for so many seconds."""
         self.disturb(failing=True)
 
         async def end() -> None:

@@ -29,7 +29,7 @@ Watcher = Callable[[str, dict[str, Any]], None]
 
 
 class MemoryApi:
-    """Takes the place of :class:`imagegate.kube.client.Client`."""
+    """Replaces :class:`imagegate.kube.client.Client`."""
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
@@ -164,7 +164,7 @@ class MemoryApi:
             return
         del self.objects[path]
         self._version += 1
-        self._tell(
+        self._publish(
             "DELETED",
             path,
             {**old, "metadata": {**old["metadata"], "resourceVersion": str(self._version)}},
@@ -189,9 +189,9 @@ class MemoryApi:
         gone = "deletionTimestamp" in body["metadata"] and not body["metadata"].get("finalizers")
         if gone:
             del self.objects[key]
-        self._tell("DELETED" if gone else kind, key, body)
+        self._publish("DELETED" if gone else kind, key, body)
 
-    def _tell(self, kind: str, key: str, body: dict[str, Any]) -> None:
+    def _publish(self, kind: str, key: str, body: dict[str, Any]) -> None:
         collection, event = key.rpartition("/")[0], (kind, copy.deepcopy(body))
         self._history.setdefault(collection, []).append(event)
         for path, news in self._watches:

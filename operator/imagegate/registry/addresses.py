@@ -1,9 +1,10 @@
 """To which addresses a registry may send the operator.
 
-A user may name a registry at any private address. A registry may not: its realm and its redirects
-would otherwise make the operator ask services that only the operator can reach, with a registry's
-password, and hand their answers back. Addresses are checked where names are resolved for a
-connection, so that a name cannot change its address between the check and the connection.
+A user may name a registry at any private address. A registry may not send the operator to private
+addresses: with its realm and its redirects it could otherwise make the operator send requests to
+services that only the operator can reach, with a registry's password, and get their answers.
+Addresses are checked where names are resolved for a connection, so that a name cannot change its
+address between the check and the connection.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ _METADATA = frozenset(
     for text in (
         "100.100.100.200",  # Alibaba Cloud
         "168.63.129.16",  # Azure's host
-        "192.0.0.192",  # Oracle Cloud, the old one
+        "192.0.0.192",  # Oracle Cloud, old address
         "fd00:ec2::254",  # AWS
         "fd20:ce::254",  # Google Cloud
         "fd00:42::42",  # Scaleway
     )
 )
-"""Metadata services that are not link-local: whoever can ask one gets the node's credentials."""
+"""Metadata services that are not link-local. They give the node's credentials to every client."""
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 
 class AddressRefused(OSError):
-    """`str` of it says which address, and why."""
+    """Its text says which address was refused, and why."""
 
 
 def literal(host: str) -> Address | None:
@@ -62,7 +63,7 @@ def meant(address: Address) -> Address:
 
 
 def is_forbidden(address: Address) -> bool:
-    """Whether nothing is ever asked there, whoever names it."""
+    """Whether the operator never connects to the address, even if a user names it."""
     address = meant(address)
     return (
         address.is_link_local
@@ -90,7 +91,7 @@ class Guard(AbstractResolver):
         self._allowed = frozenset(host.lower() for host in allowed)
 
     async def check(self, host: str) -> None:
-        """Check a host that is an address: it is connected to without being resolved."""
+        """Check a host that is an address, because aiohttp does not call `resolve` for it."""
         address = literal(host)
         if address is not None and not await self._permits(host, address):
             raise _refused(host, [address])
@@ -110,7 +111,7 @@ class Guard(AbstractResolver):
         return good
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
     async def _permits(self, host: str, address: Address) -> bool:
         if is_forbidden(address):
@@ -120,7 +121,7 @@ class Guard(AbstractResolver):
         return host in _proxies() or meant(address) in await self._own_addresses()
 
     async def _own_addresses(self) -> set[Address]:
-        """Where the registry itself is: its token service may have another name there."""
+        """The addresses of the registry itself. Its token service may have another name there."""
         own = literal(self._own)
         if own is not None:
             return {meant(own)}
@@ -133,7 +134,7 @@ class Guard(AbstractResolver):
 
 
 def _proxies() -> set[str]:
-    """Hosts of the proxies of the environment. A name behind a proxy is resolved there."""
+    """Hosts of the environment's proxies. A proxy resolves the names of its targets itself."""
     hosts = set()
     for text in urllib.request.getproxies().values():
         try:

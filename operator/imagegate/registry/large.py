@@ -29,26 +29,27 @@ class Room:
     """The memory of one request. It takes a slot when its document is larger than `SMALL`."""
 
     def __init__(
-        self, own: asyncio.Semaphore, places: asyncio.Semaphore, stack: AsyncExitStack
+        self, own: asyncio.Semaphore, shared: asyncio.Semaphore, stack: AsyncExitStack
     ) -> None:
+        """``own``: slots of the registry; ``shared``: slots of all registries together."""
         self._own = own
-        self._places = places
+        self._shared = shared
         self._stack = stack
-        self._has_place = False
+        self._has_slot = False
 
     async def want(self, size: int) -> bool:
-        """Wait until the document may have `size` bytes in memory; whether that took a slot."""
-        if size <= SMALL or self._has_place:
+        """Wait until the document may have `size` bytes in memory. True if it took a slot."""
+        if size <= SMALL or self._has_slot:
             return False
         await self._stack.enter_async_context(self._own)
-        await self._stack.enter_async_context(self._places)
-        self._has_place = True
+        await self._stack.enter_async_context(self._shared)
+        self._has_slot = True
         return True
 
 
 class Rooms:
     def __init__(self) -> None:
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._shared = asyncio.Semaphore(AT_ONCE)
         self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
@@ -58,7 +59,7 @@ class Rooms:
         if own is None:
             own = self._own[registry] = asyncio.Semaphore(AT_ONCE_OF_ONE)
         async with AsyncExitStack() as stack:
-            yield Room(own, self._places, stack)
+            yield Room(own, self._shared, stack)
 
 
 def has_too_many_parts(body: bytes) -> bool:

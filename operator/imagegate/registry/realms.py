@@ -1,11 +1,11 @@
 """Which token services get a registry's credentials.
 
 A registry names its token service in its challenge (the realm). containerd, docker and skopeo send
-the registry's password to any host that is named there. So a registry, or whoever can change one of
-its answers, decides which host learns the password. Here the credentials go to the registry's own
-host, to hosts of the same registrable domain, and to hosts that an administrator has listed for
-that registry. Any other token service is asked without credentials, which is enough for public
-images.
+the registry's password to any host that is named there. So a registry, or an attacker who can
+change one of its answers, decides which host gets the password. Here the credentials are sent to
+the registry's own host, to hosts of the same registrable domain, and to hosts that an administrator
+has listed for that registry. Any other token service is asked without credentials, which is enough
+for public images.
 
 The pair is listed, not the host alone: otherwise every registry could send its credentials to a
 host that was meant for one of them.
@@ -56,7 +56,7 @@ async def may_have_credentials(registry: str, own: str, host: str, listed: Token
         return False
     if own == host or (registry, host) in listed or (registry, host) in KNOWN:
         return True
-    # Outside of the loop: reading the list takes 0.1 s, once.
+    # In a thread, because the first call reads the list of suffixes, which takes 0.1 s.
     return await asyncio.to_thread(_are_of_one_owner, own, host)
 
 
@@ -80,8 +80,8 @@ def _registrable(host: str) -> str | None:
 
 @cache
 def _suffixes() -> PublicSuffixList:
-    """The list that the package ships, with the private section: tenants of github.io are strangers
-    to each other. A name below no suffix of the list counts by its last two labels.
+    """The list in the package, with its private section, because tenants of github.io must not get
+    each other's credentials. For a name without a suffix in the list, the last two labels count.
     """
     return PublicSuffixList()
 

@@ -1,8 +1,8 @@
 """Logging in: the `Authorization` header that answers a registry's challenge.
 
 Bearer tokens are fetched as the distribution project describes (spec/auth/token.md and oauth.md),
-Basic is answered directly. What worked is kept per registry, scope and credential, so that the next
-request needs no challenge.
+Basic is answered directly. A header that worked is kept per registry, scope and credential, so that
+the next request needs no challenge.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from imagegate.registry.pull_secrets import ANONYMOUS, Credential
 from imagegate.registry.transport import Answer, Request, Transport
 
 DEFAULT_LIFETIME = 60.0
-"""Seconds that a token lives whose answer does not say so (spec/auth/token.md)."""
+"""Lifetime in seconds of a token whose answer does not contain it (spec/auth/token.md)."""
 LONGEST_LIFETIME = 3600.0
-"""Seconds that a token is used at most, whatever its service says: rights are taken away, too."""
+"""Longest use of a token in seconds, even if its service allows more, because rights may be
+withdrawn."""
 MARGIN = 10.0
-"""Seconds before its end from which a token is not used any more; less for a short-lived one."""
+"""Seconds before its expiry from which a token is not used; less for a short-lived token."""
 MAX_TOKEN = 64 * 1024
 """Bytes of a token service's answer."""
 KEPT = 2048
-"""Tokens in memory."""
+"""Largest number of tokens in memory."""
 KEPT_BYTES = 8 * 1024 * 1024
-"""Of those: a token may have 64 KiB."""
+"""Largest size of all tokens in memory, because one token may have 64 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who wants to pull what: one token is good for this, and for nothing else."""
+    """A repository and the credential to pull from it. A token is valid for one such pair only."""
 
     registry: str
     path: str
     credential: Credential
     plain: bool = field(default=False, compare=False)
-    """Whether the registry itself is spoken to without TLS."""
+    """Whether the registry itself is accessed without TLS."""
 
     @property
     def scope(self) -> str:
@@ -80,7 +81,7 @@ class Tokens:
         self._granted: Cache[Access, _Granted] = Cache(KEPT, most_bytes=KEPT_BYTES, weigh=_weight)
 
     def known(self, access: Access) -> str | None:
-        """The header that worked last, unless its time is over."""
+        """The header that worked last, unless it has expired."""
         granted = self._granted.get(access)
         if granted is None or granted.until <= self._timing.monotonic():
             return None
@@ -89,7 +90,7 @@ class Tokens:
     async def authorize(
         self, access: Access, challenges: Sequence[Challenge], refused: str | None
     ) -> str:
-        """The header that answers a 401; `refused` is the one that got it, if any.
+        """The header that answers a 401; `refused` is the header that got the 401, if any.
 
         Many requests of one access cause one login. Raises `Unauthorized`, `InvalidAnswer`, and
         what `Transport.exchange` raises.
@@ -110,7 +111,7 @@ class Tokens:
 
     async def _log_in(self, access: Access, challenges: Sequence[Challenge]) -> _Login:
         credential = access.credential
-        # Where a registry offers both, containerd takes Bearer, too (docker/auth/parse.go).
+        # Bearer first, as in containerd (docker/auth/parse.go), if a registry offers both.
         for challenge in challenges:
             if challenge.scheme == "bearer" and "realm" in challenge.parameters:
                 if credential.registry_token:
@@ -134,7 +135,7 @@ class Tokens:
         )
 
     async def _fetch(self, access: Access, challenge: Challenge) -> _Login:
-        """A token from the challenge's realm."""
+        """Fetch a token from the challenge's realm."""
         credential = access.credential
         secrets = secrets_of(credential)
         realm = _realm(access, challenge.parameters["realm"])
@@ -185,7 +186,7 @@ class Tokens:
             secrets_of(access.credential),
         )
         problem = f"its token service {service} answered {said} for {access.path}"
-        # 400 is what OAuth2 answers to a refresh token that is over (RFC 6749, 5.2).
+        # OAuth2 answers 400 to an expired refresh token (RFC 6749, 5.2).
         if answer.status not in (400, 401, 403):
             return errors.InvalidAnswer(
                 access.registry, problem, "check the registry's realm", status=answer.status
@@ -210,7 +211,7 @@ def remedy(access: Access, withheld_from: str) -> str:
 
 
 def secrets_of(credential: Credential, header: str | None = None) -> tuple[str, ...]:
-    """What must not be in a text about a request with this credential."""
+    """Values that must not appear in a text about a request with this credential."""
     found = list(credential.secrets)
     if credential.username:
         found.append(_basic(credential).removeprefix("Basic "))
@@ -220,13 +221,15 @@ def secrets_of(credential: Credential, header: str | None = None) -> tuple[str, 
 
 
 def _basic(credential: Credential) -> str:
-    # As bytes, in which form the kubelet and containerd have them: a user name may be no UTF-8.
+    # As bytes, as in the kubelet and containerd, because a user name may not be valid UTF-8.
     login = f"{credential.username}:{credential.password}".encode("utf-8", "surrogateescape")
     return "Basic " + base64.b64encode(login).decode()
 
 
 def _realm(access: Access, text: str) -> URL:
-    """The realm's URL. Raises `InvalidAnswer`: a password goes nowhere without TLS."""
+    """The realm's URL. Raises `InvalidAnswer`, also if only the registry has TLS, because a
+    password must not be sent without TLS.
+    """
     try:
         url = URL(text).with_fragment(None)
         sound = url.scheme in ("http", "https") and bool(url.host) and url.user is None

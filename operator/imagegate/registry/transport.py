@@ -192,7 +192,7 @@ class Transport:
         if way is None:
             way = self._ways[registry] = self._new_way(registry)
         self._ways.move_to_end(registry)
-        # Before anything is waited for: a way that nobody uses may be closed meanwhile.
+        # Before the first await, because a way without users may be closed meanwhile.
         way.users += 1
         try:
             await self._forget_some()

@@ -1,4 +1,4 @@
-"""What makes the gate hold joining nodes: its NodeGate, and the policy that taints at admission."""
+"""Provides what the gate needs to hold joining nodes: its NodeGate, and the admission policy."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Arming:
     async def provide_gate(self) -> None:
         """Create the NodeGate once for each taint key that the chart has had.
 
-        A deleted NodeGate opens the gate for good, or a restart of the operator would close it
-        again. After the chart's key was changed there is no NodeGate that anybody could have
-        deleted for that reason.
+        A deleted NodeGate opens the gate permanently, so a restart of the operator does not create
+        it again. After a change of the chart's key it is created, because no NodeGate with the new
+        key was deleted.
         """
         await self._keys.load()
         key = self._settings.gate_taint_key
         gate = await self._gates.get()
         if gate is None and self._keys.created_with == key:
-            logger.warning("no NodeGate: somebody deleted it, and no node is held")
+            logger.warning("the NodeGate was deleted: no node is held")
             return
         if gate is None:
             gate = await self._gates.create(
@@ -39,11 +39,11 @@ class Arming:
                 silence_seconds=self._settings.gate_silence_seconds,
             )
         self._keys.see(gate)
-        # After the creation: an operator that is killed in between finds the NodeGate and goes on.
+        # After the creation, because an operator that is killed in between then finds the NodeGate.
         await self._keys.record(gate.taint_key, created_with=key)
 
     async def look_for_policy(self) -> None:
-        """No watch tells whether the policy exists."""
+        """Check whether the policy exists, because no watch reports it."""
         if self._settings.gate_source is not GateSource.POLICY:
             return
         try:
@@ -67,4 +67,4 @@ class Arming:
             case GateSource.WATCH:
                 return True, "BestEffort", "joining nodes are tainted when they are seen"
             case GateSource.NONE:
-                return True, "External", "joining nodes are tainted by somebody else"
+                return True, "External", "joining nodes are tainted by another component"

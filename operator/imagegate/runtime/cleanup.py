@@ -1,7 +1,7 @@
-"""What ``helm uninstall`` runs first: the cluster as if Imagegate had never been there.
+"""Removes everything of Imagegate from the cluster; ``helm uninstall`` runs it first.
 
-Idempotent, and in an order in which every step stays done: the operator stops, the gate is
-disarmed, then what both left on nodes goes.
+Idempotent. The order ensures that no step is undone: the operator stops, the NodeGate is deleted,
+then taints, labels, annotations and puller pods are removed.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ class Cleanup:
         self._taint_key = installation.taint_key
 
     async def run(self) -> None:
-        """Raises a KubeError at the first step that cannot be done; run again, it goes on."""
+        """Raises a KubeError at the first step that fails. Another run continues from there."""
         await self._stop_operator()
         keys = await self._taint_keys()
         await self._delete(f"{GATES}/{GATE_NAME}")
         nodes = await self._nodes.list()
-        # The nodes first: whatever cannot be done after it, nobody is held any more.
+        # The nodes first, because then no node is held even if a later step fails.
         await self._tidy_all(nodes, keys)
         await self._delete_pods({node.name for node in nodes})
         for prefetch in await self._prefetches.list():
             if FINALIZER in prefetch.finalizers:
                 await self._prefetches.remove_finalizer(prefetch)
         await self._wait_for_pods()
-        # The API server's admission sees the deletion of the NodeGate a moment later: a node that
-        # joined in between was tainted after the first list.
+        # Once more, because the API server's admission sees the deletion of the NodeGate a moment
+        # later: a node that joined in between was tainted after the first list.
         await self._tidy_all(await self._nodes.list(), keys)
         # Last, because a clean-up that is run again needs the keys.
         await self._leases.delete()
         logger.info("cleaned up")
 
     async def _taint_keys(self) -> frozenset[str]:
-        """Every key under which nodes may be held: of the NodeGate, of the chart, and of NodeGates
-        that were there before.
+        """Every key under which nodes may be held: of the NodeGate, of the chart, and of earlier
+        NodeGates.
         """
         gate = await self._gates.get()
         try:
@@ -97,7 +97,7 @@ class Cleanup:
         await try_each(nodes, tidy)
 
     async def _stop_operator(self) -> None:
-        """Scale the operator to zero and wait, or it would put back what is taken away."""
+        """Scale the operator to zero and wait, because it would restore what is removed."""
         path = f"/apis/apps/v1/namespaces/{self._namespace}/deployments/{self._deployment}"
         try:
             await self._client.patch(f"{path}/scale", {"spec": {"replicas": 0}}, MERGE_PATCH)
@@ -120,8 +120,8 @@ class Cleanup:
                     continue
 
     async def _wait_for_pods(self) -> None:
-        """A pod that was still pulling ends within seconds, unless its kubelet does not answer:
-        then it goes with its node, and is not waited for.
+        """Wait until the puller pods are deleted. A pod that was still pulling ends within seconds,
+        unless its kubelet does not answer: such a pod is removed with its node later.
         """
         try:
             async with asyncio.timeout(PODS_TIMEOUT):
@@ -129,10 +129,10 @@ class Cleanup:
                     while await self._pods.list(namespace):
                         await asyncio.sleep(0.5)
         except TimeoutError:
-            logger.warning("puller pods are still going; their nodes do not answer")
+            logger.warning("puller pods are still terminating, because their nodes do not answer")
 
     async def _delete(self, path: str) -> None:
         try:
             await self._client.delete(path)
         except NotFound:
-            logger.info("not there", extra={"path": path})
+            logger.info("nothing to delete", extra={"path": path})

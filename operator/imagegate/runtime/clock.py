@@ -16,26 +16,26 @@ TOLERANCE = 2.0
 """Seconds of difference to the API server's clock that are ignored: its Date header has whole
 seconds, and an answer takes some time."""
 SAMPLES = 9
-"""Answers of which the median counts: one API server of several whose clock is wrong is outvoted,
-and the time does not jump to and fro between them."""
+"""Number of answers whose median is used, so that the wrong clock of one of several API servers has
+no effect, and the time does not jump back and forth."""
 SLOW = 2.0
-"""Seconds after which an answer says too little about the time at which it was written."""
+"""An answer that takes longer (seconds) is ignored, because the time of its writing is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
     now: Callable[[], float] = time.time
-    """Seconds since the epoch: what is compared with the cluster's timestamps."""
+    """Seconds since the epoch, to compare with the cluster's timestamps."""
     monotonic: Callable[[], float] = time.monotonic
-    """Seconds that never jump: what durations are measured with."""
+    """Seconds that never jump, to measure durations."""
 
 
 class ServerTime:
-    """The time by the API server's clock, whatever the clock of the operator's own node says.
+    """The time by the API server's clock, even if the clock of the operator's node is wrong.
 
-    Nodes' creation times are by the API server's clock. An operator whose clock is ahead would
-    release every joining node by its timeout at once; with a clock behind, its heartbeat would
-    be too old for the admission policy to taint anything.
+    Nodes' creation times are by the API server's clock. An operator whose clock is fast would
+    release every joining node by its timeout immediately. With a slow clock, its heartbeat would be
+    too old for the admission policy to taint any node.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ServerTime:
         self._corrected = False
 
     def heard(self, date: str | None, sent: float) -> None:
-        """Take in the Date header of an answer to a request of the monotonic time ``sent``."""
+        """Use the Date header of an answer; ``sent``: monotonic time of its request."""
         received = self._monotonic()
         if date is None or received - sent > SLOW:
             return
@@ -66,16 +66,16 @@ class ServerTime:
         if (abs(difference) > TOLERANCE) is not self._corrected:
             self._corrected = not self._corrected
             logger.warning(
-                "the clock of the operator's node differs from the API server's; the API server's"
-                " counts"
+                "the clock of the operator's node differs from the API server's clock, which is"
+                " used instead"
                 if self._corrected
-                else "the clock of the operator's node is right again",
+                else "the clock of the operator's node agrees with the API server's clock again",
                 extra={"seconds": round(difference, 1)},
             )
 
     def now(self) -> float:
-        """Seconds since the epoch. The own clock while nothing was heard, or as long as it agrees
-        with the API server's.
+        """Seconds since the epoch: by the node's clock before the first answer, and while it agrees
+        with the API server's clock; otherwise by the API server's clock.
         """
         own = self._wall()
         if self._base is None:

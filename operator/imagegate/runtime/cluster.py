@@ -13,7 +13,7 @@ from imagegate.kube.prefetches import Prefetches
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What is known of these objects is in the `store`."""
+    """The `store` holds what is known of these objects."""
 
     nodes: Nodes
     pods: Pods

@@ -1,4 +1,4 @@
-"""Metrics of what is true at the moment of the scrape; nothing is kept, so nothing can drift."""
+"""Metrics that are computed at each scrape. They are not stored, so they cannot become stale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagegate.runtime.queues import Queues
 
 
 class StateCollector(Collector):
-    """What is true at the moment of the scrape."""
+    """Computes the metrics of nodes, work queues and leadership."""
 
     def __init__(
         self,

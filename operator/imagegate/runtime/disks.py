@@ -1,4 +1,4 @@
-"""How full the nodes' image file systems are: read when a decision asks, kept for a moment.
+"""Usage of the nodes' image file systems: read when a decision needs it, kept for some seconds.
 
 A kubelet that does not answer, for instance because a NetworkPolicy or a security group drops what
 the operator sends to its port, costs seconds. After several nodes in a row that did not answer, the
@@ -21,24 +21,25 @@ from imagegate.runtime.clock import Clock
 logger = logging.getLogger(__name__)
 
 FRESH = 30.0
-"""Seconds for which a figure is good: a kubelet measures every 10 to 20 s itself."""
+"""Seconds for which a figure is used. A kubelet itself measures every 10 to 20 s."""
 ASK_AGAIN = 120.0
 """Seconds until a kubelet that has not answered at all is asked again."""
 TRIES = 5
-"""How often a kubelet that has no figures is asked before they are done without: one that has just
-started has none for some seconds. One that is out of reach is asked once: somebody waits."""
+"""How often a kubelet without figures is asked before the operator decides without them. A kubelet
+that has just started has no figures for some seconds. An unreachable kubelet is asked once, because
+the pull waits for the answer."""
 PAUSE = 2.0
-"""Seconds between these."""
+"""Seconds between two of these tries."""
 CONCURRENCY = 32
 """Kubelets that are asked at a time."""
 SURVEYED = 16
-"""Kubelets that a survey asks at a time: joining nodes do not wait behind it."""
+"""Kubelets that a survey asks at a time: fewer, so that joining nodes do not wait for a survey."""
 SLOW = 0.5
-"""Seconds after which a failure has cost time. One that comes at once is no reason not to ask."""
+"""Seconds after which a failure counts as no answer. A faster failure costs no time."""
 SILENT = 16
-"""Nodes in a row that did not answer, after which kubelets count as out of reach."""
+"""Nodes in a row without an answer after which kubelets in general count as unreachable."""
 PROBE = 5.0
-"""Seconds between two kubelets that are asked nevertheless."""
+"""Seconds between two requests while kubelets count as unreachable."""
 
 
 class Source(Protocol):
@@ -60,11 +61,11 @@ class Disks:
         self._read: dict[str, _Reading] = {}
         self._turn = asyncio.Semaphore(CONCURRENCY)
         self._silent: set[str] = set()
-        """Nodes whose kubelets did not answer, since the last one that did; `SILENT` at most."""
+        """Nodes without an answer of the kubelet since the last answer of any; at most `SILENT`."""
         self._probed_at = float("-inf")
 
     def known(self, node: Node) -> Usage | None:
-        """The figures, unless they are too old, or may be had by asking once more."""
+        """The figures; None if they are too old, or if another try may succeed."""
         found = self._read.get(node.name)
         if found is None or found.identity != node.identity:
             return None
@@ -76,7 +77,7 @@ class Disks:
         return found.usage if age < ASK_AGAIN else None
 
     async def read(self, node: Node) -> Usage:
-        """Ask, unless that was a moment ago and without success. Never raises."""
+        """Ask the kubelet, unless a try has failed less than `PAUSE` ago. Never raises."""
         before = self._read.get(node.name)
         tries = 0
         if before is not None and before.identity == node.identity and before.usage.problem:
@@ -86,8 +87,8 @@ class Disks:
         async with self._turn:
             usage = self._spared() or await self._ask(node)
         tries = tries + 1 if usage.problem else 0
-        told = usage == NOT_READ or self._out_of_reach()
-        if tries == (TRIES if usage.passing else 1) and not told:
+        logged = usage == NOT_READ or self._out_of_reach()
+        if tries == (TRIES if usage.passing else 1) and not logged:
             logger.warning(
                 "disk usage not known", extra={"node": node.name, "problem": usage.problem}
             )
@@ -95,8 +96,8 @@ class Disks:
         return usage
 
     async def survey(self, nodes: Sequence[Node]) -> dict[str, Usage]:
-        """Of every one of these nodes, by name, be it why it could not be read. Takes as long as
-        the slowest of them, so each figure is kept from the moment at which it was read.
+        """The usage of each of these nodes, by name, or why it could not be read. A survey takes as
+        long as its slowest node, so the first figures are returned even if they are old by then.
         """
         turn = asyncio.Semaphore(SURVEYED)
 
@@ -112,7 +113,7 @@ class Disks:
         return len(self._silent) >= SILENT
 
     def _spared(self) -> Usage | None:
-        """The answer that is given without asking, while kubelets do not answer; None: ask."""
+        """The answer without a request, while kubelets are unreachable; None: ask the kubelet."""
         now = self._clock.monotonic()
         if not self._out_of_reach() or now - self._probed_at >= PROBE:
             self._probed_at = now

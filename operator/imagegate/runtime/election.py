@@ -1,10 +1,10 @@
-"""Leader election by a Lease: one process writes, and knows when it may not any more.
+"""Leader election by a Lease: only the leader writes, and it knows when its leadership ends.
 
-Own code, because ``kubernetes.aio.leaderelection`` 37.0.2 cannot create its Lease and goes on
-leading when the connection breaks, and kopf's peering pauses everyone at equal priority. The
+Own code, because ``kubernetes.aio.leaderelection`` 37.0.2 cannot create its Lease and continues to
+lead when the connection breaks, and kopf's peering pauses all processes of equal priority. The
 rules are client-go's, with a lease of 12 s instead of 15: a standby sees a silent leader up to one
-round late and acts up to one round later, and a takeover has to be over within 20 s. Other clocks
-are never trusted: a holder counts as alive while its record keeps changing.
+round late and acts up to one round later, and a takeover must be complete within 20 s. Clocks of
+other processes are never trusted: a holder counts as alive while its record keeps changing.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Observation:
 
 
 def observe(earlier: Observation | None, record: LeaseRecord | None, now: float) -> Observation:
-    """The time stays while the record does: that is how long its holder has been silent."""
+    """The time stays the same while the record does: since then the holder has been silent."""
     if earlier is not None and earlier.record == record:
         return earlier
     return Observation(record, now)
 
 
 def decide(seen: Observation, identity: str, now: float) -> Step:
-    """Pure: what a candidate or leader called ``identity`` does."""
+    """The next step of the candidate or leader called ``identity``. A pure function."""
     record = seen.record
     if record is None:
         return Step.CREATE
@@ -64,7 +64,7 @@ def decide(seen: Observation, identity: str, now: float) -> Step:
 
 
 class Leadership:
-    """Until when this process certainly leads. Made before the client whose writes it fences."""
+    """Until when this process certainly leads. Created before the client whose writes it fences."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -95,7 +95,7 @@ class Elector:
         self._leadership = leadership
         self._seen: Observation | None = None
         self._last = LeaseRecord()
-        """The Lease as it was last seen: what is annotated there outlives its deletion."""
+        """The Lease as it was last seen, so that a deleted Lease gets its annotations again."""
 
     @property
     def leading(self) -> bool:
@@ -103,7 +103,7 @@ class Elector:
 
     @property
     def holder(self) -> str:
-        """Who leads, as far as this process knows."""
+        """Identity of the leader, as far as this process knows."""
         return self._seen.record.holder if self._seen and self._seen.record else ""
 
     async def acquire(self) -> None:
@@ -122,7 +122,7 @@ class Elector:
         logger.error("leadership lost", extra={"identity": self._identity, "holder": self.holder})
 
     async def release(self) -> None:
-        """Let the next one in at once. Best effort."""
+        """Release the Lease, so that another process can lead immediately. Best effort."""
         record = self._seen.record if self._seen else None
         self._leadership.end()
         if record is None or record.holder != self._identity:
@@ -133,10 +133,10 @@ class Elector:
             logger.warning("lease not released", extra={"error": str(error)})
 
     async def _try(self) -> bool:
-        """One round. True if the Lease is ours afterwards; errors only mean not this time."""
+        """One round. True if this process holds the Lease afterwards. Kubernetes errors mean no."""
         try:
             if self.leading and self._seen is not None and self.holder == self._identity:
-                # client-go's fast path: nobody else writes a Lease that is held, so no read.
+                # client-go's fast path: no other process writes a held Lease, so it is not read.
                 record = self._seen.record
             else:
                 record = await self._read()
@@ -159,19 +159,19 @@ class Elector:
             self._seen = None if self._seen is None else replace(self._seen, record=None)
             return await self._look()
         except NotFound:
-            # Somebody deleted it: the next round creates it, with what was annotated.
+            # The Lease was deleted: the next round creates it again, with its annotations.
             self._seen = None
             return False
         except KubeError as error:
             logger.warning("lease not reached", extra={"error": str(error)})
             return False
         self._seen = Observation(written, self._clock.monotonic())
-        # From before the request was sent: a late answer must not prolong anything.
+        # Counted from before the request, so that a late answer does not prolong the leadership.
         self._leadership.extend(started + RENEW_DEADLINE)
         return True
 
     async def _look(self) -> bool:
-        """Somebody else wrote the Lease: see who holds it. Never True."""
+        """Another process wrote the Lease: read its holder. Always False."""
         try:
             self._seen = observe(self._seen, await self._read(), self._clock.monotonic())
         except KubeError as error:

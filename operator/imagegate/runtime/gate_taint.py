@@ -44,5 +44,5 @@ class GateTaint:
         return self._keys.earlier
 
     def holds(self, node: Node) -> bool:
-        """Whether the node has a taint of the gate, with its key of now or with an earlier one."""
+        """Whether the node has a taint with the current key of the gate or with an earlier key."""
         return bool(node.taints_of({self.key, *self.earlier_keys}))

@@ -1,4 +1,4 @@
-"""Whether this leader sees the cluster well enough to go on, and to have nodes held."""
+"""Whether this leader sees enough of the cluster to continue, and to hold nodes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Health:
         self._period = period
 
     def problem(self) -> str | None:
-        """What is wrong with this leader, if something is that a restart may fix."""
+        """The problem of this leader that a restart may fix; None: there is none."""
         now = self._clock.monotonic()
         if now - self._resync.last > max(3 * self._period, 120.0):
             return "no resync has succeeded for three periods"
         return self._store.watches.problem()
 
     def unfit_to_hold(self) -> str | None:
-        """Why no node may be held on this process' account: it could not release it in time."""
+        """Why no node may be held: this process might release it too late. None: it may be held."""
         if problem := self.problem():
             return problem
         if not self._store.watches.begun:

@@ -1,8 +1,8 @@
-"""The NodeGate's status: the heartbeat of the dead-man's switch, and what the gate holds.
+"""Writes the NodeGate's status: the heartbeat of the dead-man's switch, and what the gate holds.
 
-The admission policy taints a joining node only while the heartbeat is fresh. It is therefore
-written only by a leader whose store is complete and whose resyncs succeed: an operator that could
-not release anybody must not have anybody held.
+The admission policy taints a joining node only while the heartbeat is fresh. So only a leader whose
+store is complete and whose resyncs succeed writes it, because an operator that cannot release nodes
+must not hold any.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PERIOD = 60.0
 AHEAD = 5.0
 """Seconds by which a heartbeat may be ahead of the API server's clock, as it is known here."""
 LOOK = 2.0
-"""Seconds between looks at whether what is held has changed."""
+"""Seconds between two checks whether the held nodes have changed."""
 
 
 class Heartbeat:
@@ -64,8 +64,8 @@ class Heartbeat:
             return
         now = self._clock.monotonic()
         wanted = self._status(gate)
-        # A NodeGate that was created anew is armed at once. A heartbeat from the future is not
-        # ours, and disarms the gate until it is replaced.
+        # A NodeGate that was created again is armed immediately. A heartbeat from the future, which
+        # this operator did not write, disarms the gate until it is replaced.
         there = gate.status.get("heartbeat")
         ahead = (fields.seconds(there) or 0.0) > self._clock.now() + AHEAD
         due = now >= self._next or there is None or ahead
@@ -80,7 +80,7 @@ class Heartbeat:
             try:
                 self._store.see_gate(await self._gates.write_status(gate, patch))
             except (NotFound, Conflict):
-                # The watch is behind, or dead: look, so that this is not asked again and again.
+                # The watch is stale or dead. Read the NodeGate, so that this write is not repeated.
                 self._store.see_gate(await self._gates.get(), since=since)
                 return
         if due:
@@ -90,7 +90,7 @@ class Heartbeat:
     def _status(self, gate: Gate) -> dict[str, Any]:
         armed, reason, message = self._arming.armed()
         if gate.suspend:
-            armed, reason, message = False, "Suspended", "spec.suspend is true: nobody is held"
+            armed, reason, message = False, "Suspended", "spec.suspend is true: no node is held"
         condition: status.Condition = ("Armed", armed, reason, message)
         return {
             "armed": armed,

@@ -1,6 +1,6 @@
-"""What this process has watched happen to nodes and pods, beyond what the objects say themselves.
+"""What this process has seen happen to nodes and pods, and the objects themselves do not say.
 
-All of it is lost at a restart: a decision that goes by it must be safe without.
+It is lost at a restart, so a decision that uses it must be safe without it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class NodeHistory:
         self._listed: dict[str, Mapping[str, Listed]] = {}
 
     def first_ready(self, node: Node) -> float:
-        """When this process first saw the node Ready since its last boot, or, where the node is in
-        service, since it was not Ready the last time; now, if that is not known.
+        """When this process first saw the node Ready since its last boot, or, for a node in
+        service, since it was last not Ready. The current time if that is not known.
         """
         known = self._first_ready.get(node.name)
         return known[1] if known and known[0] == node.identity else self._clock.now()
@@ -33,17 +33,17 @@ class NodeHistory:
         return known[1] if known and known[0] == node.uid and not node.ready else None
 
     def labels_since(self, node: Node) -> float | None:
-        """Since when our labels on the node have been as they are; None: it has none."""
+        """When the operator's labels on the node last changed; None: it has none."""
         known = self._labels_since.get(node.name)
         return known[1] if known is not None else None
 
     def listed(self, node: Node) -> Mapping[str, Listed]:
-        """The wanted names that the node has listed since its label for them is as it is."""
+        """The wanted names that the node has listed since its label for them last changed."""
         return self._listed.get(node.name, {})
 
     def see(self, node: Node, old: Node | None, relabelled: Collection[str]) -> None:
-        """``relabelled``: the names that the node's changed labels are about; what the node has
-        listed of them before proves nothing about the new labels.
+        """``relabelled``: the names of the images whose label on the node has changed. That the
+        node listed them earlier proves nothing about the new labels.
         """
         if node.ready and self._first_ready.get(node.name, ("",))[0] != node.identity:
             self._first_ready[node.name] = (node.identity, self._clock.now())
@@ -53,7 +53,7 @@ class NodeHistory:
             if self._unready_since.get(node.name, ("",))[0] != node.uid:
                 self._unready_since[node.name] = (node.uid, self._clock.now())
             if node.observed:
-                # In service, and so held again when it comes back: the gate's timeout begins then.
+                # A node in service is held again when it comes back: the timeout starts then.
                 self._first_ready.pop(node.name, None)
         self._note_labels(node)
         self._note_listed(node, old, relabelled)
@@ -74,7 +74,7 @@ class NodeHistory:
             self._labels_since[node.name] = (state, self._clock.now())
 
     def _note_listed(self, node: Node, old: Node | None, relabelled: Collection[str]) -> None:
-        """Remember which names the node has listed: only what was listed can be missed."""
+        """Remember which names the node has listed, because only a listed name can be missing."""
         seen = self._listed.get(node.name, {})
         if old is None or old.identity != node.identity:
             seen = {}
@@ -97,7 +97,7 @@ class PodHistory:
         return self._pulled.get(uid, frozenset())
 
     def failed_at(self, uid: str) -> float | None:
-        """When this process watched this pod's pull fail the last time."""
+        """When a watch last reported to this process that this pod's pull has failed."""
         return self._failed_at.get(uid)
 
     def finished_at(self, uid: str) -> float | None:
@@ -105,7 +105,7 @@ class PodHistory:
         return self._finished_at.get(uid)
 
     def see(self, pod: Pod, old: Pod | None, *, live: bool) -> None:
-        """``live``: a change that was watched happening, rather than found in a list."""
+        """``live``: the change was reported by a watch, and not found in a list."""
         if pod.finished:
             self._finished_at.setdefault(pod.uid, self._clock.now())
         if live and _started_failing(old, pod):
@@ -128,8 +128,8 @@ class PodHistory:
 def _started_failing(old: Pod | None, pod: Pod) -> bool:
     """Whether a pull was just reported as failed (again).
 
-    Both reasons do: ErrImagePull right after the attempt, ImagePullBackOff when the kubelet
-    refuses to try again yet. At either moment nothing is being pulled.
+    True for both reasons: ErrImagePull right after the attempt, and ImagePullBackOff when the
+    kubelet refuses to try again yet. In both cases nothing is being pulled.
     """
     if pod.waiting not in PULL_ERRORS:
         return False

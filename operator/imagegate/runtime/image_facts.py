@@ -27,12 +27,12 @@ Known = Mapping[str, ImageFacts]
 async def describe(
     manifests: Manifests, reference: Reference, platforms: Sequence[str], keyring: Keyring
 ) -> ImageFacts:
-    """What a registry says of one image for nodes of these platforms. What is wrong stands in
+    """What a registry says of one image for nodes of these platforms. An error is returned in
     ``problem``.
     """
     facts = ImageFacts()
     try:
-        # Once: the tag may move between two platforms, and every question is a request.
+        # The tag is resolved once, because it may move meanwhile, and each lookup is a request.
         digest = await manifests.resolve(reference, keyring)
         facts = ImageFacts(digest=digest)
         pinned = replace(reference, digest=digest)
@@ -74,14 +74,14 @@ def within_budget(answers: Mapping[str, ImageFacts]) -> dict[str, ImageFacts]:
 
 
 def completed(before: Known, now: Known) -> Known:
-    """The new answers; where a registry failed, what it said before."""
+    """The new answers; where a registry failed, its earlier answer."""
     return {**before, **{ref: _merged(before.get(ref), facts) for ref, facts in now.items()}}
 
 
 def _merged(before: ImageFacts | None, now: ImageFacts) -> ImageFacts:
     if before is None or not now.problem:
         return now
-    # The digest may be known although what is behind it is not: then it is what is rolled out.
+    # The digest may be known although its manifest is not. The new digest is rolled out then.
     if now.digest and now.digest != before.digest:
         return now
     return replace(before, problem=now.problem)

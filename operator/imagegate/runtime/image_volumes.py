@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 class ImageVolumes:
     def __init__(self, pods: Pods, puller: PullerSettings, namespace: str) -> None:
-        """``puller``: as it was asked for; ``namespace``: one in which puller pods may run."""
+        """``puller``: as configured; ``namespace``: a namespace in which puller pods may run."""
         self._pods = pods
-        self._asked_for = puller
+        self._configured = puller
         self._namespace = namespace
         self._puller = puller
         self._probed = False
@@ -29,15 +29,16 @@ class ImageVolumes:
 
     @property
     def probed(self) -> bool:
-        """Whether it is known what the API server keeps."""
+        """Whether it is known if the API server keeps image volumes."""
         return self._probed
 
     async def probe(self) -> None:
-        """Where the API server drops image volumes no kubelet gets any, whatever the flags say.
+        """Check whether the API server keeps image volumes. If it drops them, no kubelet gets any,
+        and puller pods use containers instead.
 
-        A webhook that fails is no reason not to lead: then it stays unknown, and is probed again.
+        A failing webhook does not end the leader: the probe is repeated later.
         """
-        puller = self._asked_for
+        puller = self._configured
         if puller.mode is Mode.CONTAINER:
             self._probed = True
             return

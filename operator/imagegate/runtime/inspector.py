@@ -1,9 +1,9 @@
-"""What the registries say of the images: asked once per spec, then now and then.
+"""Asks the registries about images: once per spec, then at intervals.
 
-Nothing depends on the answers being there. They put small images before large ones, say how long a
-pull may take and whether it fits the disk, and which nodes no image is there for. Where tags are
-followed (``refresh``) they say what is to be rolled out; a registry that does not answer changes
-nothing then.
+Pulls also work without the answers. The answers order small images before large ones, and say how
+long a pull may take, whether it fits the disk, and for which platforms there is no image. If tags
+are followed (``refresh``), the answers decide what is rolled out. If a registry does not answer,
+nothing changes.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ logger = logging.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds that the first pull of a new spec waits for the registry at most."""
 UNHURRIED = 30.0
-"""Seconds that a registry gets when nobody waits for the answer."""
+"""Seconds that a registry gets when no pull waits for the answer."""
 LATER = 60.0
-"""Seconds until a registry that did not answer, or said no, is asked again; doubled each time."""
+"""Seconds until a registry is asked again after an error or no answer; doubled each time."""
 NOW_AND_THEN = 3600.0
-"""Seconds until an answer is asked for again: a tag may have moved."""
+"""Seconds until a registry that has answered is asked again, because a tag may have moved."""
 SLOW_RETRY = 5.0
-"""Seconds until an ImagePrefetch tries again to get one of those."""
+"""Seconds until an ImagePrefetch tries again to ask a slow registry that is busy."""
 
 _Asked = tuple[str, tuple[tuple[str, tuple[str, ...]], ...], str]
-"""What decides the answers: the prefetch's uid, its images with the names of their secrets, and the
-namespace of those. Not the digests: they are the answers."""
+"""What the answers depend on: the prefetch's uid, its images with the names of their secrets, and
+the namespace of the secrets. Digests are not part of it, because they are answers."""
 
 
 class Listener(Protocol):
-    """Receives what the registries say; by the prefetch's name (`reconcile.changes.Changes`)."""
+    """Is notified of answers, with the prefetch's name (`reconcile.changes.Changes`)."""
 
     def images_inspected(self, name: str) -> None:
-        """Something is known, or has changed."""
+        """The first answers have come, or answers have changed."""
 
     def prefetch_changed(self, name: str) -> None:
         """Tags were looked up, and nothing has changed."""
@@ -66,23 +66,23 @@ class Inspector:
         self._refreshed: dict[str, Refreshed] = {}
         self._poked: dict[str, set[str]] = {}
         self._since: dict[str, tuple[_Asked, float]] = {}
-        """When a spec was seen whose images are not known yet."""
+        """When a spec was first seen; only for specs whose images are not known yet."""
 
     def known(self, prefetch: Prefetch) -> Known | None:
-        """What is known of the images of this very spec; None before the first round."""
+        """What is known of the images of exactly this spec; None before the first round."""
         found = self._known.get(prefetch.name)
         return found[2] if found is not None and found[0] == _asked(prefetch) else None
 
     def refreshed(self, prefetch: str) -> Refreshed | None:
-        """When its tags were looked up, and will be; None where they are not followed."""
+        """When the prefetch's tags were and will be looked up; None: they are not followed."""
         return self._refreshed.get(prefetch)
 
     def poke(self, registry: str, repository: str) -> int:
-        """Somebody says that a tag was pushed: look up now what is followed of that repository.
+        """A push was reported: look up the followed tags of that repository now.
 
-        All of its tags, because a push may move several while its event names one (GitHub's with
-        two tags, Harbor's copy), or none that is followed. An empty ``registry`` stands for any.
-        Returns how many images of ImagePrefetches that concerns.
+        All of its tags, because a push may move several tags while its event names one (GitHub's
+        with two tags, Harbor's copy), or none that is followed. An empty ``registry`` matches any.
+        Returns how many images of ImagePrefetches are concerned.
         """
         count = 0
         for prefetch in self._store.prefetches.values():
@@ -97,8 +97,8 @@ class Inspector:
         return count
 
     def look(self, prefetch: Prefetch) -> None:
-        """Ask about these images unless that has been done; sooner than it was planned, where the
-        spec wants that by now.
+        """Ask about the images of this spec, if they are not known yet. If its ``refresh`` interval
+        was shortened, look up the tags earlier than planned.
         """
         if self.known(prefetch) is None:
             self._failures.pop(prefetch.name, None)
@@ -112,7 +112,7 @@ class Inspector:
             self._queue.add(prefetch.name, delay=max(0.0, due - now))
 
     def meet(self, platform: str) -> None:
-        """A node is there; a platform that was not asked about has to be."""
+        """A node exists: ask about its platform, unless that was done."""
         for name, (_, platforms, _) in self._known.items():
             if platform and platform not in platforms:
                 self._queue.add(name)
@@ -160,8 +160,8 @@ class Inspector:
             self._listener.prefetch_changed(name)
 
     def _was_deleted(self, prefetch: Prefetch) -> bool:
-        """Whether the prefetch was deleted while its registries were asked. A new one of the same
-        name is asked about on its own.
+        """Whether the prefetch was deleted while its registries were asked. For a new prefetch of
+        the same name they are asked again.
         """
         now = self._store.prefetches.get(prefetch.name)
         if now is None or now.deleting:
@@ -178,13 +178,13 @@ class Inspector:
         return PATIENCE - waited
 
     def _due(self, name: str) -> bool:
-        """Whether it is time for all images of a prefetch, rather than for a pushed one."""
+        """Whether all images of the prefetch are due, and not only pushed images."""
         refreshed = self._refreshed.get(name)
         return refreshed is None or self._clock.now() >= refreshed.due
 
     def _plan(self, prefetch: Prefetch, found: Known, pushed: Collection[str] | None) -> None:
-        """When to ask again. ``pushed``: only these images were asked about, and the plan for all
-        of them stays; without such a plan the answers about the pushed ones make one, too.
+        """Plan the next lookup. ``pushed``: only these images were looked up, so the plan for all
+        images stays as it is. If there is no plan yet, these answers make one.
         """
         last = self._refreshed.get(prefetch.name)
         if pushed is None or last is None:
@@ -193,8 +193,8 @@ class Inspector:
             self._queue.add(prefetch.name, delay=max(0.01, last.due - self._clock.now()))
 
     def _plan_all(self, prefetch: Prefetch, problems: Sequence[str]) -> None:
-        """Later and later where there is a problem, but where tags are followed no later than the
-        spec says.
+        """Plan the lookup of all images: at the usual interval, or after a problem sooner, with a
+        growing delay.
         """
         name, now = prefetch.name, self._clock.now()
         count = self._failures[name] = self._failures.get(name, 0) + 1 if problems else 0
@@ -213,7 +213,7 @@ class Inspector:
 
 
 def _unanswered(prefetch: Prefetch, busy: Collection[str]) -> dict[str, ImageFacts]:
-    """What a spec begins with for which no registry could be asked in time."""
+    """The first answers for a spec if no registry could be asked in time."""
     which = f"{', '.join(sorted(busy)[:3])} has" if busy else "the registries have"
     facts = ImageFacts(problem=f"{which} too many questions open; it is asked again later")
     return {image.reference: facts for image in prefetch.images}

@@ -1,4 +1,4 @@
-"""Under which names the operator is installed: what the chart tells each of its commands."""
+"""The names under which the operator is installed. The chart passes them to each command."""
 
 from __future__ import annotations
 

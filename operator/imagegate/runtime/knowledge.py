@@ -44,7 +44,7 @@ class Knowledge:
     gate: GateTaint
     """Which taints are the gate's."""
     ledger: Ledger
-    """What decisions have left behind."""
+    """What earlier decisions have recorded."""
     images: Images
     size_limit: SizeLimit
     workloads: Workloads

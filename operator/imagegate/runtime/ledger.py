@@ -1,4 +1,4 @@
-"""What decisions have left behind: each prefetch's standings and slots, each node's failures.
+"""What earlier decisions have recorded: each prefetch's standings and slots, each node's failures.
 
 Derived from decisions, never from the cluster directly.
 """
@@ -22,12 +22,13 @@ Value = TypeVar("Value")
 FIRST_REFUSAL = 0.5
 LAST_REFUSAL = 60.0
 LAST_URGENT_REFUSAL = 3.0
-"""Seconds until what the API server refuses is asked for again; of a held node at most so many."""
+"""Seconds until a request that the API server has refused is repeated: after the first refusal, at
+most, and at most for a held node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the API server has refused: by a policy, or for want of a Role; for long, usually."""
+    """A request that the API server has refused, by a policy or for lack of a Role."""
 
     count: int
     until: float
@@ -41,14 +42,14 @@ class Ledger:
         """Remembered failures: by node, then by group key."""
         self.started: dict[str, dict[str, str]] = {}
         """Puller pods that were seen unfinished, and that the operator did not delete: their uids,
-        by node, then by group key. One that is gone has been removed by somebody else."""
+        by node, then by group key. If such a pod is missing, another client has deleted it."""
         self.refusals: dict[str, dict[Hashable, Refusal]] = {}
         """Requests about a node, or its pods, that were refused: by node, then by request. Without
-        this every event of the node would be a reason to ask again."""
+        this record every event of the node would repeat the request."""
         self.holding: dict[str, str] = {}
         """Every node that carries the gate taint, and what it waits for."""
         self._machines: dict[str, str] = {}
-        """The uid of every node that has been decided about, by its name."""
+        """The uid of every node with a decision, by its name."""
 
     def entry(self, prefetch: str) -> Entry:
         return self.entries.setdefault(prefetch, Entry())
@@ -62,7 +63,7 @@ class Ledger:
         held: bool,
         holding: str,
     ) -> list[str]:
-        """Take in a node's decision. The prefetches for which something changed."""
+        """Record a node's decision. Returns the prefetches for which something changed."""
         if held:
             self.holding[node.name] = holding
         else:
@@ -79,14 +80,16 @@ class Ledger:
         return changed
 
     def meet(self, node: Node) -> list[str]:
-        """Another machine under a known name begins with nothing. The prefetches it is new to."""
+        """Note a node. A new machine with a known name starts without the records of the old one.
+        Returns the prefetches that had records.
+        """
         replaced = self._machines.get(node.name, node.uid) != node.uid
         changed = self.forget_node(node.name) if replaced else []
         self._machines[node.name] = node.uid
         return changed
 
     def forget_node(self, node: str) -> list[str]:
-        """Drop a node that is gone. The prefetches that knew it."""
+        """Drop a deleted node. Returns the prefetches that had records of it."""
         self._machines.pop(node, None)
         self.holding.pop(node, None)
         self.attempts.pop(node, None)
@@ -95,12 +98,12 @@ class Ledger:
         return [name for name, entry in self.entries.items() if entry.forget(node)]
 
     def refused_until(self, node: str, request: Hashable) -> float:
-        """Until when (monotonic) this is not asked for again; in the past where it may be."""
+        """Until when (monotonic) the request is not repeated. In the past: it may be sent."""
         refusal = self.refusals.get(node, {}).get(request)
         return refusal.until if refusal is not None else -math.inf
 
     def refuse(self, node: str, request: Hashable, now: float, *, urgent: bool) -> None:
-        """The API server has refused this. ``now``: monotonic."""
+        """Record that the API server has refused the request. ``now``: monotonic."""
         known = self.refusals.setdefault(node, {})
         count = known[request].count + 1 if request in known else 1
         last = LAST_URGENT_REFUSAL if urgent else LAST_REFUSAL
@@ -115,8 +118,8 @@ class Ledger:
         before = self.started.get(node.name, {})
         started: dict[str, str] = {}
         for share in shares:
-            # A pod of an earlier boot, or in a namespace that is not wanted any more, is not the
-            # group's: the operator deletes it.
+            # A pod of an earlier boot, or in a namespace that is not wanted any more, does not
+            # belong to the group, because the operator deletes it.
             mine = {
                 pod.group: pod
                 for pod in share.pods
@@ -136,7 +139,7 @@ class Ledger:
             self.started[node.name] = started
 
     def ended(self, node: str, group: str) -> None:
-        """The operator has deleted the group's pod, or has noted that it is gone."""
+        """The operator has deleted the group's pod, or has noted that it no longer exists."""
         started = self.started.get(node, {})
         started.pop(group, None)
         if not started:
@@ -164,8 +167,8 @@ class Ledger:
                 known[group] = replace(attempts, at=now, next_at=now)
 
     def clear_attempts(self, node: str, groups: Iterable[str]) -> None:
-        """Forget what failed before: the node has what these groups are about, or will be asked
-        for it anew.
+        """Forget earlier failures of these groups, because the node has their images, or because
+        the pulls start again.
         """
         known = self.attempts.get(node)
         if known is None:
@@ -178,7 +181,7 @@ class Ledger:
 
 
 def _keep_only(by_node: dict[str, dict[Key, Value]], node: str, keys: Iterable[Key]) -> None:
-    """Drop what a node has under any other key."""
+    """Drop the node's values with other keys."""
     known = by_node.get(node)
     if known is None:
         return

@@ -1,7 +1,6 @@
-"""The ledger's entry of one ImagePrefetch: where every node stands with it, and which have a slot.
+"""The ledger's entry of one ImagePrefetch: the standing of every node, and the nodes with a slot.
 
-Kept up to date node by node, so that counts, status and metrics are read off without going through
-the nodes.
+It is updated node by node, so that counts, status and metrics need no pass over all nodes.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ class Entry:
     domains: dict[str, str] = field(default_factory=dict)
     counts: Counter[NodeState] = field(default_factory=Counter)
     slots: set[str] = field(default_factory=set)
-    """Nodes that pull or have been granted a slot to."""
+    """Nodes that pull, or that have been granted a slot."""
     wants: dict[str, bool] = field(default_factory=dict)
-    """Nodes that want a slot, in the order in which they asked; True: a joining node."""
+    """Nodes that want a slot, in the order of their requests; True: a joining node."""
     held: set[str] = field(default_factory=set)
     failures: dict[str, Attempts] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
-    """Joining nodes whose pulls have to wait for a DaemonSet, and for which."""
+    """Joining nodes whose pulls wait for a DaemonSet, each with the DaemonSet's name."""
     exposed: set[str] = field(default_factory=set)
-    """Nodes on which images that are pulled with secrets can be used without."""
+    """Nodes on which pods without the secret can use images that were pulled with it."""
     outdated: set[str] = field(default_factory=set)
-    """Nodes that have not been decided about since the spec changed: what stands of them is of
-    an earlier target."""
+    """Nodes without a decision since the spec changed: their standings are about an earlier
+    target."""
     throttle: Throttle = field(default_factory=Throttle)
     stopped: tuple[str, ...] = ()
     """Topology domains whose seeds failed, as of the last rollout pass."""
@@ -43,7 +42,7 @@ class Entry:
         return len(self.standings) - self.counts[NodeState.SKIPPED]
 
     def record(self, node: str, domain: str, standing: Standing, *, held: bool) -> bool:
-        """Take in a decision. True if anything that others look at has changed."""
+        """Record a decision. True if it changes anything for the status or for other nodes."""
         caught_up = self._catch_up(node)
         before = self.standings.get(node)
         was_held, had_slot = node in self.held, node in self.slots
@@ -74,7 +73,7 @@ class Entry:
         return caught_up or moved or before != standing
 
     def forget(self, node: str) -> bool:
-        """Drop a node, or learn that the prefetch is not for it. True if that changes anything."""
+        """Drop a node that is deleted or no longer matches. True if that changes anything."""
         caught_up = self._catch_up(node)
         had_slot = node in self.slots
         self.slots.discard(node)
@@ -91,7 +90,7 @@ class Entry:
         return True
 
     def _catch_up(self, node: str) -> bool:
-        """The node has been decided about. True if it was the last one to be."""
+        """The node has a decision now. True if it was the last outdated node."""
         if node not in self.outdated:
             return False
         self.outdated.discard(node)
@@ -118,7 +117,7 @@ class Entry:
         return self.slots & self.held
 
     def overdrawn(self, node: str, prefetch: Prefetch) -> bool:
-        """Whether more nodes like this one (joining, or in service) have a slot than may."""
+        """Whether too many nodes of this node's kind (joining, or in service) have a slot."""
         if self.throttle.limit is not None and len(self.slots) > self.throttle.limit:
             return True
         if node in self.held:
@@ -140,14 +139,14 @@ class Entry:
         return prefetch.gate.parallel(max(self.nodes, 1))
 
     def parallel(self, prefetch: Prefetch) -> int:
-        """How many nodes there are at most that may pull at once, if the registry does not refuse:
-        those in service, and the joining nodes that are there now.
+        """How many nodes may pull at once, if the registry does not refuse: nodes in service, and
+        the joining nodes that exist now.
         """
         in_service = prefetch.rollout.parallel(max(self.nodes, 1))
         return in_service + min(self.gate_parallel(prefetch), len(self.held))
 
     def wanted_slot(self, prefetch: Prefetch) -> str:
-        """What a joining node without a slot waits for, for people."""
+        """What a joining node without a slot waits for, as text for users."""
         limit = self.throttle.limit
         if limit is not None and limit <= len(self.slots):
             return f"a slot: the registry refuses, so {limit} nodes may pull at a time"
@@ -181,7 +180,7 @@ class Entry:
         nodes: Counter[str] = Counter()
         cached: Counter[str] = Counter()
         failing: dict[str, set[str]] = {}
-        for_good: Counter[str] = Counter()
+        permanent: Counter[str] = Counter()
         for node, standing in self.standings.items():
             domain = self.domains[node]
             if standing.state is not NodeState.SKIPPED:
@@ -191,10 +190,10 @@ class Entry:
             if standing.state is NodeState.CACHED:
                 cached[domain] += 1
             elif not standing.startable:
-                continue  # it cannot try again, and nobody shall wait for it
+                continue  # it cannot try again, so no node may wait for it
             elif node in self.failures and self.failures[node].reason not in failures.NODES_OWN:
                 failing.setdefault(domain, set()).add(node)
-                for_good[domain] += self.failures[node].permanent
+                permanent[domain] += self.failures[node].permanent
         busy = Counter(self.domains.get(node, "") for node in self.slots - self.held)
         return rollout.RolloutView(
             spec=prefetch.rollout,
@@ -207,7 +206,7 @@ class Entry:
                     cached[name],
                     busy[name],
                     frozenset(failing.get(name, ())),
-                    for_good[name],
+                    permanent[name],
                 )
                 for name in nodes.keys() | busy.keys()
             },

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 MOST = 1000
 """Pushes that wait. More are refused, and the sender tries again."""
 SPACING = 0.5
-"""Seconds between two writes: however many pushes come, the API server gets two writes a second."""
+"""Seconds between two writes, so that the API server gets at most two writes a second."""
 LAST_RETRY = 15.0
 
 
@@ -31,18 +31,18 @@ class Outbox:
         self._count = 0
 
     def add(self, told: Sequence[Told]) -> bool:
-        """All or none; False where there is no room."""
+        """Add all pushes, or none: then the outbox is full, and the result is False."""
         if len(self._waiting) + len(told) > MOST:
             return False
         for each in told:
             self._count += 1
-            # A push that waits already is told of once, under the new id.
+            # A push that already waits is handed over once, under the new id.
             self._waiting[each.push] = Entry(f"{self._mine}-{self._count}", each)
         self._wake.set()
         return True
 
     async def run(self) -> None:
-        """Hand over what comes, for ever: what fails is tried again, with a back-off."""
+        """Hand over pushes until cancelled. A failed write is repeated, with a back-off."""
         failures = 0
         while True:
             if not self._waiting:
@@ -58,8 +58,8 @@ class Outbox:
             await asyncio.sleep(min(LAST_RETRY, SPACING * 2 ** min(failures, 6)))
 
     async def flush(self) -> None:
-        """One write of what waits, at most as much as the leader reads at once. Raises KubeError,
-        and then nothing is lost.
+        """Write the waiting pushes, at most as many as the leader reads at once. No push is lost if
+        it raises a KubeError.
         """
         some = dict(list(self._waiting.items())[: handover.MOST])
         if not some:
@@ -68,13 +68,13 @@ class Outbox:
         try:
             earlier = handover.decode(text)
         except handover.Unreadable:
-            earlier = ()  # Whoever wrote that has overwritten it.
+            earlier = ()  # Another writer has overwritten the earlier pushes.
         kept = [entry for entry in earlier if entry.told.push not in some]
         try:
             await self._pushes.replace(handover.encode([*kept, *some.values()]), version)
         except Conflict:
             return  # The other replica was faster: the next round comes soon.
         for push, entry in some.items():
-            # Told again during the write: that is a push of its own.
+            # A push that came again during the write is handed over again.
             if self._waiting.get(push) is entry:
                 del self._waiting[push]

@@ -1,4 +1,4 @@
-"""What a process of the operator has before it is connected to anything."""
+"""The parts of the operator's process that need no connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Process:
 
     @classmethod
     def create(cls, clock: Clock, *, version: str, host: str = "") -> Process:
-        """``host``: under which the requests to the API server are counted."""
+        """``host``: label of the requests to the API server in the metrics."""
         store = Store(clock)
         metrics = Metrics(
             CollectorRegistry(),

@@ -8,10 +8,11 @@ to a sleeping worker that may take it, and queues the key only when there is non
 sleep only when nothing is queued that it may take. There is no wake-up between the two that could
 be lost or reach the wrong worker.
 
-A key is therefore in exactly one of these states, apart from a timer that it may have besides:
-unknown, queued (`_queued`), assigned to a worker that has not begun yet (`_assigned`), or being
-worked on (`_active`; with a note in `_again` if it was added meanwhile). Nothing is remembered of
-an unknown key: `_failures` has only keys whose last attempt failed, and those have a timer.
+A key is therefore in exactly one of these states: unknown, queued (`_urgent`, `_ordinary`),
+assigned to a worker that has not begun yet (`_assigned`), or being worked on (`_active`; with a
+note in `_again` if it was added meanwhile). In each state it may also have a timer. Nothing is
+stored of an unknown key: `_failures` has only keys whose last attempt failed, and each of them has
+a timer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from imagegate.errors import ImagegateError
 logger = logging.getLogger(__name__)
 
 Handle = Callable[[str], Awaitable[None]]
-"""Works on one key. What it raises brings the key back, with a back-off."""
+"""Works on one key. If it raises, the key is worked on again, with a back-off."""
 Observe = Callable[[float], None]
 """Takes a duration in seconds."""
 
@@ -37,7 +38,7 @@ LAST_RETRY = 60.0
 LAST_URGENT_RETRY = 3.0
 """Seconds until an urgent key is tried again at most: a held node waits for it."""
 KICK_SPREAD = 1.0
-"""Seconds over which the keys in back-off are spread when what failed works again."""
+"""Seconds over which the keys in back-off are spread when `kick` ends their back-offs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class _Worker:
 class KeyedQueue:
     """Keys of one kind, and the workers that take them.
 
-    Urgent keys have workers of their own, so that the release of a node never waits behind
-    thousands of nodes that only have to be looked at. Any other worker takes them first, too.
+    Urgent keys have workers of their own, so that the release of a node never waits for
+    thousands of nodes that are not held. Any other worker takes them first, too.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class KeyedQueue:
         urgent_workers: int = 0,
         observers: tuple[Observe, Observe] | None = None,
     ) -> None:
-        """``observers``: are told how long a key has waited, and how long the work on it took."""
+        """``observers``: receive how long a key has waited, and how long the work on it took."""
         self.name = name
         self.adds = 0
         self.retries = 0
@@ -103,8 +104,8 @@ class KeyedQueue:
         return len(self._urgent) + len(self._ordinary) + len(self._assigned)
 
     def add(self, key: str, *, delay: float = 0.0, urgent: bool = False) -> None:
-        """Work on the key, now or in ``delay`` seconds. The earliest of several times counts; a
-        key that any of the calls asked for urgently is urgent.
+        """Work on the key, now or in ``delay`` seconds. The earliest of several times counts. If
+        one of several calls is urgent, the key is urgent.
         """
         if delay > 0:
             self._add_later(key, delay, urgent=urgent)
@@ -126,7 +127,7 @@ class KeyedQueue:
             self._offer(key, _Queued(time.monotonic(), urgent))
 
     def kick(self) -> None:
-        """What made keys fail works again: end their back-offs, spread over a moment."""
+        """End the back-offs, spread over `KICK_SPREAD`, because the cause of the failures ended."""
         loop = asyncio.get_running_loop()
         for key, timer in list(self._timers.items()):
             when = loop.time() + random.uniform(0, KICK_SPREAD)  # noqa: S311
@@ -146,7 +147,7 @@ class KeyedQueue:
 
     def _offer(self, key: str, entry: _Queued) -> None:
         """Give the key to a sleeping worker that may take it, or else queue it."""
-        # Workers for urgent keys alone come first: the others can do more.
+        # Workers for urgent keys only come first, because the other workers can take any key.
         lanes = (self._asleep_urgent, self._asleep) if entry.urgent else (self._asleep,)
         worker = next((worker for lane in lanes for worker in _drained(lane)), None)
         if worker is not None:
@@ -173,7 +174,7 @@ class KeyedQueue:
         self._timers[key] = _Timer(when, loop.call_at(when, self.add, key), urgent, failed)
 
     def _cancel_timer(self, key: str) -> bool:
-        """Whether the timer, if there was one, was to add the key as urgent."""
+        """Cancel the key's timer, if it has one. True if it would have added the key as urgent."""
         pending = self._timers.pop(key, None)
         if pending is None:
             return False
@@ -194,7 +195,7 @@ class KeyedQueue:
         except asyncio.CancelledError:
             lane.pop(worker, None)
             if worker.given.done() and not worker.given.cancelled():
-                # The key was given to this worker in the turn in which it was cancelled.
+                # This worker was given the key and cancelled in the same turn of the loop.
                 key = worker.given.result()
                 self._offer(key, self._assigned.pop(key))
             raise
@@ -223,8 +224,7 @@ class KeyedQueue:
         last = LAST_URGENT_RETRY if urgent else LAST_RETRY
         delay = min(last, FIRST_RETRY * 2 ** min(count - 1, 16)) * random.uniform(0.8, 1.2)  # noqa: S311
         causes = tuple(_causes(error))
-        # An error that is raised on purpose explains itself; anything else is a bug, and the log
-        # needs its place.
+        # An ImagegateError explains itself. Any other error is a bug, so its traceback is logged.
         expected = all(isinstance(cause, ImagegateError) for cause in causes)
         logger.log(
             logging.INFO if expected and count < 4 else logging.WARNING,
@@ -246,8 +246,8 @@ def _first(queued: dict[str, _Queued]) -> tuple[str, _Queued]:
 
 
 def _drained(lane: dict[_Worker, None]) -> Iterator[_Worker]:
-    """The sleeping workers of a lane, longest asleep first; each is taken out of it. One that was
-    cancelled and has not noticed yet takes no key.
+    """The sleeping workers of a lane, the longest asleep first; each is removed from the lane. A
+    cancelled worker that still sleeps is skipped.
     """
     while lane:
         worker = next(iter(lane))
@@ -266,4 +266,4 @@ def _causes(error: Exception) -> Iterator[Exception]:
 
 
 def _ignore(_: float) -> None:
-    """Nobody measures."""
+    """Without observers, durations are not measured."""

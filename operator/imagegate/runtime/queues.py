@@ -20,7 +20,7 @@ class Queues:
     nodes: KeyedQueue
     prefetches: KeyedQueue
     disks: KeyedQueue
-    """Nodes whose kubelet is asked how full its disk is."""
+    """Nodes whose kubelet is asked for the disk usage."""
     forecasts: KeyedQueue
     """ImagePrefetches with ``dryRun``."""
     images: KeyedQueue
@@ -71,6 +71,6 @@ class Queues:
             self.prefetches.add(name, delay=PASS_INTERVAL)
 
     def kick(self) -> None:
-        """The API server answers again: try at once what failed because it did not answer."""
+        """The API server answers again: retry the keys that have failed without it."""
         for queue in self:
             queue.kick()

@@ -1,4 +1,4 @@
-"""One collection of one namespace, listed and watched by the operator's own client, for ever.
+"""Lists and watches one collection of one namespace, with the operator's own client.
 
 kopf ends the whole operator when one list or watch is refused. The puller namespaces belong to
 several teams, and one of them may be deleted, so each has a watch with a failure state of its own.
@@ -23,11 +23,11 @@ FIRST_RETRY = 0.2
 LAST_RETRY = 15.0
 
 Tell = Callable[[str | None, Mapping[str, Any]], None]
-"""Is told the type of an event, None for an object of a list, and the object."""
+"""Receives the type of an event (None for an object of a list) and the object."""
 
 
 class Reflector:
-    """``listing=False``: only what happens from now on is told, and no object that is there."""
+    """``listing=False``: only events from now on are reported, and no existing objects."""
 
     def __init__(
         self, client: Client, path: str, query: Mapping[str, str], tell: Tell, *, listing: bool
@@ -38,10 +38,10 @@ class Reflector:
         self._tell = tell
         self._listing = listing
         self._known: dict[str, Mapping[str, Any]] = {}
-        """The metadata of every object that was told, by name."""
+        """The metadata of every reported object, by name."""
 
     async def run(self) -> None:
-        """Never raises: what fails is tried again, with a back-off."""
+        """Run until cancelled. A failed list or watch is tried again, with a back-off."""
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -65,7 +65,9 @@ class Reflector:
             await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def _list(self) -> str:
-        """Tell every object, and the end of those that vanished. The version of the list."""
+        """Report every object, and the deletion of objects that are not listed any more. Returns
+        the list's resourceVersion.
+        """
         found: dict[str, Mapping[str, Any]] = {}
         version, token = "", ""
         while True:
@@ -78,17 +80,17 @@ class Reflector:
             token = (metadata.get("continue") or "") if self._listing else ""
             for item in (page.get("items") or ()) if self._listing else ():
                 found[item["metadata"]["name"]] = item["metadata"]
-                self._say(None, item)
+                self._report(None, item)
             if not token:
                 break
         for name in self._known.keys() - found.keys():
             ended = {**self._known[name], "resourceVersion": version}
-            self._say("DELETED", {"metadata": ended})
+            self._report("DELETED", {"metadata": ended})
         self._known = found
         return version
 
     async def _watch(self, version: str) -> str:
-        """Until the API server ends the watch; the version from which the next goes on."""
+        """Watch until the API server ends it. Returns the version from which the next continues."""
         async with aclosing(self._client.watch(self._path, version, **self._query)) as events:
             async for type_, body in events:
                 metadata = body.get("metadata") or {}
@@ -101,12 +103,12 @@ class Reflector:
                         self._known.pop(name, None)
                     else:
                         self._known[name] = metadata
-                self._say(type_, body)
+                self._report(type_, body)
         return version
 
-    def _say(self, type_: str | None, body: Mapping[str, Any]) -> None:
-        """Tell one object. One that cannot be read must not end the watch of all others: whoever
-        may create pods in the namespace may give them our labels.
+    def _report(self, type_: str | None, body: Mapping[str, Any]) -> None:
+        """Report one object. An unreadable object must not end the watch of the others, because
+        every user who may create pods in the namespace may give them the operator's labels.
         """
         try:
             self._tell(type_, body)

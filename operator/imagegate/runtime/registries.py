@@ -1,4 +1,4 @@
-"""The registries of an ImagePrefetch are asked about its images, with each image's credentials.
+"""Asks the registries of an ImagePrefetch about its images, with each image's credentials.
 
 A registry that did not answer in time is remembered as slow, so that it does not occupy the workers
 that others need.
@@ -23,7 +23,7 @@ from imagegate.registry.pull_secrets import PullSecret
 from imagegate.runtime.image_facts import describe, lean
 
 SLOW_WORKERS = 2
-"""ImagePrefetches at the same time whose registry did not answer the last time."""
+"""How many ImagePrefetches may ask the same slow registry at the same time."""
 MOST_SLOW = 1000
 """Registries that are remembered as slow."""
 
@@ -33,7 +33,7 @@ class Registries:
         self._manifests = manifests
         self._secrets = secrets
         self._slow: dict[str, int] = {}
-        """Registries that did not answer the last time, with how many rounds ask them now."""
+        """Registries that did not answer the last time, with the number of rounds that ask now."""
 
     async def ask(
         self,
@@ -44,9 +44,9 @@ class Registries:
         *,
         resolved: bool = False,
     ) -> dict[str, ImageFacts]:
-        """What the registries say of each image, or of ``only`` these, within so many seconds.
-        Never raises: what is wrong stands in ``problem``. ``resolved``: the images' tags have just
-        been looked up, and are not again.
+        """Ask about each image, or about ``only`` these, for at most ``patience`` seconds. Never
+        raises: an error is returned in ``problem``. ``resolved``: the images' tags have just been
+        looked up, and are not looked up again.
         """
         tasks = {
             image.reference: asyncio.create_task(
@@ -90,7 +90,7 @@ class Registries:
         return {_domain(image.reference) for image in prefetch.images} & self._slow.keys()
 
     def busy(self, slow: Collection[str]) -> list[str]:
-        """Those of the slow registries that as many rounds ask now as may."""
+        """The slow registries that `SLOW_WORKERS` rounds ask now."""
         return [each for each in slow if self._slow[each] >= SLOW_WORKERS]
 
     @contextlib.contextmanager
@@ -101,7 +101,7 @@ class Registries:
             yield
         finally:
             for each in slow:
-                # One that has answered meanwhile is not slow any more.
+                # A registry that has answered meanwhile is not slow any more.
                 if self._slow.get(each):
                     self._slow[each] -= 1
 
@@ -116,7 +116,7 @@ class Registries:
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(reference: str) -> Reference:
-    """Of an image that was accepted. Every push event is compared with every image."""
+    """Parse an accepted reference. Cached, because each push event is compared with all images."""
     return references.parse(reference)
 
 

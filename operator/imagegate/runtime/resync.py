@@ -1,4 +1,4 @@
-"""Complete lists at start and every few minutes: what watches forgot to say is put right."""
+"""Lists all objects at start and every few minutes, to correct what the watches did not report."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from imagegate.runtime.knowledge import Knowledge
 logger = logging.getLogger(__name__)
 
 SETTLE = 15.0
-"""Seconds after the start until the second resync, which finds what vanished between the first
-one and the beginning of the watches."""
+"""Seconds after the start until the second resync, which finds objects that were deleted between
+the first resync and the start of the watches."""
 
 
 class Resync:
@@ -43,7 +43,9 @@ class Resync:
         """When the last complete resync ended, or the process began to lead."""
 
     def begin(self) -> None:
-        """This process leads from now on: before, nothing was to be listed, and nothing is late."""
+        """This process leads from now on. The time before does not count, because a standby does
+        not list anything.
+        """
         self.last = self._clock.monotonic()
 
     async def once(self) -> None:
@@ -51,7 +53,7 @@ class Resync:
         since = self._clock.monotonic()
         gate = await self._cluster.gates.get()
         prefetches = await self._cluster.prefetches.list()
-        # Before the nodes are parsed: only the images that a prefetch names are kept of a Node.
+        # Before the nodes are parsed, because a parsed Node has only the images of prefetches.
         for prefetch in prefetches:
             self._store.see_prefetch(prefetch)
         nodes = await self._cluster.nodes.list()
@@ -60,7 +62,7 @@ class Resync:
         watched.listed(watches.NODES, nodes)
         watched.listed(watches.PREFETCHES, prefetches)
         watched.listed(watches.GATES, [] if gate is None else [gate])
-        # The gate first and the nodes last: nobody is decided about on half of the facts.
+        # The gate first and the nodes last, so that no decision uses half of the facts.
         self._store.see_gate(gate, since=since)
         self._store.see_unreadable(unreadable)
         pruned = self._store.prune(since=since, nodes=nodes, pods=pods, prefetches=prefetches)
@@ -79,8 +81,8 @@ class Resync:
         )
 
     async def _list_pods(self) -> tuple[list[Pod], dict[str, str]]:
-        """The puller pods, and why those of a namespace are not known: somebody has deleted the
-        namespace, or the Role in it. That must not end the operator, which also serves others.
+        """The puller pods, and for each unreadable namespace the reason: the namespace, or the Role
+        in it, was deleted. That must not end the operator, because it also serves the others.
         """
         pods: list[Pod] = []
         unreadable: dict[str, str] = {}
@@ -96,21 +98,21 @@ class Resync:
         return pods, unreadable
 
     async def run(self) -> None:
-        """Resync for ever; a resync that fails is tried again soon."""
+        """Resync until cancelled. A failed resync is repeated soon."""
         delay = min(SETTLE, self._period)
         while True:
             await self._wait(delay * random.uniform(0.9, 1.1))  # noqa: S311
             try:
                 await self.once()
                 delay = self._period if not self._store.unreadable else min(self._period, 30.0)
-                if self._store.watches.behind:
-                    delay = min(delay, 1.2 * watches.BEHIND)
+                if self._store.watches.stale:
+                    delay = min(delay, 1.2 * watches.DEAD_AFTER)
             except ImagegateError as error:
                 logger.warning("resync failed", extra={"error": str(error)})
                 delay = min(self._period, 30.0)
 
     async def _wait(self, delay: float) -> None:
-        """Until the next resync is due: sooner, where the watch of Nodes tells nothing."""
+        """Wait until the next resync is due, or less if the watch of Nodes reports nothing."""
         began = self._clock.monotonic()
         while (now := self._clock.monotonic()) < began + delay:
             quiet = max(began, self._store.watches.quiet_since(watches.NODES)) + watches.QUIET

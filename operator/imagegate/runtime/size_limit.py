@@ -21,7 +21,7 @@ class SizeLimit:
 
     def judge(self, prefetch: Prefetch) -> Prefetch:
         """The prefetch, forbidden if its images are known to be larger than the policy allows. The
-        inspector still sees it as it was, and so goes on asking for sizes.
+        inspector still sees the original prefetch, and so continues to ask for sizes.
         """
         if not self._policy.max_gigabytes_per_node or not prefetch.live:
             return prefetch

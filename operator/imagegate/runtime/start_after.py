@@ -1,8 +1,8 @@
-"""What joining nodes wait for before they pull: the DaemonSets of ``spec.startAfter``.
+"""Checks the DaemonSets of ``spec.startAfter``, for which joining nodes wait before they pull.
 
-A node that waits is looked at every two seconds or so, by a queue of its own, so that its release
-never waits for an answer. Once a DaemonSet was Ready on a node it counts as Ready until the next
-boot. In memory only: an operator that restarts asks again.
+A waiting node is checked about every two seconds, in a separate queue, so that its release never
+waits for an answer. Once a DaemonSet was Ready on a node it counts as Ready until the next boot.
+This is kept in memory only: after a restart the operator asks again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from imagegate.kube.daemonsets import DaemonSets
 from imagegate.runtime.queue import KeyedQueue
 
 PERIOD = 2.0
-"""Seconds between two looks at what a node waits for."""
+"""Seconds between two checks of a waiting node."""
 RATE = 50.0
-"""Looks a second at most: where more than a hundred nodes wait, at each of them less often. In a
-cluster that has just got its first prefetch every node is a joining one."""
+"""Largest number of checks per second. If more than a hundred nodes wait, each is checked less
+often. In a cluster with its first prefetch every node is a joining node."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,9 @@ class StartAfter:
         self._waiting: set[str] = set()
 
     def unready(self, node: Node, prefetch: Prefetch) -> Mapping[DaemonSetRef, str]:
-        """What is not known to have been Ready there since the node's boot, and why not."""
+        """The DaemonSets that, as far as is known, were not Ready on the node since its boot, and
+        why not.
+        """
         if not prefetch.start_after:
             return {}
         known = self._nodes.get(node.name)
@@ -53,7 +55,7 @@ class StartAfter:
         return {ref: known.reasons.get(ref, "") for ref in missing}
 
     def follow(self, node: Node, awaited: frozenset[DaemonSetRef]) -> None:
-        """Look for as long as there is something that the node waits for."""
+        """Check the DaemonSets that the node waits for, as long as there are any."""
         known = self._nodes.get(node.name)
         if known is None or known.identity != node.identity:
             if not awaited:
@@ -73,14 +75,14 @@ class StartAfter:
         self._waiting.discard(node)
 
     async def look(self, name: str) -> None:
-        """Ask about one node; comes back by itself until nothing is missing."""
+        """Ask about one node, and queue it again while a DaemonSet is not Ready."""
         known = self._nodes.get(name)
         if known is None or not known.awaited:
             return
         asked = known.awaited
         reasons = await self._daemonsets.unready(name, asked)
         if self._nodes.get(name) is not known:
-            return  # the node has rebooted meanwhile, or is gone: that was about its former life
+            return  # the node has rebooted or was deleted meanwhile: the answer is out of date
         ready = asked - reasons.keys()
         changed = bool(ready) or any(known.reasons.get(ref) != why for ref, why in reasons.items())
         known.ready |= ready

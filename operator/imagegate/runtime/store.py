@@ -1,4 +1,4 @@
-"""What is known of the cluster now: facts by key, fed by watches and put right by resyncs.
+"""The known state of the cluster: objects by key, updated by watches and corrected by resyncs.
 
 Every change is announced to the listener; a sighting that changes nothing is not.
 """
@@ -47,13 +47,13 @@ class Store:
         self.node_history = NodeHistory(clock)
         self.pod_history = PodHistory(clock)
         self.unreadable: Mapping[str, str] = {}
-        """Puller namespaces whose pods cannot be read now, and why."""
+        """Puller namespaces whose pods cannot be read now, each with the reason."""
         self.gate: Gate | None = None
         self.watches = Watches(clock)
 
     def listen(self, listener: Listener) -> None:
-        """The first resync is done: announce every change from now on. Before, nothing may be
-        concluded from absence, and so nothing is decided.
+        """The first resync is done: announce every change from now on. Nothing is decided earlier,
+        because a missing object may only not be listed yet.
         """
         self._listener = listener
 
@@ -70,7 +70,7 @@ class Store:
 
     @property
     def prefetches(self) -> Mapping[str, Prefetch]:
-        """What they come to (`domain.effective`)."""
+        """The effective prefetches (`domain.effective`), by name."""
         return self._prefetches
 
     @property
@@ -131,7 +131,7 @@ class Store:
             self._wanted = wanted
 
     def see_pod(self, pod: Pod, *, live: bool = False) -> None:
-        """``live``: a change that was watched happening, rather than found in a list."""
+        """``live``: the change was reported by a watch, and not found in a list."""
         key = (pod.namespace, pod.name)
         old = self._pods.get(key)
         if not pod.owned:
@@ -170,7 +170,7 @@ class Store:
         self.pod_history.forget(pod.uid)
 
     def see_pulled(self, namespace: str, pulled: Pulled) -> bool:
-        """A kubelet's Pulled event. False when it is old news, or of a pod that is not known."""
+        """A kubelet's Pulled event. False if it was known already, or if its pod is not known."""
         pod = self._pods.get((namespace, pulled.pod_name))
         if pod is None or pod.uid != pulled.pod_uid or pulled.image not in pod.images:
             return False
@@ -181,7 +181,7 @@ class Store:
         return True
 
     def declared(self, name: str) -> Prefetch | None:
-        """A prefetch as its spec has it."""
+        """A prefetch as its spec declares it."""
         return self._declared.get(name)
 
     def see_prefetch(self, declared: Prefetch) -> None:
@@ -190,15 +190,15 @@ class Store:
             return
         self._order.see("prefetch", declared.name)
         self._declared[declared.name] = declared
-        self._come_to(declared)
+        self._resolve(declared)
 
     def found_images(self, declared: Prefetch, found: Found) -> None:
-        """What ``imagesFrom`` comes to; until the next change of what it depends on."""
+        """The images to which ``imagesFrom`` resolves. They are valid for the current spec only."""
         self._found[declared.name] = (_asked(declared), found)
-        self._come_to(declared)
+        self._resolve(declared)
 
-    def _come_to(self, declared: Prefetch) -> None:
-        """Work out anew what a prefetch comes to."""
+    def _resolve(self, declared: Prefetch) -> None:
+        """Compute the effective prefetch again."""
         name = declared.name
         asked, found = self._found.get(name, (None, None))
         known = found if asked == _asked(declared) else None
@@ -231,7 +231,7 @@ class Store:
             self._listener.prefetch_changed(name)
 
     def see_gate(self, gate: Gate | None, *, since: float | None = None) -> None:
-        """None: it is deleted, or was absent when it was read; ``since``: when that began."""
+        """None: it is deleted, or a read did not find it; ``since``: when that read began."""
         old = self.gate
         if gate is None:
             if since is not None and self._order.seen_since("gate", "", since):
@@ -242,7 +242,7 @@ class Store:
         else:
             self._order.see("gate", "")
         self.gate = gate
-        # The first heartbeat arms it; the others change nothing.
+        # The first heartbeat arms the gate; later heartbeats change nothing.
         changed = old != gate or _beats(old) != _beats(gate)
         if changed and self._listener is not None:
             self._listener.gate_changed()
@@ -256,14 +256,14 @@ class Store:
             self._listener.gate_changed()
 
     def see_unreadable(self, namespaces: Mapping[str, str]) -> None:
-        """The puller namespaces that cannot be read now, and why: what is known of their pods stays
-        as it was, and their prefetches are not acted on.
+        """The puller namespaces that cannot be read now, and why. What is known of their pods is
+        kept, and their prefetches are not acted on.
         """
         changed = namespaces.keys() ^ self.unreadable.keys()
         self.unreadable = dict(namespaces)
         for declared in list(self._declared.values()):
             if declared.namespace in changed:
-                self._come_to(declared)
+                self._resolve(declared)
         if self._listener is not None:
             for node in {pod.node for pod in self._pods.values() if pod.namespace in changed}:
                 self._listener.node_changed(node)
@@ -278,10 +278,10 @@ class Store:
         pods: Iterable[Pod],
         prefetches: Iterable[Prefetch],
     ) -> Mapping[str, int]:
-        """Take complete lists that were begun at ``since`` (monotonic) and drop what is not there.
+        """Take complete lists that began at ``since`` (monotonic), and drop unlisted objects.
 
-        kopf says nothing of objects that vanished while a watch was broken. What was seen after
-        the lists were begun may simply be newer than them, and stays.
+        kopf does not report objects that were deleted while a watch was broken. An object that was
+        seen after the lists began is kept, because it may be newer than the lists.
         """
         node_names, pod_keys, names = set[str](), set[PodKey](), set[str]()
         for node in nodes:
@@ -323,5 +323,5 @@ def _beats(gate: Gate | None) -> bool:
 
 
 def _asked(declared: Prefetch) -> object:
-    """What decides the images that ``imagesFrom`` comes to, as far as the spec is concerned."""
+    """The fields of the spec on which the images of ``imagesFrom`` depend."""
     return declared.uid, declared.images, declared.images_from, declared.pull_secrets

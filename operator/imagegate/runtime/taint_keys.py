@@ -1,10 +1,10 @@
 """The keys under which nodes may be held: the gate's key, and the keys that it had before.
 
-A NodeGate is deleted and created again to change its key, perhaps in one moment, perhaps while
-no operator runs. Nodes are held under the old key then, and the admission policy may go on for
-a moment with the old parameter. So the keys are recorded where the NodeGate's deletion does not
-reach: in an annotation of the election's Lease. A key is recorded before the first heartbeat of its
-NodeGate, and without a heartbeat nobody is held: no taint has a key that is not recorded.
+To change its key, a NodeGate is deleted and created again, perhaps within a second, perhaps while
+no operator runs. Nodes are then held under the old key, and the admission policy may use the old
+parameter for some seconds. So the keys are recorded in an annotation of the election's Lease,
+because the Lease remains when the NodeGate is deleted. A key is recorded before the first heartbeat
+of its NodeGate, and without a heartbeat no node is held, so every taint has a recorded key.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from imagegate.runtime.clock import Clock
 logger = logging.getLogger(__name__)
 
 FORGET_AFTER = 3600.0
-"""Seconds without any node under an earlier key after which it is not looked for any more. The
-admission policy sees a new NodeGate within seconds; afterwards the key is anybody's."""
+"""Seconds without any node under an earlier key after which the key is forgotten. The admission
+policy sees a new NodeGate within seconds; a later taint with the old key is not the gate's."""
 
 
 class TaintKeys:
     def __init__(self, leases: Leases, clock: Clock, configured: str) -> None:
-        """``configured``: the chart's key, which counts where there has been no NodeGate."""
+        """``configured``: the chart's key, which is used if there has been no NodeGate."""
         self._leases = leases
         self._clock = clock
         self._current = configured
@@ -38,7 +38,7 @@ class TaintKeys:
 
     @property
     def current(self) -> str:
-        """The gate's key, also after the NodeGate was deleted: its nodes are still to be freed."""
+        """The gate's key, also after the NodeGate was deleted, because its nodes are released."""
         return self._current
 
     @property
@@ -46,7 +46,7 @@ class TaintKeys:
         return self._earlier
 
     def see(self, gate: Gate | None) -> None:
-        """Take in the NodeGate that is there now, before anything is decided by its key."""
+        """Note the current NodeGate, before a decision uses its key."""
         if gate is None or not gate.taint_key or gate.taint_key == self._current:
             return
         logger.info("another taint key", extra={"key": gate.taint_key, "before": self._current})

@@ -15,7 +15,7 @@ def spawn(coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
 
 
 async def first_of(tasks: list[asyncio.Task[Any]]) -> None:
-    """Wait until one of the tasks ends, cancel the others, and raise what it raised."""
+    """Wait until one of the tasks ends, and cancel the others. Raises the error of that task."""
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -12,8 +12,8 @@ from typing import Protocol
 from imagegate.runtime.clock import Clock
 
 LATE = 120.0
-"""Seconds for which an answer to a request of our own may be late. A tombstone is kept for as long
-after the list that no longer shows the object was begun."""
+"""Seconds by which an answer to the operator's own request may be late. A tombstone is kept for
+this time after the start of a list that does not contain the object."""
 TOMBSTONES = 20_000
 """How many tombstones are kept at most; the oldest are dropped first."""
 
@@ -37,7 +37,7 @@ class Tombstone:
 
     returns: bool
     """Whether an object of this uid may be seen again. A puller pod whose label is removed leaves
-    our watch as if it were deleted, and comes back with a newer version when the label does."""
+    the watch as if it were deleted, and comes back with a newer version when the label does."""
 
     def covers(self, seen: Versioned) -> bool:
         if seen.uid == self.uid and not self.returns:
@@ -86,7 +86,7 @@ class Tombstones:
             self._ended.pop((kind, key), None)
             self._ended[kind, key] = Tombstone(
                 uid,
-                # A deletion that is told twice, once without its version, lowers nothing.
+                # A second report of the deletion, without its version, must not lower the version.
                 max(version, before.version) if before is not None else version,
                 self._clock.monotonic(),
                 returns=kind == "pod",

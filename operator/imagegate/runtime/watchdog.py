@@ -1,8 +1,8 @@
-"""Frees held nodes when the operator is dead: run every few minutes, in a process of its own.
+"""Releases held nodes when the operator is dead. It runs every few minutes in a separate process.
 
-The admission policy looks at the heartbeat itself, and taints nobody without one. But nodes that
-were held when the operator died, and those that somebody else taints (Karpenter's
-``startupTaints``, a node pool, ``--register-with-taints``), would wait for ever.
+The admission policy checks the heartbeat itself, and taints no node without a heartbeat. But nodes
+that were held when the operator died, and nodes with a taint from another source (Karpenter's
+``startupTaints``, a node pool, ``--register-with-taints``), would wait forever.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Watchdog:
         self._clock = clock
 
     async def run(self) -> int:
-        """How many nodes were freed: none while the operator lives. Raises a KubeError; what was
-        freed before stays so.
+        """Returns how many nodes were released: none while the operator lives. Raises a KubeError;
+        nodes that were released before stay released.
         """
         try:
             lease = await self._leases.get()
@@ -56,7 +56,7 @@ class Watchdog:
             lease = LeaseRecord()
         gate = await self._gates.get()
         if gate is not None:
-            # A leader that cannot see the cluster renews its Lease, and writes no heartbeat.
+            # The heartbeat, because a leader that cannot see the cluster still renews its Lease.
             alive = gate.status.get("heartbeat") or gate.created
         else:
             alive = lease.renew_time

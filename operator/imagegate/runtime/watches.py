@@ -1,9 +1,9 @@
-"""Whether the watches tell what happens: what lists know, a watch must have told soon after.
+"""Whether the watches work: a watch must soon report every object that a list contains.
 
-Silence proves nothing, because in a cluster at rest nothing happens; and an event of one kind says
-nothing about the watch of another. The resourceVersions of one kind are one sequence and a watch
-tells them in order, so a list whose newest object is newer than everything that the watch has told
-proves that the watch is behind.
+Silence alone proves nothing, because in an idle cluster there are no events. An event of one kind
+proves nothing about the watch of another kind. The resourceVersions of one kind are one sequence,
+and a watch reports them in order. So a watch is stale if a list contains an object that is newer
+than everything that the watch has reported.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ NODES = "nodes"
 PREFETCHES = "imageprefetches"
 GATES = "nodegates"
 
-BEHIND = 60.0
-"""Seconds by which a watch may be behind a list. A rollout of 5,000 nodes is told within some."""
+DEAD_AFTER = 60.0
+"""Seconds after which a stale watch counts as dead. A working watch reports a rollout of 5,000
+nodes within some seconds."""
 QUIET = 60.0
 """Seconds without an event about any Node after which the Nodes are listed. A kubelet writes its
 Node's status every 5 minutes at least, so that in a large cluster this means a dead watch."""
@@ -31,56 +32,57 @@ class Versioned(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Behind:
+class _Missed:
     version: int
-    """The newest object of the list."""
+    """The resourceVersion of the list's newest object."""
     since: float
     confirmed: float
-    """When the last list was made that still had an object as new as that."""
+    """When the last list was made that still had an object of this version or newer."""
 
 
 class Watches:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._told: dict[str, int] = {}
-        self._told_at: dict[str, float] = {}
-        self._behind: dict[str, _Behind] = {}
+        self._reported: dict[str, int] = {}
+        self._reported_at: dict[str, float] = {}
+        self._missed: dict[str, _Missed] = {}
 
     @property
     def begun(self) -> bool:
-        """Whether any watch has told anything yet."""
-        return bool(self._told)
+        """Whether any watch has reported an object yet."""
+        return bool(self._reported)
 
     @property
-    def behind(self) -> bool:
-        """Whether a list was ahead of a watch, as far as is known."""
-        return any(self._told.get(kind, 0) < it.version for kind, it in self._behind.items())
+    def stale(self) -> bool:
+        """Whether a list has shown that a watch is stale, and the watch still is."""
+        return any(self._reported.get(kind, 0) < it.version for kind, it in self._missed.items())
 
     def quiet_since(self, kind: str) -> float:
-        """When the watch of this kind last told anything, in monotonic seconds."""
-        return self._told_at.get(kind, float("-inf"))
+        """When the watch of this kind last reported an object, in monotonic seconds."""
+        return self._reported_at.get(kind, float("-inf"))
 
     def told(self, kind: str, version: int) -> None:
-        """A watch has told an object of this kind, or the end of one."""
-        self._told[kind] = max(version, self._told.get(kind, 0))
-        self._told_at[kind] = self._clock.monotonic()
+        """A watch has reported an object of this kind, or its deletion."""
+        self._reported[kind] = max(version, self._reported.get(kind, 0))
+        self._reported_at[kind] = self._clock.monotonic()
 
     def listed(self, kind: str, objects: Iterable[Versioned]) -> None:
         """A list of all objects of this kind is complete."""
         newest = max((each.version for each in objects), default=0)
-        now, told, before = self._clock.monotonic(), self._told.get(kind, 0), self._behind.get(kind)
-        if newest <= told:
-            self._behind.pop(kind, None)
-        elif before is not None and told < before.version <= newest:
-            self._behind[kind] = replace(before, confirmed=now)
+        now, before = self._clock.monotonic(), self._missed.get(kind)
+        reported = self._reported.get(kind, 0)
+        if newest <= reported:
+            self._missed.pop(kind, None)
+        elif before is not None and reported < before.version <= newest:
+            self._missed[kind] = replace(before, confirmed=now)
         else:
-            # An object of the earlier list that is gone by now need not be told by anybody.
-            self._behind[kind] = _Behind(newest, now, now)
+            # The newest object of the earlier list is deleted, so no watch has to report it.
+            self._missed[kind] = _Missed(newest, now, now)
 
     def problem(self) -> str | None:
-        """Which watch is dead, if one is."""
-        for kind, it in self._behind.items():
+        """Says which watch is dead; None: no watch is."""
+        for kind, it in self._missed.items():
             late = it.confirmed - it.since
-            if self._told.get(kind, 0) < it.version and late >= BEHIND:
-                return f"the watch of {kind} has not told a change for {late:.0f} s"
+            if self._reported.get(kind, 0) < it.version and late >= DEAD_AFTER:
+                return f"the watch of {kind} has not reported a change for {late:.0f} s"
         return None

@@ -1,9 +1,9 @@
-"""What ``spec.imagesFrom`` names is followed: one watch for each kind and namespace, for as long as
-a prefetch asks for it.
+"""Follows the workloads that ``spec.imagesFrom`` names: one watch for each kind and namespace, as
+long as a prefetch needs it.
 
-The first list of every source is waited for before anything is decided about a prefetch, or a
-joining node would be released with half of its images; but not for ever, because a source may never
-be readable.
+The first decision about a prefetch waits for the first list of every source, because otherwise a
+joining node would be released with half of its images. This wait has a limit, because a source may
+never be readable.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from imagegate.runtime.store import Store
 logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
-"""Seconds that the first list is waited for, and after which a source that was read before, and
-cannot be read now, is complained of."""
+"""Longest wait for the first list, in seconds. Also the time after which a source is reported that
+was readable earlier and cannot be read now."""
 GATHER = 1.0
 """Seconds over which changes are gathered into one target: an upgrade writes many workloads."""
 FIRST_RETRY = 0.5
@@ -37,7 +37,7 @@ LAST_RETRY = 15.0
 
 @dataclass(slots=True)
 class _Followed:
-    """One place, and what is known of it."""
+    """One kind in one namespace, and what is known of its workloads."""
 
     task: asyncio.Task[None]
     workloads: dict[str, Workload] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class _Followed:
     """Why the last request failed, with the remedy."""
     failing_since: float | None = None
     impatient: bool = False
-    """Whether the failure has lasted for so long that it is acted on."""
+    """Whether the failure has lasted for so long that it is reported."""
 
     @property
     def listing(self) -> Listing:
@@ -54,7 +54,7 @@ class _Followed:
 
 
 class WorkloadImages:
-    """What the prefetches come to by their ``imagesFrom``, told to the store."""
+    """Finds the images of ``imagesFrom``, and passes them to the store."""
 
     def __init__(
         self,
@@ -64,9 +64,7 @@ class WorkloadImages:
         changed: Callable[[str], None],
         policy: PrefetchPolicy = ANYTHING,
     ) -> None:
-        """``changed`` is called with the name of a prefetch about which there is something new to
-        say.
-        """
+        """``changed`` is called with the name of a prefetch for which the result has changed."""
         self._workloads = workloads
         self._queue = queue
         self._changed = changed
@@ -77,11 +75,11 @@ class WorkloadImages:
         self._found: dict[str, Found] = {}
 
     def found(self, prefetch: Prefetch) -> Found | None:
-        """What is known now for the status; None where there is nothing to say."""
+        """The last result, for the status; None: there is none."""
         return self._found.get(prefetch.name) if prefetch.images_from else None
 
     def follow(self, prefetch: Prefetch) -> None:
-        """Follow what this prefetch names, and nothing that it named before."""
+        """Follow the sources of this prefetch, and stop following its earlier sources."""
         before = self._sources.get(prefetch.name, ())
         if before == prefetch.images_from and not prefetch.searching:
             return
@@ -92,10 +90,10 @@ class WorkloadImages:
             self._found.pop(prefetch.name, None)
         self._tend()
         if prefetch.images_from:
-            self._tell(prefetch.name)
+            self._update(prefetch.name)
 
     def forget(self, name: str) -> None:
-        """The prefetch is gone."""
+        """The prefetch was deleted."""
         self._found.pop(name, None)
         if self._sources.pop(name, None) is not None:
             self._tend()
@@ -106,7 +104,7 @@ class WorkloadImages:
         self._tend()
 
     def _tend(self) -> None:
-        """Begin and end watches."""
+        """Start the watches that are needed, and end the others."""
         wanted = {source.place for sources in self._sources.values() for source in sources}
         for place in self._followed.keys() - wanted:
             self._followed.pop(place).task.cancel()
@@ -116,13 +114,13 @@ class WorkloadImages:
             self._followed[place] = _Followed(task)
             logger.info("following workloads", extra={"place": "/".join(place)})
 
-    # ---- one place
+    # ---- one kind in one namespace
 
     async def _follow(self, place: Place) -> None:
-        """List, then watch, for ever. Never raises.
+        """List, then watch, until cancelled. Errors are retried.
 
-        A watch that the API server ends in good order is followed by one that goes on from there;
-        after anything else there is a new list, which also proves that the trouble is over.
+        If the API server ends a watch normally, the next watch continues from there. After an error
+        there is a new list, which also proves that the error is over.
         """
         loop = asyncio.get_running_loop()
         waiting = loop.call_later(PATIENCE, self._lose_patience, place)
@@ -136,7 +134,7 @@ class WorkloadImages:
                         version = await self._watch(place, version)
                         await asyncio.sleep(FIRST_RETRY)
                 except Gone:
-                    # Compacted while nobody listened: what happened since, a new list tells.
+                    # Compacted while no watch was open. The new list contains the missed changes.
                     logger.info("watch too old, listing again", extra={"place": "/".join(place)})
                 except KubeError as error:
                     self._fail(place, error)
@@ -160,7 +158,7 @@ class WorkloadImages:
         return version
 
     async def _watch(self, place: Place, version: str) -> str:
-        """Until the API server ends the watch. The version from which the next one goes on."""
+        """Watch until the API server ends it. Returns the version from which the next continues."""
         followed = self._followed[place]
         async with aclosing(self._workloads.watch(place, version)) as changes:
             async for change in changes:
@@ -204,18 +202,18 @@ class WorkloadImages:
                 self._queue.add(name, delay=0 if at_once else GATHER)
 
     async def look(self, name: str) -> None:
-        """Work out anew which images the workloads of a prefetch name."""
+        """Find again which images the workloads of a prefetch name."""
         if name in self._sources:
-            self._tell(name)
+            self._update(name)
 
-    def _tell(self, name: str) -> None:
+    def _update(self, name: str) -> None:
         declared = self._store.declared(name)
         if declared is None:
             return
         listings = {place: followed.listing for place, followed in self._followed.items()}
         found = find(declared, listings, self._policy)
         if found is None:
-            return  # the first list, or the end of patience, brings it back
+            return  # the first list, or the end of `PATIENCE`, queues it again
         before, self._found[name] = self._found.get(name), found
         self._store.found_images(declared, found)
         if found != before:

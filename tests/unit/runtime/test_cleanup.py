@@ -1,4 +1,4 @@
-"""The clean-up that `helm uninstall` runs: everything of ours goes, whatever state it is in."""
+"""The clean-up that `helm uninstall` runs removes everything of Imagegate, from any state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cleanup(world: World) -> Cleanup:
 
 
 async def in_use() -> World:
-    """A cluster with a cached node, a held node, and a puller pod whose node is gone."""
+    """A cluster with a cached node, a held node, and a puller pod whose node was deleted."""
     world = World()
     world.add_gate()
     world.api.put(
@@ -48,7 +48,7 @@ async def in_use() -> World:
     return world
 
 
-async def test_nothing_is_left_and_a_second_run_finds_nothing_to_do() -> None:
+async def test_cleanup_removes_everything_and_can_run_twice() -> None:
     world = await in_use()
     world.api.requests.clear()
     await cleanup(world).run()
@@ -61,11 +61,11 @@ async def test_nothing_is_left_and_a_second_run_finds_nothing_to_do() -> None:
     assert not prefetch["metadata"].get("finalizers")
     assert "/apis/imagegate.dev/v1alpha1/nodegates/default" not in world.api.objects
     first = world.api.writes()[0][1]
-    assert first == f"{DEPLOYMENT}/scale", "or the operator would put back what is taken away"
+    assert first == f"{DEPLOYMENT}/scale", "otherwise the operator would restore what is removed"
     await cleanup(world).run()
 
 
-async def test_a_node_that_keeps_changing_is_tidied_all_the_same() -> None:
+async def test_cleanup_succeeds_on_a_node_that_keeps_changing() -> None:
     world = await in_use()
     left = 3
 
@@ -83,8 +83,8 @@ async def test_a_node_that_keeps_changing_is_tidied_all_the_same() -> None:
     assert world.taints("held").count("x") == 3
 
 
-async def test_whatever_fails_first_nobody_stays_held() -> None:
-    """Pods that may not be deleted, or one node that a policy protects, do not keep the others."""
+async def test_failed_step_does_not_keep_nodes_held() -> None:
+    """Other nodes are released if pods may not be deleted, or if a policy protects one node."""
     for failing, held in (
         (f"/api/v1/namespaces/{NAMESPACE}/pods", False),
         ("/nodes/cached", False),

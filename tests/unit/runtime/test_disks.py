@@ -1,4 +1,4 @@
-"""How often kubelets are asked how full their disks are."""
+"""How often kubelets are asked for their disk usage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bench(usage: Usage) -> tuple[Disks, Full, Time]:
     return Disks(source, Clock(monotonic=lambda: time.now)), source, time
 
 
-async def test_a_figure_is_good_for_a_moment_and_for_this_boot_of_this_node() -> None:
+async def test_figure_is_valid_for_some_seconds_and_for_one_boot() -> None:
     disks, _, time = bench(Usage(capacity=10, used=5))
     assert disks.known(NODE) is None
     await disks.read(NODE)
@@ -39,7 +39,7 @@ async def test_a_figure_is_good_for_a_moment_and_for_this_boot_of_this_node() ->
     assert disks.known(NODE) is None
 
 
-async def test_a_kubelet_without_figures_is_asked_some_times_and_then_done_without() -> None:
+async def test_kubelet_without_figures_is_asked_a_few_times_only() -> None:
     disks, source, time = bench(Usage(problem="no figures yet", passing=True))
     for _ in range(TRIES):
         assert disks.known(NODE) is None
@@ -55,7 +55,7 @@ async def test_a_kubelet_without_figures_is_asked_some_times_and_then_done_witho
     assert disks.known(NODE) == source.answer
 
 
-async def test_a_kubelet_that_is_out_of_reach_is_not_waited_for() -> None:
+async def test_unreachable_kubelet_is_asked_once() -> None:
     disks, source, time = bench(Usage(problem="its kubelet does not answer"))
     await disks.read(NODE)
     assert disks.known(NODE) == source.answer
@@ -63,7 +63,7 @@ async def test_a_kubelet_that_is_out_of_reach_is_not_waited_for() -> None:
     assert disks.known(NODE) is None
 
 
-async def test_a_survey_keeps_every_figure_however_long_it_takes(
+async def test_survey_returns_every_figure_even_if_it_takes_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runtime_disks, "PAUSE", 0.0)
@@ -73,7 +73,7 @@ async def test_a_survey_keeps_every_figure_however_long_it_takes(
         async def usage(self, node: Node) -> Usage:
             await super().usage(node)
             if node.name == "n2":
-                time.now += FRESH + 1  # what was read of the others is too old by now
+                time.now += FRESH + 1  # the figures of the other nodes are too old now
                 await asyncio.sleep(0)
             if node.name == "n3" and self.asked < 5:
                 return Usage(problem="no figures yet", passing=True)

@@ -55,7 +55,7 @@ async def look(world: World) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_a_rollback_costs_no_label_and_no_pin(world: World) -> None:
+async def test_rollback_removes_no_label_and_no_puller_pod(world: World) -> None:
     weigh(world, "reg.test/a:1", "reg.test/b:1")
     lists(world, ("reg.test/a:1",))
     world.add_prefetch("llm", "reg.test/a:1")
@@ -70,7 +70,7 @@ async def test_a_rollback_costs_no_label_and_no_pin(world: World) -> None:
         assert {pod["metadata"]["uid"] for pod in world.pods()} == pins
 
 
-async def test_the_sixth_name_of_an_image_is_not_missed(world: World) -> None:
+async def test_image_with_six_names_is_not_missing(world: World) -> None:
     tags = [f"reg.test/a:{tag}" for tag in ("1", "1.2", "1.2.3", "latest", "stable")]
     weigh(world, *tags)
     lists(world, ("reg.test/a@sha256:0", *tags[:4]))
@@ -82,7 +82,7 @@ async def test_the_sixth_name_of_an_image_is_not_missed(world: World) -> None:
         assert {pod["metadata"]["uid"] for pod in world.pods()} == pins
 
 
-async def test_a_name_that_another_tag_pushes_out_of_the_list_is_not_missed(world: World) -> None:
+async def test_name_that_another_tag_displaces_is_not_missing(world: World) -> None:
     tags = [f"reg.test/a:{tag}" for tag in ("1", "1.2", "1.2.3", "stable")]
     weigh(world, *tags)
     lists(world, ("reg.test/a@sha256:0", *tags))
@@ -94,7 +94,7 @@ async def test_a_name_that_another_tag_pushes_out_of_the_list_is_not_missed(worl
         assert world.labels("n1")
 
 
-async def test_a_name_that_is_listed_in_another_spelling_is_not_missed(world: World) -> None:
+async def test_image_that_is_listed_under_another_name_is_not_missing(world: World) -> None:
     weigh(world, "reg.test/a:1")
     lists(world, ("mirror.test/a:1",))
     world.add_prefetch("llm", "reg.test/a:1")
@@ -105,7 +105,7 @@ async def test_a_name_that_is_listed_in_another_spelling_is_not_missed(world: Wo
         assert {pod["metadata"]["uid"] for pod in world.pods()} == pins
 
 
-async def test_an_image_removed_after_the_label_of_another_prefetch_is_still_missed(
+async def test_image_removed_after_the_label_of_another_prefetch_is_missing(
     world: World,
 ) -> None:
     weigh(world, "reg.test/a:1", "reg.test/b:1")
@@ -124,7 +124,7 @@ async def test_an_image_removed_after_the_label_of_another_prefetch_is_still_mis
         await until(lambda: list(world.labels("n1")) == ["cached.imagegate.dev/b"])
 
 
-async def test_after_an_operator_restart_only_what_was_listed_since_is_missed(
+async def test_after_a_restart_only_images_listed_since_can_be_missing(
     world: World,
 ) -> None:
     weigh(world, "reg.test/a:1")
@@ -145,7 +145,7 @@ async def test_after_an_operator_restart_only_what_was_listed_since_is_missed(
     assert not world.store.node_history.listed(world.store.nodes["n1"])
 
 
-async def test_what_was_listed_is_forgotten_with_the_node(world: World) -> None:
+async def test_listed_names_are_forgotten_when_the_node_is_deleted(world: World) -> None:
     weigh(world, "reg.test/a:1")
     world.add_prefetch("llm", "reg.test/a:1")
     async with world.operating():
@@ -156,7 +156,7 @@ async def test_what_was_listed_is_forgotten_with_the_node(world: World) -> None:
         assert world.store.node_history.listed(node) == {}
 
 
-async def test_finalizers_that_others_add_meanwhile_stay(world: World) -> None:
+async def test_finalizers_of_other_clients_are_kept(world: World) -> None:
     world.add_prefetch("llm", "reg.test/a:1")
     path = "/apis/imagegate.dev/v1alpha1/imageprefetches/llm"
     prefetches = world.cluster.prefetches

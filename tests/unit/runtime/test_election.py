@@ -1,4 +1,4 @@
-"""Leader election: one leader, and a leader that knows when it is none any more."""
+"""Leader election: there is one leader, and it knows when its leadership ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FakeTime:
         (LeaseRecord(holder="b", version="6"), 0, Step.RENEW),
     ],
 )
-def test_what_candidate_b_does(record: LeaseRecord | None, silent: float, step: Step) -> None:
+def test_decision_of_candidate_b(record: LeaseRecord | None, silent: float, step: Step) -> None:
     assert decide(Observation(record, 100.0), "b", 100.0 + silent) is step
 
 
@@ -56,7 +56,7 @@ def electors(api: MemoryApi, time: FakeTime) -> tuple[Elector, Elector]:
     return a, b
 
 
-async def test_only_one_of_two_leads_and_the_other_takes_over_when_it_falls_silent() -> None:
+async def test_one_of_two_leads_and_the_other_takes_over_from_a_silent_leader() -> None:
     api, time = MemoryApi(), FakeTime()
     a, b = electors(api, time)
     assert await a._try()
@@ -80,7 +80,7 @@ async def test_only_one_of_two_leads_and_the_other_takes_over_when_it_falls_sile
     assert a.holder == "b"
 
 
-async def test_released_is_taken_at_once() -> None:
+async def test_released_lease_is_taken_immediately() -> None:
     api, time = MemoryApi(), FakeTime()
     a, b = electors(api, time)
     assert await a._try()
@@ -89,7 +89,7 @@ async def test_released_is_taken_at_once() -> None:
     assert await b._try()
 
 
-async def test_a_renewal_that_does_not_get_through_ends_the_leadership_in_time() -> None:
+async def test_failed_renewals_end_the_leadership_in_time() -> None:
     api, time = MemoryApi(), FakeTime()
     a, _ = electors(api, time)
     assert await a._try()
@@ -106,7 +106,7 @@ async def test_a_renewal_that_does_not_get_through_ends_the_leadership_in_time()
         a._leadership.fence()
 
 
-async def test_renewing_is_one_request_a_round() -> None:
+async def test_renewal_takes_one_request() -> None:
     api, time = MemoryApi(), FakeTime()
     a, _ = electors(api, time)
     assert await a._try()
@@ -115,7 +115,7 @@ async def test_renewing_is_one_request_a_round() -> None:
     assert [method for method, _ in api.requests] == ["PUT"]
 
 
-async def test_hold_returns_when_somebody_else_took_the_lease(
+async def test_hold_returns_when_another_process_took_the_lease(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(election, "RETRY_PERIOD", 0.0)
@@ -128,13 +128,13 @@ async def test_hold_returns_when_somebody_else_took_the_lease(
     assert not a.leading
 
 
-async def test_the_address_that_older_versions_wrote_is_taken_away() -> None:
+async def test_address_that_older_versions_wrote_is_removed() -> None:
     api, time = MemoryApi(), FakeTime()
     a, _ = electors(api, time)
     assert await a._try()
     path = "/apis/coordination.k8s.io/v1/namespaces/ns/leases/imagegate"
     address = {"imagegate.dev/hooks-address": "10.0.0.1:8081"}
     api.change(path, lambda body: body["metadata"].update(annotations=address))
-    for _ in range(2):  # The first one meets a Conflict.
+    for _ in range(2):  # The first round gets a Conflict.
         await a._try()
     assert "annotations" not in api.objects[path]["metadata"]

@@ -1,4 +1,4 @@
-"""Pods that look like puller pods and are not: everybody may set labels."""
+"""Pods that only have the labels of puller pods, because every user may set labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OWNERS = "ownerReferences"
 
 
 def forged(pod: dict[str, Any], name: str) -> dict[str, Any]:
-    """The same pod as somebody may create it, and as if it had pulled everything."""
+    """The same pod as a user may create it, with the status of successful pulls."""
     body = copy.deepcopy(pod)
     body["metadata"].update(name=name, uid=f"{name}-uid")
     del body["metadata"][OWNERS]
@@ -21,7 +21,7 @@ def forged(pod: dict[str, Any], name: str) -> dict[str, Any]:
     return body
 
 
-async def test_a_pod_that_only_has_the_labels_releases_no_node_and_is_left_alone() -> None:
+async def test_pod_with_copied_labels_releases_no_node_and_is_not_deleted() -> None:
     world = World()
     world.add_gate()
     world.add_prefetch("llm", "reg.test/llm:1")
@@ -45,7 +45,7 @@ async def test_a_pod_that_only_has_the_labels_releases_no_node_and_is_left_alone
     assert f"{PODS}/forged" in world.api.objects
 
 
-async def test_a_pod_in_the_way_is_told_and_not_deleted() -> None:
+async def test_foreign_pod_with_the_same_name_is_reported_and_not_deleted() -> None:
     world = World()
     world.add_gate()
     world.add_prefetch("llm", "reg.test/llm:1")
@@ -68,7 +68,7 @@ async def test_a_pod_in_the_way_is_told_and_not_deleted() -> None:
     assert world.labels("n1") == {}
 
 
-async def test_a_puller_pod_whose_owner_was_taken_away_counts_no_more() -> None:
+async def test_puller_pod_without_its_owner_is_ignored() -> None:
     world = World()
     world.add_gate()
     world.add_prefetch("llm", "reg.test/llm:1")

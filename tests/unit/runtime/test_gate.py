@@ -1,4 +1,4 @@
-"""The NodeGate through its deletions: which keys are looked for, who creates it, what arms it."""
+"""The NodeGate: its keys, its creation, its deletion, and the heartbeat that arms it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NoRegistry:
 
 
 class Process:
-    """An operator over the World's cluster; its watches see everything at once."""
+    """An operator on the World's cluster. Its watches report every change immediately."""
 
     def __init__(self, world: World, key: str = KEY) -> None:
         self._world = world
@@ -113,13 +113,13 @@ def create_gate(world: World, key: str, uid: str = "again") -> None:
 
 
 def hold(world: World, name: str, key: str = KEY) -> None:
-    """A node joins; the admission policy has tainted it under this key."""
+    """A node joins; the admission policy has tainted it with this key."""
     world.add_node(name)
     taint = {"key": key, "value": "pending", "effect": "NoSchedule"}
     world.api.change(f"/api/v1/nodes/{name}", lambda body: body["spec"]["taints"].append(taint))
 
 
-async def test_a_webhook_that_fails_ends_no_leader_and_the_probe_is_made_again(
+async def test_failing_webhook_ends_no_leader_and_the_probe_is_repeated(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
@@ -154,7 +154,7 @@ def recorded(world: World) -> set[str]:
 # ---- another key
 
 
-async def test_nodes_are_released_when_the_gate_comes_back_with_another_key_at_once(
+async def test_nodes_are_released_when_the_gate_is_created_again_with_another_key(
     world: World,
 ) -> None:
     async with Process(world).leading():
@@ -206,7 +206,7 @@ async def test_a_key_is_recorded_before_its_first_heartbeat(world: World) -> Non
     assert all(at_heartbeat)
 
 
-async def test_without_the_record_there_is_no_heartbeat(world: World) -> None:
+async def test_no_heartbeat_is_written_while_the_key_is_not_recorded(world: World) -> None:
     async with Process(world).leading():
         await until(lambda: armed(world))
 
@@ -221,7 +221,7 @@ async def test_without_the_record_there_is_no_heartbeat(world: World) -> None:
         assert not armed(world)
 
 
-async def test_a_heartbeat_never_arms_another_gate_than_the_one_it_was_written_for(
+async def test_heartbeat_for_a_replaced_gate_does_not_arm_the_new_gate(
     world: World,
 ) -> None:
     create_gate(world, KEY, "old")
@@ -232,7 +232,7 @@ async def test_a_heartbeat_never_arms_another_gate_than_the_one_it_was_written_f
     assert not armed(world)
 
 
-async def test_a_heartbeat_from_the_future_is_replaced_at_once(world: World) -> None:
+async def test_heartbeat_from_the_future_is_replaced_immediately(world: World) -> None:
     process = Process(world)
     async with process.leading():
         await until(lambda: armed(world))
@@ -243,7 +243,7 @@ async def test_a_heartbeat_from_the_future_is_replaced_at_once(world: World) -> 
         assert world.api.writes() == []
 
 
-async def test_an_earlier_key_is_forgotten_when_no_node_has_it_for_long(world: World) -> None:
+async def test_earlier_key_is_forgotten_after_a_long_time_without_nodes(world: World) -> None:
     time = [0.0]
     leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
     keys = TaintKeys(leases, Clock(monotonic=lambda: time[0]), KEY)
@@ -265,10 +265,10 @@ async def test_an_earlier_key_is_forgotten_when_no_node_has_it_for_long(world: W
     assert recorded(world) == {NEW}
 
 
-# ---- the Lease that two write
+# ---- the Lease with two writers
 
 
-async def test_the_record_survives_the_election_and_a_deleted_lease(world: World) -> None:
+async def test_recorded_keys_survive_the_election_and_a_deleted_lease(world: World) -> None:
     leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
     elector = Elector(leases, "op", world.clock, Leadership(world.clock))
     await elector.acquire()
@@ -292,7 +292,7 @@ async def until_elected(elector: Elector) -> None:
     raise AssertionError("not elected")
 
 
-async def test_an_edit_of_the_lease_meets_a_renewal(world: World) -> None:
+async def test_edit_of_the_lease_is_repeated_after_a_renewal(world: World) -> None:
     leases = Leases(cast("Any", world.api), NAMESPACE, "imagegate")
     await leases.create(LeaseRecord(holder="op", renew_time="1"))
     renewals = 2
@@ -308,7 +308,7 @@ async def test_an_edit_of_the_lease_meets_a_renewal(world: World) -> None:
     assert (record.holder, record.renew_time, record.taint_keys) == ("op", "0", (KEY,))
 
 
-# ---- who creates the NodeGate
+# ---- creation of the NodeGate
 
 
 async def test_a_deleted_gate_stays_deleted_when_operators_restart(world: World) -> None:
@@ -326,7 +326,7 @@ async def test_a_deleted_gate_stays_deleted_when_operators_restart(world: World)
         await until(lambda: armed(world))
 
 
-async def test_after_a_change_of_the_charts_key_the_gate_is_created_with_it(world: World) -> None:
+async def test_changed_key_of_the_chart_creates_the_gate_again(world: World) -> None:
     async with Process(world).leading():
         await until(lambda: armed(world))
     world.api.remove(GATE)
@@ -335,7 +335,7 @@ async def test_after_a_change_of_the_charts_key_the_gate_is_created_with_it(worl
         assert gate(world)["spec"]["taintKey"] == NEW
 
 
-async def test_a_gate_that_a_predecessor_created_and_somebody_deleted_is_not_created_again(
+async def test_deleted_gate_with_another_key_is_not_created_again(
     world: World,
 ) -> None:
     create_gate(world, NEW)
@@ -350,7 +350,7 @@ async def test_a_gate_that_a_predecessor_created_and_somebody_deleted_is_not_cre
 # ---- the clean-up
 
 
-async def test_cleanup_frees_the_nodes_of_every_key(world: World) -> None:
+async def test_cleanup_releases_the_nodes_of_every_key(world: World) -> None:
     async with Process(world).leading():
         await until(lambda: armed(world))
     world.api.remove(GATE)
@@ -364,7 +364,7 @@ async def test_cleanup_frees_the_nodes_of_every_key(world: World) -> None:
     assert LEASE not in world.api.objects
 
 
-async def test_cleanup_frees_a_node_that_joins_meanwhile(world: World) -> None:
+async def test_cleanup_releases_a_node_that_joins_meanwhile(world: World) -> None:
     async with Process(world).leading():
         await until(lambda: armed(world))
     lists = 0
@@ -381,7 +381,9 @@ async def test_cleanup_frees_a_node_that_joins_meanwhile(world: World) -> None:
     assert free(world, "late")()
 
 
-async def test_a_standby_that_leads_after_hours_is_healthy_while_it_lists(world: World) -> None:
+async def test_standby_that_leads_after_hours_is_healthy_during_its_first_list(
+    world: World,
+) -> None:
     ahead = [0.0]
     world.clock = Clock(now=world.clock.now, monotonic=lambda: monotonic() + ahead[0])
     process = Process(world)
@@ -396,7 +398,7 @@ async def test_a_standby_that_leads_after_hours_is_healthy_while_it_lists(world:
     async with process.leading():
         assert said[0] is None
         await until(lambda: armed(world))
-        # Who could not let go does not have anybody held: long before it would be restarted.
+        # A leader that might not release nodes stops its heartbeat long before it is restarted.
         ahead[0] += 301
         assert process.app.healthy() is None
         assert process.app._health.unfit_to_hold() is not None
@@ -406,8 +408,8 @@ async def test_a_standby_that_leads_after_hours_is_healthy_while_it_lists(world:
         assert gate(world)["status"]["heartbeat"] == before
 
 
-async def test_a_heartbeat_for_a_gate_that_is_gone_is_not_repeated(world: World) -> None:
-    """The watch of NodeGates is dead: only what is written tells that the object is another."""
+async def test_heartbeat_for_a_deleted_gate_is_not_repeated(world: World) -> None:
+    """The watch of NodeGates is dead, so only the failed write shows that the object is new."""
     process = Process(world)
     async with process.leading():
         await until(lambda: armed(world))

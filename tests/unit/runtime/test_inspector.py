@@ -1,4 +1,4 @@
-"""When registries are asked about images, and what is made of their answers."""
+"""When registries are asked about images, and how their answers are used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GB = 10**9
 
 
 class Registries:
-    """Manifests without a registry: what the real ones say is tested in ``tests/unit/registry``."""
+    """Manifests without a registry. The real class is tested in ``tests/unit/registry``."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, int]] = []
@@ -93,7 +93,7 @@ class Bench:
         self.registries, self.secrets = Registries(), Secrets()
         manifests: Any = self.registries
         secrets: Any = self.secrets
-        self.told: list[str] = []
+        self.inspected: list[str] = []
         self.looked: list[str] = []
         self.queue = Queues.create().images
         self.asked = AskedRegistries(manifests, secrets)
@@ -101,7 +101,7 @@ class Bench:
         self.see_node("n1", "linux/amd64")
 
     def images_inspected(self, name: str) -> None:
-        self.told.append(name)
+        self.inspected.append(name)
 
     def prefetch_changed(self, name: str) -> None:
         self.looked.append(name)
@@ -132,12 +132,12 @@ async def bench() -> AsyncIterator[Bench]:
         yield made
 
 
-async def test_sizes_by_platform_with_the_credentials_of_the_image(bench: Bench) -> None:
+async def test_sizes_are_read_by_platform_with_the_credentials_of_the_image(bench: Bench) -> None:
     bench.see_node("n2", "linux/arm64")
     prefetch = bench.see(Image("reg.test/a:1", ("pull",)), Image("reg.test/b:1"))
     assert bench.inspector.known(prefetch) is None
     bench.inspector.look(prefetch)
-    await until(lambda: bench.told == ["llm"])
+    await until(lambda: bench.inspected == ["llm"])
     known = bench.inspector.known(prefetch)
     assert known is not None
     layers = (LayerFacts(GB, "none"), LayerFacts(3 * GB, "zstd"), LayerFacts(0, "zstd"))
@@ -153,7 +153,7 @@ async def test_sizes_by_platform_with_the_credentials_of_the_image(bench: Bench)
     assert len(bench.registries.asked) == 4, "the same spec is asked about once"
 
 
-async def test_another_spec_is_asked_about_again_and_a_new_platform_too(bench: Bench) -> None:
+async def test_registries_are_asked_again_for_a_new_spec_or_platform(bench: Bench) -> None:
     first = bench.see(Image("reg.test/a:1"))
     bench.inspector.look(first)
     await until(lambda: bench.inspector.known(first) is not None)
@@ -178,7 +178,9 @@ async def test_another_spec_is_asked_about_again_and_a_new_platform_too(bench: B
         Forbidden("GET secrets", 403, "not allowed"),
     ],
 )
-async def test_what_is_not_known_does_not_stop_anything(bench: Bench, error: Exception) -> None:
+async def test_error_of_a_registry_is_an_answer_without_sizes(
+    bench: Bench, error: Exception
+) -> None:
     bench.registries.error = error
     prefetch = bench.see(Image("reg.test/a:1"))
     bench.inspector.look(prefetch)
@@ -189,7 +191,7 @@ async def test_what_is_not_known_does_not_stop_anything(bench: Bench, error: Exc
     assert str(error) in known["reg.test/a:1"].problem
 
 
-async def test_what_was_known_outlives_a_registry_that_is_away(
+async def test_known_sizes_are_kept_while_the_registry_fails(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspector, "NOW_AND_THEN", 0.05)
@@ -208,7 +210,7 @@ async def test_what_was_known_outlives_a_registry_that_is_away(
     assert known["reg.test/a:1"].sizes
 
 
-async def test_a_registry_that_does_not_answer_is_not_waited_for(
+async def test_wait_for_a_silent_registry_is_limited(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspector, "PATIENCE", 0.05)
@@ -221,7 +223,7 @@ async def test_a_registry_that_does_not_answer_is_not_waited_for(
     assert "did not answer" in known["reg.test/a:1"].problem
 
 
-async def test_a_prefetch_that_is_gone_is_forgotten(bench: Bench) -> None:
+async def test_deleted_prefetch_is_forgotten(bench: Bench) -> None:
     prefetch = bench.see(Image("reg.test/a:1"))
     bench.inspector.look(prefetch)
     await until(lambda: bench.inspector.known(prefetch) is not None)
@@ -238,11 +240,11 @@ FOLLOWED = {"refresh": RefreshSpec(interval=300)}
 async def settled(bench: Bench, prefetch: Prefetch) -> None:
     bench.inspector.look(prefetch)
     await until(lambda: bench.inspector.refreshed("llm") is not None)
-    bench.told.clear()
+    bench.inspected.clear()
     bench.registries.resolved.clear()
 
 
-async def test_one_question_for_a_tag_whatever_the_number_of_platforms(bench: Bench) -> None:
+async def test_tag_is_resolved_once_for_all_platforms(bench: Bench) -> None:
     bench.see_node("n2", "linux/arm64")
     prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
     bench.inspector.look(prefetch)
@@ -253,7 +255,7 @@ async def test_one_question_for_a_tag_whatever_the_number_of_platforms(bench: Be
     assert (refreshed.at, refreshed.due, refreshed.problem) == (1000.0, 1300.0, "")
 
 
-async def test_a_tag_is_resolved_where_there_is_no_node_yet(bench: Bench) -> None:
+async def test_tag_is_resolved_without_any_node(bench: Bench) -> None:
     bench.store.lose_node("n1")
     prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
     bench.inspector.look(prefetch)
@@ -263,33 +265,35 @@ async def test_a_tag_is_resolved_where_there_is_no_node_yet(bench: Bench) -> Non
     assert known["reg.test/a:1"].digest == f"sha256:{'0' * 64}"
 
 
-async def test_a_push_makes_it_ask_at_once_and_only_about_what_was_pushed(bench: Bench) -> None:
+async def test_push_resolves_only_the_pushed_image_immediately(bench: Bench) -> None:
     prefetch = bench.see(Image("reg.test/a:1"), Image("reg.test/b:1"), **FOLLOWED)
     await settled(bench, prefetch)
     bench.registries.digests["reg.test/a:1"] = NEW
     assert bench.inspector.poke("reg.test", "a") == 1
-    await until(lambda: bench.told == ["llm"])
+    await until(lambda: bench.inspected == ["llm"])
     assert bench.registries.resolved == ["reg.test/a:1"]
     known = bench.inspector.known(prefetch)
     assert known is not None
     assert known["reg.test/a:1"].digest == NEW
-    assert known["reg.test/b:1"].sizes, "the other one is as well known as before"
+    assert known["reg.test/b:1"].sizes, "the answer for the other image is kept"
     refreshed = bench.inspector.refreshed("llm")
     assert refreshed is not None
-    assert refreshed.due == 1300.0, "looking at everything stays due when it was"
+    assert refreshed.due == 1300.0, "the lookup of all images stays due at the same time"
     followed = dataclasses.replace(
         prefetch, images=tuple(image.resolved(NEW) for image in prefetch.images)
     )
-    assert bench.inspector.known(followed) is known, "the digests are the answers"
+    assert bench.inspector.known(followed) is known, (
+        "digests are answers, and not part of the request"
+    )
 
 
-async def test_a_push_that_changes_nothing_tells_nobody(bench: Bench) -> None:
+async def test_push_that_changes_nothing_queues_no_node(bench: Bench) -> None:
     prefetch = bench.see(Image("reg.test/a:1"), **FOLLOWED)
     await settled(bench, prefetch)
     bench.looked.clear()
     assert bench.inspector.poke("reg.test", "a") == 1
     await until(lambda: bench.looked == ["llm"])
-    assert bench.told == []
+    assert bench.inspected == []
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,7 @@ async def test_a_push_that_changes_nothing_tells_nobody(bench: Bench) -> None:
         ("reg.test", "pinned", 0),
     ],
 )
-async def test_which_images_a_push_is_about(
+async def test_push_concerns_the_followed_tags_of_its_repository(
     bench: Bench, registry: str, repository: str, count: int
 ) -> None:
     pinned = Image(f"reg.test/pinned:1@sha256:{'0' * 64}")
@@ -312,10 +316,10 @@ async def test_which_images_a_push_is_about(
     await settled(bench, bench.see(*images, **FOLLOWED))
     assert bench.inspector.poke(registry, repository) == count
     bench.see(*images, version=2, refresh=None)
-    assert bench.inspector.poke(registry, repository) == 0, "nobody follows it"
+    assert bench.inspector.poke(registry, repository) == 0, "its tags are not followed"
 
 
-async def test_the_next_look_comes_when_it_is_due_and_a_failure_is_counted(bench: Bench) -> None:
+async def test_tags_are_resolved_at_the_interval_and_failures_are_counted(bench: Bench) -> None:
     prefetch = bench.see(Image("reg.test/a:1"), refresh=RefreshSpec(interval=0.05))
     bench.inspector.look(prefetch)
     await until(lambda: len(bench.registries.resolved) >= 3)
@@ -331,10 +335,10 @@ async def test_the_next_look_comes_when_it_is_due_and_a_failure_is_counted(bench
     assert "no connection" in refreshed.problem
     known = bench.inspector.known(prefetch)
     assert known is not None
-    assert known["reg.test/a:1"].digest, "what was known stays"
+    assert known["reg.test/a:1"].digest, "the known digest is kept"
 
 
-async def test_an_edit_that_follows_tags_or_looks_more_often_takes_effect(bench: Bench) -> None:
+async def test_edit_of_refresh_takes_effect(bench: Bench) -> None:
     prefetch = bench.see(Image("reg.test/a:1"))
     bench.inspector.look(prefetch)
     await until(lambda: bench.inspector.known(prefetch) is not None)
@@ -375,13 +379,13 @@ async def test_a_prefetch_that_is_deleted_while_its_registry_is_asked_is_forgott
     await until(lambda: len(bench.registries.resolved) > before)
     bench.store.lose_prefetch("llm", prefetch.uid)
     bench.inspector.forget("llm")
-    bench.told.clear()
+    bench.inspected.clear()
     go.set()
     await asyncio.sleep(0.05)
     assert bench.inspector._known == {}
     assert bench.inspector._refreshed == {}
     assert bench.inspector._failures == {}
-    assert bench.told == []
+    assert bench.inspected == []
     assert not [r for r in caplog.records if r.message.startswith("work failed")]
 
 
@@ -389,7 +393,7 @@ async def test_a_prefetch_that_is_deleted_while_its_registry_is_asked_is_forgott
 
 
 class SlowRegistry(Registries):
-    """`slow.test` never answers; any other registry does at once."""
+    """`slow.test` never answers; other registries answer immediately."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -421,7 +425,7 @@ async def took(bench: Bench, prefetch: Prefetch) -> float:
 
 
 @pytest.mark.parametrize("count", [12, 200])
-async def test_a_registry_that_never_answers_delays_no_other_first_look(
+async def test_silent_registry_does_not_delay_answers_of_others(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setattr(inspector, "PATIENCE", 0.5)
@@ -434,7 +438,7 @@ async def test_a_registry_that_never_answers_delays_no_other_first_look(
         await asyncio.sleep(0.01)
         good = named(bench, "good", "reg.test/a:1")
         bench.inspector.look(good)
-        # 200 occupy all workers once, until the deadline that counts from when they were seen.
+        # 200 prefetches occupy all workers until their deadline, which counts from the first sight.
         assert await took(bench, good) < (0.3 if count == 12 else 0.9)
         last = bench.store.prefetches[f"slow-{count - 1}"]
         assert await took(bench, last) < 0.9
@@ -469,7 +473,7 @@ async def test_a_push_does_not_wait_for_registries_that_never_answer(
         for number in range(12):
             bench.inspector.look(named(bench, f"slow-{number}", f"slow.test/a{number}:1"))
         await asyncio.sleep(0.05)
-        bench.told.clear()
+        bench.inspected.clear()
         registries.digests["reg.test/a:1"] = NEW
         assert bench.inspector.poke("reg.test", "a") == 1
-        await until(lambda: bench.told == ["good"], 0.5)
+        await until(lambda: bench.inspected == ["good"], 0.5)

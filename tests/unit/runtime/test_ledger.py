@@ -1,4 +1,4 @@
-"""The slots of joining nodes, and what is forgotten."""
+"""The slots of joining nodes, and the removal of records."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_a_slot_goes_to_the_joining_node_that_has_waited_longest() -> None:
     assert entry.take_slot("first", bound(1))
 
 
-def test_a_joining_node_takes_a_slot_at_once_if_there_is_one_for_each_that_waits_longer() -> None:
+def test_joining_node_gets_a_slot_if_earlier_nodes_leave_one_free() -> None:
     entry = Entry()
     entry.record("first", "", WANTS, held=True)
     assert not entry.take_slot("second", bound(1))
     assert entry.take_slot("second", bound(2))
 
 
-def test_a_registry_that_refuses_bounds_joining_nodes_and_those_in_service_together() -> None:
+def test_refusing_registry_limits_joining_nodes_and_nodes_in_service_together() -> None:
     entry = Entry(throttle=Throttle(limit=2))
     entry.slots.add("in-service")
     assert entry.take_slot("first", bound(100))
@@ -52,13 +52,13 @@ def test_a_registry_that_refuses_bounds_joining_nodes_and_those_in_service_toget
     assert entry.take_slot("second", bound(100))
 
 
-def test_nodes_in_service_do_not_stand_before_a_joining_node() -> None:
+def test_nodes_in_service_do_not_delay_a_joining_node() -> None:
     entry = Entry()
     entry.record("in-service", "", WANTS, held=False)
     assert entry.take_slot("joining", bound(1))
 
 
-def test_attempts_of_groups_that_are_not_wanted_any_more_are_forgotten() -> None:
+def test_attempts_of_unwanted_groups_are_forgotten() -> None:
     ledger = Ledger()
     for group in ("old", "new"):
         ledger.remember("n1", group, Attempts(count=1, reason="ImageNotFound"))
@@ -69,8 +69,8 @@ def test_attempts_of_groups_that_are_not_wanted_any_more_are_forgotten() -> None
     assert ledger.attempts == {}
 
 
-def test_a_pod_in_a_namespace_that_is_not_wanted_any_more_is_none_that_could_be_removed() -> None:
-    """Found by random lives: each decision counted one more removal of a pod that was there."""
+def test_pod_in_an_unwanted_namespace_does_not_count_as_removed() -> None:
+    """Found by the simulation: each decision counted one more removal of an existing pod."""
     on = node()
     before = prefetch()
     pulling = pod(before, on)
@@ -83,8 +83,8 @@ def test_a_pod_in_a_namespace_that_is_not_wanted_any_more_is_none_that_could_be_
     assert ledger.started == {}
 
 
-def test_an_unfinished_pod_of_an_earlier_boot_is_not_taken_for_removed() -> None:
-    """Found by random lives: each decision counted one more removal, and put the retry off."""
+def test_unfinished_pod_of_an_earlier_boot_does_not_count_as_removed() -> None:
+    """Found by the simulation: each decision counted one more removal, and delayed the retry."""
     on, after = node(), node(boot_id="boot-2")
     made = prefetch()
     pulling = pod(made, on)

@@ -1,4 +1,4 @@
-"""The whole loop with an ImagePrefetch beyond the policy, that was there before the policy was."""
+"""The whole loop with an ImagePrefetch that violates the policy, and may be older than it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def reason(world: World) -> str:
     return str(world.condition("llm", "Ready").get("reason"))
 
 
-async def test_forbidden_prefetch_pulls_nothing_holds_nobody_and_says_why() -> None:
+async def test_forbidden_prefetch_pulls_nothing_holds_no_node_and_shows_why() -> None:
     world = World(policy=PrefetchPolicy(registries=("reg.test",)))
     world.add_gate()
     world.add_node("n1", gated=True)
@@ -35,12 +35,12 @@ async def test_forbidden_prefetch_pulls_nothing_holds_nobody_and_says_why() -> N
         world.changes.node_changed("n1")
         await asyncio.sleep(0.3)
         assert world.api.writes() == []
-        # Corrected, it goes on.
+        # After the correction it continues.
         world.change_images("llm", "reg.test/llm:1")
         await until(lambda: len(world.pods()) == 1)
 
 
-async def test_what_a_node_has_stays_and_what_still_pulls_ends_when_a_bound_is_set() -> None:
+async def test_new_limit_keeps_cached_images_and_ends_running_pulls() -> None:
     world = World()
     world.add_gate()
     world.add_node("done")
@@ -94,27 +94,27 @@ async def test_too_large_images_are_refused_once_the_sizes_are_known() -> None:
         assert world.pods() == []
         assert KEY in world.taints("n1")
 
-        def told(size: int) -> None:
+        def answer(size: int) -> None:
             sizes = {"linux/amd64": ImageSize(size, size)}
             world.registries.images = {"reg.test/llm:1": ImageFacts(sizes=sizes)}
             world.registries.asked = True
             world.changes.images_inspected("llm")
 
-        told(3 * 10**9)
+        answer(3 * 10**9)
         await until(lambda: reason(world) == "PolicyViolation")
         assert "10.5 GB unpacked" in world.condition("llm", "Ready")["message"]
         await until(lambda: KEY not in world.taints("n1"))
         assert world.pods() == []
         world.api.requests.clear()
-        told(3 * 10**9)
+        answer(3 * 10**9)
         await asyncio.sleep(0.3)
         assert world.api.writes() == []
         # A smaller image was pushed.
-        told(10**9)
+        answer(10**9)
         await until(lambda: len(world.pods()) == 1)
 
 
-async def test_old_kubelet_with_a_secret_is_told_once_and_nothing_is_written_then() -> None:
+async def test_old_kubelet_with_a_secret_is_reported_once() -> None:
     world = World()
     world.add_gate()
     for name, version in (("old", "v1.34.3"), ("new", "v1.36.0")):
@@ -134,8 +134,8 @@ async def test_old_kubelet_with_a_secret_is_told_once_and_nothing_is_written_the
         for pod in world.pods():
             world.finish(pod)
         await until(lambda: reason(world) == "AllCached")
-        told = world.condition("llm", "CredentialsVerified")
-        assert (told["status"], "on 1 nodes" in told["message"]) == ("False", True)
+        found = world.condition("llm", "CredentialsVerified")
+        assert (found["status"], "on 1 nodes" in found["message"]) == ("False", True)
         await asyncio.sleep(2.5)
         world.api.requests.clear()
         for name in ("old", "new"):

@@ -99,7 +99,7 @@ async def test_the_earliest_of_several_delays_counts() -> None:
     assert 0.04 < at[0] - start < 0.19
 
 
-async def test_an_urgent_key_does_not_wait_behind_a_backlog() -> None:
+async def test_urgent_key_does_not_wait_for_a_backlog() -> None:
     release = asyncio.Event()
     done: list[str] = []
 
@@ -154,8 +154,8 @@ async def test_an_ordinary_key_does_not_wait_for_the_urgent_one_while_workers_sl
         release.set()
 
 
-async def test_an_urgent_key_that_fails_is_retried_soon_and_as_an_urgent_one() -> None:
-    """After eight answers of 503 the release waited for another 26 s."""
+async def test_failed_urgent_key_is_retried_soon_and_stays_urgent() -> None:
+    """Regression: after eight answers of 503 a release waited for another 26 s."""
     loop, tries = asyncio.get_running_loop(), list[float]()
     busy = asyncio.Event()
 
@@ -199,7 +199,7 @@ async def test_a_planned_urgent_key_stays_urgent_when_it_is_also_planned_as_ordi
         release.set()
 
 
-async def test_back_offs_end_when_what_failed_works_again() -> None:
+async def test_kick_ends_all_back_offs() -> None:
     broken, done = True, list[str]()
 
     async def handle(key: str) -> None:
@@ -237,7 +237,7 @@ async def test_several_errors_of_one_key_are_logged_as_one_line(
     assert record.exc_info is None
 
 
-async def test_a_key_that_was_given_to_a_worker_in_the_turn_of_its_end_is_not_lost() -> None:
+async def test_key_that_was_given_to_a_cancelled_worker_is_not_lost() -> None:
     done: list[str] = []
 
     async def handle(key: str) -> None:
@@ -281,7 +281,7 @@ STEPS = st.lists(
 
 @given(steps=STEPS, workers=st.integers(1, 3), urgent_workers=st.integers(0, 2))
 @settings(deadline=None, max_examples=300)
-def test_no_worker_sleeps_beside_a_key_that_it_may_take(
+def test_no_worker_sleeps_while_a_key_that_it_may_take_is_queued(
     steps: list[tuple[str, Any, bool]], workers: int, urgent_workers: int
 ) -> None:
     """After any interleaving of adds, ends and failures, at every turn of the loop."""
@@ -293,7 +293,7 @@ async def _interleaved(
 ) -> None:
     active: dict[str, asyncio.Future[bool]] = {}
     owed: set[str] = set()
-    """Keys that were added and that no worker has begun on since."""
+    """Keys that were added, and on which no worker has begun since."""
 
     async def handle(key: str) -> None:
         assert key not in active, "a key is worked on twice at a time"

@@ -1,4 +1,4 @@
-"""The whole loop, with faults at exact places."""
+"""The whole loop, with faults at exact requests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_a_settled_cluster_gets_no_write(world: World) -> None:
         assert world.api.writes() == []
 
 
-async def test_never_more_nodes_pull_than_max_parallel_and_all_get_their_turn(
+async def test_max_parallel_limits_the_pulls_and_all_nodes_are_cached(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 3, "seeds": 1})
@@ -85,16 +85,16 @@ async def test_never_more_nodes_pull_than_max_parallel_and_all_get_their_turn(
 
 
 class SlowApi(MemoryApi):
-    """An API server that takes a while to create a pod."""
+    """An API server that needs half a second to create a pod."""
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
         await asyncio.sleep(0.5 if path == PODS else 0.0)
         return await super().create(path, body, **query)
 
 
-async def test_an_edit_while_a_pod_is_being_created_frees_no_place() -> None:
+async def test_edit_during_the_creation_of_a_pod_frees_no_slot() -> None:
     """Found by `make chaos`: the finalizer, which the operator adds itself, counts as an edit. The
-    places were then counted from the pods that there were, and the one on its way was not."""
+    slots were then counted from the existing pods, without the pod that was being created."""
     world = World(SlowApi())
     world.add_gate()
     rollout = {"maxParallel": 1, "seeds": 1}
@@ -112,7 +112,7 @@ async def test_an_edit_while_a_pod_is_being_created_frees_no_place() -> None:
         assert len(world.pods()) == 1
 
 
-async def test_the_first_of_a_domain_goes_alone_then_twice_as_many_as_are_cached(
+async def test_seed_pulls_alone_then_twice_as_many_nodes_as_are_cached(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%"})
@@ -129,7 +129,7 @@ async def test_the_first_of_a_domain_goes_alone_then_twice_as_many_as_are_cached
         assert waves == [1, 2, 5]
 
 
-async def test_an_edit_begins_with_the_seeds_again(world: World) -> None:
+async def test_edit_starts_with_the_seeds_again(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%", "seeds": 1})
     for number in range(6):
         world.add_node(f"n{number}")
@@ -143,7 +143,7 @@ async def test_an_edit_begins_with_the_seeds_again(world: World) -> None:
         assert len([pod for pod in world.pods() if "status" not in pod]) == 1
 
 
-async def test_seeds_that_fail_keep_the_fleet_untouched_until_one_succeeds(world: World) -> None:
+async def test_failed_seeds_stop_the_rollout_until_a_seed_succeeds(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%", "seeds": 1}, **FAST)
     for number in range(6):
         world.add_node(f"n{number}")
@@ -163,7 +163,7 @@ async def test_seeds_that_fail_keep_the_fleet_untouched_until_one_succeeds(world
 
 
 @pytest.mark.parametrize("what", ["NotReady", "leaving"])
-async def test_nobody_waits_for_a_failed_seed_that_cannot_try_again(
+async def test_rollout_does_not_wait_for_a_failed_seed_that_cannot_retry(
     world: World, what: str
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": "100%", "seeds": 1}, **FAST)
@@ -221,7 +221,7 @@ async def test_an_operator_killed_at_any_request_resumes_without_a_second_pull()
         assert made == [world.pods()[0]["metadata"]["name"]], f"killed at write {kill_at}"
 
 
-async def test_a_conflict_on_the_release_is_decided_again_and_foreign_taints_survive(
+async def test_conflict_on_the_release_is_decided_again_and_keeps_foreign_taints(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1")
@@ -250,7 +250,7 @@ async def test_a_conflict_on_the_release_is_decided_again_and_foreign_taints_sur
     assert world.taints("n1") == ["other", "node.kubernetes.io/not-ready"]
 
 
-async def test_a_permanent_failure_opens_the_gate_says_why_and_goes_on_trying(
+async def test_permanent_failure_opens_the_gate_is_reported_and_is_retried(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", **FAST)
@@ -307,7 +307,7 @@ async def test_deleting_a_prefetch_leaves_nothing_and_does_not_hang(world: World
         assert KEY not in world.taints("n2")
 
 
-async def test_what_vanished_unseen_is_found_by_the_resync(world: World) -> None:
+async def test_resync_finds_objects_that_were_deleted_without_an_event(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", **WIDE)
     world.add_node("n1")
     world.add_node("n2")
@@ -323,7 +323,7 @@ async def test_what_vanished_unseen_is_found_by_the_resync(world: World) -> None
         assert set(world.store.nodes) == {"n1"}
 
 
-async def test_a_prefetch_that_is_not_allowed_says_what_to_do_and_touches_nothing(
+async def test_prefetch_that_is_not_allowed_shows_the_remedy_and_changes_nothing(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", pullerNamespace="elsewhere")
@@ -336,14 +336,14 @@ async def test_a_prefetch_that_is_not_allowed_says_what_to_do_and_touches_nothin
     assert world.pods() == []
 
 
-async def test_a_prefetch_for_no_node_says_so(world: World) -> None:
+async def test_prefetch_without_matching_nodes_reports_that(world: World) -> None:
     world.add_node("n1")
     world.add_prefetch("llm", "reg.test/llm:1", nodeSelector={"matchLabels": {"pool": "none"}})
     async with world.operating():
         await until(lambda: world.condition("llm", "Ready").get("reason") == "NoNodesMatch")
 
 
-async def test_suspending_the_gate_releases_everybody_who_is_held(world: World) -> None:
+async def test_suspending_the_gate_releases_all_held_nodes(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", gate={"policy": "FailClosed"})
     world.add_node("n1", gated=True)
     world.add_node("n2", gated=True)
@@ -353,7 +353,7 @@ async def test_suspending_the_gate_releases_everybody_who_is_held(world: World) 
         await until(lambda: KEY not in world.taints("n1") + world.taints("n2"))
 
 
-async def test_an_edit_does_not_wait_for_the_back_off_of_what_it_mends(world: World) -> None:
+async def test_edit_that_fixes_a_failure_does_not_wait_for_the_back_off(world: World) -> None:
     world.add_node("n1")
     world.disks.answer = Usage(capacity=100 * 10**9, used=90 * 10**9)
     world.add_prefetch("llm", "reg.test/llm:1")
@@ -370,7 +370,7 @@ async def test_an_edit_does_not_wait_for_the_back_off_of_what_it_mends(world: Wo
         await until(world.pods)
 
 
-async def test_nodes_that_no_image_is_there_for_are_let_go_counted_and_explained(
+async def test_node_without_an_image_for_its_platform_is_released_and_reported(
     world: World,
 ) -> None:
     world.registries.images = {"reg.test/llm:1": ImageFacts(missing=frozenset({"linux/s390x"}))}
@@ -386,7 +386,7 @@ async def test_nodes_that_no_image_is_there_for_are_let_go_counted_and_explained
         assert world.pods() == []
 
 
-async def test_a_dry_run_says_what_would_happen_and_touches_nothing(world: World) -> None:
+async def test_dry_run_reports_a_forecast_and_changes_nothing(world: World) -> None:
     world.add_node("n1", gated=True)
     world.add_node("n2")
     world.registries.images = {"reg.test/llm:1": ImageFacts(problem="no answer")}
@@ -401,7 +401,7 @@ async def test_a_dry_run_says_what_would_happen_and_touches_nothing(world: World
         assert not body["metadata"].get("finalizers")
 
 
-async def test_a_new_prefetch_waits_for_the_registry_and_then_goes_on(world: World) -> None:
+async def test_new_prefetch_waits_for_the_registries(world: World) -> None:
     world.add_node("n1")
     world.registries.asked = False
     world.add_prefetch("llm", "reg.test/llm:1")
@@ -413,7 +413,7 @@ async def test_a_new_prefetch_waits_for_the_registry_and_then_goes_on(world: Wor
         await until(world.pods)
 
 
-async def test_a_prefetch_that_is_deleted_as_a_dry_run_leaves_nothing_behind(world: World) -> None:
+async def test_deletion_of_a_dry_run_removes_labels_and_pods(world: World) -> None:
     world.add_node("n1")
     world.add_prefetch("llm", "reg.test/llm:1")
     async with world.operating():
@@ -435,7 +435,7 @@ async def test_a_prefetch_that_is_deleted_as_a_dry_run_leaves_nothing_behind(wor
         await until(lambda: not world.pods())
 
 
-async def test_an_image_that_is_gone_costs_the_label_and_is_pulled_again(
+async def test_removed_image_removes_the_label_and_is_reported(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegate.domain.share.drift.LISTED_AFTER", 0.2)
@@ -482,7 +482,7 @@ def follow(world: World, digest: str) -> None:
 
 
 def pulls(world: World) -> list[list[str]]:
-    """What each puller pod pulls: the nodes of this world have kubelets without image volumes."""
+    """The images of each puller pod, in containers, because these nodes have no image volumes."""
     return [[container["image"] for container in each] for each in _pullers(world)]
 
 
@@ -507,11 +507,11 @@ def registry_says(world: World, digest: str) -> None:
     world.changes.images_inspected("llm")
 
 
-async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) -> None:
+async def test_new_digest_is_written_to_the_status_before_its_rollout(world: World) -> None:
     follow(world, OLD)
     async with world.operating():
         await until(world.pods)
-        assert digest_in_status(world) == OLD, "nothing is pulled for what is not written down"
+        assert digest_in_status(world) == OLD, "a digest is in the status before it is pulled"
         assert pulls(world) == [["reg.test/llm:1", f"reg.test/llm@{OLD}"]]
         world.finish(world.pods()[0])
         await until(lambda: world.condition("llm", "Ready").get("status") == "True")
@@ -527,20 +527,22 @@ async def test_a_new_digest_is_written_down_and_then_rolled_out(world: World) ->
         await until(lambda: len(world.pods()) == 2)
         assert digest_in_status(world) == NEW
         assert pulls(world)[1] == ["reg.test/llm:1", f"reg.test/llm@{NEW}"]
-        assert world.labels("n1") == before, "it still has the old one"
-        assert set(written) == {(NEW, "False")}, "nobody may take the old Ready for the new digest"
+        assert world.labels("n1") == before, "the node still has the old digest"
+        assert set(written) == {(NEW, "False")}, (
+            "the old Ready must not be read as the new digest's"
+        )
         world.finish(world.pods()[1])
         await until(lambda: world.labels("n1") != before)
         await until(lambda: len(world.pods()) == 1)
         await until(lambda: world.condition("llm", "Ready").get("status") == "True")
-        await asyncio.sleep(0.05)  # the Event about Ready is written beside the work
+        await asyncio.sleep(0.05)  # the Event about Ready is written by another task
         world.api.requests.clear()
         registry_says(world, NEW)
         await asyncio.sleep(0.5)
-        assert world.api.writes() == [], "the same digest is no news"
+        assert world.api.writes() == [], "the same digest causes no write"
 
 
-async def test_an_operator_that_starts_knows_the_digest_while_the_registry_is_away(
+async def test_restarted_operator_knows_the_digest_without_the_registry(
     world: World,
 ) -> None:
     follow(world, OLD)
@@ -563,7 +565,7 @@ async def test_an_operator_that_starts_knows_the_digest_while_the_registry_is_aw
         assert pulls(world)[1] == ["reg.test/llm:1", f"reg.test/llm@{OLD}"]
 
 
-async def test_where_the_registry_never_answered_the_tag_alone_is_pulled(world: World) -> None:
+async def test_tag_alone_is_pulled_if_the_registry_never_answered(world: World) -> None:
     world.registries.images = {"reg.test/llm:1": ImageFacts(problem="away")}
     world.add_prefetch("llm", "reg.test/llm:1", **FOLLOWED)
     world.add_node("n1", gated=True)
@@ -574,7 +576,7 @@ async def test_where_the_registry_never_answered_the_tag_alone_is_pulled(world: 
         await until(released(world, "n1"))
 
 
-async def test_a_digest_that_cannot_be_written_down_is_not_pulled_yet(world: World) -> None:
+async def test_digest_is_not_pulled_before_it_is_in_the_status(world: World) -> None:
     follow(world, OLD)
     refused = 0
 
@@ -592,7 +594,7 @@ async def test_a_digest_that_cannot_be_written_down_is_not_pulled_yet(world: Wor
     assert pulls(world) == [["reg.test/llm:1", f"reg.test/llm@{OLD}"]]
 
 
-async def test_a_pod_that_is_put_back_does_not_roll_out_what_the_tag_means_by_now(
+async def test_recreated_pod_does_not_roll_out_a_moved_tag(
     world: World,
 ) -> None:
     follow(world, OLD)
@@ -606,7 +608,7 @@ async def test_a_pod_that_is_put_back_does_not_roll_out_what_the_tag_means_by_no
         assert policies(world) == [["IfNotPresent", "IfNotPresent"]]
 
 
-async def test_a_mirror_that_is_behind_and_an_edit_by_who_has_mended_it(
+async def test_edit_after_a_stale_mirror_pulls_again_and_waits_for_the_listed_digest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lists(digest: str) -> None:
@@ -631,7 +633,7 @@ async def test_a_mirror_that_is_behind_and_an_edit_by_who_has_mended_it(
             body["spec"]["retry"] = {"limit": body["metadata"]["generation"]}
 
         path = LLM
-        for _ in range(2):  # while it waits for its back-off, and while it waits for the node
+        for _ in range(2):  # during the back-off, and while the node has not listed the image
             world.api.change(path, edit)
             await until(lambda: [pod for pod in world.pods() if "status" not in pod])
             ended = {"terminated": {"finishedAt": timestamp(world.clock.now() + 1)}}
@@ -642,7 +644,7 @@ async def test_a_mirror_that_is_behind_and_an_edit_by_who_has_mended_it(
         await until(lambda: world.labels("n1"))
 
 
-async def test_a_release_does_not_wait_for_its_event_to_be_written(world: World) -> None:
+async def test_release_does_not_wait_for_its_event(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1")
     async with world.operating():
         world.add_node("n1", gated=True)
@@ -666,7 +668,7 @@ async def test_a_release_does_not_wait_for_its_event_to_be_written(world: World)
         await until(lambda: any(path == events for _, path in world.api.requests))
 
 
-async def test_nothing_is_kept_of_earlier_targets_and_of_deleted_prefetches(world: World) -> None:
+async def test_records_of_earlier_targets_and_deleted_prefetches_are_removed(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:0", **FAST)
     world.add_node("n1")
     path = LLM
@@ -692,7 +694,7 @@ async def test_nothing_is_kept_of_earlier_targets_and_of_deleted_prefetches(worl
         assert world.metrics._failures._metrics == {}
 
 
-async def test_a_pod_that_is_put_back_and_refused_is_tried_later_and_later(world: World) -> None:
+async def test_refused_recreation_of_a_pod_has_a_growing_back_off(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", retry={"minSeconds": 1, "maxSeconds": 300})
     world.add_node("n1")
     async with world.operating():
@@ -715,7 +717,7 @@ async def test_a_pod_that_is_put_back_and_refused_is_tried_later_and_later(world
         assert world.labels("n1"), "the images are there"
 
 
-async def test_places_beyond_a_smaller_bound_begin_nothing(world: World) -> None:
+async def test_slots_beyond_a_smaller_limit_start_no_pull(world: World) -> None:
     images = [f"reg.test/part-{n}:1" for n in range(2)]
     rollout = {"maxParallel": 2, "seeds": 2}
     world.add_prefetch("llm", images[0], rollout=rollout)
@@ -732,7 +734,7 @@ async def test_places_beyond_a_smaller_bound_begin_nothing(world: World) -> None
         assert {p["spec"]["nodeName"] for p in unfinished} == {second["spec"]["nodeName"]}
 
 
-async def test_nothing_of_a_settled_prefetch_is_written_by_five_new_leaders(world: World) -> None:
+async def test_new_leaders_write_nothing_about_a_settled_prefetch(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", **WIDE)
     for number in range(30):
         world.add_node(f"n{number}")
@@ -750,7 +752,7 @@ async def test_nothing_of_a_settled_prefetch_is_written_by_five_new_leaders(worl
 
 
 async def test_a_status_that_another_writer_has_changed_is_written_again(world: World) -> None:
-    """A leader that was stopped while it wrote a status wakes up under the next leader."""
+    """A leader that was suspended while it wrote a status continues under the next leader."""
     world.add_node("n1")
     world.add_prefetch("llm", "reg.test/a:1")
     async with world.operating():
@@ -764,7 +766,7 @@ async def test_a_status_that_another_writer_has_changed_is_written_again(world: 
         assert world.condition("llm", "Ready")["status"] == "True"
 
 
-async def test_a_status_is_not_mixed_with_that_of_another_writer(world: World) -> None:
+async def test_status_is_not_mixed_with_the_status_of_another_writer(world: World) -> None:
     world.add_node("n1")
     world.add_prefetch("llm", "reg.test/a:1")
     async with world.operating():
@@ -785,7 +787,7 @@ async def test_a_status_is_not_mixed_with_that_of_another_writer(world: World) -
         assert world.status("llm")["nodes"] == {**counts, "gated": 0}
 
 
-async def test_no_joining_node_waits_for_a_rollout_or_for_another_joining_node(
+async def test_joining_nodes_do_not_wait_for_a_rollout_or_for_each_other(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 1, "seeds": 1})
@@ -800,7 +802,7 @@ async def test_no_joining_node_waits_for_a_rollout_or_for_another_joining_node(
         assert len([name for name in nodes if name.startswith("old-")]) == 1
 
 
-async def test_what_a_joining_node_without_a_slot_waits_for_is_said(world: World) -> None:
+async def test_wait_of_a_joining_node_for_a_slot_is_reported(world: World) -> None:
     gate = {"maxParallel": 1, "timeoutSeconds": 8}
     world.add_prefetch("llm", "reg.test/llm:1", gate=gate)
     world.add_node("first", gated=True)
@@ -811,11 +813,11 @@ async def test_what_a_joining_node_without_a_slot_waits_for_is_said(world: World
         await until(lambda: slot in world.ledger.holding.get("second", ""))
         await until(lambda: f"1 joining nodes wait for {slot}" in progress(world), 10)
         await until(released(world, "second"), 20)
-        await until(lambda: told(world, f"it waited for {slot}"))
+        await until(lambda: has_event(world, f"it waited for {slot}"))
 
 
-def told(world: World, text: str) -> bool:
-    """Whether an Event says this; they are written a moment after what they tell of."""
+def has_event(world: World, text: str) -> bool:
+    """Whether an Event contains this text. Events are written with a short delay."""
     events = [body for path, body in world.api.objects.items() if "/events/" in path]
     return any(text in event["message"] for event in events)
 
@@ -844,7 +846,7 @@ async def test_a_slot_goes_to_the_joining_node_that_waits_longest(world: World) 
         assert nodes == {"first", "second"}
 
 
-async def test_nothing_is_deleted_in_a_namespace_that_cannot_be_read_until_it_can(
+async def test_nothing_is_deleted_in_an_unreadable_namespace(
     world: World,
 ) -> None:
     world.add_node("n1")
@@ -860,7 +862,7 @@ async def test_nothing_is_deleted_in_a_namespace_that_cannot_be_read_until_it_ca
         await until(lambda: not world.pods())
 
 
-async def test_a_namespace_that_cannot_be_read_is_told_and_its_pods_stay(world: World) -> None:
+async def test_unreadable_namespace_is_reported_and_its_pods_stay(world: World) -> None:
     world.add_node("n1")
     world.add_prefetch("llm", "reg.test/llm:1")
     async with world.operating():
@@ -882,7 +884,7 @@ async def test_a_namespace_that_cannot_be_read_is_told_and_its_pods_stay(world: 
 CLOSED = {"gate": {"policy": "FailClosed"}}
 
 
-async def test_fail_closed_holds_where_its_namespace_is_not_allowed(world: World) -> None:
+async def test_fail_closed_holds_nodes_if_its_namespace_is_not_allowed(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", pullerNamespace="elsewhere", **CLOSED)
     async with world.operating():
         world.add_node("n1", gated=True)
@@ -896,16 +898,16 @@ async def test_fail_closed_holds_where_its_namespace_is_not_allowed(world: World
         await until(released(world, "n1"))
 
 
-async def test_fail_open_says_that_its_namespace_is_not_allowed(world: World) -> None:
+async def test_fail_open_reports_that_its_namespace_is_not_allowed(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", pullerNamespace="elsewhere")
     async with world.operating():
         world.add_node("n1", gated=True)
         await until(released(world, "n1"))
-        await until(lambda: told(world, "NamespaceNotAllowed"))
+        await until(lambda: has_event(world, "NamespaceNotAllowed"))
         assert world.labels("n1") == {}
 
 
-async def test_fail_closed_holds_where_workloads_cannot_be_read(world: World) -> None:
+async def test_fail_closed_holds_nodes_if_workloads_cannot_be_read(world: World) -> None:
     def refuse(method: str, path: str) -> None:
         if path.endswith("/deployments"):
             raise errors.Forbidden("list deployments", 403, "no right")
@@ -921,7 +923,7 @@ async def test_fail_closed_holds_where_workloads_cannot_be_read(world: World) ->
         assert world.labels("n1") == {}
 
 
-async def test_a_spec_that_cannot_be_parsed_holds_nobody(world: World) -> None:
+async def test_spec_that_cannot_be_parsed_holds_no_node(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", gate={"policy": "Ajar"})
     async with world.operating():
         world.add_node("n1", gated=True)
@@ -929,8 +931,8 @@ async def test_a_spec_that_cannot_be_parsed_holds_nobody(world: World) -> None:
 
 
 def refuse_patches_of_n1(world: World, *, failing: int = 0) -> list[str]:
-    """A policy refuses every patch of the Node, and the API server fails at one of them. The
-    patches that were asked for."""
+    """A policy refuses every patch of the Node, and the API server fails at one of them. Returns
+    the requested patches."""
     asked: list[str] = []
 
     def refuse(method: str, path: str) -> None:
@@ -944,7 +946,7 @@ def refuse_patches_of_n1(world: World, *, failing: int = 0) -> list[str]:
     return asked
 
 
-async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node(
+async def test_refused_patch_is_not_repeated_at_every_event_of_the_node(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1")
@@ -967,10 +969,10 @@ async def test_what_is_refused_is_not_asked_for_again_at_every_event_of_the_node
         assert world.ledger.refusals == {}
 
 
-async def test_an_error_of_the_api_server_does_not_undo_the_back_off_of_a_refusal(
+async def test_error_of_the_api_server_does_not_reset_the_back_off_of_a_refusal(
     world: World,
 ) -> None:
-    """Found by random lives: 31 deletes of one pod in 13 s, refused and failed by turns."""
+    """Found by the simulation: 31 deletes of one pod in 13 s, alternately refused and failed."""
     world.add_prefetch("llm", "reg.test/llm:1")
     world.add_node("n1")
     async with world.operating():
@@ -982,10 +984,10 @@ async def test_an_error_of_the_api_server_does_not_undo_the_back_off_of_a_refusa
         assert refusal.count == 2
 
 
-async def test_a_pod_that_has_succeeded_since_it_was_seen_failing_is_not_deleted(
+async def test_pod_that_succeeded_after_a_failed_pull_is_not_deleted(
     world: World,
 ) -> None:
-    """Found by random lives: the watch was late, and the kubelet's own next try had succeeded."""
+    """Found by the simulation: the watch was late, and the kubelet's next try had succeeded."""
     world.add_prefetch("llm", "reg.test/llm:1")
     world.add_node("n1")
     async with world.operating():
@@ -1008,20 +1010,20 @@ async def test_a_pod_that_has_succeeded_since_it_was_seen_failing_is_not_deleted
         assert world.status("llm")["failures"] == []
 
 
-async def test_a_prefetch_that_is_gone_before_it_was_decided_about_leaves_nothing(
+async def test_prefetch_deleted_before_its_first_decision_leaves_no_entry(
     world: World,
 ) -> None:
-    """Found by random lives: its nodes had been decided about, and nothing forgot their counts."""
+    """Found by the simulation: counts of its nodes were never removed."""
     async with world.operating():
         world.ledger.entry("gone")
         await world.controllers.prefetches.reconcile("gone")
         assert world.ledger.entries == {}
 
 
-async def test_a_node_that_goes_away_is_held_also_when_the_gate_is_closed_only_then(
+async def test_unready_node_is_held_when_a_suspension_ends(
     world: World,
 ) -> None:
-    """Found by random lives: nothing looked at nodes that are not Ready when a suspension ended."""
+    """Found by the simulation: nodes that were not Ready were not queued after a suspension."""
     world.add_prefetch("llm", "reg.test/llm:1", gate={"onReboot": "Hold"}, **WIDE)
     world.add_node("n1")
     async with world.operating():
@@ -1040,7 +1042,7 @@ async def test_a_node_that_goes_away_is_held_also_when_the_gate_is_closed_only_t
         assert KEY not in world.taints("n1")
         world.api.change(gate, lambda body: body["spec"].update(suspend=False))
         await until(lambda: KEY in world.taints("n1"))
-        # A NodeGate that is created anew is armed by its first heartbeat.
+        # A NodeGate that is created again is armed by its first heartbeat.
         beat = world.api.objects[gate]["status"].pop("heartbeat")
         world.api.change(gate, lambda body: body["spec"].update(suspend=True))
         await until(lambda: KEY not in world.taints("n1"))

@@ -1,6 +1,4 @@
-"""One namespace is listed and watched by itself: what is refused there, or cannot be read, ends
-nothing else.
-"""
+"""The list and the watch of one namespace: a refusal or an unreadable object ends nothing else."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ async def reflecting(
     try:
         yield
     finally:
-        assert not task.done(), "it never ends by itself"
+        assert not task.done(), "a reflector runs until it is cancelled"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -43,53 +41,51 @@ def put(api: MemoryApi, name: str) -> None:
     api.put(f"{PODS}/{name}", {"kind": "Pod", "metadata": {"name": name, "uid": f"{name}-uid"}})
 
 
-async def test_objects_of_the_list_and_changes_after_it_are_told() -> None:
-    api, told = MemoryApi(), list[tuple[str | None, str]]()
+async def test_listed_objects_and_later_changes_are_reported() -> None:
+    api, reported = MemoryApi(), list[tuple[str | None, str]]()
     put(api, "old")
-    async with reflecting(api, lambda t, body: told.append((t, body["metadata"]["name"]))):
+    async with reflecting(api, lambda t, body: reported.append((t, body["metadata"]["name"]))):
         await until(lambda: api.watched)
         put(api, "new")
         api.remove(f"{PODS}/old")
-        await until(lambda: len(told) == 3)
-    assert told == [(None, "old"), ("ADDED", "new"), ("DELETED", "old")]
+        await until(lambda: len(reported) == 3)
+    assert reported == [(None, "old"), ("ADDED", "new"), ("DELETED", "old")]
 
 
-async def test_without_a_list_only_what_happens_from_now_on_is_told() -> None:
-    api, told = MemoryApi(), list[str]()
+async def test_without_a_list_only_later_events_are_reported() -> None:
+    api, reported = MemoryApi(), list[str]()
     put(api, "old")
     async with reflecting(
-        api, lambda _, body: told.append(body["metadata"]["name"]), listing=False
+        api, lambda _, body: reported.append(body["metadata"]["name"]), listing=False
     ):
         await until(lambda: api.watched)
         put(api, "new")
-        await until(lambda: told)
-    assert told == ["new"]
+        await until(lambda: reported)
+    assert reported == ["new"]
 
 
-async def test_what_vanished_while_the_watch_was_too_old_is_told_with_the_version_of_the_list() -> (
-    None
-):
-    api, told = MemoryApi(), list[tuple[str | None, str, int]]()
+async def test_deletion_during_an_expired_watch_is_reported_with_the_lists_version() -> None:
+    api, reported = MemoryApi(), list[tuple[str | None, str, int]]()
 
     def tell(type_: str | None, body: Mapping[str, Any]) -> None:
         metadata = body["metadata"]
-        told.append((type_, metadata["name"], int(metadata["resourceVersion"])))
+        reported.append((type_, metadata["name"], int(metadata["resourceVersion"])))
 
     put(api, "gone")
     async with reflecting(api, tell):
         await until(lambda: api.watched)
         api.end_watches(410)
-        api.remove(f"{PODS}/gone")  # while nobody watches
-        await until(lambda: len(told) == 2)
-    first, last = told
+        api.remove(f"{PODS}/gone")  # while no watch is open
+        await until(lambda: len(reported) == 2)
+    first, last = reported
     assert last[:2] == ("DELETED", "gone")
     assert last[2] > first[2]
 
 
-async def test_a_refused_namespace_is_tried_again_with_a_back_off_and_takes_nothing_away() -> None:
-    api, told = MemoryApi(), list[str | None]()
+async def test_refused_namespace_is_retried_with_a_back_off_and_keeps_its_objects() -> None:
+    api, reported = MemoryApi(), list[str | None]()
     put(api, "kept")
-    async with reflecting(api, lambda type_, _: told.append(type_)):
+    async with reflecting(api, lambda type_, _: reported.append(type_)):
         await until(lambda: api.watched)
 
         def refuse(method: str, path: str) -> None:
@@ -99,10 +95,10 @@ async def test_a_refused_namespace_is_tried_again_with_a_back_off_and_takes_noth
         asked = len(api.requests)
         api.end_watches(410)
         await asyncio.sleep(0.5)
-        assert told == [None], "nothing is concluded from a refusal"
+        assert reported == [None], "nothing is concluded from a refusal"
         assert len(api.requests) - asked < 10, "0.01 s, 0.02 s, ... between two tries"
         api.before = lambda *_: None
-        await until(lambda: told == [None, None])
+        await until(lambda: reported == [None, None])
 
 
 async def test_a_watch_that_is_refused_after_each_list_has_a_back_off_too() -> None:
@@ -121,13 +117,13 @@ async def test_a_watch_that_is_refused_after_each_list_has_a_back_off_too() -> N
 async def test_an_object_that_cannot_be_read_does_not_end_the_watch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    api, told = MemoryApi(), list[str]()
+    api, reported = MemoryApi(), list[str]()
 
     def tell(_: str | None, body: Mapping[str, Any]) -> None:
         name: str = body["metadata"]["name"]
         if name == "bad":
             raise KeyError(name)
-        told.append(name)
+        reported.append(name)
 
     put(api, "bad")
     put(api, "good")
@@ -135,6 +131,6 @@ async def test_an_object_that_cannot_be_read_does_not_end_the_watch(
         await until(lambda: api.watched)
         put(api, "bad")
         put(api, "better")
-        await until(lambda: "better" in told)
-    assert told == ["good", "better"]
+        await until(lambda: "better" in reported)
+    assert reported == ["good", "better"]
     assert "object not read" in [record.message for record in caplog.records]

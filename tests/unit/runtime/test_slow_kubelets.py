@@ -51,7 +51,7 @@ async def test_a_release_does_not_wait_for_kubelets_that_do_not_answer(world: Wo
         assert kubelets.asked < 60, "the fleet is not asked one by one"
 
 
-async def test_after_nodes_in_a_row_kubelets_are_asked_one_at_a_time(
+async def test_after_many_silent_kubelets_one_is_asked_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runtime_disks, "SLOW", 0.001)

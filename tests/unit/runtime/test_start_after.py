@@ -1,4 +1,4 @@
-"""The whole loop with ``startAfter``: it asks while it has to, and no longer."""
+"""The whole loop with ``startAfter``: the operator asks only while a node waits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def says(world: World, text: str) -> Callable[[], bool]:
     return lambda: text in world.ledger.holding.get("n1", "")
 
 
-async def test_the_pull_starts_when_the_daemon_is_ready_and_then_nobody_asks_any_more(
+async def test_pull_starts_when_the_daemonset_is_ready_and_the_checks_end(
     world: World,
 ) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", **AFTER)
@@ -79,7 +79,7 @@ async def test_the_pull_starts_when_the_daemon_is_ready_and_then_nobody_asks_any
         assert asked(world) == before
 
 
-async def test_a_node_that_waits_leaves_its_place_to_others(world: World) -> None:
+async def test_waiting_node_takes_no_slot(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", rollout={"maxParallel": 1}, **AFTER)
     async with world.operating():
         world.add_node("n1", gated=True)
@@ -90,7 +90,7 @@ async def test_a_node_that_waits_leaves_its_place_to_others(world: World) -> Non
         assert [pod["spec"]["nodeName"] for pod in world.pods()] == ["n2"]
 
 
-async def test_a_rebooted_node_is_asked_about_anew(world: World) -> None:
+async def test_rebooted_node_is_checked_again(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", gate={"onReboot": "Hold"}, **AFTER)
     put_daemon(world, "n1", ready=True)
     async with world.operating():
@@ -108,7 +108,7 @@ async def test_a_rebooted_node_is_asked_about_anew(world: World) -> None:
         assert all(pod.get("status", {}).get("phase") for pod in world.pods()), "a second pod"
 
 
-async def test_without_permission_it_says_which_value_of_the_chart_is_missing(
+async def test_missing_permission_is_reported_with_the_value_of_the_chart(
     world: World,
 ) -> None:
     def forbid(method: str, path: str) -> None:
@@ -121,7 +121,7 @@ async def test_without_permission_it_says_which_value_of_the_chart_is_missing(
         world.add_node("n1", gated=True)
         await until(lambda: "add it to the chart's startAfter.namespaces" in message(world))
         await until(lambda: KEY not in world.taints("n1"), 10)
-        # It is in service now: it waits for nothing any more, and nobody asks.
+        # The node is in service now. It does not wait any more, so the operator does not ask.
         await until(world.pods)
         await asyncio.sleep(0.2)
         before = asked(world)
@@ -129,7 +129,7 @@ async def test_without_permission_it_says_which_value_of_the_chart_is_missing(
         assert asked(world) == before
 
 
-async def test_a_node_that_goes_is_not_asked_about_any_more(world: World) -> None:
+async def test_deleted_node_is_not_checked_any_more(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", **AFTER)
     async with world.operating():
         world.add_node("n1", gated=True)
@@ -142,7 +142,7 @@ async def test_a_node_that_goes_is_not_asked_about_any_more(world: World) -> Non
 
 
 async def test_a_slow_answer_does_not_delay_the_release(world: World) -> None:
-    """The API server takes its time over the mirrors' namespace; the timeout comes all the same."""
+    """The API server is slow for the mirrors' namespace; the timeout still releases the node."""
     world.add_prefetch("llm", "reg.test/llm:1", gate={"timeoutSeconds": 1}, **AFTER)
     answer = asyncio.Event()
     listed = world.api.list_all
@@ -160,7 +160,7 @@ async def test_a_slow_answer_does_not_delay_the_release(world: World) -> None:
         assert not answer.is_set()
 
 
-async def test_many_that_wait_are_looked_at_less_often(world: World) -> None:
+async def test_many_waiting_nodes_are_checked_less_often(world: World) -> None:
     world.add_prefetch("llm", "reg.test/llm:1", **AFTER)
     async with world.operating():
         for number in range(150):
@@ -169,4 +169,4 @@ async def test_many_that_wait_are_looked_at_less_often(world: World) -> None:
         await until(lambda: asked(world) >= 300)
         before = asked(world)
         await asyncio.sleep(1.0)
-        assert asked(world) - before <= 2 * start_after.RATE * 1.2, "two requests for each look"
+        assert asked(world) - before <= 2 * start_after.RATE * 1.2, "two requests for each check"

@@ -1,4 +1,4 @@
-"""The watchdog: a dead operator holds nobody, whoever has tainted the nodes."""
+"""The watchdog releases held nodes when the operator is dead, whatever has tainted them."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ async def test_while_the_operator_lives_nothing_is_written(
     ("beat", "lease"),
     [(900, 900), (5000, 1), (None, 5000), (-900, 1), (-70 * 365 * 86400, 1), (None, -5000)],
 )
-async def test_once_it_is_dead_everybody_is_freed_and_told(
+async def test_held_nodes_are_released_with_an_event_when_the_operator_is_dead(
     beat: float | None, lease: float | None
 ) -> None:
-    """Also by one that still renews its Lease, and has seen nothing of the cluster for long."""
+    """Also if the operator renews its Lease, but has not seen the cluster for a long time."""
     world = cluster(beat=beat, lease=lease)
     assert await watchdog(world).run() == 3
     assert held(world) == set()
@@ -93,13 +93,13 @@ async def test_once_it_is_dead_everybody_is_freed_and_told(
     assert await watchdog(world).run() == 0, "nothing is left to do"
 
 
-async def test_without_any_trace_of_an_operator_nobody_is_held() -> None:
+async def test_nodes_with_the_charts_key_are_released_without_gate_and_lease() -> None:
     world = cluster(beat=None, lease=None)
     assert await watchdog(world).run() == 2
-    assert held(world) == {"earlier"}, "nobody knows that key any more"
+    assert held(world) == {"earlier"}, "only the Lease has recorded the earlier key"
 
 
-async def test_one_node_that_is_refused_does_not_leave_the_others_held() -> None:
+async def test_refused_patch_of_one_node_does_not_keep_others_held() -> None:
     world = cluster(beat=5000, lease=5000)
 
     def refuse(method: str, path: str) -> None:

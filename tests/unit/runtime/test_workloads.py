@@ -1,4 +1,4 @@
-"""The whole loop with ``imagesFrom``: what is followed, what is waited for, and for how long."""
+"""The whole loop with ``imagesFrom``: which workloads are followed, and how long decisions wait."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def images(world: World) -> list[str]:
 
 
 def pulled(world: World) -> set[str]:
-    """What the puller pods that there are name."""
+    """The images of the existing puller pods."""
     return {image for pod in world.pods() for image in read.pod(pod).images}
 
 
@@ -80,7 +80,7 @@ def says(world: World, text: str, type_: str = "ImagesFound") -> Callable[[], bo
 
 
 async def settle(world: World, done: Callable[[], bool] | None = None) -> None:
-    """Every pull succeeds, until it is Ready."""
+    """Every pull succeeds, until the prefetch is Ready or ``done``."""
 
     def rested() -> bool:
         for pod in world.pods():
@@ -92,11 +92,11 @@ async def settle(world: World, done: Callable[[], bool] | None = None) -> None:
 
 
 def changes(world: World) -> list[tuple[str, str]]:
-    """The writes so far; Events are written when there is time."""
+    """The writes so far, without Events, because another task writes them."""
     return [write for write in world.api.writes() if "/events" not in write[1]]
 
 
-async def test_workload_of_a_tenant_gets_no_image_by_the_secret_of_the_prefetch(
+async def test_secret_of_the_prefetch_is_not_used_for_images_of_workloads(
     world: World,
 ) -> None:
     put(world, DEPLOYMENTS, "tenant", "reg.test/other-team/private:1")
@@ -115,7 +115,7 @@ async def test_workload_of_a_tenant_gets_no_image_by_the_secret_of_the_prefetch(
         assert is_true(world, "ImagesFound")()
 
 
-async def test_what_workloads_name_is_pulled_and_a_change_is_a_new_target(world: World) -> None:
+async def test_images_of_workloads_are_pulled_and_a_change_is_a_new_target(world: World) -> None:
     put(world, DEPLOYMENTS, "web", "reg.test/web:1", app="web")
     put(world, DEPLOYMENTS, "other", "reg.test/other:1", app="other")
     put(world, CRON_JOBS, "train", "reg.test/train:1")
@@ -129,12 +129,12 @@ async def test_what_workloads_name_is_pulled_and_a_change_is_a_new_target(world:
         first = world.labels("n1")
         put(world, DEPLOYMENTS, "web", "reg.test/web:2", app="web")
         await until(lambda: "reg.test/web:2" in images(world))
-        assert not is_true(world)(), "ready for what is not there yet"
+        assert not is_true(world)(), "Ready before the new image is there"
         await settle(world)
         assert world.labels("n1") != first
         assert "reg.test/web:2" in pulled(world)
         assert "reg.test/web:1" not in pulled(world)
-        # What nobody selects, and what does not touch the images, changes nothing.
+        # A workload that is not selected, or that keeps its images, changes nothing.
         before = changes(world)
         put(world, DEPLOYMENTS, "other", "reg.test/other:2", app="other")
         put(world, DEPLOYMENTS, "web", "reg.test/web:2", app="web")
@@ -144,7 +144,9 @@ async def test_what_workloads_name_is_pulled_and_a_change_is_a_new_target(world:
         await until(lambda: "reg.test/train:1" not in images(world))
 
 
-async def test_one_watch_for_each_kind_and_namespace_while_somebody_asks(world: World) -> None:
+async def test_each_kind_and_namespace_has_one_watch_while_a_prefetch_needs_it(
+    world: World,
+) -> None:
     world.add_prefetch("llm", imagesFrom=[SERVING, {**SERVING, "selector": {"matchLabels": {}}}])
     world.add_prefetch("other", imagesFrom=[SERVING])
     async with world.operating():
@@ -167,14 +169,14 @@ async def test_one_watch_for_each_kind_and_namespace_while_somebody_asks(world: 
     assert not asyncio.all_tasks() - {asyncio.current_task()}
 
 
-async def test_a_watch_that_is_too_old_lists_again_and_misses_nothing(world: World) -> None:
+async def test_expired_watch_lists_again_and_misses_nothing(world: World) -> None:
     put(world, DEPLOYMENTS, "web", "reg.test/web:1")
     put(world, DEPLOYMENTS, "gone", "reg.test/gone:1")
     world.add_prefetch("llm", imagesFrom=[SERVING])
     world.add_node("n1")
     async with world.operating():
         await settle(world)
-        # While nobody listens one is changed and one deleted, and then it is compacted away.
+        # Without a watch one workload is changed, one is deleted, and the history is compacted.
         refuse(world, DEPLOYMENTS)
         world.api.end_watches(410)
         put(world, DEPLOYMENTS, "web", "reg.test/web:2")
@@ -185,7 +187,7 @@ async def test_a_watch_that_is_too_old_lists_again_and_misses_nothing(world: Wor
         assert requests(world, DEPLOYMENTS, "GET") >= 2
 
 
-async def test_a_watch_that_ends_in_good_order_goes_on_without_a_list(world: World) -> None:
+async def test_watch_that_ends_normally_continues_without_a_list(world: World) -> None:
     put(world, DEPLOYMENTS, "web", "reg.test/web:1")
     world.add_prefetch("llm", imagesFrom=[SERVING])
     world.add_node("n1")
@@ -195,7 +197,7 @@ async def test_a_watch_that_ends_in_good_order_goes_on_without_a_list(world: Wor
         await until(lambda: images(world) == ["reg.test/web:2"])
         last = world.api.objects[f"{DEPLOYMENTS}/web"]["metadata"]["resourceVersion"]
         world.api.end_watches()
-        put(world, DEPLOYMENTS, "web", "reg.test/web:3")  # nobody listens just now
+        put(world, DEPLOYMENTS, "web", "reg.test/web:3")  # no watch is open now
         await until(lambda: images(world) == ["reg.test/web:3"])
         assert requests(world, DEPLOYMENTS, "GET") == 1
         assert [version for _, version in world.api.watched][1:] == [last]
@@ -222,7 +224,7 @@ async def test_nothing_is_decided_before_every_source_was_listed(
         await settle(world, lambda: KEY not in world.taints("n1"))
 
 
-async def test_a_source_that_cannot_be_read_holds_nobody_for_ever(world: World) -> None:
+async def test_unreadable_source_does_not_hold_nodes_forever(world: World) -> None:
     refuse(world, DEPLOYMENTS)
     world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[SERVING])
     world.add_node("n1", gated=True)
@@ -236,7 +238,7 @@ async def test_a_source_that_cannot_be_read_holds_nobody_for_ever(world: World) 
         await until(says(world, remedy))
         await until(says(world, remedy, "Ready"))
         assert world.condition("llm", "Ready")["reason"] == "SourceNotRead"
-        assert world.labels("n1"), "what is known was pulled"
+        assert world.labels("n1"), "the known images were pulled"
         put(world, DEPLOYMENTS, "web", "reg.test/web:1")
         allow(world)
         await until(is_true(world, "ImagesFound"))
@@ -255,8 +257,8 @@ async def settled(world: World) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("readable", [True, False])
-async def test_an_operator_that_restarts_sees_no_other_target(world: World, readable: bool) -> None:
-    """Neither while the list is still to come, nor where it never comes."""
+async def test_restart_does_not_change_the_target(world: World, readable: bool) -> None:
+    """Neither before the first list, nor if there never is a list."""
     label = await settled(world)
     world.start_operator()
     refuse(world, DEPLOYMENTS)
@@ -264,7 +266,7 @@ async def test_an_operator_that_restarts_sees_no_other_target(world: World, read
     async with world.operating():
         before = len(world.api.writes())
         await asyncio.sleep(PATIENCE / 4)
-        assert world.api.writes()[before:] == [], "something was decided on half of the images"
+        assert world.api.writes()[before:] == [], "a decision used half of the images"
         assert is_true(world)(), "the status flapped"
         if readable:
             allow(world)
@@ -273,14 +275,14 @@ async def test_an_operator_that_restarts_sees_no_other_target(world: World, read
         await settle(world, lambda: KEY not in world.taints("n2"))
         assert world.labels("n1") == world.labels("n2") == label
         assert pulled(world) == {"reg.test/llm:1", "reg.test/web:1"}
-        # A later restart finds the same in the status that this one has left.
+        # A later restart finds the same images in the status.
         assert world.status("llm")["images"][1] == {
             "image": "reg.test/web:1",
             "from": "Deployment serving/web",
         }
 
 
-async def test_a_right_that_is_taken_away_takes_no_images(world: World) -> None:
+async def test_revoked_permission_removes_no_images(world: World) -> None:
     put(world, DEPLOYMENTS, "web", "reg.test/web:1")
     world.add_prefetch("llm", imagesFrom=[SERVING])
     world.add_node("n1")
@@ -290,7 +292,7 @@ async def test_a_right_that_is_taken_away_takes_no_images(world: World) -> None:
         refuse(world, DEPLOYMENTS)
         world.api.end_watches()
         await asyncio.sleep(PATIENCE / 4)
-        assert is_true(world)(), "a moment is no reason to complain"
+        assert is_true(world)(), "a short failure is not reported"
         await until(says(world, "may not list deployments"))
         assert not is_true(world)()
         assert world.labels("n1") == label
@@ -298,7 +300,7 @@ async def test_a_right_that_is_taken_away_takes_no_images(world: World) -> None:
         await until(is_true(world))
 
 
-async def test_an_edit_of_the_spec_is_joined_with_what_is_known(world: World) -> None:
+async def test_edit_of_the_spec_keeps_the_images_of_workloads(world: World) -> None:
     put(world, DEPLOYMENTS, "web", "reg.test/web:1", "reg.test/new:1")
     world.add_prefetch("llm", "reg.test/llm:1", imagesFrom=[SERVING])
     world.add_node("n1")
@@ -311,7 +313,7 @@ async def test_an_edit_of_the_spec_is_joined_with_what_is_known(world: World) ->
         assert requests(world, DEPLOYMENTS, "GET") == 1
 
 
-async def test_no_image_at_all_is_said_and_holds_nobody(world: World) -> None:
+async def test_prefetch_without_images_reports_that_and_holds_no_node(world: World) -> None:
     world.add_prefetch("llm", imagesFrom=[SERVING])
     world.add_node("n1", gated=True)
     async with world.operating():
@@ -322,7 +324,7 @@ async def test_no_image_at_all_is_said_and_holds_nobody(world: World) -> None:
         await settle(world)
 
 
-async def test_a_dry_run_counts_them(world: World) -> None:
+async def test_dry_run_includes_the_images_of_workloads(world: World) -> None:
     put(world, DEPLOYMENTS, "web", "reg.test/web:1")
     world.add_prefetch("llm", imagesFrom=[SERVING], dryRun=True)
     world.add_node("n1")
@@ -332,7 +334,9 @@ async def test_a_dry_run_counts_them(world: World) -> None:
         assert world.pods() == []
 
 
-async def test_many_changes_are_one_target(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_changes_are_gathered_into_few_targets(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workloads, "GATHER", 0.3)
     world.add_prefetch("llm", imagesFrom=[SERVING])
     world.add_node("n1")
@@ -345,4 +349,4 @@ async def test_many_changes_are_one_target(world: World, monkeypatch: pytest.Mon
             targets.add(world.store.prefetches["llm"].target)
         await settle(world)
         assert len(images(world)) == 20
-        assert len(targets) < 10, "the images came one by one"
+        assert len(targets) < 10, "each image made a new target"

@@ -1,5 +1,4 @@
-"""A small world: the real loop over an API server in memory, and kubelets that one can tell what
-to do."""
+"""The real loop with an API server in memory, and kubelets that do what the test says."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
 class Registries:
-    """What the registries say; they have been asked already."""
+    """Registries that have already answered."""
 
     def __init__(self) -> None:
         self.images: dict[str, ImageFacts] = {}
@@ -103,7 +102,7 @@ class World:
         self.api.watchers.append(self._watch)
 
     def start_operator(self) -> None:
-        """A new process: nothing is remembered but what is in the cluster."""
+        """Start a new process, which knows only what is in the cluster."""
         client: Any = self.api
         process = Process.create(self.clock, version="test")
         self.metrics, self.store, self.queues = process.metrics, process.store, process.queues
@@ -294,7 +293,7 @@ class World:
 
 
 async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
-    """Wait for something to become true; the assertion names it when it does not."""
+    """Wait until the condition is true. Fails after ``timeout`` seconds."""
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
     while not condition():

@@ -1,4 +1,4 @@
-"""The simulation is repeatable, and finds what is broken on purpose."""
+"""The simulation is repeatable, and finds faults that a test adds to the operator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIGEST = "from tests.simulation.__main__ import run; print(run({seed}, hours=0.5
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: the order of sets of strings is part of a run."""
+    """Run a separate process, because the order of sets of strings is part of a run."""
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}"}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -28,14 +28,14 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_one_seed_gives_one_run() -> None:
+def test_same_seed_gives_the_same_run() -> None:
     first, second, other = (python("-c", DIGEST.format(seed=seed)).stdout for seed in (7, 7, 8))
     assert len(first.strip()) == 64
     assert first == second
     assert first != other
 
 
-def test_a_slot_that_never_returns_is_found() -> None:
+def test_simulation_finds_a_slot_that_is_never_released() -> None:
     code = (
         "from imagegate.domain import match; match.AWAY_AFTER = float('inf')\n"
         "from tests.simulation.__main__ import run\n"
@@ -45,7 +45,7 @@ def test_a_slot_that_never_returns_is_found() -> None:
     assert done.stdout.strip() == "no-progress", done.stderr
 
 
-def test_a_queue_that_serves_the_last_node_first_is_found() -> None:
+def test_simulation_finds_a_queue_that_serves_the_last_node_first() -> None:
     code = (
         "from dataclasses import replace; from imagegate.domain import rollout\n"
         "grant = rollout.grant\n"

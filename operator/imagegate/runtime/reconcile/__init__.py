@@ -1,1 +1,1 @@
-"""The control loop: what is known is observed, decided about and acted upon, key by key."""
+"""The control loop: observe, decide and act, one key at a time."""

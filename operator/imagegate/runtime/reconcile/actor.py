@@ -1,4 +1,4 @@
-"""What was decided about a node is done to the cluster, and what came of it is remembered."""
+"""Carries out the decisions about a node, and records the results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Actor:
             self._store.lose_node(name, patch.node.uid)
             return
         except Conflict:
-            # Somebody was faster, or the watch is behind. Look, and decide again on what is there.
+            # Another client was faster, or the watch is stale. Read the node, and decide again.
             self._store.see_node(await self._nodes.get(name))
             self._queue.add(name, delay=0.02, urgent=True)
             return
@@ -108,12 +108,12 @@ class Actor:
             self._ledger.started.setdefault(node.name, {})[action.group.key] = created.uid
             self._store.see_pod(created)
         except AlreadyExists:
-            # Ours, from before a restart or by another leader: the watch or a resync shows it. If
-            # it is going away, its end brings this node back here.
+            # The operator's own pod, from before a restart or from another leader: the watch or a
+            # resync reports it. If it is terminating, its deletion queues this node again.
             await self._look_at_existing(action, manifest)
         except KubeError as error:
             # The namespace is missing, a quota, Pod Security or a policy refuses the pod, or a
-            # webhook fails. Whether a pod was made nevertheless, the watch tells.
+            # webhook fails. If the pod was created nevertheless, the watch reports it.
             failure = (
                 failures.POD_NOT_CREATED if isinstance(error, Unavailable) else failures.POD_REFUSED
             )
@@ -130,13 +130,13 @@ class Actor:
         attempts = history.after(retry.Cause(failure, message))
         self._ledger.remember(node, group, attempts)
         self._metrics.pull_failed(prefetch.name, attempts.reason)
-        # Decided about again at once: the slot returns, and the failure is shown.
+        # Decide again immediately, to free the slot and to show the failure.
         self._queue.add(node)
 
     async def _look_at_existing(self, action: CreatePod, manifest: dict[str, Any]) -> None:
-        """A pod has the name that was to be created. One whose labels somebody has removed is
-        shown by no watch of ours, and must go; its pull goes on in the kubelet. One that no Node
-        owns is somebody's, and stays.
+        """A pod with the name of the new pod exists. A puller pod without its labels is deleted,
+        because no watch reports it; the kubelet continues its pull. A pod that no Node owns is not
+        the operator's, and stays.
         """
         metadata = manifest["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
@@ -178,7 +178,7 @@ class Actor:
     async def _delete_pod(self, action: DeletePod) -> None:
         pod = action.pod
         try:
-            # Where the watch is late, a pull that failed may have begun again, or be done.
+            # If the watch is late, the failed pull may have started again, or may be complete.
             going = await self._pods.delete(pod, unchanged=not pod.finished)
         except NotFound:
             going = None
@@ -207,7 +207,7 @@ class Actor:
             self._store.see_pod(going)
 
     async def _see_again(self, pod: Pod) -> bool:
-        """Look at a pod that is not as it was seen, and decide again. False where it is gone."""
+        """Read a pod that has changed, and decide again. False: it does not exist any more."""
         try:
             current = await self._pods.get(pod.namespace, pod.name)
         except NotFound:

@@ -1,4 +1,4 @@
-"""Which keys a change concerns: the listener of the store, the inspector and the other watchers."""
+"""Which keys a change concerns: the listener of the store, the inspector and others."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class Changes:
         self._queues.prefetches.add(name)
 
     def status_changed(self, name: str) -> None:
-        """Look at a status that another writer has changed: a leader that was stopped and woke up
-        late, or a person. An own write is on its way back as an event, and is no news.
+        """Check a status that another writer has changed: an earlier leader that was suspended and
+        continued late, or a user. The event of an own write is ignored.
         """
         if name not in self._writing:
             self._queues.plan_passes((name,))
 
     @contextlib.contextmanager
     def writing_status(self, name: str) -> Iterator[None]:
-        """Meanwhile a change of this prefetch's status is taken for an own write."""
+        """Within this context a change of the prefetch's status counts as an own write."""
         self._writing.add(name)
         try:
             yield

@@ -1,4 +1,4 @@
-"""The control loop: what works on nodes, on prefetches, on dry runs and on disks."""
+"""Creates the reconcilers of the control loop: for nodes, prefetches, dry runs and disks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from imagegate.runtime.reconcile.statuses import StatusWriter
 
 
 class Controllers:
-    """How they work together: a node's key observes (`node_views`), decides (`domain.node`) and
-    acts (`actor`) for that node alone; a prefetch's key grants slots and writes the status.
+    """A node's key observes (`node_views`), decides (`domain.node`) and acts (`actor`) for that
+    node alone. A prefetch's key grants slots and writes the status.
     """
 
     def __init__(

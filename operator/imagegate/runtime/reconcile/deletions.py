@@ -12,8 +12,8 @@ from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.queues import Queues
 
 GIVE_UP_AFTER = 300.0
-"""Seconds after which a deleted prefetch goes although a node that answers still has its label: a
-policy may refuse the change for ever."""
+"""Seconds after which the finalizer is removed although nodes still have the label or pods, because
+a policy may refuse the changes permanently."""
 
 
 class Deletions:
@@ -41,8 +41,8 @@ class Deletions:
         self._metrics.forget(name)
 
     def queue_nodes(self, name: str, prefetch: Prefetch | None) -> None:
-        """Queue every node that has a label or a pod of a prefetch that is being deleted, or is
-        gone (None); once, as from then on each node has a back-off of its own.
+        """Queue every node that has a label or a pod of a prefetch that is being deleted, or was
+        deleted (None). Only once, because afterwards each node has its own back-off.
         """
         if prefetch is not None:
             if self._begun.get(name, ("",))[0] == prefetch.uid:
@@ -60,8 +60,8 @@ class Deletions:
     async def finish(self, prefetch: Prefetch) -> None:
         """Remove the finalizer once no node has the prefetch's label and no pod is left.
 
-        Only the API server is waited for, never a kubelet: a pod that is being deleted on a dead
-        node would hang for ever.
+        It waits for the API server only, and not for kubelets, because a pod on a dead node never
+        finishes its termination.
         """
         if FINALIZER not in prefetch.finalizers:
             return

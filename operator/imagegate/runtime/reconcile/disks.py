@@ -1,4 +1,4 @@
-"""Reads how full a node's disk is, where a decision asks for that."""
+"""Reads the disk usage of a node when a decision needs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imagegate.runtime.reconcile.changes import Changes
 
 
 class DiskReader:
-    """Beside the work on nodes: a kubelet that does not answer takes seconds, and no release may
+    """Has its own queue, because a kubelet that does not answer takes seconds, and no release may
     wait for it.
     """
 
@@ -27,12 +27,12 @@ class DiskReader:
     async def read(self, name: str) -> None:
         if name not in self._store.nodes:
             return
-        # The images that the store knows of may be from before the prefetch, when no prefetch
-        # named them. Look before the usage is known, because that lets a pull start.
+        # The stored Node may lack images of the prefetch, because it was parsed earlier. Read the
+        # Node before its usage is known, because the usage lets a pull start.
         try:
             node = await self._nodes.get(name)
         except NotFound:
-            return  # the watch, or a resync, tells that it is gone
+            return  # the watch, or a resync, reports the deletion
         self._store.see_node(node)
         await self._disks.read(node)
         if name not in self._store.nodes:

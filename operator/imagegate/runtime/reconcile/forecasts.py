@@ -1,4 +1,4 @@
-"""Says in the status what a dry run would do; every few minutes anew, as nodes come and go."""
+"""Writes in the status what a dry run would do; again every few minutes, because nodes change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORECAST_INTERVAL = 300.0
 
 
 class Forecaster:
-    """Beside the work on prefetches, because all kubelets are asked."""
+    """Has its own queue, because a forecast asks all kubelets."""
 
     def __init__(self, known: Knowledge, statuses: StatusWriter, queue: KeyedQueue) -> None:
         """``queue``: of the dry runs."""
@@ -27,7 +27,7 @@ class Forecaster:
         prefetch = self._dry_run(name)
         images = self._known.images.known(prefetch) if prefetch is not None else None
         if prefetch is None or images is None:
-            return  # the answer of the registries brings the prefetch back
+            return  # the answer of the registries queues the prefetch again
         nodes = [node for node in self._store.nodes.values() if matches(prefetch, node)]
         usages = await self._known.disks.survey(nodes) if prefetch.max_usage < 100 else {}
         current = self._dry_run(name)
@@ -35,7 +35,7 @@ class Forecaster:
             prefetch.uid,
             prefetch.generation,
         ):
-            return  # it was edited or deleted meanwhile, and that brings it back
+            return  # it was edited or deleted meanwhile, and that queues it again
         facts = forecast.forecast(current, images, forecast.Fleet(nodes, usages))
         self._queue.add(name, delay=FORECAST_INTERVAL)
         findings = status.Findings(images, found=self._known.workloads.found(current))
@@ -43,7 +43,7 @@ class Forecaster:
         await self._statuses.write(current, wanted, self._queue)
 
     def _dry_run(self, name: str) -> Prefetch | None:
-        """The prefetch as it is now, if it only says what it would do."""
+        """The current prefetch, if it is a dry run that can be forecast."""
         prefetch = self._store.prefetches.get(name)
         if prefetch is None or prefetch.deleting or prefetch.invalid is not None:
             return None

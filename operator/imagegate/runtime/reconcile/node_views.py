@@ -1,4 +1,4 @@
-"""Observe: everything that is known about one node, as the view that its decision is made from."""
+"""Observe: collects everything that is known about one node into the view for its decision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class NodeViews:
                 kept = pods.pop(name, [])
                 problems += self._problem(prefetch, node)
                 if prefetch.forbidden:
-                    # What still pulls would go on for as long as its registry refuses it.
+                    # Unfinished pods are deleted as orphans, because otherwise they would continue
+                    # to pull as long as the registry refuses.
                     pods[name] = [pod for pod in kept if not pod.finished]
                 continue
             if not prefetch.live or not matches(prefetch, node):
@@ -72,7 +73,7 @@ class NodeViews:
         images = self._known.images.known(prefetch)
         failed = {pod.uid: history.failed_at(pod.uid) for pod in pods}
         finished = {pod.uid: history.finished_at(pod.uid) for pod in pods}
-        # Only a node with the gate's taint is told which slot it waits for.
+        # Only a node with the gate's taint shows which slot it waits for.
         held = node.taint(self._gate.key) is not None
         return Share(
             prefetch,
@@ -90,9 +91,9 @@ class NodeViews:
         )
 
     def _problem(self, prefetch: Prefetch, node: Node) -> Iterator[Problem]:
-        """Why a prefetch that asks for the node cannot be acted on, if so. A spec that could not
-        be parsed holds no node, because nobody knows which nodes it is for; the API server's schema
-        refuses such a spec.
+        """Why a prefetch that matches the node cannot be acted on, if it cannot. A spec that cannot
+        be parsed holds no node, because it is unknown which nodes it matches; the API server's
+        schema refuses such a spec.
         """
         if prefetch.dry_run or not prefetch.parsed or not matches(prefetch, node):
             return

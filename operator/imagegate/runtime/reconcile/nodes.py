@@ -52,7 +52,7 @@ class NodeReconciler:
         await self._act(name, plan)
 
     def _forget(self, name: str) -> None:
-        """The node is gone."""
+        """The node was deleted."""
         self._known.start_after.forget(name)
         self._queues.plan_passes(self._ledger.forget_node(name))
         self._known.disks.forget(name)
@@ -68,7 +68,7 @@ class NodeReconciler:
         self._ledger.note_pods(node, view.shares)
         for share in view.shares:
             if plan.standings[share.prefetch.name].state == "cached" and share.attempts:
-                # A pod that is to be put back, and is refused, keeps its back-off.
+                # A missing pod whose creation is refused keeps its back-off.
                 there = {pod.group for pod in share.pods}
                 groups = [group.key for group in share.prefetch.groups]
                 done = [key for key in groups if key in there or not share.prefetch.keep]
@@ -79,15 +79,15 @@ class NodeReconciler:
             self._ledger.keep_attempts(node.name, (g.key for p in living for g in p.groups))
 
     async def _act(self, name: str, plan: NodePlan) -> None:
-        """Try every action: one that fails (a webhook of one namespace, a policy) must not stop
-        those of the others. Raises what failed.
+        """Try every action, because a failed action (a webhook of one namespace, a policy) must not
+        stop the others. Raises the errors at the end.
         """
-        # The patch first: a release is waited for, a clean-up is not.
+        # The patch first, because a release is urgent and a clean-up is not.
         errors: list[Exception] = []
         open_: set[Hashable] = set()
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
             request = action.request if isinstance(action, PatchNode | DeletePod) else None
-            open_.add(request)  # until it is granted: no other answer undoes an earlier refusal
+            open_.add(request)  # until it succeeds: other errors do not undo an earlier refusal
             if not self._may_try(name, action, request, held=plan.held):
                 continue
             try:
@@ -104,15 +104,15 @@ class NodeReconciler:
             else:
                 open_.discard(request)
                 if isinstance(action, PatchNode) and action.release is not None:
-                    break  # the rest was decided about a held node; the node comes back at once
+                    break  # the rest was decided for a held node; the node is queued again at once
         self._ledger.keep_refusals(name, open_)
         if errors:
             raise ExceptionGroup(f"node {name}", errors) if len(errors) > 1 else errors[0]
 
     def _may_try(self, name: str, action: Action, request: Hashable, *, held: bool) -> bool:
-        """False where the API server would refuse the action again; the node comes back later."""
+        """False if the API server would refuse the action again; the node is queued for later."""
         if isinstance(action, DeletePod) and action.pod.namespace in self._store.unreadable:
-            return False  # the node comes back when the namespace does
+            return False  # the node is queued again when the namespace can be read
         wait = self._ledger.refused_until(name, request) - self._clock.monotonic()
         if wait > 0:
             self._queues.nodes.add(name, delay=max(0.01, wait), urgent=held)

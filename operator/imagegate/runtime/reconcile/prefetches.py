@@ -42,10 +42,10 @@ class PrefetchReconciler:
             return
         if prefetch.live and FINALIZER not in prefetch.finalizers:
             await self._deletions.add_finalizer(prefetch)
-            return  # the change brings it back here
+            return  # the event of this change queues it again
         self._known.workloads.follow(prefetch)
         if prefetch.searching:
-            return  # what is found, or the end of patience, brings it back here
+            return  # the found workloads, or the end of the wait for them, queue it again
         prefetch = self._known.size_limit.judge(prefetch)
         if not self._slots.counted(prefetch):
             self._begin(prefetch)
@@ -57,7 +57,7 @@ class PrefetchReconciler:
         await self._report(prefetch)
 
     def _begin(self, prefetch: Prefetch) -> None:
-        """Take in a spec that is new to this process: after a start, or after an edit."""
+        """Begin with a spec that is new to this process: after a start, or after an edit."""
         self._slots.count(prefetch)
         if prefetch.invalid is None:
             self._known.images.look(prefetch)
@@ -73,11 +73,11 @@ class PrefetchReconciler:
         tally = self._ledger.entry(prefetch.name).tally(prefetch)
         images = self._known.images.known(prefetch) or {}
         current = adopted(prefetch, images)
-        if current and not tally.complete and _told(prefetch):
-            return  # after a restart: what is written there stays until it is known better
+        if current and not tally.complete and _is_reported(prefetch):
+            return  # after a restart: the written status stays until all nodes are decided about
         if not current:
-            # New digests are written down before anything is done about them: what comes back from
-            # the API server is the new target. Meanwhile the status must not say that it is Ready.
+            # New digests are written to the status before they are pulled: they are the target when
+            # the status comes back from the API server. Until then it must not say Ready.
             prefetch = replace(prefetch, images=resolved(prefetch.images, images))
             tally = replace(tally, complete=False)
         wanted = status.prefetch_status(
@@ -93,10 +93,10 @@ class PrefetchReconciler:
         await self._statuses.write(prefetch, wanted, self._queues.prefetches, urgent=not current)
 
     async def _delete(self, name: str, prefetch: Prefetch | None) -> None:
-        """Forget a prefetch that is being deleted, or is gone (None)."""
+        """Forget a prefetch that is being deleted, or was deleted (None)."""
         self._deletions.forget(name, gone=prefetch is None)
         self._known.size_limit.forget(name)
-        # A node may have been decided about before its prefetch ever was.
+        # A decision about a node may have created the entry before the prefetch was reconciled.
         known = self._ledger.entries.pop(name, None) is not None
         if self._slots.forget(name) or known or prefetch is not None:
             self._known.images.forget(name)
@@ -107,7 +107,7 @@ class PrefetchReconciler:
             await self._deletions.finish(prefetch)
 
 
-def _told(prefetch: Prefetch) -> bool:
-    """Whether the status is about this very spec and target."""
-    told = prefetch.status.get("observedGeneration"), prefetch.status.get("target")
-    return told == (prefetch.generation, prefetch.target)
+def _is_reported(prefetch: Prefetch) -> bool:
+    """Whether the status is about exactly this spec and target."""
+    reported = prefetch.status.get("observedGeneration"), prefetch.status.get("target")
+    return reported == (prefetch.generation, prefetch.target)

@@ -24,7 +24,7 @@ class Slots:
     # ---- for nodes
 
     def take(self, node: Node, plan: NodePlan) -> bool:
-        """Give a joining node the slots that it wants, where there are any. True if it got one."""
+        """Give a joining node the free slots that it wants. True if it got a slot."""
         if not plan.held:
             return False
         got = False
@@ -35,9 +35,9 @@ class Slots:
         return got
 
     def has(self, node: Node, prefetch: Prefetch) -> bool:
-        """Whether the node may start a pull. A slot from before ``paused`` or before a smaller
-        ``maxParallel``, or of a pull that a new prefetch of this name found in flight, is good for
-        that pull and for no further one.
+        """Whether the node may start a pull. A slot is valid for the running pull only, if it was
+        granted before ``paused`` or before a smaller ``maxParallel``, or if the pull was started by
+        a deleted prefetch of the same name.
         """
         if prefetch.rollout.paused and node.taint(self._gate.key) is None:
             return False
@@ -52,8 +52,8 @@ class Slots:
     # ---- for prefetches
 
     def counted(self, prefetch: Prefetch) -> bool:
-        """Whether the slots of this very spec are known: after a start or an edit, not before
-        `count`.
+        """Whether the slots of exactly this spec are known. After a start or an edit they are not
+        known before `count`.
         """
         return self._specs.get(prefetch.name) == (prefetch.uid, prefetch)
 

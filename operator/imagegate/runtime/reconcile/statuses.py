@@ -1,4 +1,4 @@
-"""Writes the status of a prefetch: what has changed in it, and not too often."""
+"""Writes the status of a prefetch: only its changes, and not too often."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class StatusWriter:
         *,
         urgent: bool = False,
     ) -> None:
-        """``queue``: brings the prefetch back where it is too early to write, or where the status
-        was not as it was seen; ``urgent``: it is never too early.
+        """``queue``: gets the prefetch again if it is too early to write, or if the prefetch has
+        changed meanwhile; ``urgent``: write without waiting for `STATUS_INTERVAL`.
         """
         now = self._clock.now()
         changed = status.changes(prefetch.status, wanted)
@@ -55,32 +55,32 @@ class StatusWriter:
             except NotFound:
                 return
             except Conflict:
-                await self._see_again(prefetch.name, queue)
+                await self._read_again(prefetch.name, queue)
                 return
         known = self._store.declared(prefetch.name)
         if known is not None and known.status != answer.status:
-            # It was written again before the answer came.
+            # Another writer has changed the status before the answer came.
             self._changes.status_changed(prefetch.name)
-        self._tell(prefetch, before, after, wanted)
+        self._emit_events(prefetch, before, after, wanted)
 
     def forget(self, name: str) -> None:
-        """The prefetch is gone."""
+        """The prefetch was deleted."""
         self._written.pop(name, None)
 
-    async def _see_again(self, name: str, queue: KeyedQueue) -> None:
-        """Look at a prefetch that is not as it was seen, and decide about it again."""
+    async def _read_again(self, name: str, queue: KeyedQueue) -> None:
+        """Read a prefetch that has changed, and queue it again."""
         with contextlib.suppress(NotFound):
             self._store.see_prefetch(await self._prefetches.get(name))
             queue.add(name, delay=0.02)
 
-    def _tell(
+    def _emit_events(
         self,
         prefetch: Prefetch,
         before: dict[str, str],
         after: dict[str, str],
         wanted: dict[str, Any],
     ) -> None:
-        """One Event when everything is cached, and one when something has failed."""
+        """Emit an Event when everything is cached, and another when a pull has failed."""
         messages = {c["type"]: (c["reason"], c["message"]) for c in wanted["conditions"]}
         for type_, warning in (("Ready", False), ("Degraded", True)):
             if after[type_] == "True" and before.get(type_) != "True":
