@@ -86,11 +86,13 @@ class Watch:
     def first(
         self, name: str, what: Callable[[Sighting], bool], since: float = 0.0, timeout: float = 60
     ) -> Sighting:
-        """Wait for the first version of the object for which ``what`` is true."""
+        """Wait for the first version of the object for which ``what`` is true. The end of an older
+        object of that name is no version, and on a loaded machine it may be reported late.
+        """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             for seen in self.of(name, since):
-                if what(seen):
+                if seen.type != "DELETED" and what(seen):
                     return seen
             time.sleep(0.02)
         raise AssertionError(f"{name}: no such version within {timeout:.0f} s")

@@ -428,7 +428,8 @@ async def took(bench: Bench, prefetch: Prefetch) -> float:
 async def test_silent_registry_does_not_delay_answers_of_others(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(inspector, "PATIENCE", 0.5)
+    patience = 2.0
+    monkeypatch.setattr(inspector, "PATIENCE", patience)
     bench = Bench()
     registries: Any = SlowRegistry()
     bench.asked._manifests = registries
@@ -439,20 +440,20 @@ async def test_silent_registry_does_not_delay_answers_of_others(
         good = named(bench, "good", "reg.test/a:1")
         bench.inspector.look(good)
         # 200 prefetches occupy all workers until their deadline, which counts from the first sight.
-        assert await took(bench, good) < (0.3 if count == 12 else 0.9)
+        assert await took(bench, good) < patience * (0.6 if count == 12 else 1.8)
         last = bench.store.prefetches[f"slow-{count - 1}"]
-        assert await took(bench, last) < 0.9
+        assert await took(bench, last) < patience * 1.8
         late = bench.inspector.known(last)
         assert late is not None
         assert late[f"slow.test/a{count - 1}:1"].problem
         # By now the registry is known to be slow.
-        await until(lambda: registries.waiting <= asked.SLOW_WORKERS)
-        registries.most = registries.waiting
+        await until(lambda: registries.waiting == 0)
+        registries.most = 0
         for number in range(count):
             bench.inspector.look(named(bench, f"more-{number}", f"slow.test/b{number}:1"))
         better = named(bench, "better", "reg.test/b:1")
         bench.inspector.look(better)
-        assert await took(bench, better) < 0.3
+        assert await took(bench, better) < patience * 0.6
         assert registries.most <= asked.SLOW_WORKERS
         facts = bench.inspector.known(better)
         assert facts is not None
