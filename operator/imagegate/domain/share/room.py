@@ -22,6 +22,8 @@ def refusal_is_over(decision: ShareDecision, group: Group, attempts: Attempts) -
 def fits(decision: ShareDecision, due: list[Group]) -> bool:
     """Whether these groups may be pulled as far as the disk is concerned.
 
+    Nothing is refused before the Node was read for these images: they may be in its list.
+
     If they do not fit by themselves, that is a failed attempt: a person must free the disk, and the
     next look is as far away as the slow end of the back-off. If only the pulls in flight leave no
     room for them, the end of those pulls decides: while they run, their bytes are counted in full
@@ -40,6 +42,9 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
     if disk.refusal(usage, decision.node, together, limit) is None:
         decision.starting = new
         return True
+    if not _looked_for(decision, due):
+        decision.wants_usage = True  # the Node is read again with it
+        return False
     message = disk.refusal(usage, decision.node, disk.on_disk(sum(new.values())), limit)
     if message is None:
         # The end of a pull is an event of this node; the time is for a pull that never ends.
@@ -48,6 +53,15 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
     for group in due:
         decision.postpone(group, decision.history(group).after(Cause(failures.DISK_FULL, message)))
     return False
+
+
+def _looked_for(decision: ShareDecision, due: Iterable[Group]) -> bool:
+    """Whether the node's list was searched for the images of these groups: it may have been read
+    when no prefetch named them.
+    """
+    names = {image.reference: image.listed_as for image in decision.prefetch.images}
+    references = (reference for group in due for reference in group.images)
+    return all(name in decision.node.wanted for ref in references if (name := names.get(ref, "")))
 
 
 def _new(decision: ShareDecision, due: Iterable[Group]) -> tuple[dict[disk.Key, int], bool]:
