@@ -655,7 +655,9 @@ class Liveness:
                 self._leader, self._led_since = holder, elapsed()
                 # A leader knows the order of those alone that ask while it leads.
                 self._since = {key: at for key, at in self._since.items() if key[0] != "asks"}
-        if request.resource == "pods" and request.method == "POST" and operator:
+        pulls = request.resource == "pods" and request.method == "POST" and operator
+        # The probe for image volumes is a pod for no node.
+        if pulls and "nodeName" in request.sent["spec"]:
             labels = (request.sent or {}).get("metadata", {}).get("labels") or {}
             name = labels.get(PREFETCH, "")
             self._queue(name, request.sent["spec"]["nodeName"])

@@ -203,3 +203,28 @@ def test_a_node_that_holds_the_images_is_not_listed_as_full_for_ever() -> None:
 @pytest.mark.parametrize("between", [not_listed, edited])
 def test_a_failure_that_is_new_was_not_listed_before(between: Callable[[World], None]) -> None:
     assert promises(lambda world: said_to_be_full(world, between=between)) == []
+
+
+async def refused_probe(world: World) -> None:
+    """The operator asks with a pod for no node what the API server keeps, and a webhook fails."""
+    world.webhook_down.add(NAMESPACE)
+    body = {"metadata": {"name": "ipf-probe", "labels": {PREFETCH: "probe"}}, "spec": {}}
+    world.server.do(OPERATOR, "POST", "pods", (NAMESPACE, ""), body)
+
+
+def test_a_probe_is_no_pull() -> None:
+    assert promises(refused_probe) == []
+
+
+@pytest.mark.parametrize("method", ["tick", "request"])
+def test_an_error_of_the_judge_ends_the_run(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        world = World(1)
+        monkeypatch.setattr(world.judge, method, fails)
+        await world.run(lambda _: asyncio.sleep(3600), 3600)
+
+    with pytest.raises(ZeroDivisionError):
+        loop.run(main, 1)
