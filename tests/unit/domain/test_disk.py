@@ -378,6 +378,9 @@ def test_a_refusal_ends_when_the_images_are_there_and_the_runtimes_word_does_not
     key = asked.groups[0].key
     plan = decide(view(there, share(asked, attempts={key: ours}), usage=full))
     assert creates(plan), "nothing is waited for"
+    queued = decide(view(there, share(asked, attempts={key: ours}, has_slot=False), usage=full))
+    assert queued.standings["llm"].wants
+    assert queued.standings["llm"].failure is None, "it is not full any more"
     runtimes = dataclasses.replace(ours, message="no space left on device", image=LLM)
     plan = decide(view(there, share(asked, attempts={key: runtimes}), usage=full))
     assert not creates(plan)

@@ -174,6 +174,15 @@ async def test_finalizers_that_others_add_meanwhile_stay(world: World) -> None:
     assert metadata["finalizers"] == ["other.test/keep", "late.test/keep"]
 
 
+async def test_a_dry_run_counts_no_image_that_the_node_lists(world: World) -> None:
+    weigh(world, "reg.test/a:1")
+    lists(world, ("reg.test/a:1",))
+    async with world.operating():
+        world.add_prefetch("llm", "reg.test/a:1", dryRun=True)
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "DryRun")
+        assert "would pull 0 B onto each of 1 nodes" in world.condition("llm", "Ready")["message"]
+
+
 async def test_a_full_disk_refuses_no_image_that_the_node_lists(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
