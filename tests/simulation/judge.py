@@ -40,6 +40,8 @@ LABELLED = 90.0
 PROGRESS = 780.0
 """Seconds within which a prefetch that has work must get on: the longest back-off (300 s, and a
 tenth), twice, and a pull."""
+ROOM = 90.0
+"""Seconds for which a node may be said to have no room for images that it lists already."""
 CONVERGED = 180.0
 DELETED = 150.0
 STILL_LATE = 30.0
@@ -655,7 +657,9 @@ class Liveness:
                 self._leader, self._led_since = holder, elapsed()
                 # A leader knows the order of those alone that ask while it leads.
                 self._since = {key: at for key, at in self._since.items() if key[0] != "asks"}
-        if request.resource == "pods" and request.method == "POST" and operator:
+        pulls = request.resource == "pods" and request.method == "POST" and operator
+        # The probe for image volumes is a pod for no node.
+        if pulls and "nodeName" in request.sent["spec"]:
             labels = (request.sent or {}).get("metadata", {}).get("labels") or {}
             name = labels.get(PREFETCH, "")
             # The probe of the leader names no node, because it is only a dry run.
@@ -1075,6 +1079,17 @@ class Liveness:
             seconds = self._for("full", f"{name} {failure['node']}", wrong)
             if min(seconds, self._asked_for(name)) > PROGRESS + truth.lag:
                 text = f"{failure['node']} holds every image, and is said to be full"
+                judge.blame("status-truth", name, text)
+            node = truth.server.get("nodes", failure["node"])
+            # The disk guard blames no single image; what a runtime has said stands until it is
+            # tried again.
+            wrong = wrong and not failure.get("image") and node is not None
+            wrong = wrong and self._listed(node or {}, ask) and self.allowed(ask, "LIST")
+            seconds = self._for("room", f"{name} {failure['node']}", wrong)
+            seconds = min(seconds, self._asked_for(name), elapsed() - truth.disturbed)
+            judge.applied["room"] += 1
+            if seconds > ROOM + self._slack():
+                text = f"{failure['node']} lists every image, and is said to be full"
                 judge.blame("status-truth", name, text)
         message = (status.get("refresh") or {}).get("message")
         up = (

@@ -63,6 +63,8 @@ class World:
         self.requests = 0
         self.events = 0
         self._background: set[asyncio.Task[Any]] = set()
+        self._errors: list[BaseException] = []
+        """Of the simulation itself: an operator must not take them for its own."""
         for namespace in (*TEAMS, "default"):
             self.server.do("person", "POST", "namespaces", ("", namespace), _named(namespace))
         policy = "mutatingadmissionpolicies"
@@ -169,7 +171,11 @@ class World:
             quiet = request.actor.startswith("operator") or request.resource in ("leases", "events")
             if not quiet and not self._heartbeat(request):
                 self._changed = elapsed()
-        self.judge.request(request)
+        try:
+            self.judge.request(request)
+        except Exception as error:
+            self._errors.append(error)
+            raise
 
     @staticmethod
     def _heartbeat(request: Request) -> bool:
@@ -204,8 +210,10 @@ class World:
         self.spawn(self._judge_it())
         telling = loop.create_task(story(self))
         try:
-            while elapsed() < seconds and not self.judge.broken and not telling.done():
+            while elapsed() < seconds and not (self.judge.broken or self._errors or telling.done()):
                 await asyncio.wait([telling], timeout=min(TICK, seconds - elapsed() + 0.001))
+            if self._errors:
+                raise self._errors[0]
             if telling.done() and not telling.cancelled():
                 telling.result()
         finally:
@@ -222,7 +230,7 @@ class World:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+            self._errors.append(error)
 
     async def _judge_it(self) -> None:
         while True:

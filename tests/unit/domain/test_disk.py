@@ -49,7 +49,8 @@ def sized(**compressed: int) -> dict[str, ImageFacts]:
 
 
 def linux(**changes: Any) -> Node:
-    return node(**{"platform": AMD64, "capacity": 100 * GB, **changes})
+    searched = {"wanted": frozenset({LLM, SMALL})}
+    return node(**{"platform": AMD64, "capacity": 100 * GB, **searched, **changes})
 
 
 def share(of: Prefetch, **changes: Any) -> Share:
@@ -103,11 +104,21 @@ def test_a_full_disk_is_checked_again_when_the_back_off_is_over() -> None:
     assert creates(decide(again, now=first.next_at))
 
 
+def test_room_is_not_refused_before_the_node_was_read_for_the_images() -> None:
+    full = Usage(capacity=100 * GB, used=90 * GB)
+    read_before = linux(wanted=frozenset({SMALL}), listed={}, smallest_listed=1)
+    plan = decide(view(read_before, share(prefetch()), usage=full))
+    assert plan.wants_usage, "the Node is read with it"
+    assert plan.actions == ()
+    empty = Usage(capacity=100 * GB, used=10 * GB)
+    assert creates(decide(view(read_before, share(prefetch()), usage=empty)))
+
+
 @pytest.mark.parametrize("policy", GatePolicy)
 def test_a_held_node_without_room_is_released_at_once_under_fail_open(policy: GatePolicy) -> None:
     usage = Usage(capacity=100 * GB, used=90 * GB)
     asked = prefetch(gate=GateSpec(policy=policy))
-    joining = gated(platform=AMD64)
+    joining = gated(platform=AMD64, wanted=frozenset({LLM}))
     plan = decide(view(joining, share(asked), usage=usage))
     if policy is GatePolicy.FAIL_CLOSED:
         assert plan.held
@@ -367,6 +378,9 @@ def test_a_refusal_of_the_guard_ends_with_its_cause_but_a_failed_pull_waits() ->
     key = asked.groups[0].key
     plan = decide(view(there, share(asked, attempts={key: ours}), usage=full))
     assert creates(plan), "the reason of the back-off is over"
+    queued = decide(view(there, share(asked, attempts={key: ours}, has_slot=False), usage=full))
+    assert queued.standings["llm"].wants
+    assert queued.standings["llm"].failure is None, "it is not full any more"
     runtimes = dataclasses.replace(ours, message="no space left on device", image=LLM)
     plan = decide(view(there, share(asked, attempts={key: runtimes}), usage=full))
     assert not creates(plan)

@@ -206,7 +206,7 @@ def test_layers_that_images_share_take_their_room_once() -> None:
     asked = prefetch(*images)
     sizes = sized(images, (1, 7 * GB + GB // 2))  # 3 x 8 GB; (7.5 + 3 x 0.5) x 3.5 = 31.5 GB
     usage = Usage(capacity=100 * GB, used=40 * GB)
-    on = node(platform=AMD64)
+    on = node(platform=AMD64, wanted=frozenset(i.listed_as for i in images))
     plan = decide(view(on, Share(asked, has_slot=True, images=sizes), usage=usage))
     assert len(creates(plan)) == 1
     full = Usage(capacity=100 * GB, used=50 * GB)
@@ -219,7 +219,7 @@ def test_a_pull_waits_for_the_room_of_pulls_in_flight() -> None:
     sizes = {i.reference: ImageFacts(sizes={AMD64: ImageSize(8 * GB)}) for i in (*one, *two)}
     a, b = prefetch(*one, name="a"), prefetch(*two, name="b")
     usage = Usage(capacity=100 * GB, used=40 * GB)
-    on = gated(platform=AMD64)
+    on = gated(platform=AMD64, wanted=frozenset(i.listed_as for i in (*one, *two)))
     pulling = finished(a, on, a.groups[0], phase="Pending", finished_at=None)
     share = Share(b, has_slot=True, images=sizes)
     plan = decide(view(on, Share(a, pods=(pulling,), images=sizes), share, usage=usage))

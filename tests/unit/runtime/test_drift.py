@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, ImageSize
 from tests.unit.runtime.world import World, until
 
@@ -171,3 +172,29 @@ async def test_finalizers_of_other_clients_are_kept(world: World) -> None:
     await prefetches.remove_finalizer(seen)
     metadata = world.api.objects[path]["metadata"]
     assert metadata["finalizers"] == ["other.test/keep", "late.test/keep"]
+
+
+async def test_a_dry_run_counts_no_image_that_the_node_lists(world: World) -> None:
+    weigh(world, "reg.test/a:1")
+    lists(world, ("reg.test/a:1",))
+    async with world.operating():
+        world.add_prefetch("llm", "reg.test/a:1", dryRun=True)
+        await until(lambda: world.condition("llm", "Ready").get("reason") == "DryRun")
+        assert "would pull 0 B onto each of 1 nodes" in world.condition("llm", "Ready")["message"]
+
+
+async def test_a_full_disk_refuses_no_image_that_the_node_lists(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was read a moment before the second prefetch named its image."""
+    monkeypatch.setattr("imagegate.domain.retry.deadline", lambda *_: 1e12)
+    weigh(world, "reg.test/a:1", "reg.test/b:1")
+    lists(world, ("reg.test/a:1",), ("reg.test/b:1",))
+    world.disks.answer = Usage(capacity=100 * 10**9, used=90 * 10**9)
+    world.add_prefetch("first", "reg.test/a:1")
+    async with world.operating():
+        await until(world.pods)
+        world.add_prefetch("second", "reg.test/b:1")
+        await until(lambda: len(world.pods()) == 2)
+        assert world.status("second").get("failures", []) == []
+        assert world.disks.asked == 2

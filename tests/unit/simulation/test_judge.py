@@ -166,9 +166,11 @@ def test_a_refusal_for_want_of_room_stands_until_it_is_tried_again() -> None:
     assert promises(lambda world: release(world, used=90 * GB)) == []
 
 
-def says_full(world: World, node: str | None) -> None:
-    """The status of the prefetch lists this node as too full for its images, or no node."""
-    failures = [{"node": node, "reason": "DiskFull"}] if node else []
+def says_full(world: World, node: str | None, image: str = "") -> None:
+    """The status of the prefetch lists this node as full, or no node. With an image: its runtime
+    had no space for it. Without: the disk guard refuses.
+    """
+    failures = [{"node": node, "reason": "DiskFull", "image": image}] if node else []
     key = ("", "base")
     status = {"failures": failures}
     world.server.change(OPERATOR, "imageprefetches", key, lambda body: body.update(status=status))
@@ -180,12 +182,29 @@ async def said_to_be_full(world: World, *, between: Callable[[World], None]) -> 
     machine = world.join("n0").machine
     await asyncio.sleep(60)
     machine.images[SMALL] = world.registry.tags[SMALL]
-    says_full(world, "n0")
+    says_full(world, "n0", SMALL)
     await asyncio.sleep(600)
     between(world)
     await asyncio.sleep(10)
-    says_full(world, "n0")
+    says_full(world, "n0", SMALL)
     await asyncio.sleep(600)
+
+
+async def said_to_have_no_room(world: World) -> None:
+    """The kubelet of a node that is listed as full lists every image."""
+    world.apply("base", SMALL, rollout={"paused": True})
+    kubelet = world.join("n0")
+    await asyncio.sleep(60)
+    kubelet.machine.images[SMALL] = world.registry.tags[SMALL]
+    says_full(world, "n0")
+    await asyncio.sleep(200)
+    assert not world.judge.broken
+    kubelet.reconnect()
+    await asyncio.sleep(200)
+
+
+def test_a_node_that_lists_the_images_needs_no_room_for_them() -> None:
+    assert promises(said_to_have_no_room) == ["status-truth"]
 
 
 def not_listed(world: World) -> None:
@@ -203,3 +222,28 @@ def test_a_node_that_holds_the_images_is_not_listed_as_full_for_ever() -> None:
 @pytest.mark.parametrize("between", [not_listed, edited])
 def test_a_failure_that_is_new_was_not_listed_before(between: Callable[[World], None]) -> None:
     assert promises(lambda world: said_to_be_full(world, between=between)) == []
+
+
+async def refused_probe(world: World) -> None:
+    """The operator asks with a pod for no node what the API server keeps, and a webhook fails."""
+    world.webhook_down.add(NAMESPACE)
+    body = {"metadata": {"name": "ipf-probe", "labels": {PREFETCH: "probe"}}, "spec": {}}
+    world.server.do(OPERATOR, "POST", "pods", (NAMESPACE, ""), body)
+
+
+def test_a_probe_is_no_pull() -> None:
+    assert promises(refused_probe) == []
+
+
+@pytest.mark.parametrize("method", ["tick", "request"])
+def test_an_error_of_the_judge_ends_the_run(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        world = World(1)
+        monkeypatch.setattr(world.judge, method, fails)
+        await world.run(lambda _: asyncio.sleep(3600), 3600)
+
+    with pytest.raises(ZeroDivisionError):
+        loop.run(main, 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from imagegate.domain import retry
 from imagegate.domain.facts import Group, NodeState, Pod
 from imagegate.domain.retry import Cause
-from imagegate.domain.share import attempt, drift, start
+from imagegate.domain.share import attempt, drift, room, start
 from imagegate.domain.share.decision import ShareDecision
 
 
@@ -25,7 +25,10 @@ def decide(decision: ShareDecision) -> None:
     if decision.startable and not unfinished:
         start.create(decision, groups.missing)
     for group in decision.groups:
-        decision.blame(decision.attempts(group))
+        attempts = decision.attempts(group)
+        # The node may wait for a slot only to find out that its images are there.
+        if attempts is not None and not room.refusal_is_over(decision, group, attempts):
+            decision.blame(attempts)
     if retry.exhausted(decision.failure, decision.prefetch.retry):
         decision.state = NodeState.FAILED
     elif decision.pulling or decision.pods.busy:

@@ -22,6 +22,8 @@ def refusal_is_over(decision: ShareDecision, group: Group, attempts: Attempts) -
 def fits(decision: ShareDecision, due: list[Group]) -> bool:
     """Whether the disk has room for these groups.
 
+    No group is refused before the Node was read for its images, because the Node may list them.
+
     If they do not fit by themselves, that is a permanent failure with the longest back-off, because
     a person must free the disk. If they do not fit beside the pulls in flight, they wait for the
     end of those pulls, because until then the bytes of those pulls are counted in full although
@@ -40,6 +42,9 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
     if disk.refusal(usage, decision.node, together, limit) is None:
         decision.starting = new
         return True
+    if not _looked_for(decision, due):
+        decision.wants_usage = True  # the Node is read again with it
+        return False
     message = disk.refusal(usage, decision.node, disk.on_disk(sum(new.values())), limit)
     if message is None:
         # The end of a pull is an event of this node. The time is for a pull that never ends.
@@ -48,6 +53,15 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
     for group in due:
         decision.postpone(group, decision.history(group).after(Cause(failures.DISK_FULL, message)))
     return False
+
+
+def _looked_for(decision: ShareDecision, due: Iterable[Group]) -> bool:
+    """Whether the node's list was searched for the images of these groups: it may have been read
+    when no prefetch named them.
+    """
+    names = {image.reference: image.listed_as for image in decision.prefetch.images}
+    references = (reference for group in due for reference in group.images)
+    return all(name in decision.node.wanted for ref in references if (name := names.get(ref, "")))
 
 
 def _new(decision: ShareDecision, due: Iterable[Group]) -> tuple[dict[disk.Key, int], bool]:

@@ -33,5 +33,5 @@ class Controllers:
         statuses = StatusWriter(cluster, known, changes)
         deletions = Deletions(cluster, known, queues, metrics)
         self.prefetches = PrefetchReconciler(known, slots, statuses, deletions, queues)
-        self.forecaster = Forecaster(known, statuses, queues.forecasts)
+        self.forecaster = Forecaster(cluster.nodes, known, statuses, queues.forecasts)
         self.disks = DiskReader(cluster.nodes, known, queues.disks, changes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from imagegate.domain import forecast, status
-from imagegate.domain.facts import Prefetch
+from imagegate.domain.facts import Node, Prefetch
 from imagegate.domain.match import matches
+from imagegate.kube.nodes import Nodes
 from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.queue import KeyedQueue
 from imagegate.runtime.reconcile.statuses import StatusWriter
@@ -16,8 +17,11 @@ FORECAST_INTERVAL = 300.0
 class Forecaster:
     """Has its own queue, because a forecast asks all kubelets."""
 
-    def __init__(self, known: Knowledge, statuses: StatusWriter, queue: KeyedQueue) -> None:
+    def __init__(
+        self, nodes: Nodes, known: Knowledge, statuses: StatusWriter, queue: KeyedQueue
+    ) -> None:
         """``queue``: of the dry runs."""
+        self._nodes = nodes
         self._known = known
         self._store = known.store
         self._statuses = statuses
@@ -28,7 +32,7 @@ class Forecaster:
         images = self._known.images.known(prefetch) if prefetch is not None else None
         if prefetch is None or images is None:
             return  # the answer of the registries queues the prefetch again
-        nodes = [node for node in self._store.nodes.values() if matches(prefetch, node)]
+        nodes = await self._matching(prefetch)
         usages = await self._known.disks.survey(nodes) if prefetch.max_usage < 100 else {}
         current = self._dry_run(name)
         if current is None or (current.uid, current.generation) != (
@@ -41,6 +45,18 @@ class Forecaster:
         findings = status.Findings(images, found=self._known.workloads.found(current))
         wanted = status.dry_run_status(current, facts, self._known.clock.now(), findings)
         await self._statuses.write(current, wanted, self._queue)
+
+    async def _matching(self, prefetch: Prefetch) -> list[Node]:
+        """The matching nodes, after each was read for the images of the prefetch."""
+        images = {image.listed_as for image in prefetch.images if image.listed_as}
+        nodes = [node for node in self._store.nodes.values() if matches(prefetch, node)]
+        if all(images <= node.wanted for node in nodes):
+            return nodes
+        # The nodes were read before a prefetch named these images, so their lists of these images
+        # are not known.
+        for node in await self._nodes.list():
+            self._store.see_node(node)
+        return [node for node in self._store.nodes.values() if matches(prefetch, node)]
 
     def _dry_run(self, name: str) -> Prefetch | None:
         """The current prefetch, if it is a dry run that can be forecast."""
