@@ -81,6 +81,10 @@ scale: setup binaries ## the e2e test of 1,000 simulated nodes, with 5,000 nodes
 	IMAGEGATE_SCALE_NODES=5000 $(PYTHON) -m pytest tests/e2e -k thousand --timeout=1800 -v -s \
 	  --cluster-name=$(E2E) $(PYTEST_ARGS)
 
+.PHONY: bench-memory
+bench-memory: setup ## CPU, memory and requests for each node at 1,000 to 100,000 nodes; BENCH_ARGS="--nodes 1000"
+	$(PYTHON) -m benchmarks.memory $(BENCH_ARGS)
+
 .PHONY: fuzz
 fuzz: setup ## fuzz the parsers of untrusted input for MINUTES (10); SEED=7, PARSER=manifest; `make unit` has a short run
 	$(PYTHON) -m tests.unit.fuzz --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) \

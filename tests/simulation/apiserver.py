@@ -109,11 +109,14 @@ class Refused(Exception):
 
 
 class ApiServer:
-    def __init__(self, rng: random.Random) -> None:
+    stored: type[Stored] = Stored
+    """How objects are kept and encoded."""
+
+    def __init__(self, rng: random.Random, history: int = HISTORY) -> None:
         self._rng = rng
         self.version = 1000
         self.objects: dict[str, dict[Key, Stored]] = {resource: {} for resource in KINDS}
-        self.history: dict[str, deque[Change]] = {r: deque(maxlen=HISTORY) for r in KINDS}
+        self.history: dict[str, deque[Change]] = {r: deque(maxlen=history) for r in KINDS}
         self.floor: dict[str, int] = dict.fromkeys(KINDS, 0)
         """For each kind, the version before which a watch cannot start any more."""
         self.watches: list[Watch] = []
@@ -344,7 +347,7 @@ class ApiServer:
         self.version += 1
         body = {**old, "metadata": {**old["metadata"], "resourceVersion": str(self.version)}}
         del self.objects[request.resource][request.key]
-        self._publish(request.resource, Change(self.version, "DELETED", Stored(body)))
+        self._publish(request.resource, Change(self.version, "DELETED", self.stored(body)))
         self._observe(request, before=old, after=None)
 
     def _write(self, request: Request, body: Body, type_: str = "MODIFIED") -> Body:
@@ -363,10 +366,10 @@ class ApiServer:
             body["metadata"].get("finalizers") or request.resource == "pods"
         ):
             del self.objects[request.resource][request.key]
-            self._publish(request.resource, Change(self.version, "DELETED", Stored(body)))
+            self._publish(request.resource, Change(self.version, "DELETED", self.stored(body)))
             self._observe(request, before=old, after=None)
             return body
-        new = Stored(body)
+        new = self.stored(body)
         self.objects[request.resource][request.key] = new
         self._publish(request.resource, Change(self.version, type_, new))
         self._observe(request, before=old, after=body)
@@ -374,7 +377,7 @@ class ApiServer:
 
     def _publish(self, resource: str, change: Change) -> None:
         history = self.history[resource]
-        if len(history) == HISTORY:
+        if len(history) == history.maxlen:
             self.floor[resource] = history[0].version
         history.append(change)
         for watch in list(self.watches):

@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from imagegate.api import fields
@@ -66,7 +67,7 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
     ready: Mapping[str, Any] = conditions.get("Ready") or {}
     annotations: Mapping[str, str] = metadata.get("annotations") or {}
     info: Mapping[str, str] = status.get("nodeInfo") or {}
-    images = status.get("images") or ()
+    images = _images(status.get("images") or (), wanted)
     endpoint = (status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}
     addresses = {a.get("type"): a.get("address", "") for a in status.get("addresses") or ()}
     runtime, _, runtime_version = info.get("containerRuntimeVersion", "").partition("://")
@@ -74,7 +75,11 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         name=metadata.get("name", ""),
         uid=metadata.get("uid", ""),
         version=fields.version(metadata),
-        labels=dict(metadata.get("labels") or {}),
+        # Interned, because thousands of nodes have the same labels.
+        labels={
+            sys.intern(key): sys.intern(value)
+            for key, value in (metadata.get("labels") or {}).items()
+        },
         annotated=bool(annotations),
         taints=tuple(_taint(taint) for taint in spec.get("taints") or ()),
         observed=annotations.get(OBSERVED, ""),
@@ -91,37 +96,52 @@ def parse(body: Mapping[str, Any], wanted: frozenset[str] = frozenset()) -> Node
         address=addresses.get("InternalIP", ""),
         kubelet_port=endpoint.get("Port") or 10250,
         capacity=fields.quantity((status.get("capacity") or {}).get("ephemeral-storage")),
-        # Interned, because thousands of nodes list the same few names.
-        listed={
-            sys.intern(name): _listed(i)
-            for i in images
-            for name in i.get("names") or ()
-            if name in wanted
-        },
         wanted=wanted,
-        tags=_tags(images, wanted),
-        smallest_listed=min((i.get("sizeBytes", 0) for i in images), default=None),
-        cut_off=tuple(_listed(i) for i in images if len(i.get("names") or ()) >= NAMES_LISTED),
+        listed=images.listed,
+        tags=images.tags,
+        smallest_listed=images.smallest,
+        cut_off=tuple(images.cut_off),
     )
+
+
+@dataclass(slots=True)
+class _Images:
+    """The facts about ``status.images``."""
+
+    listed: dict[str, Listed] = field(default_factory=dict)
+    tags: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The wanted tags, each with the digests of its image. If a tag is listed, all digests of the
+    image are listed, because the kubelet lists digests before tags, and five names at most."""
+    smallest: int | None = None
+    cut_off: list[Listed] = field(default_factory=list)
+
+
+def _images(images: Iterable[Mapping[str, Any]], wanted: frozenset[str]) -> _Images:
+    """One pass, because every update of a Node comes with 50 images, and few or none are wanted."""
+    facts = _Images()
+    for image in images:
+        names, size = image.get("names") or (), image.get("sizeBytes", 0)
+        if facts.smallest is None or size < facts.smallest:
+            facts.smallest = size
+        if len(names) >= NAMES_LISTED:
+            facts.cut_off.append(_listed(image))
+        if wanted.isdisjoint(names):
+            continue
+        for name in names:
+            if name in wanted:
+                # Interned, because thousands of nodes list the same few names.
+                facts.listed[sys.intern(name)] = _listed(image)
+                if "@" not in name:
+                    facts.tags[name] = frozenset(
+                        each.partition("@")[2] for each in names if "@" in each
+                    )
+    return facts
 
 
 def _listed(image: Mapping[str, Any]) -> Listed:
     names = image.get("names") or ()
     digests = frozenset(sys.intern(each.partition("@")[2]) for each in names if "@" in each)
     return Listed(image.get("sizeBytes", 0), digests)
-
-
-def _tags(images: Sequence[Mapping[str, Any]], wanted: frozenset[str]) -> dict[str, frozenset[str]]:
-    """The wanted tags, each with the digests of its image. If a tag is listed, all digests of the
-    image are listed, because the kubelet lists digests before tags, and five names at most.
-    """
-    return {
-        name: frozenset(each.partition("@")[2] for each in names if "@" in each)
-        for image in images
-        for names in [image.get("names") or ()]
-        for name in names
-        if "@" not in name and name in wanted
-    }
 
 
 def _platform(info: Mapping[str, str]) -> str:

@@ -55,7 +55,8 @@ class NodeHistory:
             if node.observed:
                 # A node in service is held again when it comes back: the timeout starts then.
                 self._first_ready.pop(node.name, None)
-        self._note_labels(node)
+        if old is None or old.labels != node.labels or old.identity != node.identity:
+            self._note_labels(node)
         self._note_listed(node, old, relabelled)
 
     def forget(self, name: str) -> None:

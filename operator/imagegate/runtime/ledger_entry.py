@@ -6,13 +6,22 @@ It is updated node by node, so that counts, status and metrics need no pass over
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from imagegate.domain import failures, rollout, status
 from imagegate.domain.actions import Standing
 from imagegate.domain.facts import Attempts, NodeState, Prefetch
 from imagegate.domain.throttle import Throttle
+
+
+@dataclass(slots=True)
+class _Domain:
+    """The nodes of one topology domain, counted for `Entry.rollout_view`."""
+
+    nodes: int = 0
+    cached: int = 0
+    failing: set[str] = field(default_factory=set)
+    failing_permanently: int = 0
 
 
 @dataclass(slots=True)
@@ -32,17 +41,31 @@ class Entry:
     """Nodes on which pods without the secret can use images that were pulled with it."""
     outdated: set[str] = field(default_factory=set)
     """Nodes without a decision since the spec changed: their standings are about an earlier
-    target."""
+    target. Set by `begin`."""
     throttle: Throttle = field(default_factory=Throttle)
     stopped: tuple[str, ...] = ()
     """Topology domains whose seeds failed, as of the last rollout pass."""
+    _figures: dict[str, _Domain] = field(default_factory=dict)
+    """By topology domain: kept up to date node by node, because a pass over all nodes for each
+    changed node would cost the square of their number."""
+    _skips: Counter[str] = field(default_factory=Counter)
+    """How many nodes are skipped, by reason."""
 
     @property
     def nodes(self) -> int:
         return len(self.standings) - self.counts[NodeState.SKIPPED]
 
+    def begin(self, outdated: set[str]) -> None:
+        """Note that the spec has changed, and which nodes need a new decision."""
+        for node in self.standings:
+            self._uncount(node)
+        self.outdated = outdated
+        for node in self.standings:
+            self._count(node)
+
     def record(self, node: str, domain: str, standing: Standing, *, held: bool) -> bool:
         """Record a decision. True if it changes anything for the status or for other nodes."""
+        self._uncount(node)
         caught_up = self._catch_up(node)
         before = self.standings.get(node)
         was_held, had_slot = node in self.held, node in self.slots
@@ -69,11 +92,13 @@ class Entry:
             self.waiting[node] = standing.waits_for
         else:
             self.waiting.pop(node, None)
+        self._count(node)
         moved = was_held is not held or had_slot is not has_slot
         return caught_up or moved or before != standing
 
     def forget(self, node: str) -> bool:
         """Drop a node that is deleted or no longer matches. True if that changes anything."""
+        self._uncount(node)
         caught_up = self._catch_up(node)
         had_slot = node in self.slots
         self.slots.discard(node)
@@ -163,53 +188,54 @@ class Entry:
             failures=tuple(status.Failure(node, attempts) for node, attempts in newest[:50]),
             complete=not self.outdated,
             stopped=self.stopped,
-            skips=self._skips(),
+            skips=dict(self._skips),
             waiting=len(self.waiting),
             waits_for=min(self.waiting.items(), default=("", "")),
             queued=queued,
             slots=self.wanted_slot(prefetch) if queued else "",
         )
 
-    def _skips(self) -> Mapping[str, int]:
-        if not self.counts[NodeState.SKIPPED]:
-            return {}
-        skipped = (s for s in self.standings.values() if s.state is NodeState.SKIPPED)
-        return Counter(standing.skipped for standing in skipped)
+    def _count(self, node: str) -> None:
+        """Add the standing of a node to the figures of its domain."""
+        self._add(node, 1)
+
+    def _uncount(self, node: str) -> None:
+        """Subtract it again. Called before a change of anything that `_add` reads."""
+        standing = self.standings.get(node)
+        if standing is None:
+            return
+        self._add(node, -1)
+        if self._figures[self.domains[node]] == _Domain():
+            del self._figures[self.domains[node]]
+        if not self._skips[standing.skipped]:
+            del self._skips[standing.skipped]
+
+    def _add(self, node: str, count: int) -> None:
+        standing = self.standings[node]
+        figures = self._figures.setdefault(self.domains[node], _Domain())
+        if standing.state is NodeState.SKIPPED:
+            self._skips[standing.skipped] += count
+        else:
+            figures.nodes += count
+        if node in self.outdated:
+            return
+        if standing.state is NodeState.CACHED:
+            figures.cached += count
+        elif not standing.startable:
+            return  # it cannot try again, so no node may wait for it
+        elif node in self.failures and self.failures[node].reason not in failures.NODES_OWN:
+            _keep(figures.failing, node, count > 0)
+            figures.failing_permanently += count * self.failures[node].permanent
 
     def rollout_view(self, prefetch: Prefetch) -> rollout.RolloutView:
-        nodes: Counter[str] = Counter()
-        cached: Counter[str] = Counter()
-        failing: dict[str, set[str]] = {}
-        permanent: Counter[str] = Counter()
-        for node, standing in self.standings.items():
-            domain = self.domains[node]
-            if standing.state is not NodeState.SKIPPED:
-                nodes[domain] += 1
-            if node in self.outdated:
-                continue
-            if standing.state is NodeState.CACHED:
-                cached[domain] += 1
-            elif not standing.startable:
-                continue  # it cannot try again, so no node may wait for it
-            elif node in self.failures and self.failures[node].reason not in failures.NODES_OWN:
-                failing.setdefault(domain, set()).add(node)
-                permanent[domain] += self.failures[node].permanent
         busy = Counter(self.domains.get(node, "") for node in self.slots - self.held)
+        domains = {name for name, figures in self._figures.items() if figures.nodes} | busy.keys()
         return rollout.RolloutView(
             spec=prefetch.rollout,
             gate=self.gate_parallel(prefetch),
             joining_busy=len(self.joining),
             throttle=self.throttle,
-            domains={
-                name: rollout.Domain(
-                    nodes[name],
-                    cached[name],
-                    busy[name],
-                    frozenset(failing.get(name, ())),
-                    permanent[name],
-                )
-                for name in nodes.keys() | busy.keys()
-            },
+            domains={name: self._domain(name, busy[name]) for name in domains},
             joining=tuple(
                 node for node, joining in self.wants.items() if joining and node not in self.slots
             ),
@@ -218,6 +244,16 @@ class Entry:
                 for node, joining in self.wants.items()
                 if not joining and node not in self.slots
             ),
+        )
+
+    def _domain(self, name: str, busy: int) -> rollout.Domain:
+        figures = self._figures.get(name, _Domain())
+        return rollout.Domain(
+            figures.nodes,
+            figures.cached,
+            busy,
+            frozenset(figures.failing),
+            figures.failing_permanently,
         )
 
 

@@ -62,7 +62,7 @@ class PrefetchReconciler:
         if prefetch.invalid is None:
             self._known.images.look(prefetch)
         outdated = set(self._store.nodes) if prefetch.live else set()
-        self._ledger.entry(prefetch.name).outdated = outdated
+        self._ledger.entry(prefetch.name).begin(outdated)
         groups = [group.key for group in prefetch.groups]
         for node in self._store.nodes:
             self._ledger.forgive(node, groups, self._known.clock.now())

@@ -1,0 +1,1 @@
+"""What the operator costs: CPU, memory and requests for each node."""

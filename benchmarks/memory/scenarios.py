@@ -1,0 +1,322 @@
+"""What happens in the cluster, and what of it is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.memory import objects
+from benchmarks.memory.cluster import Api, Kubelets
+from benchmarks.memory.meter import Meter, Seconds
+from benchmarks.memory.process import Counts, Operator
+from imagegate.domain.facts import Prefetch
+from imagegate.kube.prefetches import Reader
+from tests.simulation import loop
+from tests.simulation.apiserver import Request
+from tests.simulation.machines import Registry
+from tests.simulation.replica import NAMESPACE
+from tests.simulation.transport import Network
+
+KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+JOINING = 500
+PATIENCE = 4 * 3600.0
+"""Virtual seconds after which a scenario has failed."""
+OURS = ("/imagegate/", "/json/", "/asyncio/")
+"""Parts of the paths of files whose allocations are the operator's (`--trace`); the API server's
+are in the benchmark, the simulation and the libraries that only those use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    scenario: str
+    nodes: int
+    prefetches: int
+    cpu: Seconds
+    minutes: float
+    """Of virtual time that the scenario took."""
+    rss: int
+    """Bytes by which the resident memory of the process has grown since the operator's start."""
+    traced: int | None
+    """Bytes that the operator's code has allocated and that are in use at the end (`--trace`)."""
+    requests: dict[str, int]
+    """Of the operator, by verb and resource."""
+    events: dict[str, int]
+    """Watch events that the operator received, by resource."""
+    decisions: dict[str, int]
+    """About nodes, and about shares: what one node and one prefetch have to do with each other."""
+    released: int
+    """Joining nodes whose taint was removed."""
+
+
+class Bench:
+    """One cluster and one operator."""
+
+    def __init__(self, nodes: int, prefetches: int, *, trace: bool = False) -> None:
+        self.nodes = nodes
+        self.meter = Meter()
+        self.server = Api(self.meter, random.Random(1))
+        self.kubelets = Kubelets(self.meter, self.server)
+        self.counts = Counts()
+        self.requests = Counter[str]()
+        self.registry = Registry()
+        self.operator: Operator | None = None
+        self.bodies = [
+            objects.prefetch(f"app-{n:03}", _image(n, 1), rollout={"maxParallel": "100%"})
+            for n in range(prefetches)
+        ]
+        self._trace = trace
+        self._rss = 0
+        self._began = 0.0
+        for n in range(prefetches):
+            for tag in (1, 2):
+                self.registry.push(_image(n, tag), f"{n}/{tag}", 300 * objects.MB)
+        self.server.observers.append(self._count)
+        for namespace in (NAMESPACE, "default"):
+            self.server.plant("namespaces", {"metadata": {"name": namespace}})
+        policy = {"metadata": {"name": "imagegate"}}
+        self.server.plant("mutatingadmissionpolicies", policy)
+
+    # ---- what scenarios do
+
+    def settle(self) -> None:
+        """The nodes are there, and hold the images of every prefetch."""
+        reader = Reader([NAMESPACE])
+        for body in self.bodies:
+            body["metadata"].update(finalizers=["imagegate.dev/cleanup"], generation=1)
+            self.server.plant("imageprefetches", body)
+        self.kubelets.plant(range(self.nodes), [self.parsed(reader, body) for body in self.bodies])
+
+    @staticmethod
+    def parsed(reader: Reader, body: Any) -> Prefetch:
+        return reader.parse(body)
+
+    def start(self) -> None:
+        # What the cluster consists of is not the operator's, and its collector does not visit it.
+        gc.collect()
+        gc.freeze()
+        self._rss = resident()
+        if self._trace:
+            tracemalloc.start()
+        network = Network(random.Random(2))
+        self.operator = Operator(self.meter, self.server, self.kubelets, network, self.registry)
+
+    def apply(self, number: int = 0) -> None:
+        name = self.bodies[number]["metadata"]["name"]
+        self.server.do("person", "POST", "imageprefetches", ("", name), self.bodies[number])
+
+    def edit(self, number: int = 0) -> None:
+        """Another tag."""
+        name = self.bodies[number]["metadata"]["name"]
+        images = [{"image": _image(number, 2)}]
+        self.server.change(
+            "person", "imageprefetches", ("", name), lambda body: body["spec"].update(images=images)
+        )
+
+    async def quiet(self) -> None:
+        """The operator has nothing to do, and its second resync is over."""
+        await self.until(lambda: bool(self.operator and self.operator.process.store.complete))
+        await asyncio.sleep(30.0)
+        await self.until(lambda: bool(self.operator and self.operator.idle))
+
+    async def consistent(self, nodes: int) -> None:
+        """Every prefetch is Ready on so many nodes, and its status says so."""
+        names = [body["metadata"]["name"] for body in self.bodies]
+        await self.until(lambda: all(self._ready(name, nodes) for name in names))
+        await self.until(lambda: bool(self.operator and self.operator.idle))
+
+    def cached(self, number: int = 0) -> int:
+        """Nodes that hold a prefetch's images, as its status says."""
+        prefetch = self.server.get("imageprefetches", self.bodies[number]["metadata"]["name"]) or {}
+        return int(((prefetch.get("status") or {}).get("nodes") or {}).get("cached", 0))
+
+    def _ready(self, name: str, nodes: int) -> bool:
+        prefetch = self.server.get("imageprefetches", name) or {}
+        status, metadata = prefetch.get("status") or {}, prefetch.get("metadata") or {}
+        return (
+            (status.get("nodes") or {}).get("cached") == nodes
+            and status.get("observedGeneration") == metadata.get("generation")
+            and any(
+                condition["type"] == "Ready" and condition["status"] == "True"
+                for condition in status.get("conditions") or ()
+            )
+        )
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        end = loop.elapsed() + PATIENCE
+        look = self.meter.api(condition)
+        while not look():
+            assert self.operator is None or not self.operator.running.done(), "the operator ended"
+            assert loop.elapsed() < end, "the scenario does not come to its end"
+            await asyncio.sleep(1.0)
+
+    # ---- what is measured
+
+    def measure(self) -> None:
+        """From here on."""
+        gc.collect()
+        self.requests.clear()
+        self.server.told.clear()
+        self.counts.decisions.clear()
+        self.kubelets.released = 0
+        self._began = loop.elapsed()
+        self.meter.reset()
+
+    def figures(self, scenario: str) -> Figures:
+        cpu = self.meter.read()
+        gc.collect()
+        return Figures(
+            scenario,
+            self.nodes,
+            len(self.bodies),
+            cpu,
+            round((loop.elapsed() - self._began) / 60, 2),
+            resident() - self._rss,
+            traced() if self._trace else None,
+            dict(sorted(self.requests.items())),
+            dict(sorted(self.server.told.items())),
+            dict(sorted(self.counts.decisions.items())),
+            self.kubelets.released,
+        )
+
+    async def close(self) -> None:
+        self.kubelets.rest()
+        if self.operator is not None:
+            self.operator.running.cancel()
+            await asyncio.gather(self.operator.running, return_exceptions=True)
+        self.counts.close()
+        self.meter.close()
+        gc.unfreeze()
+        if self._trace:
+            tracemalloc.stop()
+
+    def _count(self, request: Request) -> None:
+        if request.actor == "operator":
+            self.requests[f"{request.method} {request.resource}"] += 1
+
+
+Scenario = Callable[[Bench], Coroutine[Any, Any, None]]
+
+
+async def start(bench: Bench) -> None:
+    """The operator starts in a cluster where everything is cached, until its status is written."""
+    bench.settle()
+    bench.start()
+    bench.measure()
+    await bench.consistent(bench.nodes)
+
+
+async def rollout(bench: Bench) -> None:
+    """A prefetch of one image for all nodes, ``maxParallel`` 100 %, until it is Ready."""
+    bench.kubelets.plant(range(bench.nodes))
+    bench.start()
+    await bench.quiet()
+    bench.measure()
+    for number in range(len(bench.bodies)):
+        bench.apply(number)
+    await bench.consistent(bench.nodes)
+
+
+async def join(bench: Bench) -> None:
+    """The same, and 500 nodes join in the middle of it within 20 seconds."""
+    bench.kubelets.plant(range(bench.nodes))
+    bench.start()
+    await bench.quiet()
+    bench.measure()
+    bench.apply()
+    await bench.until(lambda: bench.cached() > bench.nodes // 4)
+    for number in range(JOINING):
+        bench.meter.api(bench.kubelets.join)(bench.nodes + number, KEY)
+        await asyncio.sleep(20.0 / JOINING)
+    await bench.consistent(bench.nodes + JOINING)
+
+
+async def heartbeats(bench: Bench, minutes: float) -> None:
+    """A settled cluster whose kubelets report every 5 minutes; 1 % of the nodes flap."""
+    bench.settle()
+    bench.start()
+    await bench.consistent(bench.nodes)
+    await bench.quiet()
+    bench.measure()
+    bench.kubelets.beat(flapping=0.01)
+    await asyncio.sleep(60 * minutes)
+
+
+async def shares(bench: Bench) -> None:
+    """All prefetches match all nodes, and one of them gets another image: every pod event is about
+    one share of a node that has as many shares as there are prefetches.
+    """
+    bench.settle()
+    bench.start()
+    await bench.consistent(bench.nodes)
+    await bench.quiet()
+    bench.measure()
+    bench.edit()
+    await bench.until(lambda: bench.cached() < bench.nodes)
+    await bench.consistent(bench.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    scenario: str
+    nodes: int
+    prefetches: int = 1
+    minutes: float = 60.0
+    """Of virtual time, for `heartbeats`."""
+    trace: bool = False
+
+
+@dataclass(slots=True)
+class _Outcome:
+    figures: list[Figures] = field(default_factory=list)
+
+
+def run(case: Case) -> Figures:
+    """One case, in this process."""
+    logging.getLogger("imagegate").setLevel(logging.ERROR)
+    outcome = _Outcome()
+
+    async def main() -> None:
+        bench = Bench(case.nodes, case.prefetches, trace=case.trace)
+        scenario: dict[str, Scenario] = {
+            "start": start,
+            "rollout": rollout,
+            "join": join,
+            "heartbeats": lambda b: heartbeats(b, case.minutes),
+            "shares": shares,
+        }
+        try:
+            await scenario[case.scenario](bench)
+            outcome.figures.append(bench.figures(case.scenario))
+        finally:
+            await bench.close()
+
+    loop.run(main, 1)
+    return outcome.figures[0]
+
+
+def resident() -> int:
+    """Resident bytes of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * 4096
+
+
+def traced() -> int:
+    statistics = tracemalloc.take_snapshot().statistics("filename")
+    return sum(
+        line.size
+        for line in statistics
+        if any(part in line.traceback[0].filename for part in OURS)
+        and "/tests/" not in line.traceback[0].filename
+    )
+
+
+def _image(number: int, tag: int) -> str:
+    return f"registry.test/team/app-{number}:{tag}"
