@@ -60,7 +60,7 @@ def lane(name: str, nice: int = 0) -> Job:
 
 
 CHECKS = (Job("lint", ("lint",)), Job("unit", ("unit",)))
-"""Run first, before any cluster, because each of them computes on one core all the time."""
+"""Run first, before any cluster, because they keep the cores busy all the time."""
 CLUSTERS = (
     lane("listed"),
     lane("upgrades"),

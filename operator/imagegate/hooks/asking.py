@@ -44,7 +44,7 @@ class Asker:
         self._observe = observe
         self._clock = clock
         self._unread: str | None = None
-        """The hand-over as it is now, unless it was read."""
+        """The newest text of the hand-over, until it is read."""
         self._known: frozenset[str] = frozenset()
         """The ids in the last text that was read."""
         self._waiting: dict[Push, Told] = {}

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 MOST_CHALLENGES = 16
-"""Ways to log in that are looked at. Honest registries offer one or two."""
+"""Largest number of login methods that are read. Registries offer one or two."""
 LONGEST = 16 * 1024
-"""Characters of all headers together that are looked at: an answer has room for 1 MB of headers."""
+"""Largest number of characters that are read from all headers together, because an answer may have
+1 MB of headers."""
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _GAP = re.compile(r"[\s,]*")

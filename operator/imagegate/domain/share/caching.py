@@ -26,7 +26,7 @@ def decide(decision: ShareDecision) -> None:
         start.create(decision, groups.missing)
     for group in decision.groups:
         attempts = decision.attempts(group)
-        # The node may wait for a slot only to find out that its images are there.
+        # A refusal that is over is no failure, also while the node still waits for a slot.
         if attempts is not None and not room.refusal_is_over(decision, group, attempts):
             decision.blame(attempts)
     if retry.exhausted(decision.failure, decision.prefetch.retry):

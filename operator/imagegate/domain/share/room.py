@@ -43,7 +43,7 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
         decision.starting = new
         return True
     if not _looked_for(decision, due):
-        decision.wants_usage = True  # the Node is read again with it
+        decision.wants_usage = True  # the read of the usage reads the Node, too
         return False
     message = disk.refusal(usage, decision.node, disk.on_disk(sum(new.values())), limit)
     if message is None:
@@ -56,8 +56,8 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
 
 
 def _looked_for(decision: ShareDecision, due: Iterable[Group]) -> bool:
-    """Whether the node's list was searched for the images of these groups: it may have been read
-    when no prefetch named them.
+    """Whether the node's list was searched for the images of these groups. The Node may have been
+    read before a prefetch named them.
     """
     names = {image.reference: image.listed_as for image in decision.prefetch.images}
     references = (reference for group in due for reference in group.images)
