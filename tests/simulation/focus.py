@@ -712,6 +712,19 @@ async def stale_status(world: World) -> None:
 
 
 @story
+async def lost_creates(world: World) -> None:
+    """The answers to creates are lost, and the watch of pods is later than the back-off."""
+    await _cluster(world, 6)
+    for turn in range(20):
+        world.disturb(lost_answers=0.7, lag={"pods": 20.0})
+        tag = _pushed(world, f"llm-{turn}", world.rng.uniform(500, 5000))
+        world.apply("llm", tag, rollout={"maxParallel": 6}, retry={"minSeconds": 1})
+        await asyncio.sleep(world.rng.uniform(20, 120))
+        world.disturb(lost_answers=0.0, lag={})
+        await asyncio.sleep(600)
+
+
+@story
 async def same_name(world: World) -> None:
     """Nodes are replaced by nodes of the same name while patches for the old nodes are on their
     way.

@@ -332,6 +332,8 @@ class Safety:
         self._matching: dict[str, deque[tuple[float, int]]] = {}
         self._for_joining: set[str] = set()
         """The puller pods that were made for nodes that were held then."""
+        self._creators: dict[str, str] = {}
+        """The process that created each puller pod, by uid."""
 
     def look(self, request: Request) -> None:
         if request.method in ("LIST", "WATCH", "GET") or request.resource in ("leases", "events"):
@@ -345,7 +347,7 @@ class Safety:
                 self._foreign(request)
                 self._node(request, request.before, request.after)
             case "pods" if request.method == "POST" and request.after:
-                self._created(request.after)
+                self._created(request.after, request.actor)
             case "pods" if request.method == "DELETE" and request.before:
                 self._deleted(request.before)
             case "imageprefetches" if request.before and request.after:
@@ -494,7 +496,7 @@ class Safety:
 
     # ---- pods
 
-    def _created(self, pod: Body) -> None:
+    def _created(self, pod: Body, actor: str) -> None:
         judge = self._judge
         labels = pod["metadata"]["labels"]
         name, node, group = labels[PREFETCH], pod["spec"]["nodeName"], labels[GROUP]
@@ -508,7 +510,31 @@ class Safety:
         served = judge.truth.server.get("nodes", node)
         if served is not None and judge.taints(served):
             self._for_joining.add(pod["metadata"]["uid"])
+        self._single(pod, actor)
         self._parallel(name)
+
+    def _single(self, pod: Body, actor: str) -> None:
+        """A process creates no puller pod while its earlier pod for the same images may pull. The
+        late create of a stopped leader cannot be prevented.
+        """
+        judge, metadata = self._judge, pod["metadata"]
+        judge.applied["pod-twice"] += 1
+        self._creators[metadata["uid"]] = actor
+        labels, node = metadata["labels"], pod["spec"]["nodeName"]
+        for other in judge.pods(node, labels[PREFETCH]):
+            theirs = other["metadata"]
+            if (
+                theirs["uid"] != metadata["uid"]
+                and self._creators.get(theirs["uid"]) == actor
+                and theirs["namespace"] == metadata["namespace"]
+                and theirs["labels"].get(GROUP) == labels[GROUP]
+                and theirs["ownerReferences"] == metadata["ownerReferences"]
+                and theirs["annotations"].get(OBSERVED) == metadata["annotations"].get(OBSERVED)
+                and "deletionTimestamp" not in theirs
+                and not finished(other)
+            ):
+                text = f"{metadata['name']} beside {theirs['name']}"
+                judge.blame("pod-twice", f"{node} {labels[PREFETCH]}", text)
 
     def _parallel(self, name: str) -> None:
         judge, server = self._judge, self._judge.truth.server

@@ -59,7 +59,12 @@ class History:
             image=cause.image,
             permanent=cause.failure.permanent,
             at=self.now,
+            pods=self._pods + 1,
         )
+
+    def not_created(self, cause: Cause) -> Attempts:
+        """After a create that was refused, or whose answer was lost."""
+        return replace(self.after(cause), pods=self._pods)
 
     def removed(self) -> Attempts:
         """After an unfinished puller pod was deleted, but not by the operator.
@@ -91,7 +96,12 @@ class History:
             earlier.reason != cause.failure.reason or self.now > earlier.at + STABLE
         ):
             earlier = None
-        return replace(self, earlier=earlier, spec=EVICTIONS).after(cause)
+        attempts = replace(self, earlier=earlier, spec=EVICTIONS).after(cause)
+        return replace(attempts, pods=self._pods + 1)
+
+    @property
+    def _pods(self) -> int:
+        return self.earlier.pods if self.earlier else 0
 
 
 def exhausted(attempts: Attempts | None, spec: RetrySpec) -> bool:
@@ -127,7 +137,8 @@ def disproved(attempts: Attempts | None, success_at: float) -> bool:
 
 def outlives_success(attempts: Attempts) -> bool:
     """Whether these attempts record an event after a successful pull rather than a failed pull."""
-    return attempts.reason in ("", failures.EVICTED_BY_KUBELET.reason, failures.STALE_MIRROR.reason)
+    after = ("", failures.EVICTED_BY_KUBELET.reason, failures.STALE_MIRROR.reason)
+    return attempts.count > 0 and attempts.reason in after
 
 
 UNSIZED = 7200.0

@@ -158,18 +158,16 @@ class Ledger:
         """An edit of the spec resets the back-off, because it usually fixes the cause. What was
         pulled past a stale mirror proves nothing any more, and is pulled again at once.
         """
-        groups = tuple(groups)
-        self.clear_attempts(node, groups)
         known = self.attempts.get(node, {})
         for group in groups:
             attempts = known.get(group)
             if retry.stale(attempts):
                 known[group] = replace(attempts, at=now, next_at=now)
+            elif attempts is not None and not retry.outlives_success(attempts):
+                known[group] = Attempts(pods=attempts.pods)
 
     def clear_attempts(self, node: str, groups: Iterable[str]) -> None:
-        """Forget earlier failures of these groups, because the node has their images, or because
-        the pulls start again.
-        """
+        """Forget earlier failures of these groups, because the node has their images."""
         known = self.attempts.get(node)
         if known is None:
             return

@@ -209,7 +209,7 @@ def test_fail_closed_holds_until_the_image_is_cached() -> None:
 
 
 def test_a_new_pod_is_created_only_after_the_back_off() -> None:
-    once = Attempts(count=1, next_at=NOW + 5, reason="TransferBroken")
+    once = Attempts(count=1, next_at=NOW + 5, reason="TransferBroken", pods=1)
     share = Share(LLM, attempts={LLM.groups[0].key: once}, has_slot=True)
     waiting = decide(view(node(), share))
     assert waiting.actions == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagegate.domain import failures, messages, retry
-from imagegate.domain.facts import RetrySpec
+from imagegate.domain.facts import Attempts, RetrySpec
 
 # In the wording of other registries and older runtimes; `test_messages.py` has recorded messages.
 MESSAGES = [
@@ -112,6 +112,22 @@ def test_the_back_off_doubles_up_to_the_maximum_and_never_ends() -> None:
     nominal = [10, 20, 40, 80, 160] + [300] * 45
     for delay, expected in zip(delays, nominal, strict=True):
         assert 0.9 * expected <= delay <= 1.1 * expected
+
+
+def test_a_pod_that_was_not_created_leaves_its_name_to_the_next_pod() -> None:
+    def then(earlier: Attempts | None) -> retry.History:
+        return retry.History(earlier, RetrySpec(), key="n1/g", now=1000.0)
+
+    pulled = retry.Cause(failures.PULL_FAILED, "")
+    refused = retry.Cause(failures.POD_NOT_CREATED, "")
+    first = then(None).not_created(refused)
+    assert (first.count, first.number) == (1, 1)
+    second = then(first).after(pulled)
+    assert (second.count, second.number) == (2, 2)
+    third = then(second).not_created(refused)
+    assert (third.count, third.number) == (3, 2)
+    lost = then(third).lost(retry.Cause(failures.EVICTED_BY_KUBELET, ""))
+    assert (lost.count, lost.number) == (1, 3), "the name goes on although the count starts again"
 
 
 def test_after_the_limit_or_a_permanent_failure_retries_are_slow() -> None:

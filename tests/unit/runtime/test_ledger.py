@@ -69,6 +69,16 @@ def test_attempts_of_unwanted_groups_are_forgotten() -> None:
     assert ledger.attempts == {}
 
 
+def test_an_edit_forgets_the_failures_but_not_how_many_pods_there_were() -> None:
+    ledger = Ledger()
+    ledger.remember("n1", "g", Attempts(count=5, next_at=900.0, reason="TransferBroken", pods=3))
+    ledger.forgive("n1", ["g"], now=10.0)
+    assert ledger.attempts["n1"]["g"] == Attempts(pods=3)
+    assert ledger.attempts["n1"]["g"].number == 4
+    ledger.clear_attempts("n1", ["g"])
+    assert ledger.attempts == {}
+
+
 def test_pod_in_an_unwanted_namespace_does_not_count_as_removed() -> None:
     """Found by the simulation: each decision counted one more removal of an existing pod."""
     on = node()

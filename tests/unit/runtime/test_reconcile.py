@@ -717,6 +717,29 @@ async def test_refused_recreation_of_a_pod_has_a_growing_back_off(world: World) 
         assert world.labels("n1"), "the images are there"
 
 
+async def test_create_without_an_answer_is_repeated_under_the_same_name(world: World) -> None:
+    """Found by chaos: the pod of a create whose answer was lost, and a second pod beside it."""
+    world.add_prefetch("llm", "reg.test/llm:1", retry={"minSeconds": 1})
+    world.add_node("n1")
+    create, names = world.api.create, list[str]()
+
+    async def lose(path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
+        if path == PODS:
+            names.append(body["metadata"]["name"])
+            if len(names) < 3:
+                raise errors.Unavailable("create pod", 504, "no answer")
+        return await create(path, body, **query)
+
+    world.api.create = lose  # type: ignore[method-assign]
+    async with world.operating():
+        await until(world.pods, 10)
+        assert len(names) == 3
+        assert len(set(names)) == 1
+        world.fail(world.pods()[0], "connection refused")
+        await until(lambda: len(names) == 4, 10)
+        assert names[3] != names[0], "the kubelet's back-off is for each pod"
+
+
 async def test_slots_beyond_a_smaller_limit_start_no_pull(world: World) -> None:
     images = [f"reg.test/part-{n}:1" for n in range(2)]
     rollout = {"maxParallel": 2, "seeds": 2}

@@ -61,3 +61,11 @@ class Attempts:
     image: str = ""
     permanent: bool = False
     at: float = 0.0
+    pods: int = 0
+    """How many puller pods have come to an end. The next pod is named by this number (`number`) and
+    not by ``count``, because the answer to a create can be lost. The next create then meets the pod
+    that exists all the same, and makes no second pod."""
+
+    @property
+    def number(self) -> int:
+        return self.pods + 1

@@ -57,7 +57,7 @@ def _creation(decision: ShareDecision, group: Group) -> CreatePod:
         decision.prefetch,
         decision.node,
         group,
-        attempts.count + 1 if attempts is not None else 1,
+        attempts.number if attempts is not None else 1,
         decision.history(group).put_back() if decision.labelled else None,
         afresh=attempts is not None and attempts.reason in failures.NOT_THERE,
     )

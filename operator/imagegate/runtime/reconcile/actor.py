@@ -7,7 +7,7 @@ from typing import Any, assert_never
 
 from imagegate.domain import failures, retry, throttle
 from imagegate.domain.actions import Action, CreatePod, DeletePod, PatchNode, Postpone
-from imagegate.domain.facts import LABEL_PREFIX, PREFETCH_LABEL, Pod
+from imagegate.domain.facts import LABEL_PREFIX, PREFETCH_LABEL, Attempts, Pod
 from imagegate.domain.gate import ready_since
 from imagegate.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from imagegate.metrics import Metrics
@@ -117,18 +117,21 @@ class Actor:
             failure = (
                 failures.POD_NOT_CREATED if isinstance(error, Unavailable) else failures.POD_REFUSED
             )
-            self._not_created(action, failure, str(error))
+            cause = retry.Cause(failure, str(error))
+            self._failed(action, self._history(action).not_created(cause))
 
-    def _not_created(self, action: CreatePod, failure: failures.FailureClass, message: str) -> None:
-        prefetch, node, group = action.prefetch, action.node.name, action.group.key
-        history = retry.History(
+    def _history(self, action: CreatePod) -> retry.History:
+        node, group = action.node.name, action.group.key
+        return retry.History(
             self._ledger.attempts.get(node, {}).get(group),
-            spec=prefetch.retry,
+            spec=action.prefetch.retry,
             key=f"{node}/{group}",
             now=self._clock.now(),
         )
-        attempts = history.after(retry.Cause(failure, message))
-        self._ledger.remember(node, group, attempts)
+
+    def _failed(self, action: CreatePod, attempts: Attempts) -> None:
+        prefetch, node = action.prefetch, action.node.name
+        self._ledger.remember(node, action.group.key, attempts)
         self._metrics.pull_failed(prefetch.name, attempts.reason)
         # Decide again immediately, to free the slot and to show the failure.
         self._queue.add(node)
@@ -147,7 +150,9 @@ class Actor:
                     f"pod {namespace}/{name} is there and is not Imagegate's, because"
                     f" {action.node.name} does not own it: delete it"
                 )
-                self._not_created(action, failures.POD_REFUSED, text)
+                # The next pod has another name, so that a foreign pod stops nothing.
+                cause = retry.Cause(failures.POD_REFUSED, text)
+                self._failed(action, self._history(action).after(cause))
                 return
             if pod.prefetch != metadata["labels"][PREFETCH_LABEL] or not pod.group:
                 logger.warning("puller pod without its labels deleted", extra={"pod": pod.name})
