@@ -517,7 +517,9 @@ async def empty_labels(world: World) -> None:
 
 @story
 async def refused_node(world: World) -> None:
-    """20b: a policy refuses every change of one Node; a prefetch is deleted."""
+    """20b: a policy refuses every change of one Node; a prefetch is deleted. Then it refuses the
+    release of a joining node for a while.
+    """
     await _cluster(world, 4)
     world.apply("llm", _pushed(world, "llm", 50), rollout={"maxParallel": "100%"})
     await world.until(lambda: world.cached("llm"), 600)
@@ -529,6 +531,11 @@ async def refused_node(world: World) -> None:
     await asyncio.sleep(3600)
     if not world.holds("n1", "registry.test/other:1"):
         world.judge.blame("not-pulled", "n1", "the patch that is refused stops its pulls")
+    world.join("joiner")
+    world.refused_nodes.add("joiner")
+    await asyncio.sleep(world.rng.uniform(200, 300))
+    world.refused_nodes.discard("joiner")
+    await asyncio.sleep(100)
 
 
 @story

@@ -774,6 +774,7 @@ class Liveness:
                 del self._since[kind, subject]
         self._refused_pods.pop(prefetch, None)
         self._last_refused.pop(prefetch, None)
+        self._begun.discard(prefetch)
 
     def _asked_for(self, prefetch: str) -> float:
         """For how many seconds a prefetch has asked for what it asks for now."""
@@ -804,6 +805,7 @@ class Liveness:
         taints = judge.taints(node)
         if name in self._refused():
             return
+        granted = self._for("granted", name, true=True)
         if machine is None or not taints or not machine.alive or not ready(node):
             for kind in ("complete", "idle", "open", "key"):
                 self._for(kind, name, true=False)
@@ -847,7 +849,7 @@ class Liveness:
             over = elapsed() - began - max(a.timeout for a in asking)
             newest = max(judge.asked_at.get(a.name, 0.0) for a in asking)
             # A leader that was not there then knows when it became Ready by the node's own clock.
-            over = min(over, quiet, elapsed() - newest) - max(0.0, machine.skew)
+            over = min(over, quiet, granted, elapsed() - newest) - max(0.0, machine.skew)
             if over > LATE + self._slack():
                 judge.blame("timeout-late", name, f"held {over:.0f} s after its timeout")
 

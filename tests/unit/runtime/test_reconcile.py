@@ -13,6 +13,7 @@ from imagegate.domain.disk import Usage
 from imagegate.domain.facts import ImageFacts, ImageSize
 from imagegate.domain.share import drift
 from imagegate.kube import errors
+from imagegate.runtime.ledger import LAST_URGENT_REFUSAL
 from tests.unit.memory_api import MemoryApi
 from tests.unit.runtime.world import KEY, NAMESPACE, PODS, World, until
 
@@ -990,6 +991,21 @@ async def test_refused_patch_is_not_repeated_at_every_event_of_the_node(
         world.api.before = lambda *_: None
         await until(lambda: "cached.imagegate.dev/llm" in world.labels("n1"), 10)
         assert world.ledger.refusals == {}
+
+
+async def test_refused_release_is_repeated_every_three_seconds(world: World) -> None:
+    """Found by the simulation: a node with all images was held for 60 s after the end of a policy
+    that had refused its release.
+    """
+    world.add_prefetch("llm", "reg.test/llm:1")
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        await until(world.pods)
+        asked = refuse_patches_of_n1(world)
+        world.finish(world.pods()[0])
+        await until(lambda: len(asked) >= 4, 10)
+        until_ = max(refusal.until for refusal in world.ledger.refusals["n1"].values())
+        assert until_ <= world.clock.monotonic() + LAST_URGENT_REFUSAL
 
 
 async def test_error_of_the_api_server_does_not_reset_the_back_off_of_a_refusal(

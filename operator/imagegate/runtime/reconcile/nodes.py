@@ -85,10 +85,12 @@ class NodeReconciler:
         # The patch first, because a release is urgent and a clean-up is not.
         errors: list[Exception] = []
         open_: set[Hashable] = set()
+        # A node that this plan releases is held until the release succeeds.
+        held = plan.held or any(isinstance(a, PatchNode) and a.release for a in plan.actions)
         for action in sorted(plan.actions, key=lambda a: not isinstance(a, PatchNode)):
             request = action.request if isinstance(action, PatchNode | DeletePod) else None
             open_.add(request)  # until it succeeds: other errors do not undo an earlier refusal
-            if not self._may_try(name, action, request, held=plan.held):
+            if not self._may_try(name, action, request, held=held):
                 continue
             try:
                 await self._actor.act(action)
@@ -97,7 +99,7 @@ class NodeReconciler:
             except (Forbidden, Invalid) as error:
                 errors.append(error)
                 if request is not None:
-                    urgent = plan.held and isinstance(action, PatchNode)
+                    urgent = held and isinstance(action, PatchNode)
                     self._ledger.refuse(name, request, self._clock.monotonic(), urgent=urgent)
             except ImagegateError as error:
                 errors.append(error)
