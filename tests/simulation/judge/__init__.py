@@ -1,0 +1,34 @@
+"""The judge: reads every request as it takes effect, knows what is on every machine, and says which
+promise was broken. It imports nothing of the operator.
+
+`Safety` looks at single writes of the operator; `Liveness` at what has not happened for too long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.simulation.apiserver import Request
+from tests.simulation.judge.liveness import Liveness
+from tests.simulation.judge.record import Broken, Record, Truth, between
+from tests.simulation.judge.safety import Safety
+
+__all__ = ["Broken", "Judge", "Truth", "between"]
+
+
+@dataclass
+class Judge(Record):
+    def __post_init__(self) -> None:
+        self._safety = Safety(self)
+        self._liveness = Liveness(self)
+
+    def request(self, request: Request) -> None:
+        self.note(request)
+        if request.resource == "imageprefetches" and request.applied and request.after is None:
+            self._liveness.forget(request.key[1])
+        if request.actor.startswith("operator"):
+            self._safety.look(request)
+        self._liveness.see(request)
+
+    def tick(self) -> None:
+        self._liveness.look()
