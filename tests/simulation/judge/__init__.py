@@ -1,7 +1,8 @@
-"""The judge: reads every request as it takes effect, knows what is on every machine, and says which
-promise was broken. It imports nothing of the operator.
+"""The judge: checks every request and the state of every machine, and reports broken promises. It
+imports no code of the operator.
 
-`Safety` looks at single writes of the operator; `Liveness` at what has not happened for too long.
+`Safety` checks each write of the operator. `Liveness` checks every few seconds whether a result is
+overdue. Both ask the `Record` for the state of the cluster.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ __all__ = ["Broken", "Judge", "Truth", "between"]
 
 @dataclass
 class Judge(Record):
+    """Passes each request and each tick to the rules."""
+
     def __post_init__(self) -> None:
         self._safety = Safety(self)
         self._liveness = Liveness(self)

@@ -26,24 +26,24 @@ def ready(node: Body) -> bool:
 
 
 def listed(node: Body, ask: Ask) -> bool:
-    """Whether its kubelet has said that the images are there: else they may have no room."""
+    """Whether the Node lists every image. Until then the disk guard may count their sizes again."""
     names = {name for image in node["status"].get("images") or () for name in image["names"]}
     return ask.references <= names
 
 
 def substance(prefetch: Body) -> Any:
-    """What a status says, without attempts that are counted and times that pass."""
+    """The status without counters of attempts and without times."""
     status = prefetch.get("status") or {}
     return {
         **{k: v for k, v in status.items() if k not in ("refresh", "failures", "conditions")},
-        # Of many nodes that fail, the last ten to have been tried.
+        # The status lists the ten nodes that failed last, so the nodes change with each attempt.
         "failures": sorted({f["reason"] for f in status.get("failures") or ()}),
         "conditions": [(c["type"], c["status"], c["reason"]) for c in status.get("conditions", ())],
     }
 
 
 def of_another_life(node: Body) -> bool:
-    """Whether its labels were true for an earlier boot, or for another machine."""
+    """Whether the labels of the Node belong to an earlier boot, or to an earlier machine."""
     observed = (node["metadata"].get("annotations") or {}).get(OBSERVED)
     identity = f"{node['metadata']['uid']}/{node['status']['nodeInfo']['bootID']}"
     return observed is not None and observed != identity

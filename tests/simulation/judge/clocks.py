@@ -1,4 +1,4 @@
-"""Clocks: for how many seconds something has been so without a break."""
+"""Clocks: for how many seconds a statement has been true without interruption."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from tests.simulation.loop import elapsed
 
 
 class Clocks:
-    """Each clock has a kind and a subject. A subject begins with the name of its prefetch."""
+    """A clock has a kind and a subject, which starts with the name of a prefetch, node or pod."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
         self._looked_at: set[tuple[str, str]] = set()
-        """The clocks that this tick has looked at."""
+        """The clocks that were read in this tick."""
 
     def begin_tick(self) -> None:
         self._looked_at.clear()
 
     def end_tick(self) -> None:
-        # The subject of any other clock is gone, or its rule does not apply now.
+        # Stop all other clocks: their subjects were deleted, or their rules do not apply now.
         self._since = {key: at for key, at in self._since.items() if key in self._looked_at}
 
     def seconds(self, kind: str, subject: str, true: bool) -> float:
-        """For how many seconds something has been so without a break. A tick that does not ask is
-        a break, too.
+        """For how many seconds a statement has been true in every tick. A tick that does not call
+        this stops the clock, too.
         """
         self._looked_at.add((kind, subject))
         if not true:
@@ -31,7 +31,7 @@ class Clocks:
         return elapsed() - self._since.setdefault((kind, subject), elapsed())
 
     def since(self, kind: str, subject: str) -> float:
-        """When a clock was started; now, if it does not run."""
+        """When a clock was started; the present time, if it does not run."""
         return self._since.get((kind, subject), elapsed())
 
     def stop(self, kind: str) -> None:
@@ -39,7 +39,7 @@ class Clocks:
         self._since = {key: at for key, at in self._since.items() if key[0] != kind}
 
     def forget(self, prefetch: str) -> None:
-        """A prefetch is gone: its clocks count for no other of its name."""
+        """Stop the clocks of a deleted prefetch, so that a new one with this name starts at 0."""
         for kind, subject in list(self._since):
             if subject.partition(" ")[0] == prefetch:
                 del self._since[kind, subject]

@@ -1,4 +1,4 @@
-"""What must be deleted with its prefetch, or after it has moved."""
+"""Objects that must be deleted with their prefetch, or after its namespace changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LeftoverRules:
         self._record = record
         self._clocks = clocks
         self._refused_at = -math.inf
-        """When changes of a Node or pod were refused last."""
+        """When a change of a Node or a deletion of a pod was last refused."""
 
     def look(self, nodes: list[Body]) -> None:
         self._misplaced(nodes)
@@ -26,7 +26,7 @@ class LeftoverRules:
         self._labels(nodes)
 
     def _misplaced(self, nodes: list[Body]) -> None:
-        """Puller pods in a namespace that their prefetch has left."""
+        """Puller pods in a namespace that their prefetch used before an edit."""
         record = self._record
         alive = {m.name for n in nodes if (m := record.machine(n)) and m.alive and ready(n)}
         for pod in record.truth.server.all("pods"):
@@ -35,10 +35,10 @@ class LeftoverRules:
                 continue
             other = pod["metadata"]["namespace"] != ask.namespace and finished(pod)
             other = other and pod["spec"]["nodeName"] in alive and record.allowed(ask)
-            other = other and not ask.paused and not self._idle_reason(pod, ask)
+            other = other and not ask.paused and not self._cannot_pull(pod, ask)
             node = record.truth.server.get("nodes", pod["spec"]["nodeName"]) or {"metadata": {}}
             labels = node["metadata"].get("labels") or {}
-            # Until the node has its turn in the rollout, the pod pins what was there before.
+            # Until the rollout reaches the node, the pod pins the images of the earlier spec.
             other = other and labels.get(LABEL + ask.name) == ask.target
             subject = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
             seconds = min(
@@ -47,9 +47,11 @@ class LeftoverRules:
             )
             record.applied["misplaced"] += 1
             if min(seconds, record.asked_for(ask.name)) > PROGRESS + record.truth.lag:
-                record.blame("leftover", subject, f"{ask.name} is in {ask.namespace} now")
+                record.blame(
+                    "leftover", subject, f"{ask.name} uses the namespace {ask.namespace} now"
+                )
 
-    def _idle_reason(self, pod: Body, ask: Ask) -> bool:
+    def _cannot_pull(self, pod: Body, ask: Ask) -> bool:
         machine = self._record.truth.machines.get(pod["spec"]["nodeName"])
         return machine is None or machine.stalled or self._record.hopeless(machine, ask)
 
@@ -57,21 +59,23 @@ class LeftoverRules:
         record = self._record
         for body in record.truth.server.all("imageprefetches"):
             name = body["metadata"]["name"]
-            going = "deletionTimestamp" in body["metadata"]
-            ours = (body["metadata"].get("finalizers") or []) == ["imagegate.dev/cleanup"]
-            seconds = self._clocks.seconds("deletion", name, going and ours)
+            deleted = "deletionTimestamp" in body["metadata"]
+            last = (body["metadata"].get("finalizers") or []) == ["imagegate.dev/cleanup"]
+            seconds = self._clocks.seconds("deletion", name, deleted and last)
             record.applied["deletion"] += 1
             seconds = min(seconds, elapsed() - record.truth.disturbed)
             refused = bool(record.refused_nodes()) or record.out_of_reach(name)
             if refused:
                 self._refused_at = elapsed()
-            # What was refused until a moment ago is tried again within a minute.
+            # A request that was refused a moment ago is retried after a longer back-off.
             bound = DELETED if elapsed() - self._refused_at > DELETED else 900.0
             if seconds > bound + record.slack():
-                record.blame("deletion", name, f"its finalizer is there after {seconds:.0f} s")
+                record.blame(
+                    "deletion", name, f"its finalizer is not removed after {seconds:.0f} s"
+                )
 
     def _labels(self, nodes: list[Body]) -> None:
-        """Labels and pods of prefetches that are gone."""
+        """Labels of deleted prefetches."""
         record = self._record
         names = {b["metadata"]["name"] for b in record.truth.server.all("imageprefetches")}
         for node in nodes:
@@ -91,4 +95,6 @@ class LeftoverRules:
                         and machine is not None
                         and not (record.refused_nodes())
                     ):
-                        record.blame("leftover", subject, f"for {seconds:.0f} s")
+                        record.blame(
+                            "leftover", subject, f"its prefetch was deleted {seconds:.0f} s ago"
+                        )

@@ -1,4 +1,4 @@
-"""Liveness: what must happen within a bound. Looked at every few seconds."""
+"""Liveness: results that the operator must reach within a bound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.simulation.apiserver import Body, Request, age
 from tests.simulation.asks import LABEL, PREFETCH, Ask
 from tests.simulation.judge.bodies import finished, ready, substance
 from tests.simulation.judge.bounds import (
-    BLIND,
+    DEAD_WATCH,
     DEADLINE,
     FIRST_POD,
     LABELLED,
@@ -24,7 +24,7 @@ from tests.simulation.loop import elapsed
 
 
 class Liveness:
-    """What must happen within a bound. Looked at every few seconds."""
+    """Checks every few seconds whether a result is overdue."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
@@ -47,14 +47,13 @@ class Liveness:
             holder = request.after["spec"].get("holderIdentity", "")
             if holder != self._record.leader:
                 self._record.leader, self._record.led_since = holder, elapsed()
-                # A leader knows the order of those alone that ask while it leads.
+                # A new leader does not know which nodes requested a slot first.
                 self._clocks.stop("asks")
         pulls = request.resource == "pods" and request.method == "POST" and operator
-        # The probe for image volumes is a pod for no node.
+        # The probe for image volumes is a dry run of a pod without a node. It pulls nothing.
         if pulls and "nodeName" in request.sent["spec"]:
             labels = (request.sent or {}).get("metadata", {}).get("labels") or {}
             name = labels.get(PREFETCH, "")
-            # The probe of the leader names no node, because it is only a dry run.
             if node := request.sent["spec"].get("nodeName"):
                 self._queue.request(name, node)
             if request.applied:
@@ -81,22 +80,24 @@ class Liveness:
                 self._progress[label.removeprefix(LABEL)] = elapsed()
 
     def _at_rest(self, request: Request) -> None:
-        """Nobody has changed anything for minutes: there is nothing to write."""
+        """While the cluster does not change for minutes, the operator has nothing to write."""
         record = self._record
-        # While the pods of a prefetch are refused, each attempt is counted in its status.
+        # While the API server refuses the pods of a prefetch, its status counts each attempt.
         still = min(elapsed() - record.truth.changed, elapsed() - record.truth.disturbed)
         if still < 600 or self._refusals.since:
             self._rest_writes.clear()
             return
         if request.resource == "imageprefetches" and request.before != request.after:
-            # Looks at the registry and further attempts are counted in the status.
+            # The status also counts refreshes from the registry and further attempts.
             if substance(request.before or {}) == substance(request.after or {}):
                 return
         record.applied["quiet"] += 1
         subject = f"{request.resource} {request.key[1]}"
         self._rest_writes[subject] += 1
         if self._rest_writes[subject] > 3:
-            record.blame("quiet", subject, f"written again and again at rest: {request}"[:300])
+            record.blame(
+                "quiet", subject, f"written repeatedly although nothing changes: {request}"[:300]
+            )
 
     # ---- ticks
 
@@ -117,7 +118,7 @@ class Liveness:
         self._clocks.end_tick()
 
     def forget(self, prefetch: str) -> None:
-        """A prefetch is gone: its clocks count for no other of its name."""
+        """Forget a deleted prefetch, so that a new one with this name starts afresh."""
         self._clocks.forget(prefetch)
         self._refusals.forget(prefetch)
         self._begun.discard(prefetch)
@@ -131,7 +132,9 @@ class Liveness:
             if at - record.truth.disturbed > 90 or "prob" in why:
                 self._exits[actor.partition("/")[0]] += 1
                 if self._exits[actor.partition("/")[0]] >= 2:
-                    record.blame("process", actor.partition("/")[0], f"ended again: {why}"[:300])
+                    record.blame(
+                        "process", actor.partition("/")[0], f"ended a second time: {why}"[:300]
+                    )
 
     def _prefetch(self, name: str, ask: Ask, nodes: list[Body]) -> None:
         record, registry = self._record, self._record.truth.registry
@@ -158,12 +161,14 @@ class Liveness:
             stuck = machine.stalled or machine.spelled or record.hopeless(machine, ask)
             stuck = stuck or record.crowded(node, machine, ask)
             stuck = stuck or (machine.name in record.refused_nodes() and record.holds(machine, ask))
-            stuck = stuck or (held and record.holds(machine, ask))  # another one holds the node
+            stuck = stuck or (
+                held and record.holds(machine, ask)
+            )  # another prefetch holds the node
             if label != ask.target and not stuck and (held or not ask.paused):
                 waiting.append(machine.name)
             mine = {pod["metadata"]["uid"] for pod in record.pods(machine.name, name)}
             pulling = pulling or (not stuck and bool(mine & set(machine.pulling.values())))
-        # A pull that hangs has its slot until its deadline, and there may be only one slot.
+        # A pull that hangs keeps its slot until its deadline, and there may be only one slot.
         alive = {node["metadata"]["name"]: node for node in matching if ready(node)}
         pulling = pulling or any(
             pod["spec"]["nodeName"] in alive
@@ -173,7 +178,8 @@ class Liveness:
             for pod in record.truth.server.all("pods")
             if (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
         )
-        # What cannot be read any more has its slot until its deadline, by the sizes of then.
+        # A pod that the operator can no longer read keeps its slot until its deadline, which was
+        # computed from the sizes at that time.
         pulling = pulling or record.out_of_reach(name)
         possible = (
             bool(waiting)
@@ -189,13 +195,13 @@ class Liveness:
         )
         record.applied["progress"] += 1
         if elapsed() - last > PROGRESS:
-            text = f"nothing for {elapsed() - last:.0f} s; waiting: {sorted(waiting)[:6]}"
+            text = f"no progress for {elapsed() - last:.0f} s; waiting: {sorted(waiting)[:6]}"
             record.blame("no-progress", name, text)
         self._status.look(name, ask, matching)
 
     def _deadline(self, node: Body) -> float:
-        """Seconds after which a pull is surely past its deadline: by 5 MB/s for all that the node
-        may have to pull before, and some for noticing.
+        """Seconds after which the deadline of a pull has certainly passed: at 5 MB/s for all images
+        of the node, which may be pulled one after the other, plus 2 minutes for its detection.
         """
         record, registry = self._record, self._record.truth.registry
         queued = {
@@ -204,7 +210,7 @@ class Liveness:
         return max(DEADLINE, 600 + sum(queued.values()) / 5e6) + 120
 
     def _first_pod(self, name: str, ask: Ask, nodes: list[Body]) -> None:
-        """A new prefetch begins, whatever the others do."""
+        """A new prefetch gets its first pod independently of other prefetches."""
         record, since = self._record, elapsed() - self._record.made_at.get(name, 0.0)
         if name in self._begun or since > 300:
             self._begun.add(name)
@@ -227,12 +233,12 @@ class Liveness:
             and not record.without_room(n, m, ask)
             and elapsed() - m.ready_at > 60
         ]
-        # A watch whose connection broke without a word is begun anew after a minute.
-        calm = elapsed() - record.truth.disturbed - BLIND
+        # A watch whose connection is silently dead is started again after a minute.
+        calm = elapsed() - record.truth.disturbed - DEAD_WATCH
         calm = min(since, calm, elapsed() - record.asked_at[name])
         calm = min(calm, self._clocks.seconds("able", name, bool(able)))
         record.applied["first-pod"] += 1
-        # A namespace that could not be read is looked at again after half a minute.
+        # A namespace that could not be read is read again after half a minute.
         allowed = self._clocks.seconds(
             "allowed", name, record.allowed(ask, "LIST") and record.allowed(ask)
         )
@@ -250,16 +256,18 @@ class Liveness:
         blind = getattr(record.truth, "blind_since", None)
         record.applied["heartbeat"] += 1
         if blind is not None and elapsed() - blind > 480 and not stale:
-            text = f"armed {elapsed() - blind:.0f} s after the watch of Nodes died"
+            text = f"the heartbeat is fresh {elapsed() - blind:.0f} s after the watch of Nodes died"
             record.blame("armed-while-blind", "default", text)
         if blind is None:
             seconds = self._clocks.seconds("beat", "default", stale)
             seconds = min(seconds, elapsed() - record.truth.disturbed, elapsed() - record.gate_at)
             if seconds > 120 + record.slack():
-                record.blame("not-armed", "default", f"no heartbeat for {seconds:.0f} s more")
+                record.blame(
+                    "not-armed", "default", f"the heartbeat has been too old for {seconds:.0f} s"
+                )
 
     def _growth(self, nodes: int) -> None:
-        """At rest, what a process remembers is bounded by what there is."""
+        """While nothing changes, the number of objects limits the entries in a process's memory."""
         record = self._record
         if elapsed() - record.truth.changed < 900 or elapsed() - record.truth.disturbed < 900:
             return

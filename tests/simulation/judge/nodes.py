@@ -1,4 +1,4 @@
-"""For how long a node may be held, and when it must be held."""
+"""How long a node may be held, and when it must be held."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.simulation.apiserver import Body
 from tests.simulation.asks import LABEL, OBSERVED
 from tests.simulation.judge.bodies import listed, ready
 from tests.simulation.judge.bounds import (
-    BLIND,
+    DEAD_WATCH,
     IDLE,
     LATE,
     RELEASE,
@@ -24,7 +24,7 @@ class NodeRules:
         self._record = record
         self._clocks = clocks
         self._registry_at = -math.inf
-        """When there was no registry last."""
+        """When the registry was last down or did not answer."""
 
     def look(self, nodes: list[Body]) -> None:
         registry = self._record.truth.registry
@@ -59,16 +59,20 @@ class NodeRules:
             for ask in asking
         )
         seconds = min(self._clocks.seconds("idle", name, idle), elapsed() - record.truth.disturbed)
-        # A pull that has found no registry is tried again within 5 minutes.
+        # A pull that failed because of the registry is retried within 5 minutes.
         late = 330.0 if elapsed() - self._registry_at < 600 else 0.0
         if seconds > IDLE + late + record.slack():
-            record.blame("held-too-long", name, f"it has had all images for {seconds:.0f} s")
+            record.blame(
+                "held-too-long", name, f"held although it has had all images for {seconds:.0f} s"
+            )
         seconds = self._clocks.seconds("complete", name, complete)
         record.applied["held"] += 1
         quiet = elapsed() - record.truth.disturbed
         bound = RELEASE if quiet > 60 else RELEASE_AFTER_FAULT
         if min(seconds, quiet) > bound + record.slack():
-            record.blame("held-too-long", name, f"for {seconds:.0f} s although all is there")
+            record.blame(
+                "held-too-long", name, f"held {seconds:.0f} s after its last puller pod succeeded"
+            )
         opened = record.gate_open()
         seconds = min(self._clocks.seconds("open", name, opened), quiet)
         if seconds > 75 + record.slack():
@@ -76,20 +80,20 @@ class NodeRules:
         old = gate is not None and any(key != gate["spec"]["taintKey"] for key in taints)
         seconds = min(self._clocks.seconds("key", name, old), quiet)
         if seconds > 120 + record.slack():
-            record.blame("old-key", name, f"{taints} for {seconds:.0f} s")
-        open_ = [a for a in asking if not a.fail_closed and record.settled(a.name)]
-        if len(open_) == len(asking) and machine.ready_at is not None and asking:
-            # A node that was away is back since then only, whether or not it has booted.
+            record.blame("old-key", name, f"the old taint {taints} is there for {seconds:.0f} s")
+        fail_open = [a for a in asking if not a.fail_closed and record.settled(a.name)]
+        if len(fail_open) == len(asking) and machine.ready_at is not None and asking:
+            # After a time without Ready, the timeout counts from the return of the node.
             began = max(machine.ready_at, record.returned_at.get(machine.uid, 0.0))
             over = elapsed() - began - max(a.timeout for a in asking)
             newest = max(record.asked_at.get(a.name, 0.0) for a in asking)
-            # A leader that was not there then knows when it became Ready by the node's own clock.
+            # A later leader knows the time of Ready only from the node's clock, which may be wrong.
             over = min(over, quiet, granted, elapsed() - newest) - max(0.0, machine.skew)
             if over > LATE + record.slack():
                 record.blame("timeout-late", name, f"held {over:.0f} s after its timeout")
 
     def _away(self, node: Body) -> None:
-        """With onReboot Hold, a node in service that is not Ready gets the taint."""
+        """With ``onReboot: Hold``, the operator taints a node in service that is not Ready."""
         record, name = self._record, node["metadata"]["name"]
         labels = node["metadata"].get("labels") or {}
         machine = record.machine(node)
@@ -112,5 +116,7 @@ class NodeRules:
             self._clocks.seconds("away", name, wanted), elapsed() - record.truth.disturbed
         )
         seconds = min(seconds, elapsed() - record.gate_at)
-        if seconds > RELEASE_AFTER_FAULT + BLIND + record.slack():
-            record.blame("not-held-while-away", name, f"not Ready for {seconds:.0f} s, no taint")
+        if seconds > RELEASE_AFTER_FAULT + DEAD_WATCH + record.slack():
+            record.blame(
+                "not-held-while-away", name, f"not Ready for {seconds:.0f} s, and without the taint"
+            )

@@ -13,7 +13,7 @@ from tests.simulation.machines import Machine
 
 
 class Queue:
-    """Joining nodes pull in the order in which they asked."""
+    """Joining nodes get slots in the order of their requests."""
 
     def __init__(self, record: Record, clocks: Clocks) -> None:
         self._record = record
@@ -21,12 +21,12 @@ class Queue:
         self._served: set[tuple[str, str]] = set()
         """Joining machines for which a puller pod of a prefetch was requested."""
         self._jumped: Counter[tuple[str, str]] = Counter()
-        """By machine and prefetch, how many nodes that asked later went before it."""
+        """By machine and prefetch, how many nodes got a slot earlier but requested it later."""
 
     def request(self, name: str, node: str) -> None:
-        """Joining nodes pull in the order in which they asked. A node has had its turn with the
-        first request for a puller pod, also where that is refused: it asks again after a back-off,
-        behind the nodes that have asked meanwhile.
+        """The operator requests a puller pod. With its first pod a node has had its turn, even if
+        the API server refuses the pod: the node requests a slot again after a back-off, behind
+        the nodes that requested a slot meanwhile.
         """
         record = self._record
         ask, server = record.asks.get(name), record.truth.server
@@ -43,17 +43,17 @@ class Queue:
             if machine is None or machine is mine or not self._asks(other, machine, ask):
                 continue
             if (machine.uid, name) in self._served or machine.ready_at is None:
-                continue  # it has had its turn, and failed
+                continue  # this node has had its turn
             asked = self._clocks.since("asks", f"{name} {machine.uid}")
             if asked < since - 30 and record.truth.disturbed < machine.ready_at:
                 record.applied["queue"] += 1
                 self._jumped[machine.uid, name] += 1
                 if (count := self._jumped[machine.uid, name]) > 2:
-                    text = f"{name}: {count} nodes that joined later went before it"
+                    text = f"{name}: {count} nodes that requested a slot later were served first"
                     record.blame("queue-jumped", machine.name, text)
 
     def look(self, name: str, ask: Ask, nodes: list[Body]) -> None:
-        """Since when each joining node asks for a slot, as far as the present leader can know."""
+        """Start a clock for each joining node that requests a slot. Each leader starts anew."""
         for node in nodes:
             if (machine := self._record.machine(node)) is not None:
                 asks = self._asks(node, machine, ask)
@@ -62,7 +62,7 @@ class Queue:
                     self._jumped.pop((machine.uid, name), None)
 
     def _asks(self, node: Body, machine: Machine, ask: Ask) -> bool:
-        """Whether a joining node asks for a slot, if it has none: nothing else is in its way."""
+        """Whether a joining node without a slot requests one: no other reason delays its pull."""
         return (
             bool(self._record.taints(node))
             and bool(ask.images)

@@ -1,4 +1,4 @@
-"""What the judge has seen of the cluster, and which promises were broken."""
+"""The record: the requests so far, the state of the cluster, and the broken promises."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Broken:
 
 
 class Truth(Protocol):
-    """The cluster, for those who judge."""
+    """The simulated cluster, as far as the judge reads it."""
 
     server: ApiServer
     registry: Registry
@@ -39,61 +39,70 @@ class Truth(Protocol):
 
     @property
     def disturbed(self) -> float:
-        """When a fault that concerns every request or watch was last active (now, while it is)."""
+        """When a fault of all requests or watches was last active; now, if one is active."""
         ...
 
     @property
     def relayed(self) -> float:
-        """When the lag of the watches was last changed."""
+        """When the lag of the watches last changed."""
 
     @property
     def changed(self) -> float:
-        """When anybody but the operator and heartbeats last changed anything, or a fault ended."""
+        """When an object last changed or a fault ended; without the operator and heartbeats."""
         ...
 
     @property
     def lag(self) -> float:
-        """Seconds by which watches and lists may be late now, beside `LAG`."""
+        """Seconds by which watches and lists may be late now, in addition to `LAG`."""
         ...
 
     def exits(self) -> list[tuple[float, str, str]]:
-        """Ends of operator processes that nobody has killed: when, which, why."""
+        """Operator processes that ended without being killed: time, process and reason."""
         ...
 
     def frozen(self, actor: str) -> bool:
-        """Whether this process was stopped within the last minute."""
+        """Whether this process was frozen within the last minute."""
         ...
 
-    def memory(self) -> dict[str, dict[str, int]]: ...
+    def memory(self) -> dict[str, dict[str, int]]:
+        """By replica, the number of entries of each collection in its memory."""
+        ...
 
 
 @dataclass
 class Record:
+    """The judge's memory, and its questions to the cluster. Rules report with `blame`."""
+
     truth: Truth
     broken: list[Broken] = field(default_factory=list)
     applied: Counter[str] = field(default_factory=Counter)
-    """How often each rule was applied: one that never was proves nothing."""
+    """How often each rule was applied. A rule that was never applied proves nothing."""
     asks: dict[str, Ask] = field(default_factory=dict)
     asked_at: dict[str, float] = field(default_factory=dict)
     """When the spec of each prefetch last changed."""
     selected_at: dict[str, float] = field(default_factory=dict)
-    """When the nodes that it selects last changed, or it was made."""
+    """When the node selector of each prefetch last changed, or when the prefetch was created."""
     made_at: dict[str, float] = field(default_factory=dict)
+    """When each prefetch was created."""
     targets: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)
-    """By prefetch, everything that was ever a target, with what a node must hold for it."""
+    """By prefetch and value of the label: the images that a node with this label must hold."""
     keys: set[str] = field(default_factory=set)
+    """All taint keys that the NodeGate has had."""
     returned_at: dict[str, float] = field(default_factory=dict)
-    """By uid, when a node was last seen to become Ready."""
+    """By uid, when a node last became Ready."""
     gate_at: float = 0.0
+    """When the spec of the NodeGate last changed."""
     _indexed: int = -1
-    """The version of the API server's state that `_pods` is of."""
+    """The resourceVersion for which `_pods` was built."""
     _pods: dict[tuple[Any, Any], list[Body]] = field(default_factory=dict)
-    """Pods by the names of their node and their prefetch."""
+    """Pods by the name of the node and of the prefetch."""
     recent: deque[Request] = field(default_factory=lambda: deque(maxlen=40_000))
     leader: str = ""
+    """The holder of the lease."""
     led_since: float = 0.0
+    """When the leader got the lease."""
     _full_at: dict[tuple[str, str], float] = field(default_factory=dict)
-    """By prefetch and machine, when the images last had no room there."""
+    """By prefetch and machine, when the images last could not be pulled there."""
     _told: set[tuple[str, str]] = field(default_factory=set)
 
     def note(self, request: Request) -> None:
@@ -142,10 +151,10 @@ class Record:
         elif ready(request.after) and not (request.before and ready(request.before)):
             self.returned_at[uid] = elapsed()
 
-    # ---- what is so
+    # ---- the state of the cluster
 
     def settled(self, name: str) -> bool:
-        """Whether what a prefetch asks for is old enough for everybody to know."""
+        """Whether the last edit of a prefetch is old enough that every replica has received it."""
         return elapsed() - self.asked_at.get(name, 0.0) > LAG + self.truth.lag
 
     def gate(self) -> Body | None:
@@ -166,8 +175,8 @@ class Record:
         return ask.references <= machine.images.keys()
 
     def holding(self, node: Body) -> list[Ask]:
-        """What a node with the gate's taint is held for. One that was in service before: only for
-        what has it held again, if there is any.
+        """The prefetches for which a node with the gate's taint is held. For a node that was in
+        service before, only prefetches with ``onReboot: Hold``, if any match.
         """
         asking = [
             ask
@@ -179,8 +188,8 @@ class Record:
         return again if before and again else asking
 
     def hopeless(self, machine: Machine, ask: Ask) -> bool:
-        """Whether a pull fails, or has no room, whatever is done. For images that have no room
-        beside the pulls in flight see `crowded`.
+        """Whether every attempt must fail: the pull itself, or the disk guard's check. `crowded`
+        covers the case that only the pulls in flight take the room.
         """
         registry = self.truth.registry
         if machine.fails or any(registry.digest(image) is None for image in ask.images):
@@ -188,13 +197,13 @@ class Record:
         held = set(machine.images.values())
         absent = {registry.digest(i): registry.size(i) for i in ask.images}
         needed = sum(3.5 * size for digest, size in absent.items() if digest not in held)
-        # The operator may go by the sizes of what the tags meant a moment ago.
+        # The operator may use the sizes of images to which the tags pointed a moment ago.
         return machine.used + needed > ask.max_usage * 1e9 * 0.85
 
     def crowded(self, node: Body, machine: Machine, ask: Ask) -> bool:
-        """Whether the pulls in flight on a node, for whichever prefetch, may need the room that the
-        images need: the operator waits for their end, and reports no failure meanwhile. Until then
-        it counts them in full beside what the disk already shows of them.
+        """Whether the pulls in flight on a node, of all prefetches, may leave too little room for
+        the images. The operator then waits for the end of these pulls, and reports no failure. It
+        counts their full size, although the disk usage contains a part of it already.
         """
         registry = self.truth.registry
         names = {name for image in node["status"].get("images") or () for name in image["names"]}
@@ -224,54 +233,52 @@ class Record:
         return self._pods.get((node, prefetch), [])
 
     def asked_for(self, prefetch: str) -> float:
-        """For how many seconds a prefetch has asked for what it asks for now."""
+        """Seconds since the last edit of a prefetch."""
         return elapsed() - self.asked_at.get(prefetch, 0.0)
 
     def slack(self) -> float:
-        """Seconds more than usual: a takeover, an outage that has just ended, late watches."""
+        """Seconds to add to each bound: for late watches, and for a takeover."""
         slack = self.truth.lag
         if elapsed() - self.led_since < TAKEOVER or not self.leader:
             slack += TAKEOVER
         return slack
 
     def done(self, machine: Machine, ask: Ask) -> bool:
-        """Whether everything is on the machine, and the pods of this very spec have said so."""
+        """Whether the machine holds every image, and puller pods of the present spec succeeded."""
         asked = self.asked_at.get(ask.name, 0.0)
         pods = [
-            p
-            for p in self.pods(machine.name, ask.name)
-            if "deletionTimestamp" not in p["metadata"]
-            and age(p["metadata"]["creationTimestamp"]) < elapsed() - asked
+            pod
+            for pod in self.pods(machine.name, ask.name)
+            if "deletionTimestamp" not in pod["metadata"]
+            and age(pod["metadata"]["creationTimestamp"]) < elapsed() - asked
         ]
-        said = set[str]().union(*(images_of(pod) for pod in pods if phase(pod) == "Succeeded"))
-        return bool(ask.images) and ask.references <= said and self.holds(machine, ask)
+        pulled = set[str]().union(*(images_of(pod) for pod in pods if phase(pod) == "Succeeded"))
+        return bool(ask.images) and ask.references <= pulled and self.holds(machine, ask)
 
-    def busy(self, ask: Ask, but: Machine) -> bool:
-        """Whether other nodes pull for this prefetch: a slot may have to be waited for."""
+    def busy(self, ask: Ask, waiting: Machine) -> bool:
+        """Whether other nodes pull for this prefetch, so that a node may wait for a slot."""
         return any(
-            not finished(pod) and pod["spec"].get("nodeName") != but.name
+            not finished(pod) and pod["spec"].get("nodeName") != waiting.name
             for pod in self.truth.server.all("pods")
             if (pod["metadata"].get("labels") or {}).get(PREFETCH) == ask.name
         )
 
     def without_room(self, node: Body, machine: Machine, ask: Ask) -> bool:
-        """Whether the disk guard may keep the images from a node: now, or since what the prefetch
-        asks for last changed, because a refusal is tried again after the longest back-off only.
+        """Whether the disk guard may refuse the pull now, or could do so at any time since the last
+        edit of the prefetch: after a refusal, the next attempt may wait for the longest back-off.
         """
         since = elapsed() - self.asked_at[ask.name]
         return self.full_within(since, machine, ask) or self.crowded(node, machine, ask)
 
     def full_within(self, seconds: float, machine: Machine, ask: Ask) -> bool:
-        """Whether a pull fails on a machine, or has no room, now or when it was looked at within so
-        many seconds.
-        """
+        """Whether `hopeless` is true now, or was true in a check within the last seconds."""
         which = ask.name, machine.uid
         if self.hopeless(machine, ask):
             self._full_at[which] = elapsed()
         return elapsed() - self._full_at.get(which, -math.inf) <= seconds
 
     def allowed(self, ask: Ask, method: str = "POST") -> bool:
-        """Whether puller pods can be made for it at all; or read."""
+        """Whether the operator may create the prefetch's puller pods, or list them (`LIST`)."""
         return self.permitted(method, ask.namespace)
 
     def permitted(self, method: str, namespace: str) -> bool:
@@ -286,7 +293,7 @@ class Record:
         return True
 
     def out_of_reach(self, name: str) -> bool:
-        """Whether pods of it are where the operator may not delete them any more."""
+        """Whether a pod of the prefetch is in a namespace where the operator cannot delete it."""
         return any(
             (pod["metadata"].get("labels") or {}).get(PREFETCH) == name
             and not self.permitted("DELETE", pod["metadata"]["namespace"])
@@ -294,11 +301,11 @@ class Record:
         )
 
     def refused_nodes(self) -> set[str]:
-        """Nodes whose changes a policy refuses."""
+        """Nodes that the operator cannot patch, because an admission policy refuses it."""
         return getattr(self.truth, "refused_nodes", set())
 
 
 def between(requests: Iterator[Request], subject: str) -> list[str]:
-    """The requests that are about a subject, for people."""
+    """The requests that concern a subject, as text for the report."""
     words = [word for word in subject.split() if word]
     return [str(r) for r in requests if any(word in str(r) for word in words)]

@@ -1,4 +1,4 @@
-"""Safety: what no write of the operator may do."""
+"""Safety: effects that no write of the operator may have."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.simulation.judge.bounds import (
     LAG,
     LATE,
     LATE_WATCH,
+    LISTED,
     NOT_READY_FOR,
     REFUSED,
     REPEATED,
-    SAYS,
+    RETRIED,
     STATUS_BYTES,
     STILL_LATE,
     STORM,
-    TRIED_AGAIN,
 )
 from tests.simulation.judge.record import Record
 from tests.simulation.loop import elapsed
@@ -30,7 +30,7 @@ from tests.simulation.machines import Machine
 
 
 class Safety:
-    """What no write of the operator may do."""
+    """Checks each write of the operator."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
@@ -39,9 +39,9 @@ class Safety:
         self._refusals: dict[tuple[str, str, Key], deque[float]] = {}
         self._matching: dict[str, deque[tuple[float, int]]] = {}
         self._for_joining: set[str] = set()
-        """The puller pods that were made for nodes that were held then."""
+        """Uids of puller pods that were created while their node was held."""
         self._creators: dict[str, str] = {}
-        """The process that created each puller pod, by uid."""
+        """By uid of a puller pod, the process that created it."""
 
     def look(self, request: Request) -> None:
         if request.method in ("LIST", "WATCH", "GET") or request.resource in ("leases", "events"):
@@ -76,12 +76,12 @@ class Safety:
             what += (request.sent or {}).get("metadata", {}).get("name", "")
         key = (actor, request.method, what, request.key)
         count = self._count(self._writes, key, 60.0)
-        # A status may be written every 2 s, and at once where a condition turns.
+        # A status is written at most every 2 s, but immediately when a condition changes.
         if count > (1.5 * REPEATED if request.resource == "imageprefetches" else REPEATED):
             record.blame("request-storm", what, f"{count} times in a minute by {actor}")
         if request.status >= 400 and request.status != 429:
             count = self._count(self._refusals, (request.method, what, request.key), 600.0)
-            # What holds a node is asked for every 3 s.
+            # The release of a held node is retried every 3 s.
             if count > (3 * REFUSED if request.resource == "nodes" else REFUSED):
                 text = f"refused {count} times in 10 minutes, last with {request.status}"
                 record.blame("refused-for-ever", what, text)
@@ -92,7 +92,9 @@ class Safety:
         holder = ((lease or {}).get("spec") or {}).get("holderIdentity")
         record.applied["write-without-lease"] += 1
         if holder and holder != request.actor and not record.truth.frozen(request.actor):
-            record.blame("write-without-lease", request.actor, f"{holder} leads: {request}")
+            record.blame(
+                "write-without-lease", request.actor, f"{holder} holds the lease: {request}"
+            )
 
     def _foreign(self, request: Request) -> None:
         record = self._record
@@ -132,7 +134,7 @@ class Safety:
             return
         gate = record.gate()
         if gate is not None and gate["spec"]["taintKey"] not in record.taints(node):
-            return  # an earlier key of the gate, which holds nobody
+            return  # an earlier key of the gate, whose taint holds no node
         for ask in record.holding(node):
             name = ask.name
             if not record.settled(name):
@@ -140,13 +142,15 @@ class Safety:
             record.applied["released-early"] += 1
             if ask.images and record.holds(machine, ask):
                 continue
-            if elapsed() - machine.wiped_at < SAYS or self._just_back(node, machine):
-                continue  # nobody can know yet that images have gone
+            if elapsed() - machine.wiped_at < LISTED or self._just_back(node, machine):
+                continue  # the kubelet may not have reported the removed images yet
             since = elapsed() - (machine.ready_at if machine.ready_at is not None else elapsed())
             if OBSERVED in (node["metadata"].get("annotations") or {}):
-                # Held again while it was away: the timeout counts from its return.
+                # Held again while it was not Ready: the timeout counts from its return.
                 since = min(since, elapsed() - record.returned_at.get(machine.uid, -math.inf))
-            if abs(machine.skew) > LAG:  # by such a clock it became Ready when it was created
+            if (
+                abs(machine.skew) > LAG
+            ):  # with such a clock the timeout counts from the creation of the Node
                 since = age(node["metadata"]["creationTimestamp"])
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
@@ -154,36 +158,36 @@ class Safety:
             if ask.fail_closed:
                 record.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
             elif since < ask.timeout - LATE and not (
-                blocked or record.full_within(TRIED_AGAIN, machine, ask)
+                blocked or record.full_within(RETRIED, machine, ask)
             ):
                 record.blame("released-early", node["metadata"]["name"], f"FailOpen {text}")
 
     @staticmethod
     def _just_back(node: Body, machine: Machine) -> bool:
-        """Whether a node in service was away when images were taken from it, and has been back for
-        so short a time that what it says of them need not have been seen.
+        """Whether a node in service lost images while it was not Ready, and returned so recently
+        that the operator may not have received its new list of images.
         """
         if OBSERVED not in (node["metadata"].get("annotations") or {}) or machine.wiped_at < 0:
             return False
         conditions = node["status"].get("conditions") or ()
         return any(
-            condition["type"] == "Ready" and age(condition["lastTransitionTime"]) < SAYS
+            condition["type"] == "Ready" and age(condition["lastTransitionTime"]) < LISTED
             for condition in conditions
         )
 
     def _label_set(self, node: Body, name: str, target: str) -> None:
         record, machine = self._record, self._record.machine(node)
-        # Where images are listed under other names, nobody can know that one has gone.
-        unknown = 7200 if machine is not None and machine.spelled else SAYS
+        # If the kubelet lists images under other names, the operator cannot see a removal.
+        unknown = 7200 if machine is not None and machine.spelled else LISTED
         if machine is None or elapsed() - machine.wiped_at < unknown:
             return
         record.applied["false-label"] += 1
         wanted = record.targets.get(name, {}).get(target)
         subject = f"{node['metadata']['name']} {name}"
         if wanted is None:
-            record.blame("false-label", subject, f"{target} was never a target")
+            record.blame("false-label", subject, f"no spec had the value {target}")
         elif not wanted:
-            record.blame("false-label", subject, "a label for no image at all")
+            record.blame("false-label", subject, "a label for a prefetch without images")
         elif not wanted <= machine.images.keys():
             record.blame(
                 "false-label", subject, f"absent: {sorted(wanted - machine.images.keys())}"
@@ -193,7 +197,7 @@ class Safety:
         record, machine = self._record, self._record.machine(node)
         ask = record.asks.get(name)
         observed = (node["metadata"].get("annotations") or {}).get(OBSERVED)
-        # An edit of the images alone takes no label away: it is replaced once they are there.
+        # An edit of the images removes no label: the new value replaces it after the pull.
         if machine is None or ask is None or ask.deleting:
             return
         if elapsed() - record.selected_at.get(name, 0.0) < LAG + record.truth.lag:
@@ -201,8 +205,8 @@ class Safety:
         if observed != machine.identity or not ask.matches(node) or ask.target != target:
             return
         record.applied["label-taken-back"] += 1
-        if record.holds(machine, ask) and elapsed() - machine.wiped_at > SAYS:
-            record.blame("label-taken-back", f"{machine.name} {name}", "it holds every image")
+        if record.holds(machine, ask) and elapsed() - machine.wiped_at > LISTED:
+            record.blame("label-taken-back", f"{machine.name} {name}", "the node holds every image")
 
     # ---- pods
 
@@ -212,7 +216,7 @@ class Safety:
         name, node, group = labels[PREFETCH], pod["spec"]["nodeName"], labels[GROUP]
         record.applied["pod-storm"] += 1
         body = record.truth.server.get("nodes", node) or {"metadata": {"uid": ""}}
-        # An edit is a new beginning, and so is a new machine under the name.
+        # The count restarts with an edit of the prefetch, and with a new machine of the same name.
         which = (node, body["metadata"]["uid"], name, group, record.asked_at.get(name))
         if (count := self._count(self._creates, which, 600.0)) > STORM:
             text = f"{count} puller pods in 10 minutes"
@@ -224,8 +228,8 @@ class Safety:
         self._parallel(name)
 
     def _single(self, pod: Body, actor: str) -> None:
-        """A process creates no puller pod while its earlier pod for the same images may pull. The
-        late create of a stopped leader cannot be prevented.
+        """A process creates no second puller pod while its first pod for the same images may pull.
+        The late create of a frozen leader cannot be prevented, so pods of two processes pass.
         """
         record, metadata = self._record, pod["metadata"]
         record.applied["pod-twice"] += 1
@@ -243,7 +247,7 @@ class Safety:
                 and "deletionTimestamp" not in theirs
                 and not finished(other)
             ):
-                text = f"{metadata['name']} beside {theirs['name']}"
+                text = f"{metadata['name']} was created although {theirs['name']} is unfinished"
                 record.blame("pod-twice", f"{node} {labels[PREFETCH]}", text)
 
     def _parallel(self, name: str) -> None:
@@ -270,22 +274,25 @@ class Safety:
                 continue
             if age(metadata["creationTimestamp"]) > DEADLINE or not self._counts(node):
                 continue
-            if record.taints(node):  # it joins, or is held again
+            if record.taints(node):  # the node joins, or is held again
                 joining.add(node["metadata"]["name"])
-            elif metadata["uid"] not in self._for_joining:  # else it was released while it pulled
+            elif (
+                metadata["uid"] not in self._for_joining
+            ):  # otherwise the node was released during the pull
                 busy.add(node["metadata"]["name"])
         record.applied["max-parallel"] += 1
         for pulling, which in ((joining, True), (busy, False)):
             limit = ask.bound(most, joining=which)
             if len(pulling) > limit and record.settled(name):
                 if record.truth.disturbed < elapsed() - 60:
-                    text = f"{len(pulling)} nodes pull, {limit} may: {pulling}, joining: {which}"
+                    text = f"{len(pulling)} nodes pull, limit {limit}: {pulling}, joining: {which}"
                     record.blame("max-parallel", name, text)
 
     @staticmethod
     def _counts(node: Body) -> bool:
-        """Whether its kubelet is there, or has not been away for long. One that has just come back
-        had returned its slot, and its pull goes on.
+        """Whether the pull on a node counts: the node is Ready, or was until a short time ago. A
+        node that returned within the last minute does not count: its slot was freed, but its pull
+        continues.
         """
         for condition in node["status"].get("conditions") or ():
             if condition["type"] != "Ready":
@@ -312,11 +319,11 @@ class Safety:
         if not finished(pod):
             record.applied["pull-cancelled"] += 1
             young = age(metadata["creationTimestamp"]) < DEADLINE
-            # Behind a late watch the kubelet's own back-off may have ended before the failure is
-            # seen; what was under way when the lag ended still arrives late.
+            # With a late watch, the kubelet may retry before the operator receives the failure.
+            # Events that were sent before the lag ended still arrive late.
             known = record.truth.lag < LATE_WATCH and elapsed() - record.truth.relayed > STILL_LATE
             if metadata["uid"] in machine.pulling.values() and young and known:
-                text = f"{metadata['name']} still pulls {sorted(wanted)}"
+                text = f"{metadata['name']} was deleted while it pulls {sorted(wanted)}"
                 record.blame("pull-cancelled", machine.name, text)
         elif phase(pod) == "Succeeded" and ask.keep and images_of(pod) <= ask.references:
             self._pin(pod, machine, ask, node)
@@ -337,7 +344,7 @@ class Safety:
             ):
                 others |= images_of(other)
         if not images_of(pod) <= others and images_of(pod) <= machine.images.keys():
-            text = f"{sorted(images_of(pod) - others)} are pinned by no other pod"
+            text = f"no other pod pins {sorted(images_of(pod) - others)}"
             record.blame("pin-deleted", f"{machine.name} {ask.name}", text)
 
     # ---- prefetches
@@ -347,7 +354,9 @@ class Safety:
         record.applied["status-size"] += 1
         size = len(json.dumps(after.get("status") or {}))
         if size > STATUS_BYTES or len((after.get("status") or {}).get("failures") or ()) > 10:
-            record.blame("status-size", name, f"{size} bytes")
+            record.blame(
+                "status-size", name, f"the status has {size} bytes, or more than 10 failures"
+            )
         mine = {"imagegate.dev/cleanup"}
         old, new = (
             set(body["metadata"].get("finalizers") or ()) - mine for body in (before, after)

@@ -1,4 +1,4 @@
-"""Whether the status of a prefetch says the truth."""
+"""Whether the status of a prefetch agrees with the cluster."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Refusals:
     """Puller pods that the API server refuses, by prefetch."""
 
     since: dict[str, float] = field(default_factory=dict)
-    """When the first pod after the last created pod was refused."""
+    """When the API server refused a pod for the first time since it last accepted one."""
     last: dict[str, float] = field(default_factory=dict)
-    """When a pod was last refused."""
+    """When the API server last refused a pod."""
 
     def forget(self, prefetch: str) -> None:
         self.since.pop(prefetch, None)
@@ -34,6 +34,8 @@ class Refusals:
 
 
 class StatusRules:
+    """Compares status fields with labels, pods and machines."""
+
     def __init__(self, record: Record, clocks: Clocks, refusals: Refusals) -> None:
         self._record = record
         self._clocks = clocks
@@ -53,14 +55,14 @@ class StatusRules:
             )
             said = (status.get("nodes") or {}).get("cached")
             held = sum(bool(record.taints(node)) for node in matching)
-            # Of a node that refuses its label, the images that it has count all the same.
+            # The images of a node count even if a policy refuses the label on that node.
             refused = [n for n in matching if n["metadata"]["name"] in record.refused_nodes()]
             unlabelled = len(refused)
-            # Where the removal is refused, a label of an earlier boot stays and does not count.
+            # If a policy refuses its removal, a label of an earlier boot stays, and does not count.
             outlived = sum(of_another_life(node) for node in refused)
-            off = said is not None and not cached - outlived <= said <= cached + unlabelled
-            if off and ask.images and not held:
-                text = f"says {said} cached, labels say {cached}"
+            wrong = said is not None and not cached - outlived <= said <= cached + unlabelled
+            if wrong and ask.images and not held:
+                text = f"status.nodes.cached is {said}, but {cached} nodes have the label"
                 if self._clocks.seconds("status", name, true=True) > 60:
                     record.blame("status-truth", name, text)
             else:
@@ -73,12 +75,18 @@ class StatusRules:
                 and phase(pod) != "Succeeded"
             }
             if self._clocks.seconds("pulling", name, pulling > len(unfinished)) > 60:
-                text = f"says {pulling} pulling, and {len(unfinished)} have an unfinished pod"
+                text = (
+                    f"{pulling} nodes pull by the status, {len(unfinished)} have an unfinished pod"
+                )
                 record.blame("status-truth", name, text)
             missing = cached + unlabelled < sum(ready(node) for node in matching)
             if conditions.get("Ready", {}).get("status") == "True" and missing and not held:
                 if self._clocks.seconds("ready", name, true=True) > 60:
-                    record.blame("status-truth", name, "Ready although nodes lack images")
+                    record.blame(
+                        "status-truth",
+                        name,
+                        "the condition Ready is True although nodes lack images",
+                    )
             else:
                 self._clocks.seconds("ready", name, true=False)
         for failure in status.get("failures") or ():
@@ -86,23 +94,23 @@ class StatusRules:
             wrong = (
                 failure["reason"] == "DiskFull"
                 and machine is not None
-                and not machine.spelled  # nobody can know what it lists under other names
+                and not machine.spelled  # this kubelet lists images under other names
                 and (record.holds(machine, ask))
             )
             seconds = self._clocks.seconds("full", f"{name} {failure['node']}", wrong)
             if min(seconds, record.asked_for(name)) > PROGRESS + truth.lag:
-                text = f"{failure['node']} holds every image, and is said to be full"
+                text = f"DiskFull is reported for {failure['node']}, which holds every image"
                 record.blame("status-truth", name, text)
             node = truth.server.get("nodes", failure["node"])
-            # The disk guard blames no single image; what a runtime has said stands until it is
-            # tried again.
+            # A failure without an image is from the disk guard. A failure with an image is from the
+            # container runtime, and stays until the next attempt.
             wrong = wrong and not failure.get("image") and node is not None
             wrong = wrong and listed(node or {}, ask) and record.allowed(ask, "LIST")
             seconds = self._clocks.seconds("room", f"{name} {failure['node']}", wrong)
             seconds = min(seconds, record.asked_for(name), elapsed() - truth.disturbed)
             record.applied["room"] += 1
             if seconds > ROOM + record.slack():
-                text = f"{failure['node']} lists every image, and is said to be full"
+                text = f"DiskFull is reported for {failure['node']}, which lists every image"
                 record.blame("status-truth", name, text)
         message = (status.get("refresh") or {}).get("message")
         up = (
@@ -116,14 +124,18 @@ class StatusRules:
         if seconds > 2 * (ask.refresh or 0) + 700:
             record.blame("status-truth", name, f"refresh.message for {seconds:.0f} s: {message}")
         if conditions.get("Ready", {}).get("reason") == "NamespaceNotReadable":
-            self._refusals.since.pop(name, None)  # shown, and more to the point
+            self._refusals.since.pop(name, None)  # this reason is shown instead, and is more exact
         trouble = elapsed() - self._refusals.since.get(name, elapsed())
-        # An edit is a new beginning, and who does not try any more has nothing to report.
+        # An edit resets the bound. An operator that makes no more attempts has nothing to report.
         trouble = min(trouble, record.asked_for(name))
         trying = elapsed() - self._refusals.last.get(name, 0.0) < 360
-        # A new leader does not know of attempts of the one before that it has no reason to repeat.
+        # A new leader does not know the refused attempts of the leader before.
         trying = trying and self._refusals.last.get(name, 0.0) > record.led_since
         trying = trying and elapsed() - record.led_since > TAKEOVER
         degraded = conditions.get("Degraded", {}).get("status") == "True"
         if trouble > SHOWN and trying and not (degraded or status.get("failures")):
-            record.blame("trouble-not-shown", name, f"its pods are refused for {trouble:.0f} s")
+            record.blame(
+                "trouble-not-shown",
+                name,
+                f"the API server has refused its pods for {trouble:.0f} s",
+            )
