@@ -316,6 +316,14 @@ def _of_another_life(node: Body) -> bool:
     return observed is not None and observed != identity
 
 
+def _of_this_life(pod: Body, machine: Machine, ask: Ask) -> bool:
+    """Whether a puller pod was made for this machine, and for this boot if boots matter."""
+    observed = str((pod["metadata"].get("annotations") or {}).get(OBSERVED))
+    return observed == machine.identity or (
+        not ask.again and observed.startswith(f"{machine.uid}/")
+    )
+
+
 def ready(node: Body) -> bool:
     conditions = node["status"].get("conditions") or ()
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
@@ -885,13 +893,16 @@ class Liveness:
             judge.blame("not-held-while-away", name, f"not Ready for {seconds:.0f} s, no taint")
 
     def _done(self, machine: Machine, ask: Ask) -> bool:
-        """Whether everything is on the machine, and the pods of this very spec have said so."""
+        """Whether everything is on the machine, and the pods of this very spec have said so. With
+        onReboot Hold, pods of an earlier boot say nothing.
+        """
         judge = self._judge
         asked = judge.asked_at.get(ask.name, 0.0)
         pods = [
             p
             for p in judge.pods(machine.name, ask.name)
             if "deletionTimestamp" not in p["metadata"]
+            and _of_this_life(p, machine, ask)
             and age(p["metadata"]["creationTimestamp"]) < elapsed() - asked
         ]
         said = set[str]().union(*(images_of(pod) for pod in pods if phase(pod) == "Succeeded"))
