@@ -506,12 +506,16 @@ def content_of(node: Any) -> set[str]:
 
 def lose(node: Any, snapshots: set[str], blobs: set[str]) -> None:
     """Remove the layers of an image, as a crash or a garbage collector may; its manifest and config
-    stay. A snapshot can be removed only after all snapshots that are based on it."""
-    left = set(snapshots)
+    stay. A snapshot can be removed only after all snapshots that are based on it. The kubelet
+    removes the containers of a deleted pod some seconds after the pod, and their snapshots are
+    based on the image's."""
+    left, until = set(snapshots), time.monotonic() + 120
     while left:
         gone = {each for each in left if try_ctr(node, "snapshots", "rm", each)}
-        assert gone, f"not removed: {left}"
         left -= gone
+        if not gone:
+            assert time.monotonic() < until, f"not removed: {left}"
+            time.sleep(1)
     for blob in blobs:
         read = subprocess.run(
             node.ctr_command("content", "get", blob), capture_output=True, check=True

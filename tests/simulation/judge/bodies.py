@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.simulation.asks import OBSERVED, Ask, Body
+from tests.simulation.machines import Machine
 
 
 def phase(pod: Body) -> str:
@@ -40,6 +41,16 @@ def substance(prefetch: Body) -> Any:
         "failures": sorted({f["reason"] for f in status.get("failures") or ()}),
         "conditions": [(c["type"], c["status"], c["reason"]) for c in status.get("conditions", ())],
     }
+
+
+def of_this_life(pod: Body, machine: Machine, ask: Ask) -> bool:
+    """Whether a puller pod was created for this machine, and with ``onReboot: Hold``, also for its
+    present boot.
+    """
+    observed = str((pod["metadata"].get("annotations") or {}).get(OBSERVED))
+    return observed == machine.identity or (
+        not ask.again and observed.startswith(f"{machine.uid}/")
+    )
 
 
 def of_another_life(node: Body) -> bool:

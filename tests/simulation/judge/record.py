@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from tests.simulation import asks
 from tests.simulation.apiserver import ApiServer, Body, Request, age
 from tests.simulation.asks import OBSERVED, PREFETCH, Ask
-from tests.simulation.judge.bodies import finished, images_of, phase, ready
+from tests.simulation.judge.bodies import finished, images_of, of_this_life, phase, ready
 from tests.simulation.judge.bounds import LAG, TAKEOVER
 from tests.simulation.loop import elapsed
 from tests.simulation.machines import Machine, Registry
@@ -244,12 +244,15 @@ class Record:
         return slack
 
     def done(self, machine: Machine, ask: Ask) -> bool:
-        """Whether the machine holds every image, and puller pods of the present spec succeeded."""
+        """Whether the machine holds every image, and puller pods of the present spec succeeded. With
+        ``onReboot: Hold``, pods of an earlier boot do not count.
+        """
         asked = self.asked_at.get(ask.name, 0.0)
         pods = [
             pod
             for pod in self.pods(machine.name, ask.name)
             if "deletionTimestamp" not in pod["metadata"]
+            and of_this_life(pod, machine, ask)
             and age(pod["metadata"]["creationTimestamp"]) < elapsed() - asked
         ]
         pulled = set[str]().union(*(images_of(pod) for pod in pods if phase(pod) == "Succeeded"))

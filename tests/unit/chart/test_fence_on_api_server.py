@@ -27,6 +27,7 @@ from imagegate.kube import prefetches as kube_prefetches
 from imagegate.puller import build
 from imagegate.puller.build import PullerSettings
 from imagegate.puller.mode import Mode
+from tests.cluster import ports
 from tests.unit.domain.cases import node, prefetch
 
 from . import apiserver, rendering
@@ -728,7 +729,7 @@ def command(
 @contextlib.contextmanager
 def operating(cluster: Cluster, folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Runs the operator as a process with its own token; yields the path of its log."""
-    (port,) = apiserver.free_ports(1)
+    port = ports.one()
     settings = [f"--http-port={port}", "--puller-priority-class=imagegate-puller"]
     settings += [
         "--gate-source=watch",
