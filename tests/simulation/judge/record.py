@@ -244,8 +244,8 @@ class Record:
         return slack
 
     def done(self, machine: Machine, ask: Ask) -> bool:
-        """Whether the machine holds every image, and puller pods of the present spec succeeded. With
-        ``onReboot: Hold``, pods of an earlier boot do not count.
+        """Whether the machine holds every image, and puller pods of the present spec succeeded.
+        With ``onReboot: Hold``, pods of an earlier boot do not count.
         """
         asked = self.asked_at.get(ask.name, 0.0)
         pods = [
