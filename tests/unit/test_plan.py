@@ -36,7 +36,7 @@ spec:
     [
         ("", "there is no ImagePrefetch"),
         ("---\n---\n", "there is no ImagePrefetch"),
-        ("{", "no YAML"),
+        ("{", "not YAML"),
         ("kind: Pod", "document 1: this is not an ImagePrefetch"),
         ("[1]", "document 1: this is not an ImagePrefetch"),
         (GOOD + "---\nkind: Node", "document 2: this is not an ImagePrefetch"),
