@@ -274,11 +274,11 @@ class Safety:
                 continue
             if age(metadata["creationTimestamp"]) > DEADLINE or not self._counts(node):
                 continue
-            if record.taints(node):  # the node joins, or is held again
+            for_joining = metadata["uid"] in self._for_joining
+            # A node that was released, or held again, during the pull counts in neither group.
+            if record.taints(node) and for_joining:
                 joining.add(node["metadata"]["name"])
-            elif (
-                metadata["uid"] not in self._for_joining
-            ):  # otherwise the node was released during the pull
+            elif not record.taints(node) and not for_joining:
                 busy.add(node["metadata"]["name"])
         record.applied["max-parallel"] += 1
         for pulling, which in ((joining, True), (busy, False)):
