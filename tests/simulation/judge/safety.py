@@ -17,6 +17,7 @@ from tests.simulation.judge.bounds import (
     LATE_WATCH,
     LISTED,
     NOT_READY_FOR,
+    READABLE,
     REFUSED,
     REPEATED,
     RETRIED,
@@ -154,7 +155,8 @@ class Safety:
                 since = age(node["metadata"]["creationTimestamp"])
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
-            blocked = not record.allowed(ask)
+            forbidden_at = record.forbidden_at.get(ask.namespace, -math.inf)
+            blocked = not record.allowed(ask) or elapsed() - forbidden_at < READABLE
             if ask.fail_closed:
                 record.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
             elif since < ask.timeout - LATE and not (
