@@ -44,12 +44,12 @@ def test_heartbeats_write_nothing_and_only_flapping_nodes_are_decided() -> None:
     assert figures.requests["LIST nodes"] <= 4, "one resync in 5 minutes, of two pages"
 
 
-def test_event_of_one_pod_decides_every_share_of_its_node() -> None:
-    """Not as it should be: an event should cost what it concerns."""
+def test_event_of_one_pod_decides_one_share_of_its_node() -> None:
     few, many = (run(Case("shares", 20, prefetches)) for prefetches in (1, 40))
     assert many.requests["POST pods"] == few.requests["POST pods"] == 20
     assert many.decisions["nodes"] <= 1.5 * few.decisions["nodes"]
-    assert many.decisions["shares"] == 40 * many.decisions["nodes"]
+    # Every share is decided once more, when the Node is read for the new image.
+    assert many.decisions["shares"] <= 1.5 * few.decisions["shares"] + 40 * 20
 
 
 def test_node_has_the_size_of_a_real_one_and_is_encoded_as_json() -> None:
