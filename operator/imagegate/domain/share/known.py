@@ -34,10 +34,11 @@ class Share:
     pulled: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Per pod uid, the images that the kubelet has reported as pulled."""
     failed_at: Mapping[str, float] = field(default_factory=dict)
-    """Per pod uid, when this process saw it fail; absent if it was failing when first seen."""
+    """Per pod uid, when this process saw the pod fail; absent if the pod was already failing when
+    this process first saw it."""
     finished_at: Mapping[str, float] = field(default_factory=dict)
-    """Per pod uid, when this process first saw it finished, by its own clock. It may have other
-    pods, because the time of a pod never changes, so nothing has to be compared."""
+    """Per pod uid, when this process first saw the pod finished, by its own clock. It may have
+    other pods, because the time of a pod never changes, so nothing has to be compared."""
     started: Mapping[str, str] = field(default_factory=dict)
     """By group key, the uid of the puller pod that was last seen unfinished, and that the operator
     did not delete."""
@@ -111,7 +112,7 @@ class Passing:
     starting: Mapping[disk.Key, int] = field(default_factory=dict)
     """The layers and images of the pulls that earlier shares start in this decision."""
     usage: Usage | None = None
-    """None: not read lately."""
+    """The node's disk usage; None: it was not read recently."""
     settles_at: float | None = None
     """When an image that the node does not list counts as missing, because the node's labels have
     not changed for long enough; None: never."""
@@ -137,7 +138,7 @@ class Site:
     queued: int = 0
     """Compressed bytes of all images that a kubelet with serial pulls may have to pull."""
     away_at: float | None = None
-    """When the node gives its slot back because it is not Ready; None: it is Ready."""
+    """When the node's slot is freed because the node is not Ready; None: it is Ready."""
     seen: Mapping[str, Listed] = field(default_factory=dict)
     """The images that the node has listed since its labels last changed, by name."""
 

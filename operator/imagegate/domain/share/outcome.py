@@ -27,7 +27,7 @@ class Outcome:
     actions: tuple[Action, ...]
     decided_at: float
     requeue_at: float | None
-    """When to decide again, if nothing happens before."""
+    """The time at which to decide again, if no event causes a decision before."""
     lasting: bool
     """Whether the outcome may be reused, see `holds`."""
     queued: int | None
