@@ -176,25 +176,27 @@ class Run:
 
     def resync(self) -> None:
         """The second list of everything, 15 s after the start, and what follows from it."""
-        if len(list(self.leader.said("resynced"))) > 1:
-            self.leader.stop()
-            self._leader = self.bench.operator(0)
-            self._leader.start()
-            self._decided(self.leader)
+        self.leader.stop()
+        operator = self._leader = self.bench.operator(0)
         samples: list[tuple[float, float]] = []
 
         def ended() -> bool:
-            samples.append((time.time(), self.leader.cpu()))
-            return len(list(self.leader.said("resynced"))) > 1
+            samples.append((time.time(), operator.cpu()))
+            return len(list(operator.said("resynced"))) > 1
 
-        with self._window("resync") as window:
+        with self._window("resync", running=False) as window:
+            operator.start()
+            self._decided(operator)
+            operator.reset_peak()
             self.wait(ended, "the second resync")
             time.sleep(1)
-            samples.append((time.time(), self.leader.cpu()))
-        said = list(self.leader.said("resynced"))[1]
-        began = said["time"] - said["seconds"]
-        idle = max(cpu for at, cpu in samples if at <= began)
-        window.figures |= {"seconds": said["seconds"], "cpu": samples[-1][1] - idle}
+            ended()
+        said = list(operator.said("resynced"))[1]
+        began = window.began = said["time"] - said["seconds"]
+        window.requests = [request for request in window.requests if request.begun >= began]
+        before = max(cpu for at, cpu in samples if at <= began)
+        window.figures |= window.asked()
+        window.figures |= {"seconds": said["seconds"], "cpu": samples[-1][1] - before}
         self._add(window, Plan(lists=_lists(window)))
 
     def idle(self) -> None:
@@ -349,7 +351,7 @@ class Run:
         while not done():
             if time.monotonic() > end:
                 raise ClusterError(f"{what}: not within {PATIENCE:.0f} s")
-            _ = self._leader and self._leader.pid
+            _ = self.leader.pid  # raises ClusterError if it has ended
             time.sleep(period)
 
 
