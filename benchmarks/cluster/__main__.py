@@ -143,7 +143,7 @@ def notes(rows: Iterable[Row]) -> list[str]:
         found = [f"{what} {value:.2f}" for what, value in row["notes"].items()]
         if found:
             lines.append(f"{row['scenario']}: {', '.join(found)}")
-        for name, share in row.get("profile", ()):
+        for name, share in row.get("profile", {}).get("own", ())[:20]:
             lines.append(f"{row['scenario']}: {100 * share:5.1f} % {name}")
     return lines
 

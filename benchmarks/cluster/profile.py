@@ -11,6 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+WAITING = frozenset(
+    {"_worker (concurrent/futures/thread.py)", "EpollSelector.select (selectors.py)"}
+)
+"""py-spy takes a thread that waits for a lock or for events for a busy one."""
 _FRAME = re.compile(r"^(?P<function>.*) \((?P<file>.*?)(:\d+)?\)$")
 
 
@@ -36,19 +40,31 @@ class Profile:
             finally:
                 process.send_signal(signal.SIGINT)
 
-    def top(self, count: int = 20) -> list[tuple[str, float]]:
-        """The functions with the most own time, with their shares of all samples."""
-        return own_time(self.output.read_text().splitlines())[:count]
+    def top(self, count: int = 40) -> dict[str, list[tuple[str, float]]]:
+        """The functions with the most time: their own, and with what they called."""
+        own, total = times(self.output.read_text().splitlines())
+        return {"own": own[:count], "total": total[:count]}
 
 
-def own_time(stacks: Iterable[str]) -> list[tuple[str, float]]:
-    """Functions by their share of the samples in which they are the innermost frame."""
-    found = Counter[str]()
+def times(stacks: Iterable[str]) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """Functions by their share of the samples: those in which they are the innermost frame, and
+    those in which they are any frame. Samples of waiting threads are left out.
+    """
+    own, total = Counter[str](), Counter[str]()
     for line in stacks:
         stack, _, samples = line.rpartition(" ")
-        frame = stack.rpartition(";")[2]
-        match = _FRAME.match(frame)
-        name = f"{match['function']} ({match['file']})" if match else frame
-        found[name] += int(samples)
-    total = found.total()
-    return [(name, samples / total) for name, samples in found.most_common()]
+        names = [_name(frame) for frame in stack.split(";")]
+        if names[-1] in WAITING:
+            continue
+        own[names[-1]] += int(samples)
+        for name in set(names):
+            total[name] += int(samples)
+    count = own.total()
+    shares = [[(name, n / count) for name, n in found.most_common()] for found in (own, total)]
+    return shares[0], shares[1]
+
+
+def _name(frame: str) -> str:
+    """Without the number of the line."""
+    match = _FRAME.match(frame)
+    return f"{match['function']} ({match['file']})" if match else frame

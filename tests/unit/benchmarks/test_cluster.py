@@ -11,7 +11,7 @@ import pytest
 from benchmarks.cluster import audit, metrics
 from benchmarks.cluster.__main__ import notes, table
 from benchmarks.cluster.plan import Chain, Joining, Plan, Rollout, Slots, Write
-from benchmarks.cluster.profile import own_time
+from benchmarks.cluster.profile import times
 
 USER = "system:serviceaccount:imagegate-system:imagegate"
 PODS = "/api/v1/namespaces/imagegate-pullers/pods"
@@ -193,9 +193,12 @@ def test_quantile_beyond_the_last_bound_is_the_last_bound() -> None:
     assert metrics.quantile({}, {0.1: 0, 0.2: 0, float("inf"): 3}, 0.5) == 0.2
 
 
-def test_own_time_counts_innermost_frames_of_all_lines_of_a_function() -> None:
+def test_profile_adds_up_the_lines_of_a_function_and_leaves_out_waiting_threads() -> None:
     stacks = ["run (a.py:1);loads (json.py:3) 6", "loads (json.py:9) 2", "run (a.py:2) 2"]
-    assert own_time(stacks) == [("loads (json.py)", 0.8), ("run (a.py)", 0.2)]
+    stacks.append("run (a.py:7);_worker (concurrent/futures/thread.py:81) 90")
+    own, total = times(stacks)
+    assert own == [("loads (json.py)", 0.8), ("run (a.py)", 0.2)]
+    assert dict(total) == {"run (a.py)": 0.8, "loads (json.py)": 0.8}
 
 
 def test_table_has_a_line_and_the_notes_of_every_scenario() -> None:
@@ -215,7 +218,7 @@ def test_table_has_a_line_and_the_notes_of_every_scenario() -> None:
         "floor": {"seconds": 10.0},
     }
     idle = {**row, "scenario": "idle", "seconds": None, "floor": None}
-    idle |= {"notes": {"percent of a core": 0.5}, "profile": [("loads (json.py)", 0.8)]}
+    idle |= {"notes": {"percent of a core": 0.5}, "profile": {"own": [("loads (json.py)", 0.8)]}}
     first, second = table([row, idle])[2:]
     assert first.split()[:9] == [
         "rollout-100",
