@@ -79,10 +79,11 @@ class Window:
         """The figures that come from the operator's requests."""
         released, labelled = audit.latencies(self.requests, USER)
         works = [r for r in self.requests if r.user == USER and r.works]
+        pods = [r.begun for r in works if r.key == "create pods"]
         patches = [r.ended - r.begun for r in works if r.key == "patch nodes"]
         return {
             "seconds": max(r.ended for r in works) - self.began if works else None,
-            "first": min(r.begun for r in works) - self.began if works else None,
+            "first_pod": min(pods) - self.began if pods else None,
             "requests": audit.counted(self.requests, USER),
             "works": len(works),
             "gone": _spread(released),
