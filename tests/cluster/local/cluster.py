@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from tests.cluster import binaries, paths
+from tests.cluster import binaries, paths, ports
 from tests.cluster.api import ApiError, Json
 from tests.cluster.errors import ClusterError
 from tests.cluster.local import cgroups, cleanup, network, state
@@ -251,7 +251,7 @@ class LocalCluster(Cluster):
 
     def forward(self, address: str, port: int) -> int:
         """A loopback port that forwards to an address in the cluster, until the cluster ends."""
-        (chosen,) = state.free_ports(1)
+        (chosen,) = ports.free(1, ports.CLUSTERS)
         self.control_plane.start_forward(f"forward-{chosen}", {chosen: f"{address}:{port}"})
         self.wait(lambda: _listening(chosen), f"port {chosen}", 10)
         return chosen

@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-import random
-import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import paths
+from tests.cluster import paths, ports
 from tests.cluster.errors import ClusterError
 from tests.cluster.provider import ClusterOptions, NodeOptions
 
-PORTS = range(20000, 30000)
 _PORTS = ("api", "open", "secure", "faulty", "prometheus")
 
 
@@ -51,8 +48,8 @@ def folder(name: str) -> Path:
 
 def create(options: ClusterOptions) -> State:
     with paths.locked("ports"):
-        ports = free_ports(len(_PORTS), set(_recorded_ports()))
-        state = State(options, dict(zip(_PORTS, ports, strict=True)))
+        chosen = ports.free(len(_PORTS), ports.CLUSTERS, taken=set(_recorded_ports()))
+        state = State(options, dict(zip(_PORTS, chosen, strict=True)))
         state.save()
     return state
 
@@ -93,22 +90,6 @@ def _tuples(content: dict[str, Any], key: str) -> dict[str, Any]:
 def _node_options(content: dict[str, Any]) -> NodeOptions:
     taints = tuple(content["register_with_taints"])
     return NodeOptions(**(content | {"register_with_taints": taints}))
-
-
-def free_ports(count: int, taken: Iterable[int] = ()) -> list[int]:
-    """Loopback ports on which no process listens. They are not in the kernel's ephemeral range,
-    because another cluster's connection could get such a port before this cluster listens."""
-    free = [port for port in random.sample(PORTS, 200) if port not in taken and _is_free(port)]
-    return free[:count]
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _recorded_ports() -> Iterator[int]:

@@ -5,7 +5,6 @@ import dataclasses
 import http.client
 import json
 import pathlib
-import socket
 import ssl
 import subprocess
 import time
@@ -15,6 +14,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.cluster import ports
 
 from . import programs
 
@@ -55,7 +56,7 @@ def running(folder: pathlib.Path, tokens: dict[str, str], version: str = "") -> 
     """
     etcd = programs.find("etcd", "IMAGEGATE_ETCD", version)
     apiserver = programs.find("kube-apiserver", "IMAGEGATE_KUBE_APISERVER", version)
-    client, peer, port = free_ports(3)
+    client, peer, port = ports.free(3, ports.OTHERS)
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     (folder / "service-account.key").write_bytes(
@@ -122,14 +123,6 @@ def ready(server: ApiServer) -> bool:
         return server.request("GET", "/readyz")[0] == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import ports
 from tests.cluster.local import faultproxy
 from tests.cluster.local.pki import Authority
 
@@ -46,13 +47,13 @@ class Proxy:
         authority = Authority(folder)
         authority.create()
         pair = authority.issue("faulty", "faulty", (), ["faulty"])
-        ports = [_free_port() for _ in range(4)]
-        upstream = faultproxy.Server(("127.0.0.1", ports[0]), Upstream)
+        chosen = ports.free(4, ports.OTHERS)
+        upstream = faultproxy.Server(("127.0.0.1", chosen[0]), Upstream)
         threading.Thread(target=upstream.serve_forever, daemon=True).start()
-        arguments = [f"127.0.0.1:{port}" for port in ports]
+        arguments = [f"127.0.0.1:{port}" for port in chosen]
         arguments += [str(pair.certificate), str(pair.key)]
         threading.Thread(target=faultproxy.serve, args=arguments, daemon=True).start()
-        self.port, self.control = ports[1], ports[3]
+        self.port, self.control = chosen[1], chosen[3]
         self.wait()
 
     def wait(self) -> None:
@@ -94,12 +95,6 @@ class Proxy:
                 expected = int(response.headers["Content-Length"])
         complete = method == "HEAD" or len(body) == expected
         return response.status, body, "" if complete else "short"
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import jobs
+from tests.cluster import ports
 from tests.cluster.local import state
 from tests.cluster.paths import CHECKOUT
 from tests.cluster.provider import ClusterOptions
@@ -153,12 +154,12 @@ def test_two_clusters_that_start_together_get_different_ports(
     """The clusters do not listen yet, so only the records show their ports. No port is
     ephemeral."""
     monkeypatch.setenv("IMAGEGATE_STATE", str(tmp_path))
-    monkeypatch.setattr(state, "PORTS", range(20000, 20000 + 2 * len(state._PORTS) + 200))
+    monkeypatch.setattr(ports, "CLUSTERS", range(20000, 20000 + 2 * len(state._PORTS) + 200))
     made = [state.create(ClusterOptions(name=f"c{number}")) for number in range(2)]
-    ports = [port for each in made for port in each.ports.values()]
-    assert len(set(ports)) == len(ports)
+    chosen = [port for each in made for port in each.ports.values()]
+    assert len(set(chosen)) == len(chosen)
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert max(ports) < max(low, 30000)
+    assert max(chosen) < max(low, 30000)
 
 
 def test_an_idle_job_yields_the_cores_to_other_sessions(folder: Path) -> None:

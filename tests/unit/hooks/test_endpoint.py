@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import hmac
 import io
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,6 +24,7 @@ from imagegate.hooks.endpoint import Endpoint
 from imagegate.hooks.event import Delivery, Parsed, Push, Receiver, Source, Told
 from imagegate.hooks.receiver import PushReceiver
 from imagegate.hooks.sources import SOURCES
+from tests.cluster import ports
 from tests.unit.hooks.test_sources import payload
 
 PATH, GENERIC, SLOW, BROKEN = "d" * 16, "g" * 16, "s" * 16, "b" * 16
@@ -63,7 +63,7 @@ class Served:
     def __init__(self, file: Path) -> None:
         self.asked: list[Push] = []
         self.outcomes: Counter[str] = Counter()
-        self.port = free_port()
+        self.port = ports.one()
         self.connections = Connections()
 
         def observe(_: str, outcome: str) -> None:
@@ -91,12 +91,6 @@ class Served:
 
     def url(self, path: str = PATH) -> str:
         return f"http://{self.address}/hooks/{path}"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -127,7 +121,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         with contextlib.suppress(OSError):  # Another process took the port.
             site = await connections.serve(one.endpoint.app(), one.port, one.connections)
             break
-        one.port = free_port()
+        one.port = ports.one()
     yield one
     await site.cleanup()
 
@@ -391,7 +385,7 @@ async def test_complete_request_is_not_closed_for_a_new_connection(
 
 async def test_incomplete_requests_do_not_delay_the_shutdown(served: Served) -> None:
     """The pod has 10 s to stop, and it needs a part of them to hand over waiting pushes."""
-    port = free_port()
+    port = ports.one()
     site = await connections.serve(served.endpoint.app(), port)
     opened = await half_sent(port, HEADERS, 5) + await half_sent(port, BODY, 5)
     await asyncio.sleep(0.1)

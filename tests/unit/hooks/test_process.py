@@ -22,8 +22,8 @@ from imagegate.kube.pushes import Pushes
 from imagegate.metrics import Metrics
 from imagegate.runtime.outbox import Outbox
 from imagegate.settings import HooksSettings
+from tests.cluster import ports
 from tests.unit.hooks.test_costs import NUMBERS, peak
-from tests.unit.hooks.test_endpoint import free_port
 from tests.unit.hooks.test_sources import payload
 from tests.unit.memory_api import MemoryApi
 
@@ -41,7 +41,7 @@ async def attack(seconds: float) -> dict[str, Any]:
     """Measures memory growth and the waiting times of valid deliveries during an attack."""
     file = Path(tempfile.mkdtemp()) / "receivers.yaml"
     file.write_text(yaml.safe_dump(RECEIVERS))
-    settings = HooksSettings("ns", "pushes", file, free_port(), free_port())
+    settings = HooksSettings("ns", "pushes", file, *ports.free(2, ports.OTHERS))
     api = MemoryApi()
     api.put(PATH, {"metadata": {"name": "pushes"}})
     client: Any = api

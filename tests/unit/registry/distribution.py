@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from tests.cluster import ports
+
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -30,12 +32,6 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 Descriptor = dict[str, Any]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def digest_of(data: bytes) -> str:
@@ -132,7 +128,7 @@ def serve(
     context: ssl.SSLContext | None = None,
 ) -> Iterator[Registry]:
     """A registry with storage in memory; `tls` is a certificate and its key."""
-    port = free_port()
+    port = ports.one()
     http: dict[str, Any] = {"addr": f"127.0.0.1:{port}", "relativeurls": True}
     if tls is not None:
         http["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}

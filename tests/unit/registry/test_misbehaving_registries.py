@@ -16,9 +16,10 @@ from aiohttp import web
 from imagegate.api.references import Reference, parse
 from imagegate.registry import errors
 from imagegate.registry.client import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from tests.cluster import ports
 from tests.unit.registry.certificates import Authority
 from tests.unit.registry.conftest import Counter, MakeClient
-from tests.unit.registry.distribution import digest_of, free_port
+from tests.unit.registry.distribution import digest_of
 from tests.unit.registry.scripted import Scripted, talking
 from tests.unit.registry.secrets import keyring
 
@@ -142,6 +143,7 @@ class TestWhatIsNoManifest:
             for _ in range(64):
                 await response.write(b" " * 1024 * 1024)
                 sent += 1
+                await asyncio.sleep(0)  # a write may not notice a closed connection
             return response
 
         scripted.say("HEAD", PATH, 405)
@@ -505,7 +507,7 @@ class TestProxy:
         monkeypatch: pytest.MonkeyPatch,
         scheme: str,
     ) -> None:
-        monkeypatch.setenv(f"{scheme}_proxy", f"http://user:{PASSWORD}@127.0.0.1:{free_port()}")
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://user:{PASSWORD}@127.0.0.1:{ports.one()}")
         domain = "registry.test" if scheme == "http" else "other.test"
         with pytest.raises(errors.Unavailable, match="the proxy gives no connection") as caught:
             await make_client(**client_settings).resolve(parse(f"{domain}/ml/llm:v1"))
@@ -518,7 +520,7 @@ class TestProxy:
         reference: Reference,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{ports.one()}")
         scripted.say("HEAD", PATH, 200, b"", {"Docker-Content-Digest": DIGEST})
         assert await make_client().resolve(reference) == DIGEST
 

@@ -14,9 +14,10 @@ from imagegate.registry import endpoints, errors
 from imagegate.registry.client import MAX_CONFIG
 from imagegate.registry.endpoints import RegistrySettings
 from imagegate.registry.keychain import Keyring
+from tests.cluster import ports
 from tests.unit.registry.certificates import Authority
 from tests.unit.registry.conftest import HUB_SERVICE, PASSWORD, USER, Counter, MakeClient
-from tests.unit.registry.distribution import OCI_CONFIG, Registry, basic, free_port
+from tests.unit.registry.distribution import OCI_CONFIG, Registry, basic
 from tests.unit.registry.scripted import Scripted
 from tests.unit.registry.secrets import keyring, secret
 
@@ -94,7 +95,7 @@ class TestOpen:
     async def test_refused_connection_is_unavailable(
         self, make_client: MakeClient, counter: Counter
     ) -> None:
-        domain = f"127.0.0.1:{free_port()}"
+        domain = f"127.0.0.1:{ports.one()}"
         with pytest.raises(errors.Unavailable, match="no connection to it: ") as caught:
             await make_client().resolve(parse(f"{domain}/app"))
         assert not caught.value.permanent

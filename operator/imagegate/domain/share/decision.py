@@ -56,7 +56,7 @@ class ShareDecision:
     """Whether pods without secrets can use images that are pulled with secrets (`credentials`)."""
     actions: list[Action] = field(default_factory=list)
     requeue: list[float] = field(default_factory=list)
-    """When to decide again, if nothing happens before."""
+    """The times at which to decide again, if no event causes a decision before."""
 
     # The facts.
 
@@ -104,7 +104,7 @@ class ShareDecision:
         return self.share.parts(references, self.node)
 
     def deadline(self, pod: Pod, images: Iterable[str]) -> float:
-        """When the pull of these images by this pod has taken too long."""
+        """The time at which the pull of these images by this pod has taken too long."""
         return pod.created_at + self.timeout(images)
 
     def timeout(self, images: Iterable[str]) -> float:
@@ -129,7 +129,7 @@ class ShareDecision:
         self.actions.append(Postpone(self.prefetch, self.node, group, remember))
 
     def blame(self, attempts: Attempts | None) -> None:
-        """Keep the failure that explains best why the node is not cached: a permanent failure
+        """Keep the failure that best explains why the node is not cached: a permanent failure
         first, then the failure with the most attempts.
         """
         worst = self.failure

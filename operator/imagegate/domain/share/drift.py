@@ -1,6 +1,6 @@
-"""Images that a node does not hold although its label or its puller pod says so.
+"""Images that a node does not hold although its label or its puller pod says that it does.
 
-A kubelet under disk pressure removes images, a person may remove them, and a mirror may have served
+A kubelet under disk pressure removes images, a user may remove them, and a mirror may have served
 an earlier image for a tag. Pulling and removing can be a loop, so the next pull waits longer each
 time, and the loop is reported.
 """

@@ -31,7 +31,8 @@ class Share:
     pulled: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Per pod uid, the images that the kubelet has reported as pulled."""
     failed_at: Mapping[str, float] = field(default_factory=dict)
-    """Per pod uid, when this process saw it fail; absent if it was failing when first seen."""
+    """Per pod uid, when this process saw the pod fail; absent if the pod was already failing when
+    this process first saw it."""
     finished_at: Mapping[str, float] = field(default_factory=dict)
     """Per pod uid, when this process first saw it finished, by its own clock."""
     started: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class Site:
 
     gated: bool = False
     usage: Usage | None = None
-    """None: not read lately."""
+    """The node's disk usage; None: it was not read recently."""
     held: frozenset[disk.Key] = frozenset()
     """The layers and images that are on the node: they need no more room."""
     reserved: Mapping[disk.Key, int] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class Site:
     queued: int = 0
     """Compressed bytes of all images that a kubelet with serial pulls may have to pull."""
     away_at: float | None = None
-    """When the node gives its slot back because it is not Ready; None: it is Ready."""
+    """When the node's slot is freed because the node is not Ready; None: it is Ready."""
     seen: Mapping[str, Listed] = field(default_factory=dict)
     """The images that the node has listed since its labels last changed, by name."""
     settles_at: float | None = None

@@ -1,4 +1,4 @@
-"""Observe, decide, act: one node at a time, whatever the number of nodes."""
+"""Observes, decides and acts for one node at a time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class NodeReconciler:
         self._known.disks.forget(name)
 
     def _record(self, node: Node, view: NodeView, plan: NodePlan) -> None:
-        """Note in the ledger what was decided, and what the decision was made from."""
+        """Record in the ledger the decision, and the facts from which it was made."""
         topology = {s.prefetch.name: s.prefetch.rollout.topology_key for s in view.shares}
         self._queues.plan_passes(
             self._ledger.record(
