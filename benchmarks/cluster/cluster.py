@@ -72,10 +72,15 @@ class Bench:
             policy = Path(folder, "audit-policy.yaml")
             policy.write_text(audit.policy(USER))
             # The controller manager's default of 20 requests a second is too low for 1,000 nodes:
-            # it would remove their not-ready taints for minutes.
+            # it would remove their not-ready taints for minutes. And with its default of 50 s, the
+            # nodes of a busy machine would be taken for dead, because kwok renews Leases late.
             extra = {
                 "kube-apiserver": (f"--audit-policy-file={policy}",),
-                "kube-controller-manager": ("--kube-api-qps=500", "--kube-api-burst=1000"),
+                "kube-controller-manager": (
+                    "--kube-api-qps=500",
+                    "--kube-api-burst=1000",
+                    "--node-monitor-grace-period=5m",
+                ),
             }
             cluster = LocalCluster.start(ClusterOptions(name=name, nodes=0, extra_args=extra))
             try:
