@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import re
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +20,7 @@ import yaml
 from benchmarks.cluster.plan import Write
 
 JSON = "application/json"
+_VERSION = re.compile(rb'"resourceVersion":"([0-9]+)"')
 
 
 class Client:
@@ -73,13 +76,26 @@ class Client:
         page: dict[str, Any] = json.loads(await self.get(f"{path}&limit=1"))
         return str(page["metadata"]["resourceVersion"])
 
-    async def watch(self, path: str, version: str) -> AsyncIterator[bytes]:
-        """The lines of a watch, without an end. ``path`` has a query."""
-        query = f"&watch=true&resourceVersion={version}&timeoutSeconds=3600"
-        async with self._session.get(self._server + path + query, read_bufsize=2**20) as response:
-            response.raise_for_status()
-            async for line in response.content:
-                yield line
+    async def watch(self, path: str, version: str) -> AsyncGenerator[bytes]:
+        """The lines of a watch, without an end. ``path`` has a query.
+
+        A busy API server ends the watches of clients that it takes for slow. The next watch
+        continues after the last object.
+        """
+        while True:
+            query = f"&watch=true&resourceVersion={version}&timeoutSeconds=3600"
+            url = self._server + path + query
+            with contextlib.suppress(aiohttp.ClientPayloadError):
+                async with self._session.get(url, read_bufsize=2**20) as response:
+                    response.raise_for_status()
+                    async for line in response.content:
+                        if line.startswith(b'{"type":"ERROR"'):
+                            raise SystemExit(line.decode())
+                        if not line.endswith(b"\n"):
+                            break
+                        found = _VERSION.search(line)
+                        version = found[1].decode() if found else version
+                        yield line
 
 
 def _context(cluster: dict[str, str], user: dict[str, str]) -> ssl.SSLContext:
