@@ -22,10 +22,9 @@ async def test_watch_continues_after_the_last_object_when_the_server_ends_it(
 
     async def watch(request: web.Request) -> web.Response:
         asked.append(request.query["resourceVersion"])
-        body = '{"type":"ADDED","object":{"metadata":{"resourceVersion":"%d"}}}\n' % (
-            7 + len(asked)
-        )
-        return web.Response(text=body)
+        changed = {"metadata": {"resourceVersion": str(7 + len(asked))}}
+        text = json.dumps({"type": "ADDED", "object": changed}, separators=(",", ":"))
+        return web.Response(text=f"{text}\n")
 
     app = web.Application()
     app.router.add_get("/pods", watch)
