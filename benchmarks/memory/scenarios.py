@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import objects
+from benchmarks import objects
 from benchmarks.memory.cluster import Api, Kubelets
 from benchmarks.memory.meter import Meter, Seconds
 from benchmarks.memory.process import Counts, Operator

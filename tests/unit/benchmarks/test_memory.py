@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.memory import objects
+from benchmarks import objects
 from benchmarks.memory.cluster import Rendered
 from benchmarks.memory.scenarios import Case, run
 from tests.simulation.apiserver import Stored
