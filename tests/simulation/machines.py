@@ -187,8 +187,9 @@ class Kubelet:
                 self.sees(pod)
 
     def collect(self, references: set[str]) -> None:
-        """The runtime removes images."""
-        for reference in references & self.machine.images.keys():
+        """The runtime removes images: an image goes with all its names."""
+        gone = {self.machine.images.get(reference) for reference in references}
+        for reference in [name for name, digest in self.machine.images.items() if digest in gone]:
             digest = self.machine.images.pop(reference)
             if digest not in self.machine.images.values():
                 size = self._registry.sizes.get(digest, GB)

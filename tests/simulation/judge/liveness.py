@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from tests.simulation.apiserver import Body, Request, age
@@ -13,6 +14,7 @@ from tests.simulation.judge.bounds import (
     FIRST_POD,
     LABELLED,
     PROGRESS,
+    RETRIED,
 )
 from tests.simulation.judge.clocks import Clocks
 from tests.simulation.judge.leftovers import LeftoverRules
@@ -221,6 +223,8 @@ class Liveness:
         ):
             self._begun.add(name)
             return
+        if elapsed() - self._refusals.last.get(name, -math.inf) < RETRIED:
+            return  # a pod was refused, and the back-off is not over
         able = [
             n
             for n in nodes

@@ -41,6 +41,9 @@ class Safety:
         self._matching: dict[str, deque[tuple[float, int]]] = {}
         self._for_joining: set[str] = set()
         """Uids of puller pods that were created while their node was held."""
+        self._late: dict[tuple[str, str], float] = {}
+        """By node and prefetch, when the create of a frozen leader arrived after its lease. The
+        pod takes a slot, and the next leader lets the node's other groups pull in it."""
         self._creators: dict[str, str] = {}
         """By uid of a puller pod, the process that created it."""
 
@@ -88,14 +91,16 @@ class Safety:
                 record.blame("refused-for-ever", what, text)
 
     def _lease(self, request: Request) -> None:
-        record = self._record
-        lease = record.truth.server.get("leases", "imagegate", "imagegate-system")
-        holder = ((lease or {}).get("spec") or {}).get("holderIdentity")
+        record, holder = self._record, self._holder()
         record.applied["write-without-lease"] += 1
         if holder and holder != request.actor and not record.truth.frozen(request.actor):
             record.blame(
                 "write-without-lease", request.actor, f"{holder} holds the lease: {request}"
             )
+
+    def _holder(self) -> str:
+        lease = self._record.truth.server.get("leases", "imagegate", "imagegate-system")
+        return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
 
     def _foreign(self, request: Request) -> None:
         record = self._record
@@ -226,6 +231,8 @@ class Safety:
         served = record.truth.server.get("nodes", node)
         if served is not None and record.taints(served):
             self._for_joining.add(pod["metadata"]["uid"])
+        if (holder := self._holder()) and holder != actor:
+            self._late[node, name] = elapsed()
         self._single(pod, actor)
         self._parallel(name)
 
@@ -278,6 +285,8 @@ class Safety:
                 continue
             for_joining = metadata["uid"] in self._for_joining
             # A node that was released, or held again, during the pull counts in neither group.
+            if elapsed() - self._late.get((node["metadata"]["name"], name), -math.inf) < DEADLINE:
+                continue
             if record.taints(node) and for_joining:
                 joining.add(node["metadata"]["name"])
             elif not record.taints(node) and not for_joining:
