@@ -2,8 +2,8 @@
 
 A node fetches `CONCURRENT_DOWNLOADS` layers at a time, and unpacks them in order with one core.
 With mirrors, the first node of a zone that needs a layer fetches it from the registry through the
-zone's mirror. Other nodes that need the layer meanwhile wait, and then get it from the mirror. Transfers
-between nodes are left out.
+zone's mirror. Other nodes that need the layer meanwhile wait, and then get it from the mirror.
+Transfers between nodes are left out.
 """
 
 from __future__ import annotations
