@@ -1,1 +1,1 @@
-"""What the operator costs: CPU, memory and requests for each node."""
+"""Benchmarks of the operator: CPU time, memory and requests for each node."""

@@ -1,6 +1,6 @@
-"""The cluster around the operator: an API server that carries 100,000 Nodes, and their kubelets.
+"""The cluster around the operator: an API server with up to 100,000 Nodes, and their kubelets.
 
-Kubelets are callbacks of the loop and not tasks: a node costs nothing while it does nothing.
+Kubelets are callbacks of the event loop, not tasks, so that an idle node needs no CPU time.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from tests.simulation.apiserver import (
 from tests.simulation.transport import Network, Transport
 
 HISTORY = 100_000
-"""Changes of one kind that a watch can be resumed over, as many as a watch cache of Kubernetes."""
+"""The number of changes of one kind after which a watch can still be resumed. Kubernetes' watch
+cache has the same limit."""
 HEARTBEAT = 300
 """Seconds between two status updates of a kubelet that has nothing to report."""
 STARTS = 1.0
+"""Seconds from the creation of a puller pod until its container is being created."""
 PULLS = 10.0
-"""Seconds from the creation of a puller pod until its container is created, and until its images
-are pulled."""
+"""Seconds from the creation of a puller pod until its images are pulled."""
 LISTS = 30.0
 """Seconds until a kubelet lists an image that it has pulled."""
 BOOTS = 15.0
@@ -48,8 +49,8 @@ NOT_READY = "node.kubernetes.io/not-ready"
 
 
 class Rendered(Stored):
-    """Encodes a Node anew each time, with the encoded images of all: 100,000 encoded Nodes would
-    need 1.5 GB.
+    """Encodes a Node at each read, because 100,000 encoded Nodes would need 1.5 GB. The encoded
+    list of images is shared by all Nodes.
     """
 
     __slots__ = ()
@@ -74,7 +75,7 @@ class Rendered(Stored):
 
 
 class Api(ApiServer):
-    """The simulation's API server with a cheaper list and encoding, whose time is measured."""
+    """The simulation's API server with faster lists and encoding. `Meter` measures its time."""
 
     stored = Rendered
 
@@ -89,8 +90,8 @@ class Api(ApiServer):
     def listed(
         self, actor: str, resource: str, namespace: str, query: Mapping[str, str]
     ) -> tuple[list[Stored], str, str]:
-        """Every page of a list is cut from the list that was made for the first page. All objects
-        match the selectors of the operator.
+        """Sort the objects for the first page, and take the other pages from the same list.
+        Selectors are ignored, because all objects match the operator's selectors.
         """
         self._observe(Request(0.0, actor, "LIST", resource, (namespace, ""), 200))
         token = query.get("continue", "")
@@ -119,7 +120,7 @@ class Api(ApiServer):
         return super().watch(actor, resource, namespace, query, counted)
 
     def plant(self, resource: str, body: Body) -> Body:
-        """An object that is there before the operator starts."""
+        """Add an object that exists before the operator starts."""
         self.version += 1
         metadata = body["metadata"]
         metadata.setdefault("uid", f"{self._rng.getrandbits(128):032x}")
@@ -131,7 +132,7 @@ class Api(ApiServer):
 
 
 class Wire(Transport):
-    """The operator's connection; the time of answers and their encoding is the API server's."""
+    """The operator's connection. The time to answer and to encode counts for the API server."""
 
     def __init__(self, meter: Meter, server: Api, network: Network, actor: str) -> None:
         super().__init__(server, network, actor)
@@ -140,7 +141,7 @@ class Wire(Transport):
 
 
 class Kubelets:
-    """All machines. Every callback is charged to the API server's side."""
+    """All machines. The time of each callback counts for the API server."""
 
     def __init__(self, meter: Meter, server: Api) -> None:
         self._meter, self._server = meter, server
@@ -153,7 +154,7 @@ class Kubelets:
     # ---- nodes
 
     def plant(self, numbers: Iterable[int], prefetches: Iterable[Prefetch] = ()) -> None:
-        """Nodes in service that were cached for these prefetches before."""
+        """Add nodes in service that already hold the images of these prefetches."""
         prefetches, settings = tuple(prefetches), build.PullerSettings(image="registry.test/pause")
         held = frozenset(i.reference for prefetch in prefetches for i in prefetch.images)
         labels = {prefetch.label: prefetch.target for prefetch in prefetches}
@@ -184,8 +185,8 @@ class Kubelets:
         self._later(BOOTS, self._ready, name, True)
 
     def beat(self, *, flapping: float) -> None:
-        """From now on every node reports its status every 5 minutes, spread evenly. This share of
-        them is not Ready for a while after each report.
+        """Let every node report its status every 5 minutes, spread evenly. ``flapping`` is the
+        fraction of nodes that are not Ready for `FLAPS` seconds after each report.
         """
         self._beating = True
         self._tick(0, round(1 / flapping) if flapping else 0)
@@ -205,7 +206,7 @@ class Kubelets:
         self._later(1.0, self._tick, second + 1, flapping)
 
     def _ready(self, name: str, ready: bool) -> None:
-        """A status update, and what the node lifecycle controller does about it."""
+        """Update a Node's status, and let the node lifecycle controller set its taint."""
         images = objects.images(self._pulled.get(name, frozenset()))
         changed: list[bool] = []
 
@@ -301,7 +302,7 @@ def _succeeded() -> Body:
 
 
 def _pulled_event(pod: Key, uid: str, index: int, image: str) -> tuple[Key, Body]:
-    """A kubelet's Event: its key and body."""
+    """The key and body of a kubelet's Event."""
     took = "9.104s (9.104s including waiting). Image size: 314572800 bytes."
     name = f"{pod[1]}.{uid[:8]}{index:02}"
     return (pod[0], name), {

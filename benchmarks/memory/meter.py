@@ -1,4 +1,4 @@
-"""How much CPU time is the operator's, and how much is the API server's in the same process."""
+"""Divides the CPU time of one process between the operator and the simulated API server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Seconds:
     """CPU seconds."""
 
     operator: float
-    """Of everything but the API server, the kubelets and the garbage collector; the event loop and
-    its virtual time are included."""
+    """Everything except the API server, the kubelets and the garbage collector. This includes the
+    event loop and its virtual clock."""
     collector: float
-    """Of Python's cyclic garbage collector, whichever part made the garbage."""
+    """Python's cyclic garbage collector, for the garbage of all parts."""
     api: float
-    """Of the API server and the kubelets."""
+    """The API server and the kubelets."""
 
 
 class Meter:
@@ -41,12 +41,12 @@ class Meter:
         self._began = clock()
 
     def read(self) -> Seconds:
-        """Since the last `reset`."""
+        """CPU time since the last `reset`."""
         total = clock() - self._began
         return Seconds(total - self._charged - self._collected, self._collected, self._charged)
 
     def api(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        """Charge the time of this function to the API server; calls may be nested."""
+        """Wrap a function so that its time counts for the API server. Calls may be nested."""
 
         @functools.wraps(function)
         def charged(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

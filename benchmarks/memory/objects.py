@@ -1,4 +1,4 @@
-"""Nodes that look like real ones: 50 images, 35 labels, managed fields; about 15 KB of JSON."""
+"""Nodes like those of a real cluster: 50 images, 35 labels, managedFields, about 15 KB of JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MB = 10**6
 
 
 class Shared(list[Any]):
-    """A part that thousands of bodies have in common: never changed, never copied, and encoded
-    once.
+    """A list that thousands of objects share. It is never changed or copied, and is encoded to
+    JSON once.
     """
 
     __slots__ = ("encoded",)
@@ -36,7 +36,7 @@ def digest(text: str) -> str:
 
 @cache
 def images(pulled: frozenset[str] = frozenset()) -> Shared:
-    """``status.images`` of a node that holds these images beside those of a usual node, by size."""
+    """``status.images``, sorted by size: the usual images of a node, and the pulled images."""
     repository = "ghcr.io/platform"
     listed = [
         (f"{repository}/component-{index:02}", f"v1.{index}.0-eksbuild.{index % 7}", index)
@@ -58,7 +58,7 @@ def images(pulled: frozenset[str] = frozenset()) -> Shared:
 
 @cache
 def _managed_fields() -> Shared:
-    """As the kubelet, the cloud's node controller and the operator's own patches leave them."""
+    """``managedFields`` after writes of the kubelet and of the cloud's node controller."""
     conditions: Body = {
         f'k:{{"type":"{name}"}}': {
             ".": {},
@@ -152,7 +152,7 @@ def conditions(now: str, ready_since: str, *, ready: bool) -> list[Body]:
 
 
 def node(number: int, now: str, *, ready: bool = True) -> Body:
-    """A Node as its kubelet registers it. ``status`` is the last key (`cluster.Rendered`)."""
+    """A Node as its kubelet registers it. `cluster.Rendered` needs ``status`` as the last key."""
     address = ".".join(["10", *(str(number >> shift & 255) for shift in (16, 8, 0))])
     capacity = {
         "cpu": "16",

@@ -1,4 +1,4 @@
-"""The operator's process: the real `App`, elected, connected to the API server in memory."""
+"""The operator's process: the real `App` as the leader, connected to the API server in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imagegate.puller.build import PullerSettings
 from imagegate.run import campaign
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.election import Elector
-from imagegate.runtime.process import Process
+from imagegate.runtime.process import Process, collect_less
 from imagegate.settings import Settings
 from tests.simulation.loop import EPOCH
 from tests.simulation.machines import Registry
@@ -34,11 +34,11 @@ PATHS = {
     "prefetch": "/apis/imagegate.dev/v1alpha1/imageprefetches",
     "gate": "/apis/imagegate.dev/v1alpha1/nodegates",
 }
-"""What kopf watches, by the method of `Sightings` that is told."""
+"""Paths that kopf watches, by the method of `Sightings` that receives the events."""
 
 
 class Counts:
-    """How often the operator decides: about a node, and about a node's share of one prefetch."""
+    """Counts the operator's decisions about a node, and about a node's share of one prefetch."""
 
     def __init__(self) -> None:
         self.decisions = Counter[str]()
@@ -73,6 +73,7 @@ class Operator:
         network: Network,
         registry: Registry,
     ) -> None:
+        collect_less()
         loop = asyncio.get_running_loop()
         server_time = ServerTime(wall=lambda: EPOCH + loop.time(), monotonic=loop.time)
         clock = Clock(now=server_time.now, monotonic=loop.time)
@@ -114,13 +115,13 @@ class Operator:
 
     @property
     def idle(self) -> bool:
-        """Whether no key is queued or worked on."""
+        """Whether no key is queued or in progress."""
         return not any(len(queue) or queue._active for queue in self.process.queues)
 
 
 async def _follow(client: Client, path: str, tell: Any) -> None:
-    """List and watch for ever, through the operator's client and its parsing. Nothing is kept of
-    the objects: what kopf keeps is not the operator's.
+    """List and watch without end with the operator's client, and parse each object. Keep no
+    object, because the memory that kopf needs for its copies is not measured.
     """
     while True:
         version = await _list(client, path, tell)
@@ -136,7 +137,7 @@ async def _follow(client: Client, path: str, tell: Any) -> None:
 
 
 async def _list(client: Client, path: str, tell: Any) -> str:
-    """The version of the list."""
+    """List all pages, and return the resourceVersion of the list."""
     token = version = ""
     while True:
         more = {"continue": token} if token else {}

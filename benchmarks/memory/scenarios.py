@@ -1,4 +1,4 @@
-"""What happens in the cluster, and what of it is measured."""
+"""The scenarios of the benchmark, and the figures that they measure."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ JOINING = 500
 PATIENCE = 4 * 3600.0
 """Virtual seconds after which a scenario has failed."""
 OURS = ("/imagegate/", "/json/", "/asyncio/")
-"""Parts of the paths of files whose allocations are the operator's (`--trace`); the API server's
-are in the benchmark, the simulation and the libraries that only those use."""
+"""Parts of the paths of files whose allocations count for the operator (`Figures.traced`). The API
+server allocates in files of the benchmark, the simulation, and libraries that only these use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +41,19 @@ class Figures:
     prefetches: int
     cpu: Seconds
     minutes: float
-    """Of virtual time that the scenario took."""
+    """Duration of the scenario in virtual time."""
     rss: int
-    """Bytes by which the resident memory of the process has grown since the operator's start."""
+    """Growth of the process's resident memory since the start of the operator, in bytes."""
     traced: int | None
-    """Bytes that the operator's code has allocated and that are in use at the end (`--trace`)."""
+    """Bytes allocated by the operator's code that are in use at the end, if tracemalloc runs."""
     requests: dict[str, int]
-    """Of the operator, by verb and resource."""
+    """Number of the operator's requests, by verb and resource."""
     events: dict[str, int]
-    """Watch events that the operator received, by resource."""
+    """Number of watch events that the operator received, by resource."""
     decisions: dict[str, int]
-    """About nodes, and about shares: what one node and one prefetch have to do with each other."""
+    """Number of decisions about nodes, and about shares (one node and one prefetch)."""
     released: int
-    """Joining nodes whose taint was removed."""
+    """Number of joining nodes whose taint was removed."""
 
 
 class Bench:
@@ -73,6 +73,7 @@ class Bench:
             for n in range(prefetches)
         ]
         self._trace = trace
+        self._thresholds = gc.get_threshold()
         self._rss = 0
         self._began = 0.0
         for n in range(prefetches):
@@ -84,10 +85,10 @@ class Bench:
         policy = {"metadata": {"name": "imagegate"}}
         self.server.plant("mutatingadmissionpolicies", policy)
 
-    # ---- what scenarios do
+    # ---- steps of scenarios
 
     def settle(self) -> None:
-        """The nodes are there, and hold the images of every prefetch."""
+        """Add the nodes, which hold the images of every prefetch."""
         reader = Reader([NAMESPACE])
         for body in self.bodies:
             body["metadata"].update(finalizers=["imagegate.dev/cleanup"], generation=1)
@@ -99,7 +100,7 @@ class Bench:
         return reader.parse(body)
 
     def start(self) -> None:
-        # What the cluster consists of is not the operator's, and its collector does not visit it.
+        # Exclude the objects of the cluster from garbage collection during the measurement.
         gc.collect()
         gc.freeze()
         self._rss = resident()
@@ -113,7 +114,7 @@ class Bench:
         self.server.do("person", "POST", "imageprefetches", ("", name), self.bodies[number])
 
     def edit(self, number: int = 0) -> None:
-        """Another tag."""
+        """Change the prefetch's image to another tag."""
         name = self.bodies[number]["metadata"]["name"]
         images = [{"image": _image(number, 2)}]
         self.server.change(
@@ -121,19 +122,19 @@ class Bench:
         )
 
     async def quiet(self) -> None:
-        """The operator has nothing to do, and its second resync is over."""
+        """Wait until the operator is idle after its second resync."""
         await self.until(lambda: bool(self.operator and self.operator.process.store.complete))
         await asyncio.sleep(30.0)
         await self.until(lambda: bool(self.operator and self.operator.idle))
 
     async def consistent(self, nodes: int) -> None:
-        """Every prefetch is Ready on so many nodes, and its status says so."""
+        """Wait until the status of every prefetch is Ready with this number of nodes."""
         names = [body["metadata"]["name"] for body in self.bodies]
         await self.until(lambda: all(self._ready(name, nodes) for name in names))
         await self.until(lambda: bool(self.operator and self.operator.idle))
 
     def cached(self, number: int = 0) -> int:
-        """Nodes that hold a prefetch's images, as its status says."""
+        """The value of a prefetch's ``status.nodes.cached``."""
         prefetch = self.server.get("imageprefetches", self.bodies[number]["metadata"]["name"]) or {}
         return int(((prefetch.get("status") or {}).get("nodes") or {}).get("cached", 0))
 
@@ -154,13 +155,13 @@ class Bench:
         look = self.meter.api(condition)
         while not look():
             assert self.operator is None or not self.operator.running.done(), "the operator ended"
-            assert loop.elapsed() < end, "the scenario does not come to its end"
+            assert loop.elapsed() < end, "the scenario has not ended in time"
             await asyncio.sleep(1.0)
 
-    # ---- what is measured
+    # ---- figures
 
     def measure(self) -> None:
-        """From here on."""
+        """Start the measurement: set all counters to 0."""
         gc.collect()
         self.requests.clear()
         self.server.told.clear()
@@ -194,6 +195,7 @@ class Bench:
         self.counts.close()
         self.meter.close()
         gc.unfreeze()
+        gc.set_threshold(*self._thresholds)
         if self._trace:
             tracemalloc.stop()
 
@@ -206,7 +208,7 @@ Scenario = Callable[[Bench], Coroutine[Any, Any, None]]
 
 
 async def start(bench: Bench) -> None:
-    """The operator starts in a cluster where everything is cached, until its status is written."""
+    """The operator starts in a cluster where every node holds all images, and writes the status."""
     bench.settle()
     bench.start()
     bench.measure()
@@ -214,7 +216,7 @@ async def start(bench: Bench) -> None:
 
 
 async def rollout(bench: Bench) -> None:
-    """A prefetch of one image for all nodes, ``maxParallel`` 100 %, until it is Ready."""
+    """Prefetches of one image each are created with ``maxParallel: 100%``, and become Ready."""
     bench.kubelets.plant(range(bench.nodes))
     bench.start()
     await bench.quiet()
@@ -225,7 +227,7 @@ async def rollout(bench: Bench) -> None:
 
 
 async def join(bench: Bench) -> None:
-    """The same, and 500 nodes join in the middle of it within 20 seconds."""
+    """During such a rollout of one prefetch, 500 nodes join within 20 seconds."""
     bench.kubelets.plant(range(bench.nodes))
     bench.start()
     await bench.quiet()
@@ -239,7 +241,7 @@ async def join(bench: Bench) -> None:
 
 
 async def heartbeats(bench: Bench, minutes: float) -> None:
-    """A settled cluster whose kubelets report every 5 minutes; 1 % of the nodes flap."""
+    """Every node holds all images. Kubelets report every 5 minutes; 1 % of the nodes flap."""
     bench.settle()
     bench.start()
     await bench.consistent(bench.nodes)
@@ -250,8 +252,8 @@ async def heartbeats(bench: Bench, minutes: float) -> None:
 
 
 async def shares(bench: Bench) -> None:
-    """All prefetches match all nodes, and one of them gets another image: every pod event is about
-    one share of a node that has as many shares as there are prefetches.
+    """All prefetches match all nodes, and the image of one prefetch is edited. Each pod event then
+    concerns one share of a node, and the node has one share for each prefetch.
     """
     bench.settle()
     bench.start()
@@ -269,7 +271,7 @@ class Case:
     nodes: int
     prefetches: int = 1
     minutes: float = 60.0
-    """Of virtual time, for `heartbeats`."""
+    """Duration of `heartbeats` in virtual time."""
     trace: bool = False
 
 
@@ -279,8 +281,10 @@ class _Outcome:
 
 
 def run(case: Case) -> Figures:
-    """One case, in this process."""
-    logging.getLogger("imagegate").setLevel(logging.ERROR)
+    """Run one case in this process."""
+    logger = logging.getLogger("imagegate")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     outcome = _Outcome()
 
     async def main() -> None:
@@ -298,12 +302,15 @@ def run(case: Case) -> Figures:
         finally:
             await bench.close()
 
-    loop.run(main, 1)
+    try:
+        loop.run(main, 1)
+    finally:
+        logger.setLevel(level)
     return outcome.figures[0]
 
 
 def resident() -> int:
-    """Resident bytes of this process."""
+    """The resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096
 

@@ -452,7 +452,7 @@ def _prefetch_policy(text: str) -> PrefetchPolicy:
     try:
         return TypeAdapter(_PrefetchPolicy).validate_json(text)
     except ValidationError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no prefetchPolicy: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a prefetchPolicy: {error}") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -71,12 +71,12 @@ def read(
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except yaml.YAMLError as error:
-        raise InvalidPlan(f"{source}: this is no YAML: {error}") from error
+        raise InvalidPlan(f"{source}: this is not YAML: {error}") from error
     found: list[Prefetch] = []
     for number, document in enumerate(documents, start=1):
         where = f"{source}, document {number}"
         if not isinstance(document, dict) or document.get("kind") != "ImagePrefetch":
-            raise InvalidPlan(f"{where}: this is no ImagePrefetch: remove it from the file")
+            raise InvalidPlan(f"{where}: this is not an ImagePrefetch: remove it from the file")
         named = (document.get("spec") or {}).get("pullerNamespace")
         reader = Reader(namespaces or [named if isinstance(named, str) else "default"], policy)
         prefetch = reader.parse(document)

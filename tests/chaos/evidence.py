@@ -1,4 +1,4 @@
-"""The witness's evidence beside the history of objects, and its violations."""
+"""The witness's evidence in addition to the history of objects, and the violations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from tests.chaos.history import Ask
 
 LAG = 5.0
-"""Seconds. An action on a state that was replaced less than this ago is no violation, because a
+"""Seconds for which an action may be based on a replaced state without a violation, because a
 client of the API server gets every change late."""
 
 

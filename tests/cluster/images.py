@@ -58,6 +58,7 @@ SPECS = {
     "busybox": Spec("a shell with wget, nc, nslookup …", program="busybox"),
     "tiny": Spec("64 KiB; one of many with `seed`", (64 * 1024,)),
     "medium": Spec("32 MiB, one layer", (32 * MiB,)),
+    "part": Spec("40 MiB that do not compress, one layer", (40 * MiB,)),
     "big": Spec("300 MiB that do not compress, one layer", (300 * MiB,)),
     "fat": Spec("the files of `split` in one layer", (GiB,), files=8, zstd=True, runnable=False),
     "split": Spec("1 GiB in 8 layers, a file each", (GiB // 8,) * 8, zstd=True, runnable=False),

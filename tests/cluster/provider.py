@@ -80,10 +80,10 @@ class Cluster(ABC):
 
     @abstractmethod
     def push_layout(self, layout: Path, repository: str, *, registry: str = "open") -> str:
-        """Makes an OCI layout pullable; returns the image reference for pods."""
+        """Makes an OCI layout available to nodes; returns the image reference for pods."""
 
     def push(self, image: str, repository: str, *, registry: str = "open", seed: int = 0) -> str:
-        """Makes a test image (see `images.py`) pullable under e.g. `team/app:1`."""
+        """Makes a test image (see `images.py`) available to nodes as, for example, `team/app:1`."""
         return self.push_layout(images.build(image, seed=seed), repository, registry=registry)
 
     @property

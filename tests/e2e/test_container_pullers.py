@@ -16,9 +16,8 @@ import pytest
 
 from tests.cluster import NodeOptions, images
 from tests.e2e.installation import PULLERS, Installation
-from tests.e2e.test_gate import released
 from tests.e2e.test_prefetch import pull_secret
-from tests.e2e.watching import NodeWatch
+from tests.e2e.watching import NodeWatch, released
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster

@@ -286,7 +286,9 @@ def test_a_deleted_puller_namespace_stops_only_its_own_prefetches(
         assert any("team-b" in text for text in messages(imagegate, "namespace-b"))
         cluster.apply(namespace("team-b"), *roles)
         imagegate.wait_ready("namespace-b", 60)
-        assert imagegate.pullers("namespace-b", "team-b"), "the pin is back"
+        assert imagegate.pullers("namespace-b", "team-b"), (
+            "the pod that pins the images exists again"
+        )
         assert not any(restarts(imagegate).values())
 
 
@@ -468,7 +470,7 @@ def test_image_with_lost_content_gets_no_label_until_it_is_complete(
             made, blobs = snapshots_of(node) - snapshots, content_of(node) - content
         cluster.wait(lambda: not imagegate.pullers(name), "the pods gone", 30)
         lose(node, made, blobs)
-        assert node.has_image(image), "the runtime believes that it is there"
+        assert node.has_image(image), "the runtime still lists the image"
         watch = stack.enter_context(Watch(cluster, PREFETCHES))
         nodes = stack.enter_context(NodeWatch(cluster))
         # The node joins again with the same disk, and is held.
@@ -559,7 +561,7 @@ def test_watchdog_releases_every_tainted_node_when_the_operator_is_dead(
             cluster.kubectl("taint", "nodes", "dead-hand", f"{KEY}=by-hand:NoSchedule")
             assert all(map(imagegate.held, names))
             cluster.wait(lambda: imagegate.heartbeat_age() > 62, "silence", 90)
-            assert watched(cluster, "dead") == 3, "an exit status that an alert can see"
+            assert watched(cluster, "dead") == 3, "the exit status that triggers an alert"
             assert not any(map(imagegate.held, names))
             for name in names:
                 about = f"--field-selector=involvedObject.name={name}"

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster import NodeOptions
 from tests.cluster.errors import ClusterError
 from tests.e2e.installation import KEY, SILENCE, Installation
-from tests.e2e.watching import NodeWatch, Sighting
+from tests.e2e.watching import NodeWatch, held, is_ready, released
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
 POOL = {"matchLabels": {"pool": "join"}}
 FOREIGN = "example.com/somebody-else"
-
-
-def held(seen: Sighting) -> bool:
-    return KEY in seen.taints()
-
-
-def released(seen: Sighting) -> bool:
-    return seen.type == "MODIFIED" and KEY not in seen.taints()
 
 
 def rejoin(cluster: LocalCluster, node: Node) -> float:
@@ -181,11 +173,6 @@ def test_node_without_a_matching_prefetch_is_released_immediately(
         free = watch.first(joined.name, released, since=began)
         print(f"\nReady to released, no prefetch: {(free.at - ready.at) * 1000:.0f} ms")
         assert free.at - ready.at < 2
-
-
-def is_ready(seen: Sighting) -> bool:
-    conditions = seen.body["status"].get("conditions") or []
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def test_fail_open_releases_immediately_and_reports_a_missing_image(

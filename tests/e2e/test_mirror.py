@@ -15,8 +15,7 @@ from tests.cluster import NodeOptions, images
 from tests.cluster.local.mirrors import Mirror, blob_requests
 from tests.e2e import daemons
 from tests.e2e.installation import Installation
-from tests.e2e.test_gate import is_ready, released
-from tests.e2e.watching import NodeWatch
+from tests.e2e.watching import NodeWatch, is_ready, released
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster

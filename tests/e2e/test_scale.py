@@ -1,4 +1,4 @@
-"""A thousand simulated nodes beside the real nodes, and the operator's requests to the API server.
+"""A thousand simulated nodes next to the real nodes, and the operator's requests to the API server.
 
 `make scale` does the same with 5,000 nodes.
 """

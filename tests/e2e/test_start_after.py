@@ -11,8 +11,7 @@ import pytest
 from tests.cluster import NodeOptions
 from tests.e2e import daemons
 from tests.e2e.installation import Installation
-from tests.e2e.test_gate import is_ready, released
-from tests.e2e.watching import NodeWatch, Sighting, Watch
+from tests.e2e.watching import NodeWatch, Sighting, Watch, is_ready, released
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster

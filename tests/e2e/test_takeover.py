@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.cluster import NodeOptions
 from tests.e2e.installation import Installation
-from tests.e2e.test_gate import held, released
-from tests.e2e.watching import NodeWatch
+from tests.e2e.watching import NodeWatch, held, released
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster

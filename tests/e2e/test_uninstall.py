@@ -19,8 +19,8 @@ from tests.e2e.installation import (
     Installation,
     exists,
 )
-from tests.e2e.test_gate import held, rejoin, released
-from tests.e2e.watching import NodeWatch
+from tests.e2e.test_gate import rejoin
+from tests.e2e.watching import NodeWatch, held, released
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster

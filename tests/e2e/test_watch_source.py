@@ -11,8 +11,8 @@ import pytest
 
 from tests.cluster import NodeOptions
 from tests.e2e.installation import GATE, KEY, NAMESPACE, RELEASE, Installation, exists
-from tests.e2e.test_gate import held, rejoin, released
-from tests.e2e.watching import NodeWatch
+from tests.e2e.test_gate import rejoin
+from tests.e2e.watching import NodeWatch, held, released
 
 if TYPE_CHECKING:
     from tests.cluster.local.cluster import LocalCluster

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.cluster.provider import Cluster
+from tests.e2e.installation import KEY
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,17 @@ class NodeWatch(Watch):
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster, "/api/v1/nodes")
+
+
+def held(seen: Sighting) -> bool:
+    return KEY in seen.taints()
+
+
+def released(seen: Sighting) -> bool:
+    """Whether a change of a Node was seen that carries no gate taint."""
+    return seen.type == "MODIFIED" and KEY not in seen.taints()
+
+
+def is_ready(seen: Sighting) -> bool:
+    conditions = seen.body["status"].get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

@@ -316,7 +316,7 @@ async def gate_key(world: World) -> None:
 
 @story
 async def fail_closed(world: World) -> None:
-    """11: a FailClosed prefetch that cannot be acted on."""
+    """11: the operator cannot act on a FailClosed prefetch."""
     await _cluster(world, 3)
     world.apply(
         "llm", _pushed(world, "llm", 100), gate={"policy": "FailClosed"}, pullerNamespace="nowhere"
@@ -659,7 +659,7 @@ async def reboots(world: World) -> None:
 @story
 async def watchdog(world: World) -> None:
     """The watchdog changes nothing for an hour while an operator lives. Without an operator it
-    releases every held node, whatever has tainted the node.
+    releases every held node, whichever client tainted the node.
     """
     await _cluster(world, 3)
     world.apply("llm", "registry.test/none:1", gate={"policy": "FailClosed"})

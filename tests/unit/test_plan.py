@@ -36,10 +36,10 @@ spec:
     [
         ("", "there is no ImagePrefetch"),
         ("---\n---\n", "there is no ImagePrefetch"),
-        ("{", "no YAML"),
-        ("kind: Pod", "document 1: this is no ImagePrefetch"),
-        ("[1]", "document 1: this is no ImagePrefetch"),
-        (GOOD + "---\nkind: Node", "document 2: this is no ImagePrefetch"),
+        ("{", "not YAML"),
+        ("kind: Pod", "document 1: this is not an ImagePrefetch"),
+        ("[1]", "document 1: this is not an ImagePrefetch"),
+        (GOOD + "---\nkind: Node", "document 2: this is not an ImagePrefetch"),
         (GOOD.replace("llm:1", "LLM:1"), "spec.images[0].image"),
     ],
 )
@@ -74,7 +74,7 @@ def test_invalid_policy_is_a_usage_error(policy: str, capsys: pytest.CaptureFixt
     for command in (["run"], ["plan", "-f", "-"]):
         with pytest.raises(SystemExit):
             cli.main([*command, f"--prefetch-policy={policy}"])
-        assert "is no prefetchPolicy" in capsys.readouterr().err
+        assert "is not a prefetchPolicy" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_crd() -> None:

@@ -16,8 +16,8 @@ The grammar, as that package publishes it:
     digest           := algorithm ":" lower-case hex, of the algorithm's own length
 
 The grammar does not decide whether the first component is a domain. It is a domain if it is
-`localhost` or contains ".", ":" or an upper-case letter. Otherwise the whole is a path on
-Docker Hub.
+`localhost` or contains ".", ":" or an upper-case letter. Otherwise the whole name is a path
+on Docker Hub.
 This module uses only the standard library, so that every layer may import it.
 """
 
@@ -54,7 +54,7 @@ _IDENTIFIER: Final = re.compile(r"[a-f0-9]{64}")
 
 
 class InvalidReference(errors.ImagegateError, ValueError):
-    """The text is no image reference; the message quotes it and says what to write instead."""
+    """The text is not an image reference. The message quotes it and says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def _check_name(text: str, domain: str, path: str) -> None:
         raise _invalid(
             text,
             f"the repository name has {len(counted)} characters: at most {MAX_PATH} are allowed,"
-            " the registry not counted",
+            " without the registry",
         )
 
 
@@ -236,7 +236,7 @@ def valid_digest(text: str) -> str | None:
 def _check_digest(text: str, digest: str) -> None:
     algorithm, colon, encoded = digest.partition(":")
     if not colon:
-        raise _invalid(text, "after '@' comes a digest: write sha256: and its 64 hex digits")
+        raise _invalid(text, "a digest must follow '@': write sha256: and its 64 hex digits")
     length = DIGEST_LENGTHS.get(algorithm)
     if length is None:
         raise _invalid(

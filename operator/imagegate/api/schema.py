@@ -132,7 +132,7 @@ class _Rewriter:
                 case _ if keyword in _COPIED:
                     result[keyword] = value
                 case _:
-                    remedy = _REMEDIES.get(keyword, "decide what it shall be in a CRD")
+                    remedy = _REMEDIES.get(keyword, "decide how the CRD expresses it")
                     raise NotStructural(path, f"{keyword} is not structural: {remedy}")
         _require_limits(result, path)
         return result
@@ -144,7 +144,7 @@ class _Rewriter:
         while "$ref" in schema:
             name = schema["$ref"].removeprefix("#/$defs/")
             if name in inside:
-                raise NotStructural(path, f"{name} contains itself, which a CRD cannot say")
+                raise NotStructural(path, f"{name} contains itself, which a CRD cannot express")
             inside = (*inside, name)
             beside = {key: value for key, value in schema.items() if key != "$ref"}
             schema = {**self._definitions[name], **beside}
@@ -175,4 +175,4 @@ def _require_limits(schema: Schema, path: str) -> None:
     if limit is not None and limit not in schema:
         raise NotStructural(path, f"{limit} is missing: give the field a max_length")
     if kind is None and "x-kubernetes-int-or-string" not in schema:
-        raise NotStructural(path, "it has no type: Any cannot be said in a CRD")
+        raise NotStructural(path, "it has no type: a CRD cannot express Any")

@@ -121,7 +121,7 @@ _CLASSES: tuple[tuple[str, FailureClass], ...] = (
         r"operation not permitted|mount callback failed on .*permission denied",
         failures.SNAPSHOTTER_FAILED,
     ),
-    # The token service belongs to the registry, whatever its address is.
+    # The token service belongs to the registry, even if it has another address.
     (r"(oauth|anonymous|auth|bearer) token.*\bstatus\b.*\b40[13]\b", failures.UNAUTHORIZED),
     (r"STORAGE \W*40[13]\b", failures.REGISTRY_STORAGE_REFUSED),
     (

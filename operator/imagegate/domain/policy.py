@@ -40,7 +40,7 @@ class PrefetchPolicy:
     """The longest ``gate.timeoutSeconds``, which includes the wait for ``startAfter``; 0: any.
     FailClosed has no timeout, so it is not allowed together with this bound."""
     max_gigabytes_per_node: int = 0
-    """On a node's disk, unpacked; 0: any number."""
+    """The largest unpacked size of one prefetch's images on a node; 0: any size."""
     max_disk_usage_percent: int = 100
     """The highest ``disk.maxUsagePercent``."""
     require_node_selector: bool = False
@@ -71,7 +71,7 @@ def within(reference: str, registries: Iterable[str]) -> bool:
 
 
 def violation(prefetch: Prefetch, policy: PrefetchPolicy) -> str | None:
-    """The bounds that a spec breaks, each with the value; None: it breaks no bound."""
+    """The bounds that a spec exceeds, each with the value; None: it exceeds no bound."""
     return "; ".join(_violations(prefetch, policy)) or None
 
 

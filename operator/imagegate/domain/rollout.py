@@ -1,8 +1,8 @@
-"""Which nodes may start pulling now: the slots of a rollout (section 2, ``rollout``).
+"""Which nodes may start to pull now: the slots of a rollout (section 2, ``rollout``).
 
 ``allowed(domain) = min(share of maxParallel, max(seeds, fanout x cached(domain)))``, evaluated
-anew at every completion, without barriers between waves. Joining nodes are not part of it: pods
-wait for them, so only ``gate.maxParallel`` bounds them.
+anew at every completion, without barriers between waves. Joining nodes do not count
+here: pods wait for them, so only ``gate.maxParallel`` bounds them.
 
 Two rules slow a rollout down. Until a node of a domain has succeeded, only the domain's seeds pull:
 if they fail, no other node of the domain pulls until a seed succeeds. And if the registry refuses

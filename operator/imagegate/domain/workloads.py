@@ -17,9 +17,9 @@ from imagegate.domain.match import selects
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 
 LIMIT = 64
-"""Images of one ImagePrefetch, as many as ``spec.images`` may have."""
+"""Largest number of images of one ImagePrefetch, the same as of ``spec.images``."""
 MAX_REFERENCE = 512
-"""Characters of a reference, as many as one in ``spec.images`` may have."""
+"""Longest reference in characters, the same as in ``spec.images``."""
 SHOWN = 3
 """Entries of a list in a message."""
 
@@ -38,9 +38,9 @@ class Workload:
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     images: tuple[Image, ...] = ()
-    """Of its init containers, containers and image volumes; without pull secrets."""
+    """The images of its init containers, containers and image volumes; without pull secrets."""
     unusable: tuple[str, ...] = ()
-    """Its values that are no valid image references, each with the reason."""
+    """Its values that are not valid image references, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Listing:
 
     workloads: Collection[Workload] = ()
     read: bool = False
-    """Whether they have ever been listed."""
+    """Whether the list was read at least once."""
     problem: str = ""
     """Why the list is not up to date, with the remedy."""
 

@@ -42,7 +42,7 @@ WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=15
 PAGE = 500
 THROTTLE_RETRIES = 4
 LONGEST_THROTTLE = 10.0
-"""Longest wait for a Retry-After, in seconds. For longer ones the caller has its own back-off."""
+"""Longest wait for a Retry-After, in seconds. If it is longer, the caller's back-off applies."""
 OUTAGE = 5.0
 """Seconds without any answer after which the next answer ends an outage. The Lease is renewed every
 2 s. If that works, a 503 concerns only one resource (such as an unavailable webhook)."""
@@ -82,7 +82,7 @@ class Client:
         time_observer: TimeObserver | None = None,
         recovered: Callable[[], None] = lambda: None,
     ) -> None:
-        """``recovered``: is called when the API server answers again after an outage."""
+        """``recovered`` is called when the API server answers again after an outage."""
         self._api = api
         self._time_observer = time_observer
         self._fence = fence

@@ -80,7 +80,7 @@ class Kubelets:
             address = ipaddress.ip_address(node.address)
         except ValueError:
             # The address becomes part of a URL, and a Node's status may contain any text.
-            return Usage(problem="the node's InternalIP is no IP address")
+            return Usage(problem="the node's InternalIP is not an IP address")
         host = f"[{address}]" if address.version == 6 else str(address)
         try:
             token = await self._tokens.get()

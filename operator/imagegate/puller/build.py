@@ -52,7 +52,7 @@ class PullerSettings:
     """Settings that all puller pods share; from the operator's flags."""
 
     image: str
-    """A pause image: ``-v`` must exit 0. Best is the node's sandbox image, which needs no pull."""
+    """A pause image: ``-v`` must exit 0. The node's sandbox image is best: it needs no pull."""
     busybox: str = ""
     """An image with a static /bin/busybox, for Container pods."""
     mode: Mode = Mode.AUTO
@@ -97,12 +97,12 @@ def build(
 ) -> dict[str, Any]:
     """The manifest of a puller pod in ``prefetch.namespace``.
 
-    With ``refresh.mode`` Digest, the pod pulls the tag from the registry whatever the node holds,
-    and then the digest (`Group.references`). ``again``: the pod replaces a deleted pod and only
-    protects images that the node holds. The kubelet then does not ask the registry, because a tag
-    that has moved must not be rolled out by accident, node by node. ``afresh``: the node lists the
-    images, but lacks content of them. The runtime then asks the registry, and fetches the missing
-    content.
+    With ``refresh.mode`` Digest, the pod pulls the tag from the registry even if the node holds an
+    image of this name, and then the digest (`Group.references`). ``again``: the pod replaces a
+    deleted pod and only protects images that the node holds. The kubelet then does not ask the
+    registry, because a tag that has moved must not be rolled out by accident, node by node.
+    ``afresh``: the node lists the images, but lacks content of them. The runtime then asks the
+    registry, and fetches the missing content.
     """
     parts = _by_volumes if choose(node, settings.mode) is Mode.IMAGE_VOLUME else _by_containers
     own = ALWAYS if afresh else IF_NOT_PRESENT

@@ -176,9 +176,9 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6, "us": 1e-6,
 def pulled(event: Mapping[str, Any]) -> Pulled | None:
     """The pull that a core/v1 Event of the kubelet reports; None if it reports no pull.
 
-    "already present on machine" is no proof, because the kubelet then relies on the runtime's list,
-    which may contain an image without its content. In this case the end of the pod is the proof,
-    because the pod had mounted the image. The kubelet's texts are in
+    "already present on machine" is not a proof, because the kubelet then relies on the runtime's
+    list, which may contain an image without its content. In this case the end of the pod is the
+    proof, because the pod had mounted the image. The kubelet's texts are in
     pkg/kubelet/images/image_manager.go.
     """
     involved: Mapping[str, Any] = event.get("involvedObject") or {}

@@ -59,7 +59,7 @@ class Document:
 
 
 class Client:
-    """For any number of registries and tasks. Must be created inside a running event loop.
+    """One client serves any number of registries and tasks. Create it in a running event loop.
 
     All matching credentials are tried in turn, as in the kubelet, until one is neither refused nor
     answered with 404: first those of the keyring, then those of the credential providers. Every
@@ -68,7 +68,7 @@ class Client:
     - `NotFound`, `Unauthorized`: the error of the last credential, or the first 404;
     - `NoCredentials`: the same, and a credential provider failed that might have the right one;
     - `Throttled`, `Unavailable`: try again later. The client repeats a request only after a login;
-    - `TLSFailed`, `Invalid`: another try has no use.
+    - `TLSFailed`, `Invalid`: another attempt is useless.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ def _verify(access: Access, digest: str, body: bytes) -> None:
 def _refusal(
     access: Access, request: Request, answer: Answer, what: str, withheld_from: str
 ) -> errors.RegistryError:
-    """The error for an answer that is no success."""
+    """The error for an answer that is not a success."""
     registry, status = access.registry, answer.status
     said = errors.quoted(status, answer.body, request.secrets)
     if answer.url.origin() != request.url.origin():

@@ -117,7 +117,7 @@ def parse(document: Document, *, registry: str, name: str) -> Index | Manifest:
         )
     declared = content.get("mediaType") or document.media_type
     if not isinstance(declared, str):
-        raise where.wrong("has a mediaType that is no text")
+        raise where.wrong("has a mediaType that is not a string")
     is_index = declared in INDEXES or (declared not in MANIFESTS and "manifests" in content)
     if is_index:
         if content.get("layers") or content.get("config"):
@@ -148,7 +148,7 @@ class _Where:
         if found is None:
             found = []
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            raise self.wrong(f"has {name} which are no list of objects")
+            raise self.wrong(f"has {name} which are not a list of objects")
         if len(found) > MOST_DESCRIPTORS:
             raise self.wrong(
                 f"has {len(found)} {name}, and no more than {MOST_DESCRIPTORS} are read"

@@ -59,7 +59,7 @@ def base(domain: str, settings: RegistrySettings) -> URL:
     except ValueError:
         name = None
     if not name:
-        raise Invalid(domain, "this is no address of a registry", "correct the image reference")
+        raise Invalid(domain, "this is not an address of a registry", "correct the image reference")
     plain = domain in settings.plain_http or (is_loopback(name) and not domain.endswith(":443"))
     # Not with_scheme(), because it would drop port 443.
     return URL(f"http://{host}") if plain else url

@@ -14,7 +14,7 @@ RegistryError
     ├── UnsupportedManifest   schema 1, an index within an index
     └── NoSuchPlatform        the image does not exist for the requested platform
 
-Every text has the place, the problem and the remedy. No text contains a password, a token, a
+Every text contains the place, the problem and the remedy. No text contains a password, a token, a
 secret's content or a signed URL. The errors are raised without a cause, because the text of a cause
 could contain one.
 """
@@ -38,7 +38,7 @@ class RegistryError(ImagegateError):
     """`where` is the registry as in references; for `InvalidSecret` it is the secret."""
 
     permanent: ClassVar[bool] = False
-    """Whether another try has no use until a person has changed something."""
+    """Whether another attempt is useless until a user has changed something."""
 
     def __init__(self, where: str, problem: str, remedy: str, *, status: int = 0) -> None:
         problem = redact(problem)

@@ -76,7 +76,7 @@ def of(registry: str, url: URL, error: Exception, settings: RegistrySettings) ->
             return Unavailable(registry, f"{host} broke off the connection", _LATER)
         case _:
             return InvalidAnswer(
-                registry, f"{host} is no address to connect to", "correct the image reference"
+                registry, f"{host} is not an address to connect to", "correct the image reference"
             )
 
 

@@ -1,11 +1,11 @@
 """The credentials that the kubelet would use for an image.
 
 A port of k8s.io/kubernetes v1.36 pkg/credentialprovider (keyring.go, secrets/secrets.go). With
-other rules, the operator could see images that the nodes cannot pull, or fail for images that they
-can pull. The kubelet tries the credentials of the pull secrets first, then those of files on the
-node, which no operator can read, then those of its plugins (pkg/kubelet/images/image_manager.go,
-secrets/secrets.go in v1.36). `Client` does the same with the operator's plugins, which `providers`
-runs.
+other rules, the operator could read images that the nodes cannot pull, or fail to read images that
+the nodes can pull. The kubelet tries the credentials of the pull secrets first, then those of files
+on the node, which no operator can read, then those of its plugins
+(pkg/kubelet/images/image_manager.go, secrets/secrets.go in v1.36). `Client` does the same with the
+operator's plugins, which `providers` runs.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Platform:
         """From `os/architecture` or `os/architecture/variant`. Raises `ValueError`."""
         parts = text.split("/")
         if not 2 <= len(parts) <= 3 or not all(parts):
-            raise ValueError(f"{text!r} is no platform: write os/architecture[/variant]")
+            raise ValueError(f"{text!r} is not a platform: write os/architecture[/variant]")
         return cls.of(*parts)
 
 

@@ -130,7 +130,7 @@ class _Dialogue(asyncio.SubprocessProtocol):
         """The process has ended, and all pipes are closed."""
 
     def say(self, transport: asyncio.SubprocessTransport, request: bytes) -> None:
-        """Write the request. It is no error if the plugin does not read it."""
+        """Write the request. It is not an error if the plugin does not read it."""
         pipe = transport.get_pipe_transport(0)
         assert isinstance(pipe, asyncio.WriteTransport)
         pipe.write(request)
@@ -194,27 +194,27 @@ def _response(provider: Provider, answer: bytes) -> Response:
         document = None
     if not isinstance(document, dict):
         # The answer is not quoted, because it may be a password.
-        raise PluginFailed("its answer is no JSON object")
+        raise PluginFailed("its answer is not a JSON object")
     version = document.get("apiVersion")
     if version != provider.api_version:
         known = isinstance(version, str) and version.startswith(f"{API_GROUP}/")
         shown = str(version)[:60] if known else "something else"
         raise PluginFailed(f"it answered in {shown}, not in {provider.api_version}")
     if document.get("kind") != "CredentialProviderResponse":
-        raise PluginFailed("its answer is no CredentialProviderResponse")
+        raise PluginFailed("its answer is not a CredentialProviderResponse")
     try:
         key_type = CacheKeyType(str(document.get("cacheKeyType")))
     except ValueError:
         raise PluginFailed("its cacheKeyType is none of Image, Registry, Global") from None
     seconds = duration(document.get("cacheDuration"))
     if seconds is None and document.get("cacheDuration") is not None:
-        raise PluginFailed("its cacheDuration is no duration")
+        raise PluginFailed("its cacheDuration is not a duration")
     source = f"credential provider {provider.name}"
     auth = document.get("auth")
     if auth is None:
         auth = {}
     if not isinstance(auth, dict):
-        raise PluginFailed("its auth is no object")
+        raise PluginFailed("its auth is not an object")
     return Response(key_type, seconds, {k: _credential(v, source) for k, v in auth.items()})
 
 
@@ -222,5 +222,5 @@ def _credential(entry: Any, source: str) -> Credential:
     values = entry if isinstance(entry, dict) else {"username": None}
     username, password = values.get("username", ""), values.get("password", "")
     if not isinstance(username, str) or not isinstance(password, str):
-        raise PluginFailed("an entry of its auth is no username and password")
+        raise PluginFailed("an entry of its auth is not a username and password")
     return Credential(username, password, source=source)

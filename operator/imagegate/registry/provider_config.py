@@ -76,7 +76,7 @@ def read(config: str, directory: str) -> tuple[Provider, ...]:
         problem = f"it cannot be read: {error.strerror}"
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         # The exception's text is not used, because it quotes the file, and `env` may be secret.
-        problem = "it is no YAML"
+        problem = "it is not YAML"
     if not problem:
         try:
             return _providers(document, directory)
@@ -106,7 +106,7 @@ def duration(text: Any) -> float | None:
 
 def _providers(document: Any, directory: str) -> tuple[Provider, ...]:
     if not isinstance(document, dict) or document.get("kind") != _KIND:
-        raise _InvalidConfigError(f"it is no {_KIND}")
+        raise _InvalidConfigError(f"it is not a {_KIND}")
     if document.get("apiVersion") not in [f"{_CONFIG_GROUP}/{version}" for version in _VERSIONS]:
         raise _InvalidConfigError(f"its apiVersion is not {_CONFIG_GROUP}/v1")
     _only(document, {"kind", "apiVersion", "providers"}, "it")
@@ -179,7 +179,7 @@ def _strings(value: Any, where: str) -> list[str]:
 def _location(pattern: str, where: str) -> Location:
     location = globs.parse(globs.raw(pattern))
     if location is None:
-        raise _InvalidConfigError(f"{where}: {pattern[:100]} is no host with a path")
+        raise _InvalidConfigError(f"{where}: {pattern[:100]} is not a host with a path")
     return location
 
 

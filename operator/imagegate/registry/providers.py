@@ -46,7 +46,7 @@ class _Kept:
 
 
 class Providers:
-    """For any number of tasks. As in the kubelet, the failure of a plugin alone is no error."""
+    """For any number of tasks. As in the kubelet, the failure of a plugin alone is not an error."""
 
     def __init__(self, providers: Sequence[Provider], timing: Timing) -> None:
         self._providers = providers

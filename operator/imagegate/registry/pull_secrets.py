@@ -45,7 +45,7 @@ class Credential:
 
     @property
     def anonymous(self) -> bool:
-        """Whether there is no login. containerd does not log in for an entry without a user."""
+        """Whether requests are sent without a login. containerd needs a user name to log in."""
         return not (self.username or self.identity_token or self.registry_token)
 
     @property
@@ -124,7 +124,7 @@ class _Object(list[tuple[str, Any]]):
 
 
 def _json(data: bytes) -> Any:
-    problem = "it is no JSON"
+    problem = "it is not JSON"
     try:
         # Numbers are not used, and may be too long for an int.
         return json.loads(
@@ -135,14 +135,14 @@ def _json(data: bytes) -> Any:
         )
     except json.JSONDecodeError as error:
         # The exception contains the whole document, so it must not become a cause or a context.
-        problem = f"it is no JSON from line {error.lineno}, column {error.colno} on"
+        problem = f"it is not JSON from line {error.lineno}, column {error.colno} on"
     except RecursionError:
         problem = "it is nested too deeply"
     raise _Malformed(problem)
 
 
 def _refuse_constant(_: str) -> Any:
-    raise _Malformed("NaN and Infinity are no JSON")
+    raise _Malformed("NaN and Infinity are not JSON")
 
 
 def _config(document: Any, source: str) -> dict[str, Credential]:

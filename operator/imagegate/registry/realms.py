@@ -41,7 +41,7 @@ def parse(entries: Iterable[str]) -> TokenServices:
     for entry in entries:
         registry, separator, host = entry.partition("=")
         if not (registry and separator and host) or set(host) & set("/@= "):
-            raise ValueError(f"{entry!r} is no registry=host")
+            raise ValueError(f"{entry!r} is not of the form registry=host")
         found.add((registry, _normal(host)))
     return frozenset(found)
 

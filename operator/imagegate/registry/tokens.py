@@ -236,7 +236,7 @@ def _realm(access: Access, text: str) -> URL:
     except ValueError:
         sound = False
     if not sound or url.password is not None:
-        problem = "the realm of its challenge is no address"
+        problem = "the realm of its challenge is not an address"
     elif url.scheme == "http" and not access.plain:
         problem = f"its token service {url.host} speaks plain HTTP"
     else:

@@ -1,4 +1,4 @@
-"""What earlier decisions have recorded: each prefetch's standings and slots, each node's failures.
+"""The records of earlier decisions: each prefetch's standings and slots, each node's failures.
 
 Derived from decisions, never from the cluster directly.
 """
@@ -23,7 +23,7 @@ FIRST_REFUSAL = 0.5
 LAST_REFUSAL = 60.0
 LAST_URGENT_REFUSAL = 3.0
 """Seconds until a request that the API server has refused is repeated: after the first refusal, at
-most, and at most for a held node."""
+most after further refusals, and at most for a held node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Refusal:
 
     count: int
     until: float
-    """Monotonic."""
+    """Monotonic time until which the request is not repeated."""
 
 
 class Ledger:
@@ -52,7 +52,10 @@ class Ledger:
         """The uid of every node with a decision, by its name."""
 
     def entry(self, prefetch: str) -> Entry:
-        return self.entries.setdefault(prefetch, Entry())
+        entry = self.entries.get(prefetch)
+        if entry is None:
+            entry = self.entries[prefetch] = Entry()
+        return entry
 
     def record(
         self,
@@ -118,6 +121,9 @@ class Ledger:
         before = self.started.get(node.name, {})
         started: dict[str, str] = {}
         for share in shares:
+            noted = before and any(group.key in before for group in share.prefetch.groups)
+            if not noted and all(pod.finished for pod in share.pods):
+                continue  # nothing to note, as for nearly every share
             # A pod of an earlier boot, or in a namespace that is not wanted any more, does not
             # belong to the group, because the operator deletes it.
             mine = {
@@ -155,8 +161,9 @@ class Ledger:
         _keep_only(self.attempts, node, groups)
 
     def forgive(self, node: str, groups: Iterable[str], now: float) -> None:
-        """An edit of the spec resets the back-off, because it usually fixes the cause. What was
-        pulled past a stale mirror proves nothing any more, and is pulled again at once.
+        """An edit of the spec resets the back-off, because it usually fixes the cause. An image
+        that was pulled through a stale mirror proves nothing any more, and is pulled again
+        immediately.
         """
         known = self.attempts.get(node, {})
         for group in groups:

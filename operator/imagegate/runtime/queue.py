@@ -1,18 +1,18 @@
 """A keyed work queue in the manner of client-go's workqueue, for one event loop.
 
-A key is in the queue at most once; a key that is added while a worker works on it is worked on
-again afterwards, never twice at a time; a key that fails comes back with a growing back-off.
+A key is in the queue at most once. If a key is added while a worker works on it, it is worked on
+again afterwards, and never by two workers at a time. A key that fails is queued again after a
+back-off, which grows.
 
-Invariant: **no worker sleeps while a key is queued that it may take.** `add` gives a key directly
-to a sleeping worker that may take it, and queues the key only when there is none; a worker goes to
-sleep only when nothing is queued that it may take. There is no wake-up between the two that could
-be lost or reach the wrong worker.
+Invariant: **no worker sleeps while a key that it may take is queued.** `add` gives a key directly
+to a sleeping worker that may take it, and queues the key only if there is no such worker. A worker
+goes to sleep only if no key that it may take is queued. So there is no separate wake-up call that
+could be lost or reach the wrong worker.
 
 A key is therefore in exactly one of these states: unknown, queued (`_urgent`, `_ordinary`),
 assigned to a worker that has not begun yet (`_assigned`), or being worked on (`_active`; with a
-note in `_again` if it was added meanwhile). In each state it may also have a timer. Nothing is
-stored of an unknown key: `_failures` has only keys whose last attempt failed, and each of them has
-a timer.
+note in `_again` if it was added meanwhile). In each state it may also have a timer. An unknown key
+uses no memory: `_failures` has only keys whose last attempt failed, and each of them has a timer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KICK_SPREAD = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Queued:
-    """A key that waits for a worker, or is on its way to one."""
+    """A key that waits for a worker, or was given to a worker that has not begun yet."""
 
     since: float
     urgent: bool
@@ -71,7 +71,7 @@ class KeyedQueue:
     """Keys of one kind, and the workers that take them.
 
     Urgent keys have workers of their own, so that the release of a node never waits for
-    thousands of nodes that are not held. Any other worker takes them first, too.
+    thousands of nodes that are not held. The other workers take urgent keys first, too.
     """
 
     def __init__(
@@ -217,6 +217,8 @@ class KeyedQueue:
                 self._observe_work(time.monotonic() - started)
                 if key in self._again:
                     self.add(key, urgent=self._again.pop(key))
+            # Decisions without requests never wait. Thousands in a row would stop the whole loop.
+            await asyncio.sleep(0)
 
     def _retry(self, key: str, error: Exception, *, urgent: bool) -> None:
         count = self._failures[key] = self._failures.get(key, 0) + 1
@@ -246,7 +248,7 @@ def _first(queued: dict[str, _Queued]) -> tuple[str, _Queued]:
 
 
 def _drained(lane: dict[_Worker, None]) -> Iterator[_Worker]:
-    """The sleeping workers of a lane, the longest asleep first; each is removed from the lane. A
+    """The sleeping workers of a lane, longest asleep first; each is removed from the lane. A
     cancelled worker that still sleeps is skipped.
     """
     while lane:

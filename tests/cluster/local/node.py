@@ -74,7 +74,9 @@ class Node:
 
     def start_runtime(self) -> None:
         """Starts namespaces and containerd, which need no API server."""
-        cgroups.kill(self.group.cgroup)  # remaining processes of a node that died in part
+        cgroups.kill(
+            self.group.cgroup
+        )  # the remaining processes, if only some processes of the node ended
         self._write_files()
         self.group.hold(binaries.path(binaries.pause(), "pause"))
         network.connect_node(self.control_plane.group, self.group, self.record.index)

@@ -330,19 +330,19 @@ REFUSED = (
     Row(
         "image-short-digest",
         prefetch("app@sha256:abc123"),
-        "after '@' comes a digest: write sha256: and its 64 lowercase hex digits",
+        "a digest must follow '@': write sha256: and its 64 lowercase hex digits",
         read="the sha256 digest has 6 characters, not 64",
     ),
     Row(
         "image-uppercase-digest",
         prefetch("app@sha256:" + "AB" * 32),
-        "after '@' comes a digest",
+        "a digest must follow '@'",
         read="the sha256 digest must be lowercase hex",
     ),
     Row(
         "image-unknown-algorithm",
         prefetch("app@md5:" + "ab" * 16),
-        "after '@' comes a digest",
+        "a digest must follow '@'",
         read='"md5" is not a supported digest algorithm',
     ),
     Row(
@@ -384,13 +384,13 @@ REFUSED = (
     Row(
         "image-path-of-256",
         prefetch("registry.example/" + "a" * 256),
-        "the repository name is longer than 255 characters, the registry not counted",
+        "the repository name is longer than 255 characters, without the registry",
         read="the repository name has 256 characters",
     ),
     Row(
         "image-path-of-256-after-a-port",
         prefetch("registry:5000/" + "a" * 256 + ":1"),
-        "the repository name is longer than 255 characters, the registry not counted",
+        "the repository name is longer than 255 characters, without the registry",
         read="the repository name has 256 characters",
     ),
     Row(

@@ -1,4 +1,4 @@
-"""What 1,000 nodes cost in requests, events and decisions: counts, so that load changes nothing."""
+"""Requests, events and decisions for 1,000 nodes: counts, because they do not depend on load."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ pytestmark = pytest.mark.timeout(180)
 def test_start_with_1000_cached_nodes_lists_twice_and_writes_one_status() -> None:
     figures = run(Case("start", NODES))
     writes = {key: n for key, n in figures.requests.items() if key.startswith(("PATCH", "POST"))}
-    assert figures.requests["LIST nodes"] == 4, "two pages each, of two lists"
+    assert figures.requests["LIST nodes"] == 4, "two lists with two pages each"
     assert writes.pop("PATCH imageprefetches") <= 2
     assert writes == {"POST leases": 1, "POST nodegates": 1, "POST events": 1}
     assert figures.decisions["nodes"] <= 3 * NODES
     assert figures.events.keys() <= {"imageprefetches", "nodegates"}
 
 
-def test_rollout_writes_each_node_and_one_pod_of_it_once() -> None:
+def test_rollout_creates_one_pod_and_patches_the_node_once_for_each_node() -> None:
     figures = run(Case("rollout", NODES))
     requests = dict(figures.requests)
     assert requests.pop("POST pods") == NODES
     assert requests.pop("PATCH nodes") == NODES
-    assert requests.pop("GET nodes") <= 2 * NODES, "before a disk is read"
+    assert requests.pop("GET nodes") <= 2 * NODES, "a GET precedes each reading of a disk"
     assert sum(requests.values()) <= 100, "status, lease, heartbeat and one Event"
     assert figures.events["pods"] <= 3 * NODES
     assert figures.decisions["nodes"] <= 11 * NODES
 
 
-def test_heartbeats_write_nothing_and_only_flapping_nodes_are_decided() -> None:
+def test_heartbeats_cause_no_writes_and_decisions_only_about_flapping_nodes() -> None:
     figures = run(Case("heartbeats", NODES, minutes=10.0))
     assert 2 * NODES < figures.events["nodes"] <= 3 * NODES
     assert figures.decisions["nodes"] <= NODES
     assert not any(key.endswith((" nodes", " pods")) for key in _writes(figures.requests))
-    assert figures.requests["LIST nodes"] <= 4, "one resync in 5 minutes, of two pages"
+    assert figures.requests["LIST nodes"] <= 4, "one resync in 5 minutes, with two pages"
 
 
-def test_event_of_one_pod_decides_every_share_of_its_node() -> None:
-    """Not as it should be: an event should cost what it concerns."""
+def test_event_of_one_pod_decides_one_share_of_its_node() -> None:
     few, many = (run(Case("shares", 20, prefetches)) for prefetches in (1, 40))
     assert many.requests["POST pods"] == few.requests["POST pods"] == 20
     assert many.decisions["nodes"] <= 1.5 * few.decisions["nodes"]
-    assert many.decisions["shares"] == 40 * many.decisions["nodes"]
+    # Every share is decided once more, when the Node is read for the new image.
+    assert many.decisions["shares"] <= 1.5 * few.decisions["shares"] + 40 * 20
 
 
-def test_node_has_the_size_of_a_real_one_and_is_encoded_as_json() -> None:
+def test_benchmark_node_is_as_large_as_a_real_node_and_encoded_as_json() -> None:
     body = objects.node(4711, "2026-11-28T12:00:00Z")
     assert json.loads(Rendered(body).bytes()) == json.loads(Stored(body).bytes())
     assert 13_000 < len(Rendered(body).bytes()) < 17_000

@@ -294,7 +294,7 @@ BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
     "add a label": patched(labels={"node-role.kubernetes.io/control-plane": ""}),
     "change a label": patched(labels={"pool": "other"}),
     "remove a label": patched(labels={"kubernetes.io/os": None}),
-    "add a label like ours": patched(labels={"imagegate.dev/x": "1"}),
+    "add a label in the operator's domain": patched(labels={"imagegate.dev/x": "1"}),
     "add an annotation": patched(
         annotations={"cluster-autoscaler.kubernetes.io/scale-down-disabled": "true"}
     ),
@@ -302,16 +302,18 @@ BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
     "remove an annotation": patched(annotations={"volumes.example.com/attached": None}),
     "remove a finalizer": patched(finalizers=[]),
     "add a finalizer": patched(finalizers=["example.com/drain", "imagegate.dev/cleanup"]),
-    "have a node be collected": patched(ownerReferences=[{**OWNER, "controller": False}]),
+    "let the garbage collector delete a node": patched(
+        ownerReferences=[{**OWNER, "controller": False}]
+    ),
     "cordon a node": specified(unschedulable=True),
     "give a node an address range": specified(podCIDR="10.1.0.0/24", podCIDRs=["10.1.0.0/24"]),
-    "remove another's taint": taints(CORDON, GATE),
+    "remove a foreign taint": taints(CORDON, GATE),
     "remove every taint": taints(),
-    "change another's taint": taints(CORDON, GATE, {**MAINTENANCE, "effect": "NoSchedule"}),
-    "make another's taint look like the gate's": taints(
+    "change a foreign taint": taints(CORDON, GATE, {**MAINTENANCE, "effect": "NoSchedule"}),
+    "change a foreign taint into the gate's form": taints(
         CORDON, GATE, {**MAINTENANCE, "value": "pending", "effect": "NoSchedule"}
     ),
-    "reorder the taints of others": taints(MAINTENANCE, GATE, CORDON),
+    "reorder foreign taints": taints(MAINTENANCE, GATE, CORDON),
     "add a taint": taints(CORDON, GATE, MAINTENANCE, {"key": "a.example/b", "effect": "NoExecute"}),
     "add a taint in the gate's form": taints(
         CORDON,
@@ -328,11 +330,11 @@ BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
     "pause a rollout": on_prefetch(spec={"rollout": {"paused": True}}),
     "label a prefetch": on_prefetch(metadata={"labels": {"team": "web"}}),
     "annotate a prefetch": on_prefetch(metadata={"annotations": {"example.com/owner": "me"}}),
-    "remove another's finalizer": on_prefetch(metadata={"finalizers": [FINALIZER]}),
+    "remove a foreign finalizer": on_prefetch(metadata={"finalizers": [FINALIZER]}),
     "add a finalizer to a prefetch": on_prefetch(
         metadata={"finalizers": ["example.com/audit", FINALIZER, "example.com/mine"]}
     ),
-    "have a prefetch be collected": on_prefetch(
+    "let the garbage collector delete a prefetch": on_prefetch(
         metadata={"ownerReferences": [{**OWNER, "controller": False}]}
     ),
     # The NodeGate.
@@ -348,7 +350,7 @@ BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
     "a pod with a token": pod(
         volume(projected={"sources": [{"serviceAccountToken": {"path": "token"}}]})
     ),
-    "a pod with a claim": pod(volume(persistentVolumeClaim={"claimName": "data"})),
+    "a pod with a PersistentVolumeClaim": pod(volume(persistentVolumeClaim={"claimName": "data"})),
     "a pod with a CSI volume": pod(volume(csi={"driver": "secrets.csi.example.com"})),
     "a pod that mounts its account's token": pod(spec(automountServiceAccountToken=True)),
     "a pod that reads a Secret": pod(
@@ -356,7 +358,7 @@ BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
     ),
     "a pod that reads all of a Secret": pod(container(envFrom=[{"secretRef": {"name": "pull"}}])),
     "a privileged pod": pod(secured(privileged=True, allowPrivilegeEscalation=True)),
-    "a pod that escalates": pod(secured(allowPrivilegeEscalation=True)),
+    "a pod that allows privilege escalation": pod(secured(allowPrivilegeEscalation=True)),
     "a pod with capabilities": pod(
         secured(capabilities={"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]})
     ),
@@ -372,14 +374,14 @@ BY_THE_FENCE: dict[str, Callable[[Cluster], Answer]] = {
     ),
     "a pod with a port of the host": pod(container(ports=[{"containerPort": 80, "hostPort": 80}])),
     "a pod that runs for ever": pod(spec(restartPolicy="Always")),
-    "a pod that displaces others": pod(spec(priorityClassName="system-node-critical")),
-    "a pod that nobody owns": pod(metadata(ownerReferences=[])),
+    "a pod that preempts other pods": pod(spec(priorityClassName="system-node-critical")),
+    "a pod without an owner": pod(metadata(ownerReferences=[])),
     "a pod of a DaemonSet": pod(metadata(ownerReferences=[OWNER])),
     "a pod of another node": pod(metadata(ownerReferences=[{**NODE_OWNER, "name": "n2"}])),
     "a pod without our labels": pod(metadata(labels={"app": "miner"})),
     "a pod with another name": pod(metadata(name="kube-proxy")),
     "a pod that cannot be deleted": pod(metadata(finalizers=["example.com/stay"])),
-    "delete somebody's pod with our labels": lambda cluster: cluster.ask(
+    "delete a user's pod with our labels": lambda cluster: cluster.ask(
         "DELETE", f"{PODS}/{unowned(cluster)}"
     ),
     "delete a DaemonSet's pod with our labels": lambda cluster: cluster.ask(

@@ -56,7 +56,7 @@ METRICS = Metrics(CollectorRegistry(), version="test")
 
 
 class Died(Exception):
-    """The operator's process ends in the middle of something."""
+    """The operator's process ends between two steps of its work."""
 
 
 class Witness(Protocol):
@@ -84,7 +84,7 @@ class Machine:
     denied: set[str] = field(default_factory=set)
     """Groups of images for which a pull has failed permanently."""
     forged: set[str] = field(default_factory=set)
-    """Our labels that another client has written."""
+    """The operator's labels that another client has written."""
     daemons: set[DaemonSetRef] = field(default_factory=set)
     """DaemonSets whose pods are Ready on it now."""
     were_ready: set[DaemonSetRef] = field(default_factory=set)
@@ -272,7 +272,7 @@ class Api:
             case "unavailable":
                 raise Unavailable(kind, 503, "try again later")
             case "conflict":
-                raise Conflict(kind, 409, "somebody was faster")
+                raise Conflict(kind, 409, "another client was faster")
             case "forbidden":
                 raise Forbidden(kind, 403, "exceeded quota")
             case _:
@@ -504,7 +504,7 @@ class Operator:
             self._take_in(kind, facts, gone=gone, live=True)
 
     def catch_up(self, *, swapped: bool = False) -> None:
-        """The watches deliver their backlog: the last state of each object, as kopf batches it.
+        """Let the watches deliver their backlog: the last state of each object, as kopf batches it.
 
         ``swapped``: two objects with the same name have separate workers, and the worker of the
         later object may be faster.

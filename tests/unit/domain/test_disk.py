@@ -1,4 +1,4 @@
-"""Decisions by the sizes of images: the disk guard, the order, deadlines, and removed images."""
+"""Decisions that depend on sizes of images: disk guard, order, deadlines, and removed images."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_full_disk_is_checked_again_when_the_back_off_is_over() -> None:
     assert creates(decide(again, now=first.next_at))
 
 
-def test_room_is_not_refused_before_the_node_was_read_for_the_images() -> None:
+def test_disk_guard_refuses_nothing_before_the_node_was_read_for_the_images() -> None:
     full = Usage(capacity=100 * GB, used=90 * GB)
     read_before = linux(wanted=frozenset({SMALL}), listed={}, smallest_listed=1)
     plan = decide(view(read_before, share(prefetch()), usage=full))
@@ -310,7 +310,7 @@ def test_absence_proves_nothing_soon_after_the_pull_or_if_never_listed() -> None
     assert decide(seen(cached(), prefetch(), listed={})).actions == ()
     soon = decide(seen(cached(), prefetch(), since=NOW - LISTED_AFTER + 1))
     assert soon.actions == ()
-    assert soon.requeue_at == NOW + 1, "perhaps no event causes the next decision"
+    assert soon.requeue_at == NOW + 1, "no event may cause the next decision"
 
 
 def lost(earlier: Attempts | None, message: str = "gone", now: float = NOW) -> Attempts:
@@ -329,7 +329,7 @@ def test_repeated_evictions_wait_longer_each_time_and_are_reported() -> None:
     assert waits[-1] == pytest.approx(3600, rel=0.11)
     assert attempts is not None
     later = lost(attempts, now=NOW + retry.STABLE + 1)
-    assert later.count == 1, "later the count begins again"
+    assert later.count == 1, "after some hours the count begins again"
 
     key = prefetch().groups[0].key
     back = decide(seen(cached(listed={LLM: Listed(3 * GB)}), prefetch(), attempts={key: attempts}))
@@ -377,7 +377,7 @@ def test_a_refusal_of_the_guard_ends_with_its_cause_but_a_failed_pull_waits() ->
     ours = Attempts(2, NOW + 200, "DiskFull", "no room", "", permanent=True)
     key = asked.groups[0].key
     plan = decide(view(there, share(asked, attempts={key: ours}), usage=full))
-    assert creates(plan), "the reason of the back-off is over"
+    assert creates(plan), "the cause of the back-off is gone"
     queued = decide(view(there, share(asked, attempts={key: ours}, has_slot=False), usage=full))
     assert queued.standings["llm"].wants
     assert queued.standings["llm"].failure is None, "it is not full any more"

@@ -114,7 +114,7 @@ def test_the_back_off_doubles_up_to_the_maximum_and_never_ends() -> None:
         assert 0.9 * expected <= delay <= 1.1 * expected
 
 
-def test_a_pod_that_was_not_created_leaves_its_name_to_the_next_pod() -> None:
+def test_create_that_failed_is_repeated_under_the_same_name() -> None:
     def then(earlier: Attempts | None) -> retry.History:
         return retry.History(earlier, RetrySpec(), key="n1/g", now=1000.0)
 
@@ -127,7 +127,9 @@ def test_a_pod_that_was_not_created_leaves_its_name_to_the_next_pod() -> None:
     third = then(second).not_created(refused)
     assert (third.count, third.number) == (3, 2)
     lost = then(third).lost(retry.Cause(failures.EVICTED_BY_KUBELET, ""))
-    assert (lost.count, lost.number) == (1, 3), "the name goes on although the count starts again"
+    assert (lost.count, lost.number) == (1, 3), (
+        "the pod number continues although the count starts again"
+    )
 
 
 def test_after_the_limit_or_a_permanent_failure_retries_are_slow() -> None:

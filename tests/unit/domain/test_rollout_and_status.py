@@ -87,7 +87,7 @@ def test_a_long_message_keeps_its_end_where_the_cause_is() -> None:
 def test_refusals_halve_the_limit_and_successes_raise_it_again() -> None:
     seen = Throttle()
     seen = seen.after_refusal(0.0, 40)
-    assert seen.bound(40) == 40, "one refusal is no burst"
+    assert seen.bound(40) == 40, "one refusal is not a burst"
     seen = seen.after_refusal(1.0, 40)
     assert seen.bound(40) == 20
     seen = seen.after_refusal(2.0, 20)

@@ -263,7 +263,7 @@ async def test_endless_or_compressed_answer_is_read_up_to_a_limit(tmp_path: Path
         while sent < 200 * 2**20:
             await response.write(b'{"node":' + b"[" * 2**16)
             sent += 2**16
-            await asyncio.sleep(0)  # a write alone need not notice that the client has gone
+            await asyncio.sleep(0)  # a write may not notice a closed connection
         return response
 
     async with (

@@ -86,7 +86,7 @@ class Scripted:
 
 @contextlib.asynccontextmanager
 async def talking(words: bytes) -> AsyncIterator[int]:
-    """The port of a server that is no web server: it sends `words` and then only reads."""
+    """The port of a server that is not a web server: it sends `words` and then only reads."""
     finished = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

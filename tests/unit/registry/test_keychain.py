@@ -329,8 +329,8 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("content", "problem"),
         [
-            (b"{", "it is no JSON from line 1, column 2 on"),
-            (b'{"auths": NaN}', "NaN and Infinity are no JSON"),
+            (b"{", "it is not JSON from line 1, column 2 on"),
+            (b'{"auths": NaN}', "NaN and Infinity are not JSON"),
             (b"[" * 100_000, "it is nested too deeply"),
             (b"[]", 'it must be an object with "auths"'),
             (b'{"auths": []}', "the registries must be an object"),

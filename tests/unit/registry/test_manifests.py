@@ -299,9 +299,9 @@ class TestParse:
         [
             ({"layers": []}, "has no config"),
             ({"config": [], "layers": []}, "has no config"),
-            ({"config": blob(), "layers": {}}, "has layers which are no list"),
-            ({"config": blob(), "layers": [5]}, "has layers which are no list"),
-            ({"manifests": "many"}, "has manifests which are no list"),
+            ({"config": blob(), "layers": {}}, "has layers which are not a list"),
+            ({"config": blob(), "layers": [5]}, "has layers which are not a list"),
+            ({"manifests": "many"}, "has manifests which are not a list"),
             ({"config": blob(size=-1)}, f"has no size for {DIGEST}"),
             ({"config": blob(size=1.5)}, "has no size"),
             ({"config": blob(size=True)}, "has no size"),

@@ -143,7 +143,7 @@ class TestWhatIsNoManifest:
             for _ in range(64):
                 await response.write(b" " * 1024 * 1024)
                 sent += 1
-                await asyncio.sleep(0)  # a write alone need not notice that the client has gone
+                await asyncio.sleep(0)  # a write may not notice a closed connection
             return response
 
         scripted.say("HEAD", PATH, 405)

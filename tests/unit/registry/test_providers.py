@@ -373,9 +373,9 @@ class TestFailures:
         [
             ("print('no region', file=sys.stderr); sys.exit(2)", "exit status 2: no region"),
             ("os.kill(os.getpid(), 9)", "ended by signal 9"),
-            ("print('s3cret')", "its answer is no JSON object"),
-            ("", "its answer is no JSON object"),
-            ("print('[]')", "its answer is no JSON object"),
+            ("print('s3cret')", "its answer is not a JSON object"),
+            ("", "its answer is not a JSON object"),
+            ("print('[]')", "its answer is not a JSON object"),
             ("print('x' * 300000)", "it answered with more than 262144 bytes"),
             ("while True: print('x' * 1000)", "it answered with more than 262144 bytes"),
             (
@@ -383,14 +383,14 @@ class TestFailures:
                 f"it answered in credentialprovider.kubelet.k8s.io/v1alpha1, not in {V1}",
             ),
             (saying(answer(apiVersion="s3cret")), f"it answered in something else, not in {V1}"),
-            (saying(answer(kind="s3cret")), "its answer is no CredentialProviderResponse"),
+            (saying(answer(kind="s3cret")), "its answer is not a CredentialProviderResponse"),
             (saying(answer(key="s3cret")), "its cacheKeyType is none of Image, Registry, Global"),
-            (saying(answer(cacheDuration="s3cret")), "its cacheDuration is no duration"),
-            (saying(answer(cacheDuration=60)), "its cacheDuration is no duration"),
-            (saying(answer() | {"auth": ["s3cret"]}), "its auth is no object"),
+            (saying(answer(cacheDuration="s3cret")), "its cacheDuration is not a duration"),
+            (saying(answer(cacheDuration=60)), "its cacheDuration is not a duration"),
+            (saying(answer() | {"auth": ["s3cret"]}), "its auth is not an object"),
             (
                 saying(answer({"reg.test": "s3cret"})),
-                "an entry of its auth is no username and password",
+                "an entry of its auth is not a username and password",
             ),
         ],
     )
@@ -496,7 +496,7 @@ class TestConfiguration:
             ({"defaultCacheDuration": 60}, "defaultCacheDuration"),
             ({"matchImages": []}, "matchImages: at least one"),
             ({"matchImages": "reg.test"}, "matchImages: it must be a list"),
-            ({"matchImages": ["reg.test:x"]}, r"matchImages\[0\]: reg.test:x is no host"),
+            ({"matchImages": ["reg.test:x"]}, r"matchImages\[0\]: reg.test:x is not a host"),
             ({"args": [1]}, "args: it must be a list of strings"),
             ({"env": {"A": "b"}}, "env: it must be a list of name and value"),
             ({"env": [{"name": "A", "valeu": "b"}]}, "env: it must be a list of name and value"),
@@ -521,10 +521,10 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("kind: Config\nenv: s3cret", "it is no CredentialProviderConfig"),
+            ("kind: Config\nenv: s3cret", "it is not a CredentialProviderConfig"),
             ("kind: CredentialProviderConfig\napiVersion: v1", "apiVersion is not kubelet.config"),
-            ("a: 's3cret", "it is no YAML"),
-            ("", "it is no CredentialProviderConfig"),
+            ("a: 's3cret", "it is not YAML"),
+            ("", "it is not a CredentialProviderConfig"),
             (
                 "{kind: CredentialProviderConfig, apiVersion: kubelet.config.k8s.io/v1}",
                 "providers: at least one is needed",

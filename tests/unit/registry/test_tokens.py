@@ -313,10 +313,10 @@ async def test_invalid_token_answer_is_rejected(
         ("", "offered: none"),
         ("Negotiate", "offered: negotiate"),
         ('Bearer service="no realm"', "offered: bearer"),
-        ('Bearer realm="/token"', "the realm of its challenge is no address"),
-        ('Bearer realm="ftp://a.test/"', "the realm of its challenge is no address"),
-        ('Bearer realm="http://u:p@a.test/"', "the realm of its challenge is no address"),
-        ('Bearer realm="http://a.test:99999/"', "the realm of its challenge is no address"),
+        ('Bearer realm="/token"', "the realm of its challenge is not an address"),
+        ('Bearer realm="ftp://a.test/"', "the realm of its challenge is not an address"),
+        ('Bearer realm="http://u:p@a.test/"', "the realm of its challenge is not an address"),
+        ('Bearer realm="http://a.test:99999/"', "the realm of its challenge is not an address"),
     ],
 )
 async def test_unsupported_challenge_is_rejected_without_a_login(

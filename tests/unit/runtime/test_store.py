@@ -1,4 +1,4 @@
-"""The store takes the newest of lists, watches and answers, in whatever order they come."""
+"""The store takes the newest of lists, watches and answers, in any order of arrival."""
 
 from __future__ import annotations
 

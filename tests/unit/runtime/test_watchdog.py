@@ -1,4 +1,4 @@
-"""The watchdog releases held nodes when the operator is dead, whatever has tainted them."""
+"""The watchdog releases held nodes when the operator is dead, whichever client tainted them."""
 
 from __future__ import annotations
 

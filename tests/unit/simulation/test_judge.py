@@ -1,5 +1,5 @@
-"""The judge objects to what breaks a promise, and to nothing else. No operator runs here: the test
-itself makes the puller pods, under the name of one.
+"""The judge reports broken promises, and nothing else. No operator runs here: the tests write the
+puller pods and taints themselves, as the actor `OPERATOR`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPERATOR = "operator-0/1"
 
 
 def promises(story: Callable[[World], Coroutine[Any, Any, None]]) -> list[str]:
-    """The promises that a story breaks, in the judge's opinion."""
+    """The promises that the judge reports as broken in a story."""
     worlds: list[World] = []
 
     async def main() -> None:
@@ -53,7 +53,7 @@ def puller_pod(world: World, kubelet: Kubelet, prefetch: str, *images: str) -> N
 
 
 async def first_pod(world: World, *, pulls: bool) -> None:
-    """A new prefetch for a node on which another one's pull is in flight, or not."""
+    """Create a prefetch for a node on which another prefetch pulls, or is paused."""
     kubelet = world.join("n1", link=1e6)
     await asyncio.sleep(120)
     world.apply("base", LARGE)
@@ -66,15 +66,15 @@ async def first_pod(world: World, *, pulls: bool) -> None:
     await asyncio.sleep(120)
 
 
-def test_first_pod_is_demanded_where_the_images_have_room() -> None:
+def test_missing_first_pod_is_reported_if_the_images_have_room() -> None:
     assert promises(lambda world: first_pod(world, pulls=False)) == ["first-pod"]
 
 
-def test_first_pod_may_wait_for_the_room_that_a_pull_in_flight_needs() -> None:
+def test_missing_first_pod_is_accepted_while_a_pull_needs_the_room() -> None:
     assert promises(lambda world: first_pod(world, pulls=True)) == []
 
 
-def test_first_pod_is_demanded_once_the_pull_in_flight_is_over() -> None:
+def test_missing_first_pod_is_reported_after_the_pull_that_needed_the_room() -> None:
     async def story(world: World) -> None:
         await first_pod(world, pulls=True)
         assert not world.judge.broken
@@ -85,7 +85,7 @@ def test_first_pod_is_demanded_once_the_pull_in_flight_is_over() -> None:
 
 
 def gate(world: World) -> None:
-    """A NodeGate with a heartbeat: nodes that join from now on are held."""
+    """Create a NodeGate with a heartbeat, so that nodes that join later are held."""
     world.gate()
     beat = {"heartbeat": timestamp()}
     key = ("", "default")
@@ -95,7 +95,7 @@ def gate(world: World) -> None:
 async def queue(
     world: World, *, early: Callable[[World], None], late: Callable[[World], None]
 ) -> None:
-    """A node joins, then three others; those are served first."""
+    """One node joins, then three others. The last node gets a puller pod first."""
     gate(world)
     world.apply("base", SMALL)
     kubelets = [world.join("n0")]
@@ -115,38 +115,38 @@ def nothing(_: World) -> None:
 
 
 def refused(world: World) -> None:
-    """The first node has its turn, and an admission webhook refuses its pod."""
+    """A puller pod for the first node is requested, and an admission webhook refuses it."""
     world.webhook_down.add(NAMESPACE)
     puller_pod(world, world.kubelets["n0"], "base", SMALL)
     world.webhook_down.clear()
 
 
 def full(world: World) -> None:
-    """The images have no room on the first node, until somebody makes some."""
+    """The disk of the first node is too full for the images."""
     world.kubelets["n0"].machine.used = 90 * GB
 
 
 def other_leader(world: World) -> None:
-    """A leader that has not seen which node asked first."""
+    """Another replica becomes leader. It does not know which node requested a slot first."""
     lease = {"metadata": {"name": LEASE}, "spec": {"holderIdentity": OPERATOR}}
     world.server.do(OPERATOR, "POST", "leases", (NAMESPACE, ""), lease)
 
 
-def test_joining_nodes_are_served_in_the_order_in_which_they_asked() -> None:
+def test_joining_nodes_served_in_the_wrong_order_are_reported() -> None:
     assert promises(lambda world: queue(world, early=nothing, late=nothing)) == ["queue-jumped"]
 
 
 @pytest.mark.parametrize("early", [refused, full])
-def test_a_node_that_cannot_use_its_turn_is_overtaken(early: Callable[[World], None]) -> None:
+def test_node_that_cannot_use_its_turn_may_be_overtaken(early: Callable[[World], None]) -> None:
     assert promises(lambda world: queue(world, early=early, late=nothing)) == []
 
 
-def test_a_new_leader_does_not_know_which_node_asked_first() -> None:
+def test_new_leader_may_serve_earlier_requests_in_another_order() -> None:
     assert promises(lambda world: queue(world, early=nothing, late=other_leader)) == []
 
 
 async def release(world: World, *, used: int) -> None:
-    """A node is released without the images, a minute after its disk was like this."""
+    """A node is released without the images, a minute after its disk usage was `used` bytes."""
     gate(world)
     world.apply("base", SMALL)
     machine = world.join("n0").machine
@@ -158,17 +158,17 @@ async def release(world: World, *, used: int) -> None:
     world.server.change(OPERATOR, "nodes", ("", "n0"), lambda node: node["spec"].update(taints=[]))
 
 
-def test_a_node_is_not_released_without_images_that_have_room() -> None:
+def test_release_without_images_is_reported_if_they_have_room() -> None:
     assert promises(lambda world: release(world, used=10 * GB)) == ["released-early"]
 
 
-def test_a_refusal_for_want_of_room_stands_until_it_is_tried_again() -> None:
+def test_release_without_images_is_accepted_soon_after_the_disk_was_full() -> None:
     assert promises(lambda world: release(world, used=90 * GB)) == []
 
 
 def says_full(world: World, node: str | None, image: str = "") -> None:
-    """The status of the prefetch lists this node as full, or no node. With an image: its runtime
-    had no space for it. Without: the disk guard refuses.
+    """Write a status that reports DiskFull for this node, or no failure. With an image, the failure
+    is from the container runtime; without an image, from the disk guard.
     """
     failures = [{"node": node, "reason": "DiskFull", "image": image}] if node else []
     key = ("", "base")
@@ -177,7 +177,7 @@ def says_full(world: World, node: str | None, image: str = "") -> None:
 
 
 async def said_to_be_full(world: World, *, between: Callable[[World], None]) -> None:
-    """A node that holds the images is listed as full before and after something happens."""
+    """A status reports DiskFull for a node that holds the images, before and after `between`."""
     world.apply("base", SMALL, rollout={"paused": True})
     machine = world.join("n0").machine
     await asyncio.sleep(60)
@@ -191,7 +191,7 @@ async def said_to_be_full(world: World, *, between: Callable[[World], None]) -> 
 
 
 async def said_to_have_no_room(world: World) -> None:
-    """The kubelet of a node that is listed as full lists every image."""
+    """A status reports DiskFull for a node, and then its kubelet lists every image."""
     world.apply("base", SMALL, rollout={"paused": True})
     kubelet = world.join("n0")
     await asyncio.sleep(60)
@@ -203,7 +203,7 @@ async def said_to_have_no_room(world: World) -> None:
     await asyncio.sleep(200)
 
 
-def test_a_node_that_lists_the_images_needs_no_room_for_them() -> None:
+def test_false_disk_full_is_reported_for_a_node_that_lists_the_images() -> None:
     assert promises(said_to_have_no_room) == ["status-truth"]
 
 
@@ -215,28 +215,28 @@ def edited(world: World) -> None:
     world.edit("base", disk={"maxUsagePercent": 90})
 
 
-def test_a_node_that_holds_the_images_is_not_listed_as_full_for_ever() -> None:
+def test_lasting_false_disk_full_is_reported_for_a_node_that_holds_the_images() -> None:
     assert promises(lambda world: said_to_be_full(world, between=nothing)) == ["status-truth"]
 
 
 @pytest.mark.parametrize("between", [not_listed, edited])
-def test_a_failure_that_is_new_was_not_listed_before(between: Callable[[World], None]) -> None:
+def test_new_disk_full_failure_starts_a_new_clock(between: Callable[[World], None]) -> None:
     assert promises(lambda world: said_to_be_full(world, between=between)) == []
 
 
 async def refused_probe(world: World) -> None:
-    """The operator asks with a pod for no node what the API server keeps, and a webhook fails."""
+    """The operator probes the API server with a pod without a node, and a webhook refuses it."""
     world.webhook_down.add(NAMESPACE)
     body = {"metadata": {"name": "ipf-probe", "labels": {PREFETCH: "probe"}}, "spec": {}}
     world.server.do(OPERATOR, "POST", "pods", (NAMESPACE, ""), body)
 
 
-def test_a_probe_is_no_pull() -> None:
+def test_refused_probe_does_not_count_as_a_pull() -> None:
     assert promises(refused_probe) == []
 
 
 @pytest.mark.parametrize("method", ["tick", "request"])
-def test_an_error_of_the_judge_ends_the_run(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_the_judge_ends_the_run(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise ZeroDivisionError
 

@@ -51,11 +51,11 @@ _CAUSES: Final = (
     ),
     (
         f"self.contains('@') && !self.matches('@({_DIGEST})$')",
-        "after '@' comes a digest: write sha256: and its 64 lowercase hex digits",
+        "a digest must follow '@': write sha256: and its 64 lowercase hex digits",
     ),
     (
         _TOO_LONG,
-        "the repository name is longer than 255 characters, the registry not counted",
+        "the repository name is longer than 255 characters, without the registry",
     ),
     (
         "self.lowerAscii().matches(" + cel.literal(_GRAMMAR) + ")",

@@ -84,7 +84,7 @@ class Node:
         return f"{self.uid}/{self.boot_id}"
 
     def taints_of(self, keys: Collection[str]) -> tuple[Taint, ...]:
-        """The taints with one of these keys, whatever their effect or value."""
+        """The taints with one of these keys, with any effect and any value."""
         return tuple(taint for taint in self.taints if taint.key in keys)
 
     def taint(self, key: str) -> Taint | None:

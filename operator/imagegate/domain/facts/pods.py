@@ -20,7 +20,7 @@ class Pod:
     observed: str = ""
     """The node's identity when the pod was made."""
     phase: str = "Pending"
-    """Succeeded means that every image was pulled, whatever the containers did after that."""
+    """Succeeded means that every image was pulled, even if a container failed after that."""
     reason: str = ""
     message: str = ""
     waiting: str = ""
@@ -34,8 +34,9 @@ class Pod:
     finished_at: float | None = None
     deleting: bool = False
     owned: bool = True
-    """Whether its Node owns it, as with every puller pod. A pod that only has our labels is no
-    puller pod, because anybody can set labels, also by accident. It proves nothing and stays."""
+    """Whether its Node owns it, as with every puller pod. A pod that only has our labels is not a
+    puller pod, because any user can set labels, even by accident. It proves nothing, and is not
+    deleted."""
 
     @property
     def finished(self) -> bool:

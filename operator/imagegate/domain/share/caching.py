@@ -26,7 +26,7 @@ def decide(decision: ShareDecision) -> None:
         start.create(decision, groups.missing)
     for group in decision.groups:
         attempts = decision.attempts(group)
-        # A refusal that is over is no failure, also while the node still waits for a slot.
+        # A refusal that is over is not a failure, even while the node still waits for a slot.
         if attempts is not None and not room.refusal_is_over(decision, group, attempts):
             decision.blame(attempts)
     if retry.exhausted(decision.failure, decision.prefetch.retry):

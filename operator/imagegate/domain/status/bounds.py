@@ -1,4 +1,4 @@
-"""The size of a status: 16 KiB, whatever the spec and the number of nodes."""
+"""Limits the size of a status to 16 KiB, for every spec and every number of nodes."""
 
 from __future__ import annotations
 

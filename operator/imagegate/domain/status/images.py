@@ -46,7 +46,7 @@ def _advice(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> list[tuple[
         said = [
             each
             for each in advice.advise(image.reference, facts)
-            # A followed tag may move, so that is no advice.
+            # A followed tag may move, so that is not good advice.
             if prefetch.refresh is None or each.rule != thresholds.MUTABLE_TAG.name
         ]
         ranked += (
