@@ -1,4 +1,6 @@
-"""The command line: ``imagegate run``, ``hooks``, ``plan``, ``lint``, ``cleanup``, ``watchdog``."""
+"""The command line: ``imagegate run``, ``hooks``, ``plan``, ``lint``, ``simulate``, ``cleanup``,
+``watchdog``.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,7 @@ from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.installation import Installation
 from imagegate.runtime.watchdog import Watchdog
 from imagegate.settings import GateSource, HooksSettings, Settings
+from imagegate.simulate import command as simulate
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return asyncio.run(_plan(arguments))
             case "lint":
                 return asyncio.run(_lint(arguments))
+            case "simulate":
+                return simulate.run(arguments)
             case "watchdog":
                 return asyncio.run(_watchdog(arguments))
             case _:
@@ -275,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     _add_lint(commands, registries)
+    simulate.add(commands)
     _add_helpers(commands, common, place)
     return parser
 

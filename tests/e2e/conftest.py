@@ -48,6 +48,7 @@ LANES = {
     "test_mirror": "upgrades",
     "test_refresh_end": "listed",
     "test_watch_source": "upgrades",
+    "test_simulate": "timed",
     "test_takeover": "timed",
     "test_scale": "large",
     "test_benchmark": "bench",

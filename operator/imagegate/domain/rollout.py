@@ -12,8 +12,9 @@ nodes go first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from imagegate.domain.facts import RolloutSpec
 from imagegate.domain.throttle import Throttle
@@ -122,14 +123,15 @@ def stopped(view: RolloutView) -> tuple[str, ...]:
     return tuple(sorted({domain for node, domain in view.waiting if held_back(view, domain, node)}))
 
 
-def _in_turn(waiting: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def _in_turn(waiting: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Round-robin over the domains, so that every domain gets its seeds before a domain gets
-    more.
+    more. Lazy, because a pass usually grants few of thousands.
     """
-    rank: dict[str, int] = {}
-    keyed: list[tuple[int, str, str]] = []
+    queues: dict[str, list[str]] = {}
     for node, domain in waiting:
-        position = rank.get(domain, 0)
-        rank[domain] = position + 1
-        keyed.append((position, domain, node))
-    return [(node, domain) for _, domain, node in sorted(keyed)]
+        queues.setdefault(domain, []).append(node)
+    names = sorted(queues)
+    for turn in zip_longest(*(queues[name] for name in names)):
+        for node, domain in zip(turn, names, strict=True):
+            if node is not None:
+                yield node, domain

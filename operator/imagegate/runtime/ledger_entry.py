@@ -234,7 +234,8 @@ class Entry:
             figures.failing_permanently += count * self.failures[node].permanent
 
     def rollout_view(self, prefetch: Prefetch) -> rollout.RolloutView:
-        busy = Counter(self.domains.get(node, "") for node in self.slots - self.held)
+        slots, of = self.slots, self.domains
+        busy = Counter(of.get(node, "") for node in slots - self.held)
         domains = {name for name, figures in self._figures.items() if figures.nodes} | busy.keys()
         return rollout.RolloutView(
             spec=prefetch.rollout,
@@ -243,12 +244,12 @@ class Entry:
             throttle=self.throttle,
             domains={name: self._domain(name, busy[name]) for name in domains},
             joining=tuple(
-                node for node, joining in self.wants.items() if joining and node not in self.slots
+                node for node, joining in self.wants.items() if joining and node not in slots
             ),
             waiting=tuple(
-                (node, self.domains[node])
+                (node, of[node])
                 for node, joining in self.wants.items()
-                if not joining and node not in self.slots
+                if not joining and node not in slots
             ),
         )
 

@@ -128,6 +128,14 @@ def test_every_pin_has_a_hash() -> None:
         assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
 
 
+def test_operators_image_has_nothing_of_the_extra_for_plots() -> None:
+    plot = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    assert plot["optional-dependencies"]["plot"] == ["matplotlib>=3.10,<4"]
+    assert "matplotlib" in pinned(REQUIREMENTS / "dev.txt")
+    assert {"matplotlib", "numpy", "pillow"}.isdisjoint(pinned(REQUIREMENTS / "runtime.txt"))
+    assert "[plot]" not in (CHECKOUT / "Dockerfile").read_text()
+
+
 def test_build_lock_contains_the_required_build_system() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     (required,) = project["build-system"]["requires"]
