@@ -169,8 +169,10 @@ class Workloads:
             group = await self._client.get(f"/apis/{kinds.group(place.api_version)}")
         except NotFound:
             return _not_served(place)
-        versions = (str(version.get("version")) for version in group.get("versions") or ())
-        return _not_served(place, f", only {', '.join(versions)}")
+        served = [str(version.get("version")) for version in group.get("versions") or ()]
+        # A new CRD appears in the group a moment before its own API version answers.
+        others = [each for each in served if each != place.api_version.partition("/")[2]]
+        return _not_served(place, f", only {', '.join(others)}" if others else "")
 
 
 def _not_served(place: Place, others: str = "") -> str:
