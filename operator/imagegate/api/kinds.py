@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from imagegate.api import paths
 
@@ -73,7 +73,12 @@ _FRAMEWORKS: Final = (
 )
 
 
-def _ray(cluster: str, *more: str) -> dict[str, tuple[str, ...]]:
+class _Fields(TypedDict):
+    pod_templates: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+def _ray(cluster: str, *more: str) -> _Fields:
     groups = ("headGroupSpec", "workerGroupSpecs[*]")
     return {
         "pod_templates": (*(f"{cluster}.{group}.template" for group in groups), *more),
@@ -98,7 +103,7 @@ def _workflow(spec: str) -> tuple[str, ...]:
     )
 
 
-def _spark(spec: str) -> dict[str, tuple[str, ...]]:
+def _spark(spec: str) -> _Fields:
     parts = ("driver", "executor")
     return {
         "pod_templates": tuple(f"{spec}.{part}.template" for part in parts),
