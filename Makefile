@@ -85,6 +85,11 @@ scale: setup binaries ## the e2e test of 1,000 simulated nodes, with 5,000 nodes
 	IMAGEGATE_SCALE_NODES=5000 $(PYTHON) -m pytest tests/e2e -k thousand --timeout=1800 -v -s \
 	  --cluster-name=$(E2E) $(PYTEST_ARGS)
 
+.PHONY: bench
+bench: setup binaries ## the operator on a real API server, beside a bare client; BENCH_ARGS="--nodes 1000 --images 1"
+	$(PYTHON) -m benchmarks.cluster $(BENCH_ARGS)
+	$(PYTHON) -m tests.cluster --name imagegate-bench check-clean
+
 .PHONY: bench-memory
 bench-memory: setup ## CPU, memory and requests for each node at 1,000 to 100,000 nodes; BENCH_ARGS="--nodes 1000"
 	$(PYTHON) -m benchmarks.memory $(BENCH_ARGS)

@@ -67,6 +67,7 @@ CLUSTERS = (
     lane("large"),
     lane("timed", nice=-10),
     Job("chaos", ("chaos",), "imagegate-e2e-chaos"),
+    lane("bench"),
     Job("e2e-older", ("e2e-older",), "imagegate-e2e-older"),
 )
 """The longest first. Each job that ends frees a slot for the next job."""

@@ -10,19 +10,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from benchmarks import report
 from benchmarks.memory.scenarios import JOINING, Case, run
+from benchmarks.report import Column, Row, Table, number
 
 SCENARIOS = ("start", "rollout", "join", "heartbeats", "shares")
 SHARES_NODES = 1_000
 SHARES_PREFETCHES = (1, 20, 200)
 OUTPUT = Path(".artifacts/bench-memory.json")
-
-Row = Mapping[str, Any]
 
 
 def main() -> int:
@@ -47,9 +46,9 @@ def main() -> int:
     found: list[Row] = []
     for case in _cases(arguments):
         found.append(_apart(case))
-        print("\n".join(_table(found)) if len(found) == 1 else _line(found[-1]), flush=True)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        head = TABLE.head() if len(found) == 1 else []
+        print("\n".join((*head, _line(found[-1]))), flush=True)
+        report.write(arguments.output, found)
     print("\n".join(("", *_flatness(found))))
     print(f"\n{arguments.output} has the requests, events and decisions of each case")
     return 0
@@ -77,15 +76,22 @@ def _apart(case: Case) -> Row:
     return row
 
 
-COLUMNS = (
-    f"{'scenario':<16} {'nodes':>7} {'virtual':>8} {'CPU':>8} {'a node':>9} {'GC':>7} {'API':>8}"
-    f" {'memory':>13} {'requests':>9} {'events':>8} {'decisions':>10} {'shares':>9}"
+TABLE = Table(
+    (
+        Column("scenario", 16, left=True),
+        Column("nodes", 7),
+        Column("virtual", 8, "min"),
+        Column("CPU", 8, "s"),
+        Column("a node", 9, "ms"),
+        Column("GC", 7, "s"),
+        Column("API", 8, "s"),
+        Column("memory", 13, "MiB"),
+        Column("requests", 9),
+        Column("events", 8),
+        Column("decisions", 10),
+        Column("shares", 9),
+    )
 )
-UNITS = f"{'':<16} {'':>7} {'min':>8} {'s':>8} {'ms':>9} {'s':>7} {'s':>8} {'MiB':>13}"
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    return [COLUMNS, UNITS, *map(_line, rows)]
 
 
 def _line(row: Row) -> str:
@@ -93,16 +99,23 @@ def _line(row: Row) -> str:
     name, cpu, nodes = _name(row), row["cpu"], _nodes(row)
     if row["traced"] is not None:
         # Times of a run with tracemalloc mean nothing.
-        return (
-            f"{name:<16} {nodes:>7} {'':>8} {'':>8} {'':>9} {'':>7} {'':>8}"
-            f" {row['traced'] / nodes:>13.0f} bytes a node (tracemalloc)"
-        )
-    return (
-        f"{name:<16} {nodes:>7} {row['minutes']:>8.1f} {cpu['operator']:>8.2f}"
-        f" {1000 * cpu['operator'] / nodes:>9.3f} {cpu['collector']:>7.2f} {cpu['api']:>8.2f}"
-        f" {row['rss'] / 2**20:>13.0f} {sum(row['requests'].values()):>9}"
-        f" {sum(row['events'].values()):>8} {row['decisions'].get('nodes', 0):>10}"
-        f" {row['decisions'].get('shares', 0):>9}"
+        line = TABLE.line([name, nodes, *[None] * 5, number(row["traced"] / nodes)])
+        return f"{line} bytes a node (tracemalloc)"
+    return TABLE.line(
+        [
+            name,
+            nodes,
+            number(row["minutes"], 1),
+            number(cpu["operator"], 2),
+            number(1000 * cpu["operator"] / nodes, 3),
+            number(cpu["collector"], 2),
+            number(cpu["api"], 2),
+            number(row["rss"] / 2**20),
+            sum(row["requests"].values()),
+            sum(row["events"].values()),
+            row["decisions"].get("nodes", 0),
+            row["decisions"].get("shares", 0),
+        ]
     )
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from benchmarks.memory import objects
+from benchmarks import objects
 from benchmarks.memory.meter import Meter
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, Node, Prefetch

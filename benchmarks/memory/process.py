@@ -22,7 +22,7 @@ from imagegate.puller.build import PullerSettings
 from imagegate.run import campaign
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.election import Elector
-from imagegate.runtime.process import Process
+from imagegate.runtime.process import Process, collect_less
 from imagegate.settings import Settings
 from tests.simulation.loop import EPOCH
 from tests.simulation.machines import Registry
@@ -73,6 +73,7 @@ class Operator:
         network: Network,
         registry: Registry,
     ) -> None:
+        collect_less()
         loop = asyncio.get_running_loop()
         server_time = ServerTime(wall=lambda: EPOCH + loop.time(), monotonic=loop.time)
         clock = Clock(now=server_time.now, monotonic=loop.time)

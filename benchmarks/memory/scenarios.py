@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import objects
+from benchmarks import objects
 from benchmarks.memory.cluster import Api, Kubelets
 from benchmarks.memory.meter import Meter, Seconds
 from benchmarks.memory.process import Counts, Operator
@@ -73,6 +73,7 @@ class Bench:
             for n in range(prefetches)
         ]
         self._trace = trace
+        self._thresholds = gc.get_threshold()
         self._rss = 0
         self._began = 0.0
         for n in range(prefetches):
@@ -194,6 +195,7 @@ class Bench:
         self.counts.close()
         self.meter.close()
         gc.unfreeze()
+        gc.set_threshold(*self._thresholds)
         if self._trace:
             tracemalloc.stop()
 
@@ -280,7 +282,9 @@ class _Outcome:
 
 def run(case: Case) -> Figures:
     """Run one case in this process."""
-    logging.getLogger("imagegate").setLevel(logging.ERROR)
+    logger = logging.getLogger("imagegate")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     outcome = _Outcome()
 
     async def main() -> None:
@@ -298,7 +302,10 @@ def run(case: Case) -> Figures:
         finally:
             await bench.close()
 
-    loop.run(main, 1)
+    try:
+        loop.run(main, 1)
+    finally:
+        logger.setLevel(level)
     return outcome.figures[0]
 
 

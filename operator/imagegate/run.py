@@ -22,7 +22,7 @@ from imagegate.registry import client as registry
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock, ServerTime
 from imagegate.runtime.election import Elector
-from imagegate.runtime.process import Process
+from imagegate.runtime.process import Process, collect_less
 from imagegate.runtime.tasks import first_of, spawn
 from imagegate.settings import Settings
 
@@ -33,6 +33,7 @@ class LeadershipLost(ImagegateError):
 
 async def run(settings: Settings) -> None:
     """Run the process until a signal. Raises LeadershipLost when it must be restarted."""
+    collect_less()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -50,6 +50,7 @@ LANES = {
     "test_watch_source": "upgrades",
     "test_takeover": "timed",
     "test_scale": "large",
+    "test_benchmark": "bench",
     "test_disk_end": "listed",
     "test_retention_end": "listed",
     "test_uninstall": "upgrades",
@@ -62,6 +63,7 @@ is the order in a cluster's life: tests that break the installation come last.
   timers run from the beginning of the lane to its end.
 - upgrades: tests that change the installation.
 - large: tests with many nodes or data sets, and a test that waits for a slot.
+- bench: the benchmark, which starts a cluster itself.
 """
 
 

@@ -63,7 +63,13 @@ class Response:
         self.status = status
         self._payload = payload
         self._headers = {"Date": formatdate(int(EPOCH + elapsed()), usegmt=True), **(headers or {})}
-        self.response: Any = self
+
+    @property
+    def response(self) -> Response:
+        """Itself, as a client reads it. No attribute: a cycle keeps the payload until the garbage
+        collector runs.
+        """
+        return self
 
     async def read(self) -> bytes:
         return self._payload

@@ -8,7 +8,6 @@ from enum import StrEnum
 
 from imagegate.domain.facts import (
     Attempts,
-    DaemonSetRef,
     Group,
     Node,
     NodeState,
@@ -129,18 +128,3 @@ class Standing:
     """Whether its disk usage must be read first. The node keeps its slot meanwhile."""
     exposed: bool = False
     """Whether pods without secrets can use images that are pulled with secrets (`credentials`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodePlan:
-    actions: tuple[Action, ...] = ()
-    requeue_at: float | None = None
-    standings: Mapping[str, Standing] = field(default_factory=dict)
-    held: bool = False
-    """Whether the gate taint is on the node and stays."""
-    holding: str = ""
-    """Why the taint stays, as text for people."""
-    wants_usage: bool = False
-    """Whether more could be decided if the node's disk usage were known."""
-    awaits: frozenset[DaemonSetRef] = frozenset()
-    """The DaemonSets that must be Ready on the node before a pull that is due may start."""

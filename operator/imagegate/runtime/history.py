@@ -93,17 +93,20 @@ class PodHistory:
         self._failed_at: dict[str, float] = {}
         self._finished_at: dict[str, float] = {}
 
-    def pulled(self, uid: str) -> frozenset[str]:
-        """The images that the kubelet reported as pulled for this pod."""
-        return self._pulled.get(uid, frozenset())
+    @property
+    def pulled(self) -> Mapping[str, frozenset[str]]:
+        """The images that the kubelet reported as pulled for a pod."""
+        return self._pulled
 
-    def failed_at(self, uid: str) -> float | None:
-        """When a watch last reported to this process that this pod's pull has failed."""
-        return self._failed_at.get(uid)
+    @property
+    def failed_at(self) -> Mapping[str, float]:
+        """When a watch last reported to this process that a pod's pull has failed."""
+        return self._failed_at
 
-    def finished_at(self, uid: str) -> float | None:
-        """When this process first saw this pod finished."""
-        return self._finished_at.get(uid)
+    @property
+    def finished_at(self) -> Mapping[str, float]:
+        """When this process first saw a pod finished. This time never changes."""
+        return self._finished_at
 
     def see(self, pod: Pod, old: Pod | None, *, live: bool) -> None:
         """``live``: the change was reported by a watch, and not found in a list."""
@@ -114,7 +117,7 @@ class PodHistory:
 
     def see_pulled(self, pod: Pod, image: str) -> bool:
         """A kubelet has reported an image of the pod as pulled. False where that was known."""
-        known = self.pulled(pod.uid)
+        known = self._pulled.get(pod.uid, frozenset())
         if image in known:
             return False
         self._pulled[pod.uid] = known | {image}

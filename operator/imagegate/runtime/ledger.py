@@ -52,7 +52,10 @@ class Ledger:
         """The uid of every node with a decision, by its name."""
 
     def entry(self, prefetch: str) -> Entry:
-        return self.entries.setdefault(prefetch, Entry())
+        entry = self.entries.get(prefetch)
+        if entry is None:
+            entry = self.entries[prefetch] = Entry()
+        return entry
 
     def record(
         self,
@@ -118,6 +121,9 @@ class Ledger:
         before = self.started.get(node.name, {})
         started: dict[str, str] = {}
         for share in shares:
+            noted = before and any(group.key in before for group in share.prefetch.groups)
+            if not noted and all(pod.finished for pod in share.pods):
+                continue  # nothing to note, as for nearly every share
             # A pod of an earlier boot, or in a namespace that is not wanted any more, does not
             # belong to the group, because the operator deletes it.
             mine = {

@@ -65,10 +65,17 @@ class Entry:
 
     def record(self, node: str, domain: str, standing: Standing, *, held: bool) -> bool:
         """Record a decision. True if it changes anything for the status or for other nodes."""
-        self._uncount(node)
-        caught_up = self._catch_up(node)
         before = self.standings.get(node)
         was_held, had_slot = node in self.held, node in self.slots
+        has_slot = standing.pulling or (standing.reads_disk and had_slot)
+        if (
+            before == standing
+            and (was_held, had_slot, self.domains[node]) == (held, has_slot, domain)
+            and node not in self.outdated
+        ):
+            return False
+        self._uncount(node)
+        caught_up = self._catch_up(node)
         if before is not None:
             self.counts[before.state] -= 1
         self.counts[standing.state] += 1
@@ -76,7 +83,6 @@ class Entry:
         self.domains[node] = domain
         _keep(self.held, node, held)
         _keep(self.exposed, node, standing.exposed)
-        has_slot = standing.pulling or (standing.reads_disk and had_slot)
         _keep(self.slots, node, has_slot)
         if standing.wants:
             if self.wants.get(node) is not held:

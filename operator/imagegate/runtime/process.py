@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -11,6 +12,18 @@ from imagegate.runtime.clock import Clock
 from imagegate.runtime.election import Leadership
 from imagegate.runtime.queues import Queues
 from imagegate.runtime.store import Store
+
+COLLECTIONS = 50_000, 20, 100
+"""Thresholds of Python's cyclic garbage collector: new objects for a collection of the youngest
+generation, and how many collections of one generation make one of the next. The defaults (700, 10,
+10) are a third of the CPU time of a start with 10,000 nodes, because each list makes millions of
+objects. Nothing that comes by the thousand is in a cycle, so nearly all memory is freed without the
+collector."""
+
+
+def collect_less() -> None:
+    """Run Python's garbage collector less often, in this whole process."""
+    gc.set_threshold(*COLLECTIONS)
 
 
 @dataclass(frozen=True, slots=True)

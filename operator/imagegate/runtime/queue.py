@@ -217,6 +217,8 @@ class KeyedQueue:
                 self._observe_work(time.monotonic() - started)
                 if key in self._again:
                     self.add(key, urgent=self._again.pop(key))
+            # Decisions without requests never wait. Thousands in a row would stop the whole loop.
+            await asyncio.sleep(0)
 
     def _retry(self, key: str, error: Exception, *, urgent: bool) -> None:
         count = self._failures[key] = self._failures.get(key, 0) + 1

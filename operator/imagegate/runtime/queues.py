@@ -13,6 +13,9 @@ from imagegate.runtime.queue import KeyedQueue, Observe
 
 PASS_INTERVAL = 0.2
 """Seconds over which changes of one prefetch are gathered into one rollout pass."""
+GATHER = 0.2
+"""Seconds over which changes of prefetches are gathered into one decision about each node: a start
+with hundreds of prefetches would decide hundreds of times about each node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,11 @@ class Queues:
         """Something about these prefetches' nodes has changed: make a rollout pass soon."""
         for name in prefetches:
             self.prefetches.add(name, delay=PASS_INTERVAL)
+
+    def plan_decisions(self, nodes: Iterable[str]) -> None:
+        """A prefetch of these nodes has changed: decide about them soon."""
+        for name in nodes:
+            self.nodes.add(name, delay=GATHER)
 
     def kick(self) -> None:
         """The API server answers again: retry the keys that have failed without it."""

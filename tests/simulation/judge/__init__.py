@@ -34,4 +34,5 @@ class Judge(Record):
         self._liveness.see(request)
 
     def tick(self) -> None:
+        self.look()
         self._liveness.look()

@@ -38,6 +38,9 @@ LATE_WATCH = 4.0
 """Seconds of lag from which a reported failure does not prove that no pull is in flight."""
 REPEATED = 30
 """Writes of one operator to one object in a minute."""
+READABLE = 60.0
+"""Seconds within which the operator notices that it may read a namespace again: it asks every
+30 s."""
 REFUSED = 40
 """Refused writes of the operator to one object in 10 minutes."""
 RETRIED = 360.0

@@ -103,6 +103,8 @@ class Record:
     """When the leader got the lease."""
     _full_at: dict[tuple[str, str], float] = field(default_factory=dict)
     """By prefetch and machine, when the images last could not be pulled there."""
+    forbidden_at: dict[str, float] = field(default_factory=dict)
+    """By namespace, when the operator last had no right to create puller pods there."""
     _told: set[tuple[str, str]] = field(default_factory=set)
 
     def note(self, request: Request) -> None:
@@ -114,6 +116,12 @@ class Record:
                 self._note_gate(request)
             if request.resource == "nodes":
                 self._note_ready(request)
+
+    def look(self) -> None:
+        """Note what no request shows. Called every few seconds."""
+        for ask in self.asks.values():
+            if not self.allowed(ask):
+                self.forbidden_at[ask.namespace] = elapsed()
 
     def blame(self, promise: str, subject: str, text: str) -> None:
         if (promise, subject) not in self._told:

@@ -17,6 +17,7 @@ from tests.simulation.judge.bounds import (
     LATE_WATCH,
     LISTED,
     NOT_READY_FOR,
+    READABLE,
     REFUSED,
     REPEATED,
     RETRIED,
@@ -154,7 +155,8 @@ class Safety:
                 since = age(node["metadata"]["creationTimestamp"])
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
-            blocked = not record.allowed(ask)
+            forbidden_at = record.forbidden_at.get(ask.namespace, -math.inf)
+            blocked = not record.allowed(ask) or elapsed() - forbidden_at < READABLE
             if ask.fail_closed:
                 record.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
             elif since < ask.timeout - LATE and not (
@@ -274,11 +276,11 @@ class Safety:
                 continue
             if age(metadata["creationTimestamp"]) > DEADLINE or not self._counts(node):
                 continue
-            if record.taints(node):  # the node joins, or is held again
+            for_joining = metadata["uid"] in self._for_joining
+            # A node that was released, or held again, during the pull counts in neither group.
+            if record.taints(node) and for_joining:
                 joining.add(node["metadata"]["name"])
-            elif (
-                metadata["uid"] not in self._for_joining
-            ):  # otherwise the node was released during the pull
+            elif not record.taints(node) and not for_joining:
                 busy.add(node["metadata"]["name"])
         record.applied["max-parallel"] += 1
         for pulling, which in ((joining, True), (busy, False)):

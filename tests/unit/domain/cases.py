@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from imagegate.domain import node as node_decision
-from imagegate.domain.actions import CreatePod, DeletePod, NodePlan, PatchNode
+from imagegate.domain.actions import CreatePod, DeletePod, PatchNode
 from imagegate.domain.facts import (
     Gate,
     GateSpec,
@@ -18,7 +18,7 @@ from imagegate.domain.facts import (
     RolloutSpec,
     Taint,
 )
-from imagegate.domain.node import NodeView
+from imagegate.domain.node import NodePlan, NodeView
 from imagegate.domain.share import Share
 
 KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
@@ -94,7 +94,10 @@ def view(on: Node, *shares: Share, **changes: Any) -> NodeView:
 def decide(seen: NodeView, now: float = NOW) -> NodePlan:
     """Decide, and check the rules that hold for every decision."""
     plan = node_decision.decide(seen, now)
-    assert node_decision.decide(seen, now) == plan, "the same facts gave two plans"
+    afresh = node_decision.decide(dataclasses.replace(seen, before=None), now)
+    assert afresh == plan, "a reused outcome gave another plan"
+    seconds = dataclasses.replace(seen, before=plan.decided)
+    assert node_decision.decide(seconds, now) == plan, "the same facts gave two plans"
     for patch in patches(plan):
         touched = {t.key for t in (*patch.remove, patch.add) if t is not None}
         assert touched <= {KEY, *seen.earlier_keys}, "a foreign taint was touched"

@@ -614,7 +614,7 @@ class Lives(RuleBasedStateMachine):
             for other in self.cluster.pods.values()
             if other.prefetch == pod.prefetch and not other.finished and not other.deleting
             # A pull is over when its kubelet has reported all images, even before the pod ends.
-            if not by.store.pod_history.pulled(other.uid).issuperset(other.images)
+            if not by.store.pod_history.pulled.get(other.uid, frozenset()).issuperset(other.images)
             if other.node in self.machines
             and other.observed.startswith(self.machines[other.node].uid + "/")
             and other.node in by.store.nodes
@@ -1005,5 +1005,7 @@ SETTINGS = settings(
 
 
 @pytest.mark.timeout(0)
-def test_the_guarantees_hold_in_random_lives() -> None:
+def test_the_guarantees_hold_in_random_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every node reuses outcomes, and `cases.decide` compares each plan with one that reuses none.
+    monkeypatch.setattr("imagegate.runtime.reconcile.node_views.MANY", 1)
     run_state_machine_as_test(Lives, settings=SETTINGS)

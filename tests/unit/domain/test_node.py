@@ -356,6 +356,9 @@ def test_an_edit_does_not_cancel_a_pull_of_images_that_are_still_wanted() -> Non
     plan = decide(view(on, Share(after, pods=(running,), has_slot=True)))
     assert plan.actions == ()
     assert plan.standings["llm"].pulling
+    assert plan.requeue_at is not None, "its slot is freed at its deadline"
+    late = decide(view(on, Share(after, pods=(running,), has_slot=True)), plan.requeue_at)
+    assert not late.standings["llm"].pulling
     unwanted = prefetch("llm", "reg.test/x:1")
     plan = decide(view(on, Share(unwanted, pods=(running,), has_slot=True)))
     assert len(deletes(plan)) == 1

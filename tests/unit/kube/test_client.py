@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -152,3 +153,24 @@ async def test_end_of_an_outage_is_reported_once_and_status_500_is_no_outage(
             except errors.KubeError:
                 continue
     assert recovered == [200, 404]
+
+
+async def test_requests_leave_no_cycles_to_the_garbage_collector() -> None:
+    """The operator's process runs the collector seldom (`runtime.process.COLLECTIONS`), so a page
+    of a list must be freed without it.
+    """
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"items": [{"a": number} for number in range(100)]})
+
+    async with serving(handler) as client:
+        await client.get("/warm")
+        await asyncio.sleep(0.05)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await client.get("/api/v1/nodes", limit="500")
+            assert gc.collect() < 20, "the collector had to free what the requests made"
+        finally:
+            gc.enable()

@@ -348,3 +348,18 @@ async def _interleaved(
                 check()
     assert not queue._failures
     assert not queue._again
+
+
+async def test_keys_whose_work_never_waits_do_not_stop_the_loop() -> None:
+    done: list[str] = []
+
+    async def handle(key: str) -> None:
+        done.append(key)
+
+    queue = KeyedQueue("t", workers=2)
+    for number in range(1000):
+        queue.add(str(number))
+    async with running(queue, handle):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert 0 < len(done) < 20

@@ -8,10 +8,11 @@ The steps, in the order of the node's life. A step calls only steps further down
 4. `patch`: the labels, the annotation and the taints that change.
 5. `hold`: whether the node gets the gate taint.
 
-`view` has the facts. Pure and total: the same facts and the same time give the same plan.
+`view` has the facts and the result. Pure and total: the same facts and the same time give the same
+plan.
 """
 
 from imagegate.domain.node.plan import decide
-from imagegate.domain.node.view import NodeView
+from imagegate.domain.node.view import Decided, NodePlan, NodeView
 
-__all__ = ["NodeView", "decide"]
+__all__ = ["Decided", "NodePlan", "NodeView", "decide"]

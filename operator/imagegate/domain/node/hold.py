@@ -71,7 +71,7 @@ def _joins_untainted(decision: NodeDecision) -> bool:
         share.prefetch.gate.mode is GateMode.NEW_NODES
         and node.created_at > share.prefetch.created_at
         and not share.cached
-        and not share.skipped
+        and not share.standing.skipped
         for share in decision.shares
     )
 

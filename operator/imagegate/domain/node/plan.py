@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from imagegate.domain.actions import Action, DeletePod, NodePlan
+from imagegate.domain.actions import Action, DeletePod
 from imagegate.domain.node import patch, release, shares
-from imagegate.domain.node.view import NodeDecision, NodeView
+from imagegate.domain.node.view import NodeDecision, NodePlan, NodeView
 
 
 def decide(view: NodeView, now: float) -> NodePlan:
     """The actions for this node now, and when to decide again if nothing happens before."""
-    decided = shares.decide(view, now)
-    decision = NodeDecision(view, now, decided, release.judge(view, decided, now))
+    outcomes, decided = shares.decide(view, now)
+    decision = NodeDecision(view, now, outcomes, release.judge(view, outcomes, now))
     verdict = decision.verdict
     actions: list[Action] = [
         DeletePod(pod, "no ImagePrefetch matches it") for pod in view.orphans if not pod.deleting
     ]
-    requeue: list[float] = []
-    for share in decided:
-        actions.extend(share.actions)
-        requeue.extend(share.requeue)
-    if verdict is not None and verdict.requeue_at is not None:
+    requeue = [outcome.requeue_at for outcome in outcomes]
+    for outcome in outcomes:
+        actions.extend(outcome.actions)
+    if verdict is not None:
         requeue.append(verdict.requeue_at)
     change = patch.of_node(decision)
     if not change.empty:
@@ -28,10 +27,11 @@ def decide(view: NodeView, now: float) -> NodePlan:
     return NodePlan(
         actions=tuple(actions),
         # A time in the past needs no new decision, because this decision has considered it.
-        requeue_at=min((at for at in requeue if at > now), default=None),
-        standings={share.prefetch.name: share.standing for share in decided},
+        requeue_at=min((at for at in requeue if at is not None and at > now), default=None),
+        standings={outcome.prefetch.name: outcome.standing for outcome in outcomes},
         held=held,
         holding=verdict.message if held and verdict is not None else "",
-        wants_usage=any(share.wants_usage for share in decided),
-        awaits=frozenset(ref for share in decided for ref in share.awaits),
+        wants_usage=any(outcome.standing.reads_disk for outcome in outcomes),
+        awaits=frozenset(ref for outcome in outcomes for ref in outcome.awaits),
+        decided=decided,
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from imagegate.domain import gate, match
 from imagegate.domain.gate import Claim, GateView, Verdict
 from imagegate.domain.node.view import NodeView
-from imagegate.domain.share.decision import ShareDecision
+from imagegate.domain.share.outcome import Outcome
 
 
-def judge(view: NodeView, shares: tuple[ShareDecision, ...], now: float) -> Verdict | None:
+def judge(view: NodeView, shares: tuple[Outcome, ...], now: float) -> Verdict | None:
     """The gate's verdict; None if the node has no gate taint or is being deleted."""
     if not view.taints or view.node.deleting:
         return None
@@ -25,19 +25,19 @@ def judge(view: NodeView, shares: tuple[ShareDecision, ...], now: float) -> Verd
     return gate.judge(gate_view, now)
 
 
-def _claims(view: NodeView, shares: tuple[ShareDecision, ...]) -> tuple[Claim, ...]:
+def _claims(view: NodeView, shares: tuple[Outcome, ...]) -> tuple[Claim, ...]:
     impossible = match.skipped(view.node, gated=True) in match.NEVER
     return (
         *(
             Claim(
-                decision.prefetch,
-                cached=decision.cached,
-                failure=decision.failure,
-                impossible=decision.skipped in match.NEVER,
-                why=decision.skipped,
-                waits_for=decision.waits_for or (decision.share.slots if decision.wants else ""),
+                outcome.prefetch,
+                cached=outcome.cached,
+                failure=outcome.standing.failure,
+                impossible=outcome.standing.skipped in match.NEVER,
+                why=outcome.standing.skipped,
+                waits_for=outcome.waits_for,
             )
-            for decision in shares
+            for outcome in shares
         ),
         *(
             Claim(

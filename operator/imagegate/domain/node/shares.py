@@ -1,73 +1,83 @@
 """Each prefetch that matches the node: one decision after the other, because they share the node's
 disk and its kubelet's queue.
+
+A decision is a pure function of its share, the node, the site and the time. So the outcome of the
+last decision is reused while these are the same, and an event costs what it concerns. That matters
+for nodes that hundreds of prefetches match.
 """
 
 from __future__ import annotations
 
-from imagegate.domain import disk, match
-from imagegate.domain.node.view import NodeView
+from dataclasses import replace
+
+from imagegate.domain import match
+from imagegate.domain.facts import LABEL_PREFIX, Node
+from imagegate.domain.node.view import Decided, NodeView
 from imagegate.domain.share import drift
 from imagegate.domain.share.assess import assess
-from imagegate.domain.share.decision import ShareDecision
-from imagegate.domain.share.known import Site
+from imagegate.domain.share.known import Contents, Passing, Share, Site
+from imagegate.domain.share.outcome import Outcome
 
 
-def decide(view: NodeView, now: float) -> tuple[ShareDecision, ...]:
-    node = view.node
-    gated = bool(view.taints)
-    since = view.labels_since
-    queued = sum(
-        size.compressed
-        for share in view.shares
-        for image in share.prefetch.images
-        if (size := share.size(image.reference, node)) is not None
-    )
-    held = _held(view)
-    reserved = _reserved(view, held)
-    decisions: list[ShareDecision] = []
+def decide(view: NodeView, now: float) -> tuple[tuple[Outcome, ...], Decided]:
+    """The outcome of each share, and what the next decision may reuse."""
+    site = _site(view)
+    before = _comparable(view, site)
+    outcomes: list[Outcome] = []
     for share in view.shares:
-        site = Site(
-            gated=gated,
+        outcome = _earlier(share, view.node, before)
+        if outcome is None or not outcome.holds(share, site.queued, now):
+            outcome = Outcome.of(assess(share, view.node, site, now))
+        if outcome.starting:
+            starting = {**site.passing.starting, **outcome.starting}
+            site = replace(site, passing=replace(site.passing, starting=starting))
+        outcomes.append(outcome)
+    lasting = {outcome.prefetch.name: outcome for outcome in outcomes if outcome.lasting}
+    return tuple(outcomes), Decided(view.node, site.compared, lasting)
+
+
+def _site(view: NodeView) -> Site:
+    node, since = view.node, view.labels_since
+    return Site(
+        Passing(
+            Contents(node, view.shares),
             usage=view.usage,
-            held=held,
-            reserved=reserved,
-            queued=queued,
-            away_at=None if view.unready_since is None else view.unready_since + match.AWAY_AFTER,
-            seen=view.seen,
             settles_at=None if since is None else since + drift.LISTED_AFTER,
-        )
-        decision = assess(share, node, site, now)
-        reserved = {**reserved, **decision.starting}
-        decisions.append(decision)
-    return tuple(decisions)
+        ),
+        gated=bool(view.taints),
+        queued=sum(
+            size.compressed
+            for share in view.shares
+            for image in share.prefetch.images
+            if (size := share.size(image.reference, node)) is not None
+        ),
+        away_at=None if view.unready_since is None else view.unready_since + match.AWAY_AFTER,
+        seen=view.seen,
+    )
 
 
-def _held(view: NodeView) -> frozenset[disk.Key]:
-    """The layers and images that the node holds: the node lists them, or a finished pod pins them
-    and the kubelet does not list them yet.
+def _comparable(view: NodeView, site: Site) -> Decided | None:
+    """The last decision, if it was made from the same facts about the node. The labels of single
+    prefetches are compared in `_earlier`.
     """
-    node = view.node
-    held: set[disk.Key] = set()
-    for share in view.shares:
-        listed = [i.reference for i in share.prefetch.images if i.listed_as in node.listed]
-        pulled = [
-            reference
-            for pod in share.pods
-            if pod.phase == "Succeeded" and pod.machine == node.uid
-            for reference in pod.images
-        ]
-        held.update(share.parts((*listed, *pulled), node))
-    return frozenset(held)
+    before = view.before
+    if before is None or before.site != site.compared:
+        return None
+    if before.node is view.node or _without_ours(before.node) == _without_ours(view.node):
+        return before
+    return None
 
 
-def _reserved(view: NodeView, held: frozenset[disk.Key]) -> dict[disk.Key, int]:
-    """The layers and images that pulls in flight bring to the node."""
-    node = view.node
-    return {
-        key: count
-        for share in view.shares
-        for pod in share.pods
-        if not pod.finished and pod.machine == node.uid
-        for key, count in share.parts(pod.images, node).items()
-        if key not in held
-    }
+def _without_ours(node: Node) -> Node:
+    others = {key: text for key, text in node.labels.items() if not key.startswith(LABEL_PREFIX)}
+    return replace(node, labels=others)
+
+
+def _earlier(share: Share, node: Node, before: Decided | None) -> Outcome | None:
+    """The last outcome for this prefetch, unless the prefetch's label on the node has changed."""
+    if before is None:
+        return None
+    label = share.prefetch.label
+    if before.node is not node and before.node.labels.get(label) != node.labels.get(label):
+        return None
+    return before.outcomes.get(share.prefetch.name)

@@ -1,15 +1,29 @@
-"""The facts for the decision about one node, and the decision while it is made."""
+"""The facts for the decision about one node, the decision while it is made, and its result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from imagegate.domain.actions import Action, Standing
 from imagegate.domain.disk import Usage
-from imagegate.domain.facts import Gate, Listed, Node, Pod, Taint
+from imagegate.domain.facts import DaemonSetRef, Gate, Listed, Node, Pod, Taint
 from imagegate.domain.gate import Problem, Verdict
-from imagegate.domain.share.decision import ShareDecision
 from imagegate.domain.share.known import Share
+from imagegate.domain.share.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What the last decision about a node leaves for the next: the outcomes that may be reused, and
+    the facts that all of them have in common.
+    """
+
+    node: Node
+    site: tuple[object, ...]
+    """See `known.Site.compared`."""
+    outcomes: Mapping[str, Outcome]
+    """By the name of the prefetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,8 @@ class NodeView:
     """Whether the operator itself taints new nodes, because no admission policy is served."""
     control_planes: bool = False
     """Whether it also taints new nodes of the control plane."""
+    before: Decided | None = None
+    """The last decision about this node. It makes this decision cheaper, and never another one."""
 
     @property
     def taints(self) -> tuple[Taint, ...]:
@@ -64,10 +80,27 @@ class NodeDecision:
 
     view: NodeView
     now: float
-    shares: tuple[ShareDecision, ...]
+    shares: tuple[Outcome, ...]
     verdict: Verdict | None
     """The gate's verdict. None: the node has no gate taint, or is being deleted."""
 
     @property
     def node(self) -> Node:
         return self.view.node
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    actions: tuple[Action, ...] = ()
+    requeue_at: float | None = None
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    held: bool = False
+    """Whether the gate taint is on the node and stays."""
+    holding: str = ""
+    """Why the taint stays, as text for people."""
+    wants_usage: bool = False
+    """Whether more could be decided if the node's disk usage were known."""
+    awaits: frozenset[DaemonSetRef] = frozenset()
+    """The DaemonSets that must be Ready on the node before a pull that is due may start."""
+    decided: Decided | None = field(default=None, compare=False)
+    """For `NodeView.before` of the next decision about this node."""

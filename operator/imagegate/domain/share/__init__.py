@@ -11,8 +11,8 @@ The steps, in the order of a node's life. A step calls only steps further down t
 7. `start`: the puller pods that are missing are created.
 8. `room`: whether the images fit on the node's disk.
 
-All of them work on one `decision.ShareDecision`. `pods` sorts the puller pods of the share, and
-`known` has the facts.
+All of them work on one `decision.ShareDecision`. `pods` sorts the puller pods of the share,
+`known` has the facts, and `outcome` has the result, which is reused while it holds.
 """
 
 from imagegate.domain.share.known import Share, Site, labelled, no_image, same_life

@@ -28,9 +28,7 @@ def vanished(decision: ShareDecision, group: Group) -> bool:
 def check(decision: ShareDecision, group: Group, pod: Pod) -> None:
     if pod.deleting:
         # Another pod would only wait for this pod's pull. The slot is freed at the deadline.
-        deadline = decision.deadline(pod, pod.images)
-        keep_slot(decision, deadline)
-        decision.look_again(deadline)
+        keep_slot(decision, decision.deadline(pod, pod.images))
     elif pod.phase == "Succeeded":
         text = "the API server dropped the image volumes of the puller pod"
         _give_up(decision, group, pod, _cause(pod, failures.IMAGE_VOLUMES_DROPPED, text))
@@ -61,7 +59,6 @@ def _watch(decision: ShareDecision, group: Group, pod: Pod) -> None:
         _give_up(decision, group, pod, _cause(pod, failures.PULL_TIMEOUT, text))
         return
     keep_slot(decision, deadline)
-    decision.look_again(deadline)
 
 
 def keep_slot(decision: ShareDecision, deadline: float) -> None:
@@ -69,6 +66,7 @@ def keep_slot(decision: ShareDecision, deadline: float) -> None:
     longer.
     """
     decision.pulling = decision.pulling or decision.now < deadline
+    decision.look_again(deadline)
 
 
 def just_failed(decision: ShareDecision, pod: Pod) -> bool:
@@ -76,7 +74,10 @@ def just_failed(decision: ShareDecision, pod: Pod) -> bool:
     if pod.waiting in CREATE_ERRORS:
         return True
     seen = decision.share.failed_at.get(pod.uid)
-    return pod.waiting in PULL_ERRORS and seen is not None and decision.now - seen <= FRESH
+    if pod.waiting not in PULL_ERRORS or seen is None:
+        return False
+    decision.lasting = False  # depends on the time, and no new decision is needed at that time
+    return decision.now - seen <= FRESH
 
 
 def _give_up(decision: ShareDecision, group: Group, pod: Pod, cause: Cause) -> None:

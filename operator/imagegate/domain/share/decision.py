@@ -18,7 +18,7 @@ from imagegate.domain.facts import (
     Prefetch,
 )
 from imagegate.domain.retry import History
-from imagegate.domain.share.known import Share, Site, ended, same_life
+from imagegate.domain.share.known import Passing, Share, Site, ended, same_life
 from imagegate.domain.share.pods import Pods
 
 
@@ -57,6 +57,11 @@ class ShareDecision:
     actions: list[Action] = field(default_factory=list)
     requeue: list[float] = field(default_factory=list)
     """The times at which to decide again, if no event causes a decision before."""
+    lasting: bool = True
+    """Whether the decision stays the same until a fact that `outcome.Outcome.holds` compares
+    changes, or a time in ``requeue`` comes."""
+    queued: int | None = None
+    """The value of `Site.queued`, if the decision depends on it."""
 
     # The facts.
 
@@ -74,12 +79,19 @@ class ShareDecision:
         joining = match.joining(self.node, gated=self.site.gated)
         return self.share.unready if joining else {}
 
+    @property
+    def passing(self) -> Passing:
+        self.lasting = False
+        return self.site.passing
+
     def same_life(self, identity: str) -> bool:
         """Whether a record that was made under ``identity`` is still valid for the node."""
         return same_life(identity, self.node, self.prefetch)
 
     def ended(self, pod: Pod) -> float:
         """When a finished pod ended, see `known.ended`."""
+        if pod.uid not in self.share.finished_at:
+            self.lasting = False  # the time may be the present time
         return ended(pod, self.share, self.now)
 
     def attempts(self, group: Group) -> Attempts | None:
@@ -112,6 +124,8 @@ class ShareDecision:
         # A followed tag is pulled by its digest as well. Sizes are known by the tag.
         tags = [reference for reference in images if "@" not in reference] or images
         known = all(self.size(reference) is not None for reference in tags)
+        if known:
+            self.queued = self.site.queued
         return retry.deadline(self.prefetch.retry, self.site.queued if known else None)
 
     # The conclusions.

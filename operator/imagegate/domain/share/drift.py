@@ -102,7 +102,7 @@ def disproved(decision: ShareDecision, group: Group, pod: Pod) -> bool:
 
 def take_back(decision: ShareDecision, lost: Mapping[str, Cause]) -> None:
     """Remove the label and pull again, with a longer wait each time that it happens."""
-    usage = decision.site.usage
+    usage = decision.passing.usage
     if usage is None and any(loss.failure is failures.EVICTED_BY_KUBELET for loss in lost.values()):
         # The usage explains the loss, and the Node that is read with it confirms or refutes it.
         decision.wants_usage = True

@@ -14,8 +14,8 @@ were never used first)."""
 
 
 def decide(decision: ShareDecision) -> None:
-    settles_at = decision.site.settles_at
-    if settles_at is not None and (lost := drift.losses(decision)):
+    lost = drift.losses(decision)
+    if lost and (settles_at := decision.passing.settles_at) is not None:
         if decision.now >= settles_at:
             drift.take_back(decision, lost)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from imagegate.domain import disk, match
 from imagegate.domain.disk import Usage
@@ -22,7 +23,9 @@ from imagegate.domain.facts import (
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One node's share of one live, matching prefetch."""
+    """One node's share of one live, matching prefetch. It has no facts about other shares, because
+    a decision is reused while its share is equal (`outcome`).
+    """
 
     prefetch: Prefetch
     pods: tuple[Pod, ...] = ()
@@ -34,7 +37,8 @@ class Share:
     """Per pod uid, when this process saw the pod fail; absent if the pod was already failing when
     this process first saw it."""
     finished_at: Mapping[str, float] = field(default_factory=dict)
-    """Per pod uid, when this process first saw it finished, by its own clock."""
+    """Per pod uid, when this process first saw the pod finished, by its own clock. It may have
+    other pods, because the time of a pod never changes, so nothing has to be compared."""
     started: Mapping[str, str] = field(default_factory=dict)
     """By group key, the uid of the puller pod that was last seen unfinished, and that the operator
     did not delete."""
@@ -60,26 +64,90 @@ class Share:
         return disk.parts((names.get(ref) or ref, self.size(ref, node)) for ref in references)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """The layers and images on a node's disk. They are collected when a decision asks for them,
+    because most decisions do not.
+    """
+
+    node: Node
+    shares: tuple[Share, ...]
+
+    @cached_property
+    def held(self) -> frozenset[disk.Key]:
+        """Those that need no more room: the node lists them, or a finished pod pins them and the
+        kubelet does not list them yet.
+        """
+        held: set[disk.Key] = set()
+        for share in self.shares:
+            images = share.prefetch.images
+            listed = [i.reference for i in images if i.listed_as in self.node.listed]
+            pulled = [
+                reference
+                for pod in share.pods
+                if pod.phase == "Succeeded" and pod.machine == self.node.uid
+                for reference in pod.images
+            ]
+            held.update(share.parts((*listed, *pulled), self.node))
+        return frozenset(held)
+
+    @cached_property
+    def in_flight(self) -> Mapping[disk.Key, int]:
+        """Those that unfinished puller pods bring to the node, see `disk.parts`."""
+        return {
+            key: count
+            for share in self.shares
+            for pod in share.pods
+            if not pod.finished and pod.machine == self.node.uid
+            for key, count in share.parts(pod.images, self.node).items()
+            if key not in self.held
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """Facts about the node that change often, and that few decisions read."""
+
+    contents: Contents
+    starting: Mapping[disk.Key, int] = field(default_factory=dict)
+    """The layers and images of the pulls that earlier shares start in this decision."""
+    usage: Usage | None = None
+    """The node's disk usage; None: it was not read recently."""
+    settles_at: float | None = None
+    """When an image that the node does not list counts as missing, because the node's labels have
+    not changed for long enough; None: never."""
+
+    @property
+    def held(self) -> frozenset[disk.Key]:
+        return self.contents.held
+
+    @property
+    def reserved(self) -> Mapping[disk.Key, int]:
+        """The layers and images that pulls in flight bring to the node."""
+        return {**self.contents.in_flight, **self.starting}
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """The facts that all shares of one node have in common."""
 
+    passing: Passing
+    """Read by `decision.ShareDecision.passing`, because a decision from these facts is not reused.
+    """
     gated: bool = False
-    usage: Usage | None = None
-    """The node's disk usage; None: it was not read recently."""
-    held: frozenset[disk.Key] = frozenset()
-    """The layers and images that are on the node: they need no more room."""
-    reserved: Mapping[disk.Key, int] = field(default_factory=dict)
-    """The layers and images that pulls in flight bring to the node, see `disk.parts`."""
     queued: int = 0
     """Compressed bytes of all images that a kubelet with serial pulls may have to pull."""
     away_at: float | None = None
     """When the node's slot is freed because the node is not Ready; None: it is Ready."""
     seen: Mapping[str, Listed] = field(default_factory=dict)
     """The images that the node has listed since its labels last changed, by name."""
-    settles_at: float | None = None
-    """When an image that the node does not list counts as missing, because the node's labels have
-    not changed for long enough; None: never."""
+
+    @property
+    def compared(self) -> tuple[object, ...]:
+        """The facts on which a decision that is reused may depend. ``queued`` is not one of them,
+        because the few decisions that read it note its value.
+        """
+        return self.gated, self.away_at, self.seen
 
 
 def ended(pod: Pod, share: Share, now: float) -> float:

@@ -29,16 +29,17 @@ def fits(decision: ShareDecision, due: list[Group]) -> bool:
     end of those pulls, because until then the bytes of those pulls are counted in full although
     the disk usage already has a part of them.
     """
-    limit, usage = decision.prefetch.max_usage, decision.site.usage
+    limit = decision.prefetch.max_usage
     if limit >= 100:
         return True
+    usage = decision.passing.usage
     if usage is None:
         decision.wants_usage = True
         return False
     new, unknown = _new(decision, due)
     if not new and not unknown:
         return True
-    together = disk.on_disk(sum({**decision.site.reserved, **new}.values()))
+    together = disk.on_disk(sum({**decision.passing.reserved, **new}.values()))
     if disk.refusal(usage, decision.node, together, limit) is None:
         decision.starting = new
         return True
@@ -68,7 +69,7 @@ def _new(decision: ShareDecision, due: Iterable[Group]) -> tuple[dict[disk.Key, 
     """The layers and images that these groups add to what the node holds and to the pulls in
     flight; and whether the size of an image that the node may lack is not known.
     """
-    site = decision.site
+    held, reserved = decision.passing.held, decision.passing.reserved
     references = [reference for group in due for reference in group.images]
     listed = {
         image.reference
@@ -77,6 +78,4 @@ def _new(decision: ShareDecision, due: Iterable[Group]) -> tuple[dict[disk.Key, 
     }
     unknown = any(decision.size(ref) is None for ref in references if ref not in listed)
     parts = decision.parts(references).items()
-    return {
-        key: count for key, count in parts if key not in site.held and key not in site.reserved
-    }, unknown
+    return {key: count for key, count in parts if key not in held and key not in reserved}, unknown

@@ -49,8 +49,7 @@ class Changes:
     def images_inspected(self, name: str) -> None:
         """What the registries say about a prefetch's images has changed, or is known now."""
         entry = self._ledger.entries.get(name)
-        for node in entry.standings if entry is not None else ():
-            self._queues.nodes.add(node)
+        self._queues.plan_decisions(entry.standings if entry is not None else ())
         self._queues.prefetches.add(name)
 
     def status_changed(self, name: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from imagegate.domain import node as node_decision
-from imagegate.domain.actions import Action, DeletePod, NodePlan, PatchNode
+from imagegate.domain.actions import Action, DeletePod, PatchNode
 from imagegate.domain.facts import Node
-from imagegate.domain.node import NodeView
+from imagegate.domain.node import NodePlan, NodeView
 from imagegate.errors import ImagegateError
 from imagegate.kube.errors import Forbidden, Invalid, NotLeader
 from imagegate.runtime.knowledge import Knowledge
@@ -38,11 +38,9 @@ class NodeReconciler:
         self._known.images.meet(node.platform)
         self._queues.plan_passes(self._ledger.meet(node))
         now = self._clock.now()
-        view = self._views.of(node)
-        plan = node_decision.decide(view, now)
+        view, plan = self._decide(node, now)
         if self._slots.take(node, plan):
-            view = self._views.of(node)
-            plan = node_decision.decide(view, now)
+            view, plan = self._decide(node, now)
         self._record(node, view, plan)
         if plan.wants_usage:
             self._queues.disks.add(name, urgent=plan.held)
@@ -51,8 +49,15 @@ class NodeReconciler:
             self._queues.nodes.add(name, delay=max(0.01, plan.requeue_at - now))
         await self._act(name, plan)
 
+    def _decide(self, node: Node, now: float) -> tuple[NodeView, NodePlan]:
+        view = self._views.of(node)
+        plan = node_decision.decide(view, now)
+        self._views.remember(node, plan)
+        return view, plan
+
     def _forget(self, name: str) -> None:
         """The node was deleted."""
+        self._views.forget(name)
         self._known.start_after.forget(name)
         self._queues.plan_passes(self._ledger.forget_node(name))
         self._known.disks.forget(name)

@@ -66,7 +66,7 @@ class PrefetchReconciler:
         groups = [group.key for group in prefetch.groups]
         for node in self._store.nodes:
             self._ledger.forgive(node, groups, self._known.clock.now())
-            self._queues.nodes.add(node)
+        self._queues.plan_decisions(self._store.nodes)
 
     async def _report(self, prefetch: Prefetch) -> None:
         """Write the status."""

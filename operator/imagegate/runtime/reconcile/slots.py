@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from imagegate.domain import rollout
-from imagegate.domain.actions import NodePlan
 from imagegate.domain.facts import Node, Prefetch
+from imagegate.domain.node import NodePlan
 from imagegate.metrics import Metrics
 from imagegate.runtime.knowledge import Knowledge
 from imagegate.runtime.queue import KeyedQueue
@@ -39,10 +39,10 @@ class Slots:
         granted before ``paused`` or before a smaller ``maxParallel``, or if the pull was started by
         a deleted prefetch of the same name.
         """
-        if prefetch.rollout.paused and node.taint(self._gate.key) is None:
-            return False
         entry = self._ledger.entry(prefetch.name)
-        if not self.counted(prefetch) or node.name not in entry.slots:
+        if node.name not in entry.slots or not self.counted(prefetch):
+            return False
+        if prefetch.rollout.paused and node.taint(self._gate.key) is None:
             return False
         return not entry.overdrawn(node.name, prefetch) or any(
             pod.prefetch == prefetch.name and not pod.finished

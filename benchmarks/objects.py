@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from tests.simulation.apiserver import Body
+Body = dict[str, Any]
 
 ZONES = ("eu-central-1a", "eu-central-1b", "eu-central-1c")
 LISTED = 50
@@ -152,7 +152,7 @@ def conditions(now: str, ready_since: str, *, ready: bool) -> list[Body]:
 
 
 def node(number: int, now: str, *, ready: bool = True) -> Body:
-    """A Node as its kubelet registers it. `cluster.Rendered` needs ``status`` as the last key."""
+    """A Node as its kubelet registers it. `memory.cluster.Rendered` needs ``status`` last."""
     address = ".".join(["10", *(str(number >> shift & 255) for shift in (16, 8, 0))])
     capacity = {
         "cpu": "16",
