@@ -323,7 +323,7 @@ async def test_roles_of_the_chart_let_the_operator_read_in_their_namespace_alone
         await client.close()
 
 
-async def test_object_that_is_nested_too_deeply_is_reported(server: ApiServer) -> None:
+async def test_object_with_400_levels_is_read(server: ApiServer) -> None:
     deep = Example({"apiVersion": "deep.example.com/v1", "kind": "Deep", "metadata": {}}, [])
     path = install(server, minimal("deeps", deep), "v1")
     nested: Any = "x"

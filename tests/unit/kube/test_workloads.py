@@ -309,6 +309,27 @@ async def test_expired_version_raises_gone_from_a_status_and_from_the_stream() -
         assert len(seen) == before
 
 
+async def test_object_that_is_nested_too_deeply_is_unavailable() -> None:
+    """The API server accepts 10,000 levels, and Python's parser does not."""
+    text = '{"a":' * 9_000 + "1" + "}" * 9_000
+
+    async def list_(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=f'{{"items": [{text}]}}', content_type="application/json")
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        end = f'{{"type": "ADDED", "object": {text}}}\n'.encode()
+        return await stream(request, event("ADDED", "llm", 901), cut=end)
+
+    async with serving(list_) as client:
+        with pytest.raises(errors.Unavailable, match="nested too deeply"):
+            await Workloads(client).list(PLACE)
+    seen: list[Change] = []
+    async with serving(watch) as client:
+        with pytest.raises(errors.Unavailable, match="nested too deeply"):
+            await collect(Workloads(client).watch(PLACE, "1"), seen)
+    assert len(seen) == 1
+
+
 async def test_broken_connection_is_unavailable() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return await stream(request, event("ADDED", "llm", 901), cut=b'{"type": "MODIF')
