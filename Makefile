@@ -42,6 +42,10 @@ lint: setup ## static checks, and a check that generated files are current
 unit: setup binaries ## tests without a cluster (the API's and the chart's start an API server)
 	$(PYTHON) -m pytest tests/unit --numprocesses=4 --dist=loadfile --durations=15
 
+.PHONY: kinds
+kinds: setup binaries ## imagesFrom with the CRDs of all known kinds, from their projects' Go modules; some minutes
+	$(PYTHON) -m pytest tests/unit/chart/test_kinds_on_api_server.py -m "kinds or not kinds" -v
+
 .PHONY: simulate
 simulate: setup ## the whole operator in virtual time: a story of each fixed fault, and random lives
 	$(PYTHON) -m tests.simulation --story all --seed $(or $(SEED),1) --parallel 2

@@ -18,11 +18,11 @@ import yaml
 from imagegate import tables
 from imagegate.domain import disk, forecast, workloads
 from imagegate.domain.effective import resolved
-from imagegate.domain.facts import ImageFacts, Prefetch
+from imagegate.domain.facts import ImageFacts, Place, Prefetch
 from imagegate.domain.forecast import Fleet, Forecast, Rates
 from imagegate.domain.match import matches
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy, too_large
-from imagegate.domain.workloads import Found, Listing, Place
+from imagegate.domain.workloads import Found, Listing
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
 from imagegate.kube.kubelets import Kubelets
@@ -134,8 +134,9 @@ async def _find(
 ) -> list[Found | None]:
     places = {source.place for prefetch in prefetches for source in prefetch.images_from}
     listings: dict[Place, Listing] = {}
+    reader = Workloads(client)
     for place in sorted(places):
-        listed, _ = await Workloads(client).list(place)
+        listed, _ = await reader.list(place)
         listings[place] = Listing(listed.values(), read=True)
     return [
         workloads.find(prefetch, listings, policy) if prefetch.images_from else None

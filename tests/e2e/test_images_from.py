@@ -155,3 +155,90 @@ def test_images_of_a_paused_rollout_are_on_the_nodes_before_it_resumes(
     for pod, said in started.items():
         assert all("already present on machine" in message for message in said), (pod, said)
         assert all(any(image in message for message in said) for image in versions[1].values())
+
+
+GROUP = "example.com"
+CRD = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": f"pipelines.{GROUP}"},
+    "spec": {
+        "group": GROUP,
+        "scope": "Namespaced",
+        "names": {"plural": "pipelines", "kind": "Pipeline"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture
+def pipelines(cluster: LocalCluster, serving: None) -> Iterator[None]:
+    yield
+    cluster.kubectl("delete", "crd", f"pipelines.{GROUP}", "--ignore-not-found")
+
+
+def test_images_of_another_kind_are_pulled_once_its_crd_and_the_role_exist(
+    cluster: LocalCluster, imagegate: Installation, pipelines: None
+) -> None:
+    worker = cluster.push("busybox", "serving/worker:1", seed=96)
+    tool = cluster.push("busybox", "serving/tool:1", seed=97)
+    source = {
+        "apiVersion": f"{GROUP}/v1",
+        "kind": "Pipeline",
+        "namespace": NAMESPACE,
+        "podTemplates": ["spec.workers[*].template"],
+        "images": ["spec.tool"],
+    }
+    imagegate.prefetch("web", images=[], imagesFrom=[source], nodeSelector={"matchLabels": STEADY})
+
+    def said(text: str, reason: str) -> bool:
+        condition = imagegate.condition("web", "ImagesFound")
+        return condition.get("reason") == reason and text in condition.get("message", "")
+
+    missing = f"the API server does not serve Pipeline of {GROUP}/v1: install its"
+    cluster.wait(lambda: said(missing, "KindNotServed"), "the missing CRD in the condition", 30)
+    cluster.apply(CRD)
+    refused = (
+        f"the operator may not list pipelines.{GROUP} in namespace {NAMESPACE}:"
+        " add both to the chart's imagesFrom.resources"
+    )
+    cluster.wait(lambda: said(refused, "SourceNotRead"), "the missing Role in the condition", 60)
+    imagegate.upgrade(
+        **{
+            "imagesFrom.resources[0].name": f"pipelines.{GROUP}",
+            "imagesFrom.resources[0].namespaces": f"{{{NAMESPACE}}}",
+        }
+    )
+    template = {"spec": {"containers": [{"name": "worker", "image": worker}]}}
+    cluster.apply(
+        {
+            "apiVersion": f"{GROUP}/v1",
+            "kind": "Pipeline",
+            "metadata": {"name": "nightly", "namespace": NAMESPACE},
+            "spec": {"tool": tool, "workers": [{"template": template}]},
+        }
+    )
+    cluster.wait(
+        lambda: len(imagegate.get("web")["status"].get("images", [])) == 2, "both images", 60
+    )
+    imagegate.wait_ready("web")
+    found = imagegate.get("web")["status"]["images"]
+    assert {entry["image"]: entry["from"] for entry in found} == dict.fromkeys(
+        (tool, worker), f"Pipeline.{GROUP} {NAMESPACE}/nightly"
+    )
+    for node in cluster.nodes.values():
+        if "steady" in node.object()["metadata"]["labels"]:
+            assert node.has_image(tool)
+            assert node.has_image(worker)

@@ -22,7 +22,7 @@ from imagegate.kube.client import JSON_PATCH
 
 COLLECTIONS = frozenset(
     {"pods", "nodes", "imageprefetches", "leases", "events", "configmaps"}
-    | {"deployments", "statefulsets", "daemonsets", "jobs", "cronjobs"}
+    | {"deployments", "statefulsets", "daemonsets", "jobs", "cronjobs", "rollouts"}
 )
 
 Watcher = Callable[[str, dict[str, Any]], None]

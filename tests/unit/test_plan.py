@@ -119,11 +119,11 @@ spec:
 """
 
 
-async def planned(api: MemoryApi) -> plan.Plan:
+async def planned(api: MemoryApi, text: str = FROM) -> plan.Plan:
     client: Any = api
     async with registry.Client() as registries, Kubelets() as kubelets:
         (made,) = await plan.make(
-            plan.read(FROM, "f"), client, registries, kubelets, forecast.Rates()
+            plan.read(text, "f"), client, registries, kubelets, forecast.Rates()
         )
     return made
 
@@ -174,6 +174,32 @@ async def test_plan_fails_without_the_right_to_list_workloads() -> None:
     api.before = refuse
     with pytest.raises(errors.Forbidden, match="serving/deployments: 403"):
         await planned(api)
+
+
+ROLLOUT = "{apiVersion: argoproj.io/v1alpha1, kind: Rollout, namespace: serving}"
+
+
+async def test_images_of_another_kind_are_included() -> None:
+    api = MemoryApi()
+    api.put(
+        "/apis/argoproj.io/v1alpha1",
+        {
+            "metadata": {},
+            "resources": [{"name": "rollouts", "kind": "Rollout", "namespaced": True}],
+        },
+    )
+    container = {"name": "c", "image": "127.0.0.1:1/web:1"}
+    spec = {"template": {"spec": {"containers": [container]}}}
+    path = "/apis/argoproj.io/v1alpha1/namespaces/serving/rollouts"
+    api.put(f"{path}/web", {"metadata": {"name": "web"}, "spec": spec})
+    made = await planned(api, FROM.replace("{kind: Deployment, namespace: serving}", ROLLOUT))
+    assert made.prefetch.images[1].source == "Rollout.argoproj.io serving/web"
+
+
+async def test_plan_fails_if_a_kind_is_not_served() -> None:
+    text = FROM.replace("{kind: Deployment, namespace: serving}", ROLLOUT)
+    with pytest.raises(errors.NotFound, match=r"does not serve Rollout of argoproj\.io/v1alpha1"):
+        await planned(MemoryApi(), text)
 
 
 @pytest.mark.parametrize(("to_pull", "hopeless"), [(0, True), (1, False)])

@@ -12,7 +12,7 @@ Kubernetes 1.30.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -26,6 +26,8 @@ characters."""
 DNS_SUBDOMAIN: Final = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 """RFC 1123 subdomain, such as the name of a Secret. The pattern does not check the limit of 253
 characters."""
+API_VERSION: Final = f"{DNS_SUBDOMAIN[:-1]}/{DNS_LABEL[1:]}"
+"""API group and version of a kind. The core group, which has no name, does not match."""
 QUALIFIED_NAME: Final = (
     "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
@@ -136,6 +138,11 @@ def literal(text: str) -> str:
     """Quote a text as a CEL string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def literals(texts: Iterable[str]) -> str:
+    """Write texts as a list in CEL."""
+    return f"[{', '.join(map(literal, texts))}]"
 
 
 def extensions(*rules: Rule, **keywords: object) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The images that an ImagePrefetch selects by ``spec.imagesFrom``: the images of workloads.
+"""The images that an ImagePrefetch selects by ``spec.imagesFrom``: the images of workloads, which
+are objects of any kind that name images.
 
 Only the present pod template of a workload is used, for any number of replicas, because a workload
 that is scaled to zero may be scaled up again. ReplicaSets of earlier templates are ignored, because
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from imagegate.api import references
 from imagegate.domain.effective import listed
-from imagegate.domain.facts import Image, Prefetch
+from imagegate.domain.facts import Image, Place, Prefetch
 from imagegate.domain.match import selects
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 
@@ -23,12 +24,12 @@ MAX_REFERENCE = 512
 SHOWN = 3
 """Entries of a list in a message."""
 
+SHOWN_REFERENCE = 80
+"""Characters of a template in a message."""
+
 PLACEHOLDERS = frozenset({"auto"})
 """Placeholders in a template that a webhook replaces by an image: Istio's ``auto``, for gateways
 and sidecars. The workload does not tell which image the pods get."""
-
-Place = tuple[str, str]
-"""Kind and namespace: the scope of one list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Listing:
     """Whether the list was read at least once."""
     problem: str = ""
     """Why the list is not up to date, with the remedy."""
+    served: bool = True
+    """Whether the problem is another one than that the API server does not serve the kind."""
 
     @property
     def awaited(self) -> bool:
@@ -69,6 +72,8 @@ class Found:
     """The number of selected workloads."""
     without: tuple[str, ...] = ()
     """Sources that select no workload."""
+    imageless: tuple[str, ...] = ()
+    """Sources that select workloads of which none has an image at the paths of the source."""
     left_out: tuple[str, ...] = ()
     """References of images beyond the limit."""
     unusable: tuple[str, ...] = ()
@@ -81,6 +86,8 @@ class Found:
     for them."""
     problems: tuple[str, ...] = ()
     """Why some lists are not up to date, with the remedies."""
+    served: bool = True
+    """Whether a problem is another one than that the API server does not serve a kind."""
     unread: bool = False
     """Whether a source was never read and the status has no images of it."""
 
@@ -98,30 +105,37 @@ def find(
         return None
     selected: dict[tuple[Place, str], Workload] = {}
     without: list[str] = []
+    imageless: list[str] = []
     for source in declared.images_from:
         listing = known[source.place]
         here = [w for w in listing.workloads if selects(source.selector, w.labels)]
         selected |= {(source.place, workload.name): workload for workload in here}
+        named = f"{source.place.title} in {source.namespace}"
         if listing.read and not here:
-            without.append(f"{source.kind} in {source.namespace}")
+            without.append(named)
+        if here and not any(workload.images or workload.unusable for workload in here):
+            imageless.append(named)
     images = [image for workload in selected.values() for image in workload.images]
     unread = {place for place, listing in known.items() if not listing.read}
     remembered = list(_remembered(declared, unread))
     images += remembered
-    unknown = unread - {_place(image.source) for image in remembered}
+    recorded = {_scope(image.source) for image in remembered}
+    problems = [listing for listing in known.values() if listing.problem]
     permitted = _Permitted.sort(declared, _distinct(declared, images), policy)
     room = max(0, LIMIT - len(declared.images))
     return Found(
         images=tuple(permitted.images[:room]),
-        workloads=len(selected),
+        workloads=len({(place.title, place.namespace, name) for place, name in selected}),
         without=tuple(dict.fromkeys(without)),
+        imageless=tuple(dict.fromkeys(imageless)),
         left_out=tuple(image.reference for image in permitted.images[room:]),
         forbidden=tuple(permitted.forbidden),
         without_secrets=tuple(permitted.without_secrets),
         without_puller_secrets=tuple(permitted.without_puller_secrets),
         unusable=tuple(sorted({why for w in selected.values() for why in w.unusable})),
-        problems=tuple(listing.problem for listing in known.values() if listing.problem),
-        unread=bool(unknown),
+        problems=tuple(listing.problem for listing in problems),
+        served=not problems or any(listing.served for listing in problems),
+        unread=any((place.title, place.namespace) not in recorded for place in unread),
     )
 
 
@@ -166,9 +180,9 @@ def _distinct(declared: Prefetch, images: Iterable[Image]) -> Iterable[Image]:
     return new.values()
 
 
-def named(kind: str, namespace: str, name: str) -> str:
+def named(place: Place, name: str) -> str:
     """A workload in a message, and as the source of an image."""
-    return f"{kind} {namespace}/{name}"
+    return f"{place.title} {place.namespace}/{name}"
 
 
 def image(reference: str, source: str) -> Image:
@@ -178,6 +192,11 @@ def image(reference: str, source: str) -> Image:
             f"{reference!r} is replaced by a webhook in each pod (Istio's proxy): name the image"
             " that the pods get in spec.images"
         )
+    if "{{" in reference:
+        raise references.InvalidReference(
+            f"{reference[:SHOWN_REFERENCE]!r} is a template that gets its value later: name the"
+            " image that the pods get in spec.images"
+        )
     if len(reference) > MAX_REFERENCE:
         raise references.InvalidReference(f"{len(reference)} characters are too many")
     return Image(reference, listed_as=references.parse(reference).listed_as, source=source)
@@ -185,11 +204,10 @@ def image(reference: str, source: str) -> Image:
 
 def _remembered(declared: Prefetch, places: Collection[Place]) -> Iterator[Image]:
     """The images that the status recorded last for these sources."""
+    scopes = {(place.title, place.namespace) for place in places}
     for reference, entry in listed(declared).items():
         source = entry.get("from")
-        if not isinstance(source, str):
-            continue
-        if _place(source) not in places:
+        if not isinstance(source, str) or _scope(source) not in scopes:
             continue
         try:
             yield image(reference, source)
@@ -197,7 +215,7 @@ def _remembered(declared: Prefetch, places: Collection[Place]) -> Iterator[Image
             continue
 
 
-def _place(source: str) -> Place:
+def _scope(source: str) -> tuple[str, str]:
     """The kind and namespace of a workload, from its name as the source of an image."""
     kind, _, name = source.partition(" ")
     return kind, name.partition("/")[0]
@@ -219,7 +237,7 @@ def condition(found: Found) -> tuple[bool, str, str]:
     if problems:
         return (
             False,
-            "SourceNotRead",
+            "SourceNotRead" if found.served else "KindNotServed",
             f"{'; '.join(problems)}; until then the images that were found last stay",
         )
     if found.left_out:
@@ -249,6 +267,8 @@ def condition(found: Found) -> tuple[bool, str, str]:
     text = f"{len(found.images)} images of {found.workloads} workloads besides spec.images"
     if found.without:
         text += f"; nothing is selected of {_some(found.without)}"
+    if found.imageless:
+        text += f"; no image is named by {_some(found.imageless)}"
     if found.unusable:
         text += f"; left out, as they name no valid image: {_some(found.unusable)}"
     if found.without_secrets:

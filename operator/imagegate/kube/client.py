@@ -199,7 +199,7 @@ class Client:
                 payload, delay = await response.read(), response.getheader("Retry-After")
                 raise errors.from_response(request, "GET", response.status, payload, delay)
             async for line in response.response.content:
-                event = json.loads(line)
+                event = _parsed(line, request)
                 body: dict[str, Any] = event["object"]
                 if event["type"] == "ERROR":
                     status = int(body.get("code") or 500)
@@ -314,14 +314,24 @@ class Client:
                 raise errors.from_response(
                     request, method, response.status, payload, response.getheader("Retry-After")
                 )
-            parsed: dict[str, Any] = json.loads(payload)
-            return parsed
+            return _parsed(payload, request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             text = f"{type(error).__name__}: {error}"
             raise errors.Unavailable(request, 0, text) from error
         finally:
             if self._observer is not None:
                 self._observer.observe_request(method, code, _monotonic() - started)
+
+
+def _parsed(payload: bytes, request: str) -> dict[str, Any]:
+    """Raises ValueError, and Unavailable for a custom resource that is nested too deeply for the
+    parser (the API server accepts 10,000 levels).
+    """
+    try:
+        parsed: dict[str, Any] = json.loads(payload)
+    except RecursionError as error:
+        raise errors.Unavailable(request, 200, "an object is nested too deeply") from error
+    return parsed
 
 
 def _monotonic() -> float:

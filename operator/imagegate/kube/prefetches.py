@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imagegate.api import decode, fields, meta, v1alpha1
+from imagegate.api import decode, fields, kinds, meta, v1alpha1
 from imagegate.domain.facts import (
     FINALIZER,
     POLICY_VIOLATION,
@@ -119,10 +119,7 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
             )
             for image in spec.images
         ),
-        "images_from": tuple(
-            ImageSource(source.kind, source.namespace, _selector(source.selector))
-            for source in spec.images_from
-        ),
+        "images_from": tuple(_image_source(source) for source in spec.images_from),
         "pull_secrets": default,
         "selector": _selector(spec.node_selector),
         "start_after": tuple(DaemonSetRef(s.namespace, s.daemon_set) for s in spec.start_after),
@@ -151,6 +148,19 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
         if spec.refresh.mode == "Digest"
         else None,
     }
+
+
+def _image_source(source: v1alpha1.ImageSource) -> ImageSource:
+    api_version = source.api_version or ""
+    return ImageSource(
+        source.kind,
+        source.namespace,
+        _selector(source.selector),
+        # So that both ways to write a built-in kind share one watch.
+        "" if kinds.default(api_version, source.kind) else api_version,
+        source.pod_templates,
+        source.images,
+    )
 
 
 def _selector(selector: meta.LabelSelector) -> tuple[Requirement, ...]:

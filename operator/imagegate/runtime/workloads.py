@@ -1,5 +1,5 @@
 """Follows the workloads that ``spec.imagesFrom`` names: one watch for each kind and namespace, as
-long as a prefetch needs it.
+long as a prefetch needs it; for other fields of the same kind there is another watch.
 
 The first decision about a prefetch waits for the first list of every source, because otherwise a
 joining node would be released with half of its images. This wait has a limit, because a source may
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from imagegate.domain.facts import ImageSource, Prefetch
+from imagegate.domain.facts import ImageSource, Place, Prefetch
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
-from imagegate.domain.workloads import Found, Listing, Place, Workload, find
+from imagegate.domain.workloads import Found, Listing, Workload, find
 from imagegate.kube import workloads as kube
 from imagegate.kube.errors import Gone, KubeError
 from imagegate.runtime.queue import KeyedQueue
@@ -44,13 +44,16 @@ class _Followed:
     read: bool = False
     error: str = ""
     """Why the last request failed, with the remedy."""
+    served: bool = True
+    """Whether the API server serves the kind, as far as the last request tells."""
     failing_since: float | None = None
     impatient: bool = False
     """Whether the failure has lasted for so long that it is reported."""
 
     @property
     def listing(self) -> Listing:
-        return Listing(self.workloads.values(), self.read, self.error if self.impatient else "")
+        error = self.error if self.impatient else ""
+        return Listing(self.workloads.values(), self.read, error, served=self.served)
 
 
 class WorkloadImages:
@@ -108,11 +111,11 @@ class WorkloadImages:
         wanted = {source.place for sources in self._sources.values() for source in sources}
         for place in self._followed.keys() - wanted:
             self._followed.pop(place).task.cancel()
-            logger.info("no longer following workloads", extra={"place": "/".join(place)})
+            logger.info("no longer following workloads", extra={"place": str(place)})
         for place in wanted - self._followed.keys():
-            task = asyncio.create_task(self._follow(place), name=f"workloads {'/'.join(place)}")
+            task = asyncio.create_task(self._follow(place), name=f"workloads {place}")
             self._followed[place] = _Followed(task)
-            logger.info("following workloads", extra={"place": "/".join(place)})
+            logger.info("following workloads", extra={"place": str(place)})
 
     # ---- one kind in one namespace
 
@@ -135,11 +138,11 @@ class WorkloadImages:
                         await asyncio.sleep(FIRST_RETRY)
                 except Gone:
                     # Compacted while no watch was open. The new list contains the missed changes.
-                    logger.info("watch too old, listing again", extra={"place": "/".join(place)})
+                    logger.info("watch too old, listing again", extra={"place": str(place)})
                 except KubeError as error:
                     self._fail(place, error)
                 except Exception:
-                    logger.exception("workloads not followed", extra={"place": "/".join(place)})
+                    logger.exception("workloads not followed", extra={"place": str(place)})
                 failures = 1 if loop.time() - began > LAST_RETRY else failures + 1
                 delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(failures - 1, 8))
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311
@@ -153,6 +156,7 @@ class WorkloadImages:
         changed = first or followed.impatient or followed.workloads != found
         followed.workloads, followed.read = found, True
         followed.error, followed.failing_since, followed.impatient = "", None, False
+        followed.served = True
         if changed:
             self._announce(place, at_once=first)
         return version
@@ -178,9 +182,10 @@ class WorkloadImages:
             followed.failing_since = now
             logger.info(
                 "workloads not read, will be retried",
-                extra={"place": "/".join(place), "error": str(error)},
+                extra={"place": str(place), "error": str(error)},
             )
-        text = kube.problem(place, error)
+        text = self._workloads.problem(place, error)
+        followed.served = not isinstance(error, kube.NotServed)
         late = followed.impatient or (followed.read and now - followed.failing_since >= PATIENCE)
         news = late and (text != followed.error or not followed.impatient)
         followed.error, followed.impatient = text, late
@@ -190,7 +195,7 @@ class WorkloadImages:
     def _lose_patience(self, place: Place) -> None:
         followed = self._followed.get(place)
         if followed is not None and not followed.read:
-            followed.error = followed.error or kube.unanswered(place)
+            followed.error = followed.error or self._workloads.unanswered(place)
             followed.impatient = True
             self._announce(place, at_once=True)
 

@@ -65,6 +65,13 @@ def _requirement(**requirement: Any) -> Object:
 
 _NOTHING = "there is nothing to pull: name images in spec.images, or workloads in spec.imagesFrom"
 _WORKLOADS = {"kind": "Deployment", "namespace": "serving"}
+_CANARY = {
+    "apiVersion": "example.com/v1",
+    "kind": "Canary",
+    "namespace": "serving",
+    "podTemplates": ["spec.workers[*].template"],
+    "images": ["spec.image"],
+}
 
 ACCEPTED = (
     Row(
@@ -235,6 +242,33 @@ ACCEPTED = (
                     + ["Deployment"]
                 )
             ]
+        ),
+    ),
+    Row("images-from-any-kind", prefetch(imagesFrom=[_CANARY])),
+    Row(
+        "images-from-known-kinds",
+        prefetch(
+            imagesFrom=[
+                {"apiVersion": version, "kind": kind, "namespace": "serving"}
+                for version, kind in (
+                    ("argoproj.io/v1alpha1", "Rollout"),
+                    ("leaderworkerset.x-k8s.io/v99", "LeaderWorkerSet"),
+                    ("apps/v1", "Deployment"),
+                )
+            ]
+        ),
+    ),
+    Row(
+        "images-from-longest-paths",
+        prefetch(
+            imagesFrom=[
+                {
+                    **_CANARY,
+                    "podTemplates": [f"{n:a>3}[*]." + "b" * 249 for n in range(16)],
+                    "images": ["x_-9." * 51 + "y"] * 16,
+                }
+            ]
+            * 16
         ),
     ),
     Row("selector-exists", _requirement(key="gpu", operator="Exists")),
@@ -537,8 +571,48 @@ REFUSED = (
     Row(
         "images-from-pods",
         prefetch(imagesFrom=[{**_WORKLOADS, "kind": "Pod"}]),
-        'Unsupported value: "Pod": supported values: "Deployment", "StatefulSet", "DaemonSet",',
-        read='but this is "Pod"',
+        '"Pod" needs apiVersion: only Deployment, StatefulSet, DaemonSet, Job, CronJob have a',
+    ),
+    Row(
+        "images-from-core-kind",
+        prefetch(imagesFrom=[{**_CANARY, "apiVersion": "v1", "kind": "Secret"}]),
+        '"v1" is not the apiVersion of a kind with an API group: write GROUP/VERSION',
+    ),
+    Row(
+        "images-from-bad-kind",
+        prefetch(imagesFrom=[{**_CANARY, "kind": "canaries/x"}]),
+        '"canaries/x" is not a kind',
+    ),
+    Row(
+        "images-from-unknown-kind-without-paths",
+        prefetch(
+            imagesFrom=[{"apiVersion": "example.com/v1", "kind": "Canary", "namespace": "serving"}]
+        ),
+        '"Canary" has no known fields for images: name them in podTemplates or images',
+    ),
+    Row(
+        "images-from-known-name-in-another-group",
+        prefetch(imagesFrom=[{**_WORKLOADS, "apiVersion": "example.com/v1"}]),
+        '"Deployment" has no known fields for images',
+    ),
+    *(
+        Row(
+            f"images-from-path-{number}",
+            prefetch(imagesFrom=[{**_CANARY, "podTemplates": [path]}]),
+            f'"{path}" is not a path: write the names of fields',
+        )
+        for number, path in enumerate(("", "spec.", ".spec", "spec[0]", "$.spec", "a[*][*]"))
+    ),
+    Row(
+        "images-from-path-of-images",
+        prefetch(imagesFrom=[{**_CANARY, "images": ["spec.*"]}]),
+        '"spec.*" is not a path: write the names of fields',
+    ),
+    Row(
+        "images-from-17-paths",
+        prefetch(imagesFrom=[{**_CANARY, "images": [f"spec.a{n}" for n in range(17)]}]),
+        "spec.imagesFrom[0].images: Too many: 17: must have at most 16 items",
+        read="spec.imagesFrom[0].images: the number of entries must be at most 16",
     ),
     Row(
         "images-from-no-namespace",

@@ -139,6 +139,47 @@ def test_right_to_read_all_workloads_is_a_cluster_role(helm: Helm) -> None:
     test_every_binding_names_a_role_and_an_account_of_the_chart(everywhere)
 
 
+RESOURCES: list[Object] = [
+    {"name": "rollouts.argoproj.io", "namespaces": ["serving", "web"]},
+    {"name": "services.serving.knative.dev", "namespaces": ["serving"]},
+    {"name": "rollouts.argoproj.io", "namespaces": ["serving"]},
+    {"name": "rayclusters.ray.io", "allNamespaces": True},
+]
+
+
+def test_named_resources_can_be_read_in_their_namespaces(helm: Helm) -> None:
+    read = frozenset({"list", "watch"})
+    rollouts = ("argoproj.io", "rollouts", read, ())
+    services = ("serving.knative.dev", "services", read, ())
+    named = helm.render({"imagesFrom": {"resources": RESOURCES}})
+    added = set(named.of("Role")) - set(helm.render().of("Role"))
+    assert {name: list(grants(named.of("Role")[name])) for name in added} == {
+        "serving/imagegate-images-from-resources": [rollouts, services],
+        "web/imagegate-images-from-resources": [rollouts],
+    }
+    everywhere = named.of("ClusterRole")["imagegate-images-from-resources"]
+    assert list(grants(everywhere)) == [("ray.io", "rayclusters", read, ())]
+    test_every_binding_names_a_role_and_an_account_of_the_chart(named)
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        {"name": "secrets", "namespaces": ["serving"]},
+        {"name": "*.argoproj.io", "namespaces": ["serving"]},
+        {"name": "rollouts.*", "namespaces": ["serving"]},
+        {"name": "Rollout.argoproj.io", "namespaces": ["serving"]},
+        {"name": "rollouts.argoproj.io"},
+        {"name": "rollouts.argoproj.io", "namespaces": []},
+        {"name": "rollouts.argoproj.io", "namespaces": ["a/b"]},
+        {"name": "rollouts.argoproj.io", "namespaces": ["a"], "verbs": ["get"]},
+    ],
+)
+def test_resource_without_group_or_namespace_is_rejected(helm: Helm, resource: Object) -> None:
+    with pytest.raises(RenderError, match="imagesFrom"):
+        helm.render({"imagesFrom": {"resources": [resource]}})
+
+
 def test_cleanup_has_exactly_the_needed_cluster_rights(release: Release) -> None:
     assert set(grants(release.of("ClusterRole")["imagegate-cleanup"])) == {
         ("", "nodes", frozenset({"get", "list", "patch"}), ()),

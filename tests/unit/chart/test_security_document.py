@@ -18,13 +18,19 @@ PLACES = {
 VALUES: Object = {
     "puller": {"namespaces": ["pullers"]},
     "startAfter": {"namespaces": ["mirrors"]},
-    "imagesFrom": {"namespaces": ["serving"]},
+    "imagesFrom": {
+        "namespaces": ["serving"],
+        "resources": [{"name": "rollouts.argoproj.io", "namespaces": ["serving"]}],
+    },
     "hooks": {"enabled": True, "secretName": "hooks"},
     "rbac": {"aggregateToEdit": True},
 }
 MORE: Object = {
     **VALUES,
-    "imagesFrom": {"allNamespaces": True},
+    "imagesFrom": {
+        "allNamespaces": True,
+        "resources": [{"name": "rollouts.argoproj.io", "allNamespaces": True}],
+    },
     "prefetchPolicy": {"pullSecrets": ["ml-pull"]},
 }
 

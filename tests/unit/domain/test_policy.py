@@ -21,6 +21,7 @@ from imagegate.domain.facts import (
     ImageSource,
     LayerFacts,
     NodeState,
+    Place,
     Prefetch,
 )
 from imagegate.domain.gate import Problem, heartbeat_is_fresh
@@ -99,18 +100,18 @@ def test_largest_platform_is_checked_against_the_bound() -> None:
 # ---- images of workloads
 
 
-SERVING = ("Deployment", "serving")
+SERVING = Place("Deployment", "serving")
 
 
 def attack(*images: str, policy: PrefetchPolicy) -> tuple[Prefetch, Found]:
     """A tenant's Deployment names these images; the prefetch has a secret that opens more."""
-    source = workloads.named(*SERVING, "tenant")
+    source = workloads.named(SERVING, "tenant")
     tenant = Workload("tenant", {}, tuple(workloads.image(each, source) for each in images))
     asked = prefetch(
         images=(
             dataclasses.replace(workloads.image("reg.test/own:1", ""), pull_secrets=("pull",)),
         ),
-        images_from=(ImageSource(*SERVING),),
+        images_from=(ImageSource(SERVING.kind, SERVING.namespace),),
         pull_secrets=("pull",),
     )
     found = find(asked, {SERVING: Listing((tenant,), read=True)}, policy)

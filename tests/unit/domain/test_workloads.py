@@ -15,6 +15,7 @@ from imagegate.domain.facts import (
     ImageSource,
     NodeState,
     Operator,
+    Place,
     Prefetch,
     Requirement,
 )
@@ -22,20 +23,25 @@ from imagegate.domain.share import Share
 from imagegate.domain.workloads import Found, Listing, Workload, find, joined
 from tests.unit.domain.cases import GATE_TAINT, NOW, decide, node, pod, prefetch, view
 
-SERVING = ("Deployment", "serving")
-NIGHTLY = ("CronJob", "batch")
+SERVING = Place("Deployment", "serving")
+NIGHTLY = Place("CronJob", "batch")
 FORBIDDEN = "the operator may not list deployments in namespace serving: add it to the chart's"
 
 
 def workload(name: str, *images: str, kind: str = "Deployment", **labels: str) -> Workload:
-    source = workloads.named(kind, "serving" if kind == "Deployment" else "batch", name)
+    source = workloads.named(SERVING if kind == "Deployment" else NIGHTLY, name)
     return Workload(name, labels, tuple(workloads.image(image, source) for image in images))
 
 
-def declared(*places: tuple[str, str], **changes: Any) -> Prefetch:
-    sources = tuple(ImageSource(*place) for place in places or (SERVING,))
+def declared(*places: Place, **changes: Any) -> Prefetch:
+    sources = tuple(source(place) for place in places or (SERVING,))
     own = (workloads.image("reg.test/own:1", ""),)
     return prefetch(**{"images_from": sources, "pull_secrets": ("pull",), "images": own, **changes})
+
+
+def source(place: Place, *selector: Requirement) -> ImageSource:
+    kind, namespace, api_version, pod_templates, images = place
+    return ImageSource(kind, namespace, selector, api_version, pod_templates, images)
 
 
 def listing(*found: Workload) -> Listing:
@@ -88,7 +94,7 @@ def test_the_order_of_found_workloads_does_not_change_the_target() -> None:
 def test_selectors_match_as_in_kubernetes() -> None:
     gpu = Requirement("tier", Operator.IN, frozenset({"gpu"}))
     other = Requirement("app", Operator.NOT_IN, frozenset({"x"}))
-    asked = declared(images_from=(ImageSource(*SERVING, (gpu, other)),))
+    asked = declared(images_from=(source(SERVING, gpu, other),))
     found = listing(
         workload("a", "a:1", tier="gpu"),
         workload("b", "b:1", tier="gpu", app="x"),
@@ -194,6 +200,72 @@ def test_a_list_is_kept_while_its_source_cannot_be_read() -> None:
     assert found is not None
     assert [image.reference for image in found.images] == ["a:1"]
     assert workloads.condition(found)[1] == "SourceNotRead"
+
+
+# ---- other kinds
+
+ROLLOUTS = Place("Rollout", "serving", "argoproj.io/v1alpha1")
+BLUE = Place("Canary", "serving", "example.com/v1", ("spec.blue",))
+GREEN = Place("Canary", "serving", "example.com/v1", ("spec.green",))
+
+
+def found_in(place: Place, name: str, *images: str) -> Workload:
+    named = workloads.named(place, name)
+    return Workload(name, {}, tuple(workloads.image(image, named) for image in images))
+
+
+def test_source_of_another_kind_is_named_with_its_group() -> None:
+    asked = declared(ROLLOUTS)
+    found = find(asked, {ROLLOUTS: listing(found_in(ROLLOUTS, "llm", "a:1"))})
+    assert joined(asked, found).images[1].source == "Rollout.argoproj.io serving/llm"
+    empty = find(asked, {ROLLOUTS: listing()})
+    assert empty is not None
+    assert "nothing is selected of Rollout.argoproj.io in serving" in workloads.condition(empty)[2]
+
+
+def test_two_sources_of_one_kind_with_other_fields_are_one_workload() -> None:
+    found = find(
+        declared(BLUE, GREEN),
+        {
+            BLUE: listing(found_in(BLUE, "web", "blue:1")),
+            GREEN: listing(found_in(GREEN, "web", "green:1")),
+        },
+    )
+    assert found is not None
+    assert (found.workloads, [image.reference for image in found.images]) == (
+        1,
+        ["blue:1", "green:1"],
+    )
+
+
+def test_kinds_of_one_name_in_two_groups_are_not_confused_in_the_status() -> None:
+    volcano = Place("CronJob", "batch", "batch.volcano.sh/v1alpha1")
+    entry = {"image": "old:1", "from": "CronJob batch/train"}
+    asked = declared(NIGHTLY, volcano, status={"images": [entry]})
+    problem = Listing(problem="it is not known")
+    found = find(asked, {NIGHTLY: listing(), volcano: problem})
+    assert found is not None
+    assert (found.images, found.unread) == ((), True)
+    found = find(asked, {NIGHTLY: problem, volcano: listing()})
+    assert found is not None
+    assert ([image.reference for image in found.images], found.unread) == (["old:1"], False)
+
+
+def test_kind_that_is_not_served_has_a_reason_of_its_own() -> None:
+    missing = Listing(problem="the API server does not serve Rollout", served=False)
+    found = find(declared(ROLLOUTS), {ROLLOUTS: missing})
+    assert found is not None
+    assert workloads.condition(found)[:2] == (False, "KindNotServed")
+    assert found.unread
+    both = find(declared(ROLLOUTS, SERVING), {ROLLOUTS: missing, SERVING: Listing(problem="no")})
+    assert both is not None
+    assert workloads.condition(both)[1] == "SourceNotRead"
+
+
+def test_source_whose_fields_name_no_image_is_reported() -> None:
+    found = find(declared(BLUE), {BLUE: listing(Workload("web"))})
+    assert found is not None
+    assert "no image is named by Canary.example.com in serving" in workloads.condition(found)[2]
 
 
 # ---- a node while the images are unknown

@@ -14,6 +14,7 @@ import yaml
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
+from imagegate.domain.facts import Place
 from imagegate.kube import client as kube_client
 from imagegate.kube import errors, workloads
 from imagegate.kube.client import Client
@@ -70,14 +71,14 @@ spec:
           restartPolicy: Never
           containers: [{name: train, image: "registry.example/train:1"}]
 """
-PLACE = ("Deployment", "serving")
+PLACE = Place("Deployment", "serving")
 PATH = "/apis/apps/v1/namespaces/serving/deployments"
 
 
 def parse(kind: str, text: str, **metadata: Any) -> Any:
     body = yaml.safe_load(text)
     body["metadata"] |= metadata
-    return workloads.parse((kind, "serving"), body)
+    return workloads.parse(Place(kind, "serving"), body)
 
 
 def job(*conditions: tuple[str, str], **more: Any) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def test_suspended_cron_job_has_the_images_of_its_job_template() -> None:
     ],
 )
 def test_finished_deleted_or_cron_job_owned_job_is_ignored(body: Any, wanted: bool) -> None:
-    assert (workloads.parse(("Job", "serving"), body) is not None) is wanted
+    assert (workloads.parse(Place("Job", "serving"), body) is not None) is wanted
 
 
 def test_placeholder_of_a_webhook_is_no_image() -> None:
@@ -174,7 +175,7 @@ def test_invalid_reference_is_left_out_and_reported() -> None:
 )
 @pytest.mark.parametrize("kind", ["Deployment", "Job", "CronJob"])
 def test_workload_without_a_template_has_no_images(kind: str, body: Any) -> None:
-    found = workloads.parse((kind, "serving"), body)
+    found = workloads.parse(Place(kind, "serving"), body)
     assert found is not None
     assert found.images == ()
 
@@ -208,13 +209,15 @@ async def test_watch_continues_from_the_version_of_the_list() -> None:
 
 
 def test_forbidden_namespace_is_reported_with_the_value_of_the_chart() -> None:
-    text = workloads.problem(PLACE, errors.Forbidden("GET", 403, "no"))
+    client: Any = MemoryApi()
+    reader = Workloads(client)
+    text = reader.problem(PLACE, errors.Forbidden("GET", 403, "no"))
     assert text == (
         "the operator may not list deployments in namespace serving:"
         " add it to the chart's imagesFrom.namespaces"
     )
-    assert "cronjobs in namespace a are not known: GET x: 503: away" in workloads.problem(
-        ("CronJob", "a"), errors.Unavailable("GET x", 503, "away")
+    assert "cronjobs in namespace a are not known: GET x: 503: away" in reader.problem(
+        Place("CronJob", "a"), errors.Unavailable("GET x", 503, "away")
     )
 
 
@@ -304,6 +307,27 @@ async def test_expired_version_raises_gone_from_a_status_and_from_the_stream() -
             with pytest.raises(errors.Gone, match=r"too old|Expired"):
                 await collect(Workloads(client).watch(PLACE, "1"), seen)
         assert len(seen) == before
+
+
+async def test_object_that_is_nested_too_deeply_is_unavailable() -> None:
+    """The API server accepts 10,000 levels, and Python's parser does not."""
+    text = '{"a":' * 9_000 + "1" + "}" * 9_000
+
+    async def list_(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=f'{{"items": [{text}]}}', content_type="application/json")
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        end = f'{{"type": "ADDED", "object": {text}}}\n'.encode()
+        return await stream(request, event("ADDED", "llm", 901), cut=end)
+
+    async with serving(list_) as client:
+        with pytest.raises(errors.Unavailable, match="nested too deeply"):
+            await Workloads(client).list(PLACE)
+    seen: list[Change] = []
+    async with serving(watch) as client:
+        with pytest.raises(errors.Unavailable, match="nested too deeply"):
+            await collect(Workloads(client).watch(PLACE, "1"), seen)
+    assert len(seen) == 1
 
 
 async def test_broken_connection_is_unavailable() -> None:

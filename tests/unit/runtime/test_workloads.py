@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from imagegate.domain.facts import Place
 from imagegate.kube import errors
 from imagegate.puller import read
 from imagegate.runtime import workloads
@@ -158,9 +159,12 @@ async def test_each_kind_and_namespace_has_one_watch_while_a_prefetch_needs_it(
             lambda body: body["spec"].update(imagesFrom=[NIGHTLY]),
         )
         await until(lambda: requests(world, CRON_JOBS, "WATCH"))
-        assert list(world.workloads._followed) == [("Deployment", "serving"), ("CronJob", "batch")]
+        assert list(world.workloads._followed) == [
+            Place("Deployment", "serving"),
+            Place("CronJob", "batch"),
+        ]
         world.api.remove("/apis/imagegate.dev/v1alpha1/imageprefetches/llm")
-        await until(lambda: list(world.workloads._followed) == [("CronJob", "batch")])
+        await until(lambda: list(world.workloads._followed) == [Place("CronJob", "batch")])
         world.api.change(
             "/apis/imagegate.dev/v1alpha1/imageprefetches/other",
             lambda body: body["spec"].update(imagesFrom=[], images=[{"image": "a:1"}]),
@@ -350,3 +354,91 @@ async def test_many_changes_are_gathered_into_few_targets(
         await settle(world)
         assert len(images(world)) == 20
         assert len(targets) < 10, "each image made a new target"
+
+
+ROLLOUTS = "/apis/argoproj.io/v1alpha1/namespaces/serving/rollouts"
+ROLLOUT = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "namespace": "serving"}
+
+
+def serve(world: World, plural: str = "rollouts", **fields: object) -> None:
+    """The CRD of Rollouts is installed."""
+    resource = {"name": plural, "kind": "Rollout", "namespaced": True, **fields}
+    status = {**resource, "name": f"{plural}/status"}
+    body = {"metadata": {}, "resources": [status, resource]}
+    world.api.put("/apis/argoproj.io/v1alpha1", body)
+
+
+async def test_kind_without_its_crd_is_reported_and_followed_once_the_crd_is_there(
+    world: World,
+) -> None:
+    put(world, DEPLOYMENTS, "web", "reg.test/web:1")
+    put(world, ROLLOUTS, "llm", "reg.test/llm:1")
+    world.api.put("/apis/argoproj.io", {"metadata": {}, "versions": [{"version": "v1"}]})
+    world.add_prefetch("llm", imagesFrom=[SERVING, ROLLOUT])
+    world.add_node("n1", gated=True)
+    async with world.operating():
+        remedy = (
+            "the API server does not serve Rollout of argoproj.io/v1alpha1, only v1: install its"
+            " CustomResourceDefinition, or correct apiVersion and kind in spec.imagesFrom"
+        )
+        await until(says(world, remedy))
+        assert world.condition("llm", "ImagesFound")["reason"] == "KindNotServed"
+        await settle(world, lambda: KEY not in world.taints("n1"))
+        assert pulled(world) == {"reg.test/web:1"}, "the other source does not wait"
+        serve(world)
+        await until(is_true(world, "ImagesFound"))
+        await settle(world)
+        assert pulled(world) == {"reg.test/web:1", "reg.test/llm:1"}
+        assert requests(world, "/apis/argoproj.io/v1alpha1", "GET") >= 2
+
+
+async def test_version_that_is_not_served_any_more_removes_no_images(world: World) -> None:
+    serve(world)
+    put(world, ROLLOUTS, "llm", "reg.test/llm:1")
+    world.add_prefetch("llm", imagesFrom=[ROLLOUT])
+    world.add_node("n1")
+
+    def gone(method: str, path: str) -> None:
+        if path in (ROLLOUTS, "/apis/argoproj.io/v1alpha1"):
+            raise errors.NotFound(f"{method} {path}", 404, "404 page not found")
+
+    async with world.operating():
+        await settle(world)
+        discovered = requests(world, "/apis/argoproj.io/v1alpha1", "GET")
+        assert discovered == 1
+        label = world.labels("n1")
+        world.api.before = gone
+        world.api.end_watches()
+        await until(says(world, "does not serve Rollout of argoproj.io/v1alpha1"))
+        assert images(world) == ["reg.test/llm:1"]
+        assert world.labels("n1") == label
+        allow(world)
+        await until(is_true(world))
+
+
+async def test_namespace_without_the_role_is_reported_with_the_name_for_the_chart(
+    world: World,
+) -> None:
+    serve(world)
+    refuse(world, ROLLOUTS)
+    world.add_prefetch("llm", "reg.test/own:1", imagesFrom=[ROLLOUT])
+    async with world.operating():
+        remedy = (
+            "the operator may not list rollouts.argoproj.io in namespace serving:"
+            " add both to the chart's imagesFrom.resources"
+        )
+        await until(says(world, remedy))
+        assert world.condition("llm", "ImagesFound")["reason"] == "SourceNotRead"
+
+
+async def test_other_fields_of_a_kind_have_a_watch_of_their_own(world: World) -> None:
+    serve(world)
+    put(world, ROLLOUTS, "llm", "reg.test/llm:1")
+    own = {**ROLLOUT, "images": ["spec.template.spec.containers[*].name"]}
+    world.add_prefetch("llm", imagesFrom=[ROLLOUT, ROLLOUT, own])
+    world.add_node("n1")
+    async with world.operating():
+        await settle(world)
+        assert pulled(world) == {"reg.test/llm:1", "c0"}
+        assert requests(world, ROLLOUTS, "WATCH") == 2
+        assert requests(world, "/apis/argoproj.io/v1alpha1", "GET") <= 2

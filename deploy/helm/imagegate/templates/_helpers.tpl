@@ -287,6 +287,17 @@ Rules for reading the images of workloads. RBAC cannot restrict them to the pod 
 {{- end }}
 
 {{/*
+The same for resources (PLURAL.GROUP) of other kinds. The argument is a list of their names.
+*/}}
+{{- define "imagegate.imagesFromResourceRules" -}}
+{{- range $name := . | uniq | sortAlpha }}
+- apiGroups: [{{ regexReplaceAll "^[^.]*[.]" $name "" }}]
+  resources: [{{ regexFind "^[^.]*" $name }}]
+  verbs: [list, watch]
+{{- end }}
+{{- end }}
+
+{{/*
 prefetchPolicy and other limits for ImagePrefetches, as JSON for the operator. Every value has a default, because after an
 upgrade with --reuse-values from an older chart these values are absent.
 */}}

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from imagegate.api import cel, meta, references
+from imagegate.api import cel, kinds, meta, paths, references
 from imagegate.api.v1alpha1 import images as image_rules
 
 _DAY: Final = 86400
@@ -38,19 +38,103 @@ class Image(meta.ApiModel):
         return references.parse(self.image)
 
 
-class ImageSource(meta.ApiModel):
-    """Workloads whose pod templates name images: containers, init containers, image volumes."""
+_BUILT_IN: Final = ", ".join(kinds.BUILT_IN)
+_API_VERSION: Final = (
+    "is not the apiVersion of a kind with an API group: write GROUP/VERSION, such as"
+    " argoproj.io/v1alpha1"
+)
+_NO_VERSION: Final = f"needs apiVersion: only {_BUILT_IN} have a default"
+_NO_PATHS: Final = (
+    "has no known fields for images: name them in podTemplates or images, such as"
+    " podTemplates: [spec.template]"
+)
+_KNOWN: Final = cel.literals(sorted(f"{kind.group}/{kind.kind}" for kind in kinds.ALL))
 
-    kind: Literal["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob"] = Field(
-        description="Kind of the workloads. Finished Jobs, and Jobs of a CronJob, are ignored."
+Paths = Annotated[
+    tuple[
+        Annotated[
+            str, Field(max_length=paths.MAX_PATH), cel.matching(paths.GRAMMAR, paths.COMPLAINT)
+        ],
+        ...,
+    ],
+    Field(max_length=paths.MAX_PATHS),
+]
+
+
+class ImageSource(meta.ApiModel):
+    """Objects that name images: workloads with pod templates, or others with image fields."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel.extensions(
+            cel.Rule(
+                f"has(self.apiVersion) || self.kind in {cel.literals(kinds.BUILT_IN)}",
+                f"the kind {_NO_VERSION}",
+                explain=cel.quoting("self.kind", _NO_VERSION),
+                field=".apiVersion",
+            ),
+            cel.Rule(
+                "!has(self.apiVersion)"
+                " || (has(self.podTemplates) && size(self.podTemplates) > 0)"
+                " || (has(self.images) && size(self.images) > 0)"
+                f" || (self.apiVersion.split('/')[0] + '/' + self.kind) in {_KNOWN}",
+                f"the kind {_NO_PATHS}",
+                explain=cel.quoting("self.kind", _NO_PATHS),
+                field=".podTemplates",
+            ),
+        )
+    )
+
+    api_version: (
+        Annotated[
+            str,
+            Field(max_length=128),
+            cel.matching(cel.API_VERSION, _API_VERSION),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="API group and version of the kind, such as argoproj.io/v1alpha1."
+        f" Default for {_BUILT_IN}: that of Kubernetes.",
+    )
+    kind: Annotated[
+        str,
+        Field(max_length=63),
+        cel.matching(
+            "^[A-Za-z]([-A-Za-z0-9]*[A-Za-z0-9])?$",
+            "is not a kind: write its name in letters and digits, such as Deployment",
+        ),
+    ] = Field(
+        description="Kind of the objects, with a namespace. Objects of a known kind that have ended"
+        " (a finished Job), and Jobs of a CronJob, are ignored."
     )
     namespace: meta.DnsLabel = Field(
-        description="Namespace of the workloads; one of the chart's `imagesFrom.namespaces`."
+        description="Namespace of the objects. The chart's `imagesFrom.namespaces` or"
+        " `imagesFrom.resources` must let the operator read the kind there."
     )
     selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(),
-        description="Selects workloads of that kind. Default: all in the namespace.",
+        description="Selects objects of that kind. Default: all in the namespace.",
     )
+    pod_templates: Paths = Field(
+        default=(),
+        description="Paths of pod templates or pod specs, such as spec.workers[*].template; `[*]`"
+        " stands for each entry of a list or map. The images of their containers, init containers"
+        " and image volumes are used. With `podTemplates` or `images`, only these fields are read."
+        " Default: the fields of a known kind (docs/workloads.md).",
+    )
+    images: Paths = Field(
+        default=(),
+        description="Paths of fields with one image reference each, such as spec.driver.image.",
+    )
+
+    @model_validator(mode="after")
+    def _fields_known(self) -> Self:
+        if self.api_version is None and self.kind not in kinds.BUILT_IN:
+            raise ValueError(f'"{self.kind}" {_NO_VERSION}')
+        named = self.pod_templates or self.images
+        if not named and kinds.known(self.api_version or "", self.kind) is None:
+            raise ValueError(f'"{self.kind}" {_NO_PATHS}')
+        return self
 
 
 class DaemonSetReference(meta.ApiModel):
@@ -275,10 +359,10 @@ class ImagePrefetchSpec(meta.ApiModel):
     images_from: tuple[ImageSource, ...] = Field(
         default=(),
         max_length=16,
-        description="Workloads. The images that their pod templates name at the moment are pulled,"
-        " too: with `spec.imagePullSecrets` if the registry is in the chart's"
-        " `imagesFrom.pullSecretRegistries`, else without secrets. Together with `images` at most"
-        " 64 images: the first by name.",
+        description="Objects of any kind, such as workloads. The images that their pod templates or"
+        " image fields name at the moment are pulled, too: with `spec.imagePullSecrets` if the"
+        " registry is in the chart's `imagesFrom.pullSecretRegistries`, else without"
+        " secrets. Together with `images` at most 64 images: the first by name.",
     )
     node_selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(), description="Which nodes get the images. Default: every node."

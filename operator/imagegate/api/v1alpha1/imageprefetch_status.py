@@ -40,7 +40,8 @@ class ImageStatus(meta.ApiModel):
         default=None,
         alias="from",
         max_length=512,
-        description="The workload that names the image, as KIND NAMESPACE/NAME; the first by name"
+        description="The workload that names the image, as KIND NAMESPACE/NAME, or"
+        " KIND.GROUP NAMESPACE/NAME unless the kind is Kubernetes' own; the first by name"
         " if there are several. Absent if the spec names the image.",
     )
     digest: str | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Operator(StrEnum):
@@ -31,18 +32,43 @@ class DaemonSetRef:
         return f"{self.namespace}/{self.name}"
 
 
+class Place(NamedTuple):
+    """The scope of one list request and of one watch: one kind in one namespace, and the fields
+    that are read.
+    """
+
+    kind: str
+    namespace: str
+    api_version: str = ""
+    """Empty: that of a built-in kind."""
+    pod_templates: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    """Paths (`api.paths`). Without any, those of a known kind (`api.kinds`)."""
+
+    @property
+    def title(self) -> str:
+        """The kind as messages and sources of images name it: with its group, unless built in."""
+        group = self.api_version.partition("/")[0]
+        return f"{self.kind}.{group}" if group else self.kind
+
+    def __str__(self) -> str:
+        return f"{self.title}/{self.namespace}"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Workloads whose images are wanted besides those of the spec."""
+    """Objects whose images are wanted besides those of the spec."""
 
     kind: str
     namespace: str
     selector: tuple[Requirement, ...] = ()
+    api_version: str = ""
+    pod_templates: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
     @property
-    def place(self) -> tuple[str, str]:
-        """The scope of one list request and of one watch: (kind, namespace)."""
-        return self.kind, self.namespace
+    def place(self) -> Place:
+        return Place(self.kind, self.namespace, self.api_version, self.pod_templates, self.images)
 
 
 class GateMode(StrEnum):
