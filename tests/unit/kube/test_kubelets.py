@@ -329,7 +329,7 @@ async def test_invalid_node_address_gets_no_request(address: str) -> None:
     node = Node("n1", "u", 1, address=address, kubelet_port=10250)
     api = Granting()
     async with Kubelets(tokens(api), insecure_tls=True) as kubelets:
-        assert "no IP address" in (await kubelets.usage(node)).problem
+        assert "not an IP address" in (await kubelets.usage(node)).problem
     assert api.asked == []
 
 
