@@ -7,6 +7,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 DEMO := imagegate-demo
 E2E := imagegate-e2e
+# CPU weights of the clusters of these lanes; the others have 100 (tests/e2e/conftest.py).
+WEIGHT_timed := 1000
+WEIGHT_large := 500
 OLDER := v1.34
 LIVES := $(or $(SEED),$(shell echo $$RANDOM))
 BETA := --feature-gates=MutatingAdmissionPolicy=true \
@@ -58,7 +61,7 @@ simulate-long: setup ## random lives for HOURS (2); SEED=7 starts with that seed
 .PHONY: e2e
 e2e: binaries-older ## tests on a real cluster; PYTEST_ARGS="-k join --cluster-keep" for a part of them
 	$(PYTHON) -m pytest tests/e2e --timeout=900 -v -s --durations=25 $(LANE:%=--lane=%) \
-	  --cluster-name=$(E2E)$(LANE:%=-%) $(if $(filter timed,$(LANE)),--cluster-cpu-weight=1000) \
+	  --cluster-name=$(E2E)$(LANE:%=-%) --cluster-cpu-weight=$(or $(WEIGHT_$(LANE)),100) \
 	  $(PYTEST_ARGS)
 	$(PYTHON) -m tests.cluster --name $(E2E)$(LANE:%=-%) check-clean
 

@@ -63,7 +63,8 @@ is the order in a cluster's life: tests that break the installation come last.
 - listed: tests that wait for the slow timers. No test of this lane changes the leader, so these
   timers run from the beginning of the lane to its end.
 - upgrades: tests that change the installation.
-- large: tests with many nodes or data sets, and a test that waits for a slot.
+- large: tests with many nodes or data sets, and a test that waits for a slot. It has five times the
+  weight, because a starved leader of 1,000 nodes loses its lease.
 - bench: the benchmark, which starts a cluster itself.
 """
 
