@@ -324,7 +324,9 @@ class Kubelet:
                     break
                 self._event(pod, image["reference"], present=False)
             if not failed:
-                break
+                if all(image["reference"] in self.machine.images for image in wanted):
+                    break
+                continue  # an image was removed meanwhile: no container starts without it
             self._report(pod, "ErrImagePull", failed)
             await asyncio.sleep(self._rng.uniform(0.5, 2.0))
             self._report(pod, "ImagePullBackOff", f"Back-off pulling image: {failed}")
