@@ -74,7 +74,9 @@ def test_a_thousand_nodes_stay_within_the_write_budget_and_then_cause_no_writes(
         print(f"requests: {dict(asked)}")
         assert writes / NODES <= BUDGET
         # Only the resync lists Nodes, every 5 minutes, with 500 Nodes a page.
-        resyncs = 1 + int(took / 270)
+        # A process that starts lists them three times. On a starved machine a leader may lose its
+        # lease, and both processes start again.
+        resyncs = 1 + int(took / 270) + 3 * asked["get", "/api"]
         assert asked["list", "nodes"] <= resyncs * (NODES // 500 + 1)
         time.sleep(5)
         quiet = time.time()
