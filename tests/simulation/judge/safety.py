@@ -91,16 +91,12 @@ class Safety:
                 record.blame("refused-for-ever", what, text)
 
     def _lease(self, request: Request) -> None:
-        record, holder = self._record, self._holder()
+        record, holder = self._record, self._record.leader
         record.applied["write-without-lease"] += 1
         if holder and holder != request.actor and not record.truth.frozen(request.actor):
             record.blame(
                 "write-without-lease", request.actor, f"{holder} holds the lease: {request}"
             )
-
-    def _holder(self) -> str:
-        lease = self._record.truth.server.get("leases", "imagegate", "imagegate-system")
-        return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
 
     def _foreign(self, request: Request) -> None:
         record = self._record
@@ -231,7 +227,7 @@ class Safety:
         served = record.truth.server.get("nodes", node)
         if served is not None and record.taints(served):
             self._for_joining.add(pod["metadata"]["uid"])
-        if (holder := self._holder()) and holder != actor:
+        if record.leader and record.leader != actor:
             self._late[node, name] = elapsed()
         self._single(pod, actor)
         self._parallel(name)
