@@ -17,7 +17,6 @@ from tests.simulation.judge.bounds import (
     LATE_WATCH,
     LISTED,
     NOT_READY_FOR,
-    READABLE,
     REFUSED,
     REPEATED,
     RETRIED,
@@ -156,12 +155,10 @@ class Safety:
                 since = age(node["metadata"]["creationTimestamp"])
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
-            forbidden_at = record.forbidden_at.get(ask.namespace, -math.inf)
-            blocked = not record.allowed(ask) or elapsed() - forbidden_at < READABLE
             if ask.fail_closed:
                 record.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
             elif since < ask.timeout - LATE and not (
-                blocked or record.full_within(RETRIED, machine, ask)
+                record.blocked(ask) or record.full_within(RETRIED, machine, ask)
             ):
                 record.blame("released-early", node["metadata"]["name"], f"FailOpen {text}")
 
