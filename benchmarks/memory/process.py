@@ -30,7 +30,6 @@ from tests.simulation.replica import LEASE, NAMESPACE, Manifests
 from tests.simulation.transport import Network
 
 PATHS = {
-    "node": "/api/v1/nodes",
     "prefetch": "/apis/imagegate.dev/v1alpha1/imageprefetches",
     "gate": "/apis/imagegate.dev/v1alpha1/nodegates",
 }
