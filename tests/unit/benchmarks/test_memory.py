@@ -30,10 +30,10 @@ def test_rollout_creates_one_pod_and_patches_the_node_once_for_each_node() -> No
     requests = dict(figures.requests)
     assert requests.pop("POST pods") == NODES
     assert requests.pop("PATCH nodes") == NODES
-    assert requests.pop("GET nodes") <= 2 * NODES, "a GET precedes each reading of a disk"
+    assert requests.pop("GET nodes") == NODES, "a GET precedes each reading of a disk"
     assert sum(requests.values()) <= 100, "status, lease, heartbeat and one Event"
     assert figures.events["pods"] <= 3 * NODES
-    assert figures.decisions["nodes"] <= 11 * NODES
+    assert figures.decisions["nodes"] <= 8.5 * NODES
 
 
 def test_heartbeats_cause_no_writes_and_decisions_only_about_flapping_nodes() -> None:
