@@ -11,10 +11,12 @@ import contextlib
 import json
 import logging
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
+import msgspec
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from yarl import URL
@@ -64,6 +66,47 @@ class TimeObserver(Protocol):
     """Receives the API server's time (`runtime.clock.ServerTime`)."""
 
     def heard(self, date: str | None, sent: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: Body | Sequence[Body] | None = None
+    content_type: str = JSON
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+class _Page(msgspec.Struct):
+    """A page of a list whose items are not parsed yet."""
+
+    metadata: dict[str, Any] | None = None
+    items: list[msgspec.Raw] | None = None
+
+
+_PAGES = msgspec.json.Decoder(_Page)
+_OBJECTS: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a list.
+
+    ``items`` parses each object when it is reached, because a parsed Node needs four times the
+    memory of its JSON text, and most objects become small facts at once.
+    """
+
+    version: str
+    """resourceVersion of the list."""
+    token: str
+    """Where the next page begins; empty: this is the last page."""
+    items: Iterator[dict[str, Any]]
 
 
 class Client:
@@ -140,6 +183,21 @@ class Client:
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         return await self._request("GET", path, query=query)
 
+    async def page(self, path: str, *, token: str = "", limit: int = PAGE, **query: str) -> Page:
+        """One page of a list, with ``limit`` objects at most. ``token``: of the page before.
+
+        Raises :class:`~imagegate.kube.errors.Gone` if the list was compacted since the page before.
+        """
+        more = {"continue": token} if token else {}
+        sent = _Sent("GET", path, {**query, "limit": str(limit), **more})
+        page: _Page = _parsed(await self._answer(sent), sent.name, _PAGES)
+        metadata = page.metadata or {}
+        return Page(
+            version=str(metadata.get("resourceVersion") or ""),
+            token=metadata.get("continue") or "",
+            items=(_parsed(item, sent.name) for item in page.items or ()),
+        )
+
     async def create(self, path: str, body: Body, **query: str) -> dict[str, Any]:
         return await self._request("POST", path, body=body, query=query)
 
@@ -165,12 +223,10 @@ class Client:
         """
         token = ""
         while True:
-            page = await self.get(
-                path, limit=str(PAGE), **({"continue": token} if token else {}), **query
-            )
-            for item in page.get("items") or ():
+            page = await self.page(path, token=token, limit=PAGE, **query)
+            for item in page.items:
                 yield item
-            token = (page.get("metadata") or {}).get("continue") or ""
+            token = page.token
             if not token:
                 return
 
@@ -188,7 +244,7 @@ class Client:
         asked = {"watch": "true", "allowWatchBookmarks": "true", **query}
         asked |= {"resourceVersion": version, "timeoutSeconds": str(WATCH_SECONDS)}
         try:
-            serialized = await self._serialize("GET", path, asked)
+            serialized = await self._serialize(_Sent("GET", path, asked))
             response = await self._api.call_api(*serialized, _request_timeout=WATCH_TIMEOUT)
             code = str(response.status)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -214,20 +270,13 @@ class Client:
         finally:
             response.response.close()
 
-    async def _serialize(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Body | Sequence[Body] | None = None,
-        content_type: str = JSON,
-    ) -> tuple[Any, Any, Any, Any, Any]:
+    async def _serialize(self, sent: _Sent) -> tuple[Any, Any, Any, Any, Any]:
         serialized: tuple[Any, Any, Any, Any, Any] = await self._api.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params={"Accept": JSON, "Content-Type": content_type},
-            body=body,
+            sent.method,
+            sent.path,
+            query_params=list(sent.query.items()),
+            header_params={"Accept": JSON, "Content-Type": sent.content_type},
+            body=sent.body,
             auth_settings=["BearerToken"],
         )
         return serialized
@@ -243,12 +292,18 @@ class Client:
         fenced: bool = True,
     ) -> dict[str, Any]:
         """``fenced=False``: a request of the election, which is not fenced and never waits."""
+        sent = _Sent(method, path, query or {}, body, content_type)
+        answer: dict[str, Any] = _parsed(await self._answer(sent, fenced=fenced), sent.name)
+        return answer
+
+    async def _answer(self, sent: _Sent, *, fenced: bool = True) -> bytes:
+        """The body of the answer. A throttled request is repeated."""
         for retry in range(THROTTLE_RETRIES):
             try:
-                async with self._turn(f"{method} {path}") if fenced else contextlib.nullcontext():
-                    if fenced and method != "GET":
+                async with self._turn(sent.name) if fenced else contextlib.nullcontext():
+                    if fenced and sent.method != "GET":
                         self._fence()
-                    answer = await self._send(method, path, query or {}, body, content_type)
+                    answer = await self._send(sent)
             except errors.Unavailable as error:
                 # API priority and fairness refuses a request before it is processed, so the request
                 # can be repeated safely.
@@ -294,35 +349,26 @@ class Client:
             logger.info("the API server answers again")
             self._recovered()
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Body | Sequence[Body] | None,
-        content_type: str,
-    ) -> dict[str, Any]:
-        request = f"{method} {path}"
+    async def _send(self, sent: _Sent) -> bytes:
         started = _monotonic()
         code = "<error>"
         try:
-            serialized = await self._serialize(method, path, query, body, content_type)
+            serialized = await self._serialize(sent)
             response = await self._api.call_api(*serialized, _request_timeout=TIMEOUT)
             if self._time_observer is not None:
                 self._time_observer.heard(response.getheader("Date"), started)
-            payload = await response.read()
+            payload: bytes = await response.read()
             code = str(response.status)
             if response.status >= 400:
-                raise errors.from_response(
-                    request, method, response.status, payload, response.getheader("Retry-After")
-                )
-            return _parsed(payload, request)
+                delay = response.getheader("Retry-After")
+                raise errors.from_response(sent.name, sent.method, response.status, payload, delay)
+            return payload
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             text = f"{type(error).__name__}: {error}"
-            raise errors.Unavailable(request, 0, text) from error
+            raise errors.Unavailable(sent.name, 0, text) from error
         finally:
             if self._observer is not None:
-                self._observer.observe_request(method, code, _monotonic() - started)
+                self._observer.observe_request(sent.method, code, _monotonic() - started)
 
 
 def api_client(configuration: Configuration) -> ApiClient:
@@ -348,15 +394,16 @@ def _proxy(server: URL) -> str | None:
     return urllib.request.getproxies().get(server.scheme)
 
 
-def _parsed(payload: bytes, request: str) -> dict[str, Any]:
+def _parsed(
+    payload: bytes | msgspec.Raw, request: str, decoder: msgspec.json.Decoder[Any] = _OBJECTS
+) -> Any:
     """Raises ValueError, and Unavailable for a custom resource that is nested too deeply for the
     parser (the API server accepts 10,000 levels).
     """
     try:
-        parsed: dict[str, Any] = json.loads(payload)
+        return decoder.decode(payload)
     except RecursionError as error:
         raise errors.Unavailable(request, 200, "an object is nested too deeply") from error
-    return parsed
 
 
 def _monotonic() -> float:

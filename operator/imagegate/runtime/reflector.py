@@ -17,7 +17,7 @@ from contextlib import aclosing
 from typing import Any
 
 from imagegate.errors import ImagegateError
-from imagegate.kube.client import Client
+from imagegate.kube.client import PAGE, Client
 from imagegate.kube.errors import Gone
 
 logger = logging.getLogger(__name__)
@@ -74,17 +74,14 @@ class Reflector:
         found: dict[str, Mapping[str, str]] = {}
         version, token = "", ""
         while True:
-            query = {**self._query, "limit": "500" if self._listing else "1"}
-            page = await self._client.get(
-                self._path, **query, **({"continue": token} if token else {})
-            )
-            metadata = page.get("metadata") or {}
-            version = version or str(metadata.get("resourceVersion") or "")
-            token = (metadata.get("continue") or "") if self._listing else ""
-            for item in (page.get("items") or ()) if self._listing else ():
+            limit = PAGE if self._listing else 1
+            page = await self._client.page(self._path, token=token, limit=limit, **self._query)
+            version = version or page.version
+            for item in page.items if self._listing else ():
                 found[item["metadata"]["name"]] = _identity(item["metadata"])
                 self._report(None, item)
-            if not token:
+            token = page.token
+            if not (token and self._listing):
                 break
         for name in self._known.keys() - found.keys():
             ended = {**self._known[name], "resourceVersion": version}

@@ -245,3 +245,27 @@ async def test_environment_is_not_read_for_each_request(environment: pytest.Monk
 
         environment.setattr(aiohttp.client, "get_env_proxy_for_url", looked_up)
         await client.get("/version")
+
+
+async def test_each_object_of_a_page_is_parsed_when_it_is_reached() -> None:
+    """500 parsed Nodes would need 31 MiB. The second object here has a number out of range."""
+    text = b'{"metadata":{"resourceVersion":"7","continue":"t"},"items":[{"n":1},{"n":1e999}]}'
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=text, content_type="application/json")
+
+    async with serving(handler) as client:
+        page = await client.page("/x", limit=2)
+        assert (page.version, page.token, next(page.items)) == ("7", "t", {"n": 1})
+        with pytest.raises(ValueError, match="out of range"):
+            next(page.items)
+
+
+@pytest.mark.parametrize("text", [b'{"metadata":{}}', b'{"items":null}', b"{}"])
+async def test_a_page_may_have_no_objects(text: bytes) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=text, content_type="application/json")
+
+    async with serving(handler) as client:
+        page = await client.page("/x")
+    assert (page.version, page.token, list(page.items)) == ("", "", [])
