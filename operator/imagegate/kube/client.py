@@ -371,6 +371,14 @@ class Client:
                 self._observer.observe_request(sent.method, code, _monotonic() - started)
 
 
+class _ApiClient(ApiClient):
+    def sanitize_for_serialization(self, obj: Any) -> Any:
+        """Nothing: bodies are plain JSON, so a walk through them to convert models is a fifth of
+        the CPU time of a request that creates a pod.
+        """
+        return obj
+
+
 def api_client(configuration: Configuration) -> ApiClient:
     """The package's client, without its work for each request that the operator does not need.
 
@@ -384,7 +392,7 @@ def api_client(configuration: Configuration) -> ApiClient:
     }
     if not configuration.proxy:
         configuration.proxy = _proxy(URL(configuration.host))
-    return ApiClient(configuration)
+    return _ApiClient(configuration)
 
 
 def _proxy(server: URL) -> str | None:
