@@ -18,7 +18,7 @@ from benchmarks import report
 from benchmarks.memory.scenarios import JOINING, Case, run
 from benchmarks.report import Column, Row, Table, number
 
-SCENARIOS = ("start", "rollout", "join", "heartbeats", "shares")
+SCENARIOS = ("start", "rollout", "join", "delete", "heartbeats", "shares")
 SHARES_NODES = 1_000
 SHARES_PREFETCHES = (1, 20, 200)
 OUTPUT = Path(".artifacts/bench-memory.json")

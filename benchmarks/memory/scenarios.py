@@ -121,6 +121,10 @@ class Bench:
             "person", "imageprefetches", ("", name), lambda body: body["spec"].update(images=images)
         )
 
+    def delete(self, number: int = 0) -> None:
+        name = self.bodies[number]["metadata"]["name"]
+        self.server.do("person", "DELETE", "imageprefetches", ("", name), {})
+
     async def quiet(self) -> None:
         """Wait until the operator is idle after its second resync."""
         await self.until(lambda: bool(self.operator and self.operator.process.store.complete))
@@ -240,6 +244,17 @@ async def join(bench: Bench) -> None:
     await bench.consistent(bench.nodes + JOINING)
 
 
+async def delete(bench: Bench) -> None:
+    """A prefetch whose images every node holds is deleted, until its finalizer is removed."""
+    bench.settle()
+    bench.start()
+    await bench.consistent(bench.nodes)
+    await bench.quiet()
+    bench.measure()
+    bench.delete()
+    await bench.until(lambda: not bench.server.objects["imageprefetches"])
+
+
 async def heartbeats(bench: Bench, minutes: float) -> None:
     """Every node holds all images. Kubelets report every 5 minutes; 1 % of the nodes flap."""
     bench.settle()
@@ -293,6 +308,7 @@ def run(case: Case) -> Figures:
             "start": start,
             "rollout": rollout,
             "join": join,
+            "delete": delete,
             "heartbeats": lambda b: heartbeats(b, case.minutes),
             "shares": shares,
         }

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import objects
 from benchmarks.memory.cluster import Rendered
-from benchmarks.memory.scenarios import Case, run
+from benchmarks.memory.scenarios import JOINING, Case, run
 from tests.simulation.apiserver import Stored
 
 NODES = 1_000
@@ -34,6 +34,33 @@ def test_rollout_creates_one_pod_and_patches_the_node_once_for_each_node() -> No
     assert sum(requests.values()) <= 100, "status, lease, heartbeat and one Event"
     assert figures.events["pods"] <= 3 * NODES
     assert figures.decisions["nodes"] <= 8.5 * NODES
+
+
+def test_joining_nodes_are_released_by_one_patch_each() -> None:
+    figures = run(Case("join", NODES))
+    joined = NODES + JOINING
+    assert figures.released == JOINING
+    assert figures.requests["POST pods"] == joined
+    assert figures.requests["PATCH nodes"] == joined
+    assert figures.requests["GET nodes"] <= 1.2 * joined
+    assert figures.requests["POST events"] <= JOINING + 1, "an Event for each release"
+    assert figures.decisions["nodes"] <= 10 * joined
+
+
+def test_delete_patches_each_node_and_deletes_each_pod_once() -> None:
+    figures = run(Case("delete", NODES))
+    requests = dict(figures.requests)
+    assert requests.pop("PATCH nodes") == NODES
+    assert requests.pop("DELETE pods") == NODES
+    assert sum(requests.values()) <= 20, "the finalizer, the Lease and the heartbeat"
+    assert figures.decisions["nodes"] <= 2.5 * NODES
+
+
+def test_operator_keeps_less_than_10_kib_for_each_node() -> None:
+    """Allocations of the operator that are in use when 1,000 nodes hold an image (tracemalloc)."""
+    figures = run(Case("start", NODES, trace=True))
+    assert figures.traced is not None
+    assert figures.traced < 10 * 1024 * NODES
 
 
 def test_heartbeats_cause_no_writes_and_decisions_only_about_flapping_nodes() -> None:
