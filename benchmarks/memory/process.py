@@ -15,7 +15,7 @@ from imagegate.domain import node as node_decision
 from imagegate.domain.node import shares
 from imagegate.domain.share import assess as share_decision
 from imagegate.handlers import Sightings
-from imagegate.kube.client import Client
+from imagegate.kube.client import CONNECTIONS, Client
 from imagegate.kube.errors import Gone
 from imagegate.kube.leases import Leases
 from imagegate.puller.build import PullerSettings
@@ -84,7 +84,7 @@ class Operator:
             observer=process.metrics,
             time_observer=server_time,
             recovered=process.queues.kick,
-            connections=64,
+            connections=CONNECTIONS,
         )
         watching = Client(api, observer=process.metrics)
         settings = Settings(

@@ -114,7 +114,12 @@ class MemoryApi:
         return copy.deepcopy(self.objects[path])
 
     async def patch(
-        self, path: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]], content_type: str
+        self,
+        path: str,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        content_type: str,
+        *,
+        urgent: bool = False,
     ) -> dict[str, Any]:
         self.fence()
         self._request("PATCH", path)

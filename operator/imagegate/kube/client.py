@@ -12,7 +12,7 @@ import json
 import logging
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
@@ -22,6 +22,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from yarl import URL
 
 from imagegate.kube import errors
+from imagegate.kube.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,10 @@ class _Sent:
 
     method: str
     path: str
-    query: Mapping[str, str]
+    query: Mapping[str, str] = field(default_factory=dict)
     body: Body | Sequence[Body] | None = None
     content_type: str = JSON
+    urgent: bool = False
 
     @property
     def name(self) -> str:
@@ -132,7 +134,7 @@ class Client:
         self._time_observer = time_observer
         self._fence = fence
         self._observer = observer
-        self._free = asyncio.Semaphore(connections) if connections else None
+        self._turns = Turns(connections) if connections else None
         self._answered_at = float("-inf")
         self._unanswered = False
         self._recovered = recovered
@@ -181,7 +183,7 @@ class Client:
         await self._api.close()
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
-        return await self._request("GET", path, query=query)
+        return await self._request(_Sent("GET", path, query))
 
     async def page(self, path: str, *, token: str = "", limit: int = PAGE, **query: str) -> Page:
         """One page of a list, with ``limit`` objects at most. ``token``: of the page before.
@@ -199,22 +201,24 @@ class Client:
         )
 
     async def create(self, path: str, body: Body, **query: str) -> dict[str, Any]:
-        return await self._request("POST", path, body=body, query=query)
+        return await self._request(_Sent("POST", path, query, body))
 
     async def patch(
-        self, path: str, body: Body | Sequence[Body], content_type: str
+        self, path: str, body: Body | Sequence[Body], content_type: str, *, urgent: bool = False
     ) -> dict[str, Any]:
-        return await self._request("PATCH", path, body=body, content_type=content_type)
+        """``urgent``: the next free connection is for this request."""
+        sent = _Sent("PATCH", path, body=body, content_type=content_type, urgent=urgent)
+        return await self._request(sent)
 
     async def replace(self, path: str, body: Body, *, fenced: bool = True) -> dict[str, Any]:
-        return await self._request("PUT", path, body=body, fenced=fenced)
+        return await self._request(_Sent("PUT", path, body=body), fenced=fenced)
 
     async def create_unfenced(self, path: str, body: Body) -> dict[str, Any]:
         """For the election's own Lease, which a process writes before it is leader."""
-        return await self._request("POST", path, body=body, fenced=False)
+        return await self._request(_Sent("POST", path, body=body), fenced=False)
 
     async def delete(self, path: str, body: Body | None = None) -> dict[str, Any]:
-        return await self._request("DELETE", path, body=body or {})
+        return await self._request(_Sent("DELETE", path, body=body or {}))
 
     async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
         """Every object, read in pages, so that 5,000 Nodes are never in memory at once.
@@ -281,18 +285,8 @@ class Client:
         )
         return serialized
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Body | Sequence[Body] | None = None,
-        content_type: str = JSON,
-        fenced: bool = True,
-    ) -> dict[str, Any]:
+    async def _request(self, sent: _Sent, *, fenced: bool = True) -> dict[str, Any]:
         """``fenced=False``: a request of the election, which is not fenced and never waits."""
-        sent = _Sent(method, path, query or {}, body, content_type)
         answer: dict[str, Any] = _parsed(await self._answer(sent, fenced=fenced), sent.name)
         return answer
 
@@ -300,7 +294,7 @@ class Client:
         """The body of the answer. A throttled request is repeated."""
         for retry in range(THROTTLE_RETRIES):
             try:
-                async with self._turn(sent.name) if fenced else contextlib.nullcontext():
+                async with self._turn(sent) if fenced else contextlib.nullcontext():
                     if fenced and sent.method != "GET":
                         self._fence()
                     answer = await self._send(sent)
@@ -321,21 +315,19 @@ class Client:
         raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager
-    async def _turn(self, request: str) -> AsyncIterator[None]:
+    async def _turn(self, sent: _Sent) -> AsyncIterator[None]:
         """Wait until a connection is free, at most `CONNECTION_WAIT` seconds."""
-        if self._free is None:
+        if self._turns is None:
             yield
             return
-        try:
-            async with asyncio.timeout(CONNECTION_WAIT):
-                await self._free.acquire()
-        except TimeoutError as error:
-            text = f"no connection was free within {CONNECTION_WAIT:g} s"
-            raise errors.Unavailable(request, 0, text) from error
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            turn = self._turns.turn(urgent=sent.urgent, timeout=CONNECTION_WAIT)
+            try:
+                await stack.enter_async_context(turn)
+            except TimeoutError as error:
+                text = f"no connection was free within {CONNECTION_WAIT:g} s"
+                raise errors.Unavailable(sent.name, 0, text) from error
             yield
-        finally:
-            self._free.release()
 
     def _note(self, *, answered: bool) -> None:
         """Notice the end of an outage."""

@@ -47,6 +47,18 @@ def test_joining_nodes_are_released_by_one_patch_each() -> None:
     assert figures.decisions["nodes"] <= 10 * joined
 
 
+def test_release_of_a_joining_node_waits_only_for_the_network() -> None:
+    """While 2,000 nodes roll out, with a slow API server. p99 is 19 s without own workers for
+    joining nodes, and 1.69 s without own connections.
+    """
+    latency = 0.4
+    figures = run(Case("join", 2 * NODES, latency=latency))
+    slowest = 2 * 1.8 * latency  # of the event and of the patch
+    assert figures.released == JOINING
+    assert figures.release["p99"] is not None
+    assert figures.release["p99"] <= slowest
+
+
 def test_delete_patches_each_node_and_deletes_each_pod_once() -> None:
     figures = run(Case("delete", NODES))
     requests = dict(figures.requests)

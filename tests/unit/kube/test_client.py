@@ -102,6 +102,26 @@ async def test_write_that_waits_for_a_connection_is_not_sent_after_leadership_is
     assert received == ["GET"]
 
 
+async def test_urgent_patch_is_sent_before_the_requests_that_wait() -> None:
+    received, go = list[str](), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        received.append(request.path)
+        await go.wait()
+        return web.json_response({})
+
+    async with serving(handler, connections=2) as client:
+        others = [asyncio.create_task(client.get(f"/{number}")) for number in range(6)]
+        await asyncio.sleep(0.05)
+        urgent = asyncio.create_task(client.patch("/urgent", [], JSON_PATCH, urgent=True))
+        await asyncio.sleep(0.05)
+        assert received == ["/0", "/1"]
+        go.set()
+        await asyncio.gather(urgent, *others)
+    assert "/urgent" in received[2:4]
+    assert [path for path in received if path != "/urgent"] == [f"/{n}" for n in range(6)]
+
+
 async def test_lease_renewal_waits_for_no_other_request_and_is_not_fenced() -> None:
     leadership, go = Leadership(), asyncio.Event()
     leadership.lost = True
