@@ -33,7 +33,7 @@ def test_rollout_creates_one_pod_and_patches_the_node_once_for_each_node() -> No
     assert requests.pop("GET nodes") == NODES, "a GET precedes each reading of a disk"
     assert sum(requests.values()) <= 100, "status, lease, heartbeat and one Event"
     assert figures.events["pods"] <= 3 * NODES
-    assert figures.decisions["nodes"] <= 8.5 * NODES
+    assert figures.decisions["nodes"] <= 7.5 * NODES
 
 
 def test_joining_nodes_are_released_by_one_patch_each() -> None:
@@ -44,7 +44,7 @@ def test_joining_nodes_are_released_by_one_patch_each() -> None:
     assert figures.requests["PATCH nodes"] == joined
     assert figures.requests["GET nodes"] <= 1.2 * joined
     assert figures.requests["POST events"] <= JOINING + 1, "an Event for each release"
-    assert figures.decisions["nodes"] <= 10 * joined
+    assert figures.decisions["nodes"] <= 9 * joined
 
 
 def test_release_of_a_joining_node_waits_only_for_the_network() -> None:
