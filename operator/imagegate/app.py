@@ -22,6 +22,7 @@ from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
 from imagegate.kube.leases import Leases
+from imagegate.kube.nodes import PATH as NODES
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
@@ -195,8 +196,8 @@ class App:
         return {"watch pushes": reflector.run(), "ask about pushes": asker.run()}
 
     def _watching(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """Tasks that report changes to the store: the puller pods and the kubelets' Pulled events
-        of each namespace, and all cluster-scoped objects.
+        """Tasks that report changes to the store: of Nodes, of the puller pods and the kubelets'
+        Pulled events of each namespace, and of the operator's own kinds.
         """
         settings, client = self._settings, self._outside.watching
         sightings = Sightings(
@@ -204,7 +205,7 @@ class App:
         )
         selector = {"labelSelector": build.SELECTOR}
         pulled = {"fieldSelector": "reason=Pulled,involvedObject.kind=Pod"}
-        reflectors: dict[str, Reflector] = {}
+        reflectors = {NODES: Reflector(client, NODES, {}, sightings.node, listing=True)}
         for namespace in settings.puller_namespaces:
             pods, events = (f"/api/v1/namespaces/{namespace}/{kind}" for kind in ("pods", "events"))
             reflectors[pods] = Reflector(client, pods, selector, sightings.pod, listing=True)

@@ -48,7 +48,9 @@ class Queues:
             )
 
         return cls(
-            nodes=queue("node", 32, urgent_workers=8),
+            # A worker waits for the API server most of the time. As many for joining nodes as for
+            # the others, because hundreds of nodes may join in some seconds.
+            nodes=queue("node", 32, urgent_workers=32),
             prefetches=queue("imageprefetch", 4),
             disks=queue("disk", 32, urgent_workers=8),
             forecasts=queue("forecast", 1),

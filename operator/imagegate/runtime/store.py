@@ -280,8 +280,8 @@ class Store:
     ) -> Mapping[str, int]:
         """Take complete lists that began at ``since`` (monotonic), and drop unlisted objects.
 
-        kopf does not report objects that were deleted while a watch was broken. An object that was
-        seen after the lists began is kept, because it may be newer than the lists.
+        kopf does not report objects that were deleted while its watch was broken. An object that
+        was seen after the lists began is kept, because it may be newer than the lists.
         """
         node_names, pod_keys, names = set[str](), set[PodKey](), set[str]()
         for node in nodes:
