@@ -70,7 +70,7 @@ def write(path: Path, rows: Sequence[Row], **about: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where and of what the figures are."""
+    """The machine, the revision and the time of the figures."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
