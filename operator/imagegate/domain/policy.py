@@ -12,6 +12,7 @@ reasons hold nodes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -83,7 +84,16 @@ def _violations(prefetch: Prefetch, policy: PrefetchPolicy) -> Iterator[str]:
             f" ({_some(policy.registries)}): use one of them, or ask for it in"
             " prefetchPolicy.registries of the chart"
         )
-    named = (*prefetch.pull_secrets, *(s for i in prefetch.images for s in i.pull_secrets))
+    elsewhere = [r.repository for r in prefetch.repositories if not policy.allows(r.repository)]
+    if elsewhere:
+        yield (
+            f'spec.repositories: "{elsewhere[0]}" is not in an allowed registry'
+            f" ({_some(policy.registries)}): use one of them, or ask for it in"
+            " prefetchPolicy.registries of the chart"
+        )
+    own = [each.pull_secrets for each in prefetch.images]
+    own += [each.pull_secrets for each in prefetch.repositories]
+    named = (*prefetch.pull_secrets, *itertools.chain.from_iterable(own))
     foreign = [secret for secret in named if secret not in policy.pull_secrets]
     if policy.pull_secrets and foreign:
         yield (

@@ -467,6 +467,7 @@ class Operator:
             images=registries,
             size_limit=SizeLimit(registries.known, ANYTHING),
             workloads=world.NoWorkloads(),
+            repositories=world.NoRepositories(),
             disks=Disks(world.Full(Usage(capacity=1, used=0)), clock),
             start_after=self.start_after,
             image_volumes=ImageVolumes(api, puller, NAMESPACE),

@@ -22,11 +22,9 @@ _ODD_HOST: Final = "\\[[a-f0-9]+\\]:[0-9]+"
 """A host in brackets without ":" or an upper-case letter. Only its port makes it a domain."""
 _PATH_COMPONENT: Final = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
 _DIGEST: Final = "sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128}"
-_GRAMMAR: Final = (
-    f"^((({_HOST})(:[0-9]+)?|{_ODD_HOST})/)?"
-    f"{_PATH_COMPONENT}(/{_PATH_COMPONENT})*"
-    f"(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@({_DIGEST}))?$"
-)
+_NAME: Final = f"((({_HOST})(:[0-9]+)?|{_ODD_HOST})/)?{_PATH_COMPONENT}(/{_PATH_COMPONENT})*"
+REPOSITORY_GRAMMAR: Final = f"^{_NAME}$"
+_GRAMMAR: Final = f"^{_NAME}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@({_DIGEST}))?$"
 _IMAGE_ID: Final = "^[a-f0-9]{64}$"
 
 _HUB: Final = "^(index[.])?docker[.]io/"
@@ -40,6 +38,9 @@ _SHORT_ENOUGH: Final = f"^((localhost|[^/_]*[.:A-Z][^/_]*)/)?[^:@]{{0,255}}{_SUF
 _OFFICIAL_TOO_LONG: Final = f"^((index[.])?docker[.]io/)?[^/:@]{{248,}}{_SUFFIX}"
 """The implied `library/` counts as part of the path."""
 _TOO_LONG: Final = f"!self.matches('{_SHORT_ENOUGH}') || self.matches('{_OFFICIAL_TOO_LONG}')"
+
+REFUSED_NAME: Final = f"(self.matches('{_IMAGE_ID}') || {_TOO_LONG})"
+"""CEL expression for names that match the grammar and are refused nevertheless."""
 
 # Reasons for a refusal. The first that applies is the message; if none applies, the message shows
 # the general form.
