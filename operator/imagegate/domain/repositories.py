@@ -196,7 +196,10 @@ def entries(selected: Selected, room: int) -> list[dict[str, Any]]:
     """``status.repositories``. The last tags of each entry are left out beyond ``room`` bytes; then
     an operator that starts lists the tags before it acts.
     """
-    share = room // max(1, len(selected.chosen))
+    complete = [_entry(each, room) for each in selected.chosen]
+    if len(json.dumps(complete)) <= room:
+        return complete
+    share = room // len(complete)
     return [_entry(each, share) for each in selected.chosen]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ class Selection:
     listed: int = 0
     """How many tags there are, without those of signatures and other artifacts."""
     why: str = ""
-    """Why no tag is selected, with the remedy."""
+    """Why no tag is selected, with the remedy, or why tags are that the list does not contain."""
 
 
 NOTHING: Final = Selection()
@@ -128,13 +128,17 @@ def choose(
 ) -> tuple[Selection, Kept]:
     """The newest tags, after what was chosen before."""
     listed = set(tags)
+    found = select(policy, listed)
     absent = {tag: before.missing.get(tag, at.now) for tag in before.tags if tag not in listed}
     grace = at.interval * MISSING
-    missing = {tag: since for tag, since in absent.items() if at.now - since < grace}
-    selection = select(policy, listed | missing.keys())
-    if not selection.tags and before.tags:
-        kept = select(policy, before.tags).tags
-        if kept:
-            why = f"{selection.why}; the tags that were chosen last stay"
-            selection = Selection(kept, selection.matching, selection.listed, why)
-    return selection, Kept(selection.tags, {t: absent[t] for t in selection.tags if t in absent})
+    late = {tag for tag, since in absent.items() if at.now - since < grace}
+    chosen = select(policy, listed | late).tags if late else found.tags
+    if not chosen and before.tags:
+        chosen = select(policy, before.tags).tags
+    missing = {tag: absent[tag] for tag in chosen if tag in absent}
+    why = found.why
+    if chosen and not found.tags:
+        why += "; the tags that were chosen last stay"
+    elif missing:
+        why = f"{len(missing)} chosen tags are not in the last list, and stay for one interval"
+    return replace(found, tags=chosen, why=why), Kept(chosen, missing)
