@@ -77,20 +77,17 @@ def violation(prefetch: Prefetch, policy: PrefetchPolicy) -> str | None:
 
 
 def _violations(prefetch: Prefetch, policy: PrefetchPolicy) -> Iterator[str]:
-    outside = [i.reference for i in prefetch.images if not policy.allows(i.reference)]
-    if outside:
-        yield (
-            f'spec.images: "{outside[0]}" is not from an allowed registry'
-            f" ({_some(policy.registries)}): use one of them, or ask for it in"
-            " prefetchPolicy.registries of the chart"
-        )
-    elsewhere = [r.repository for r in prefetch.repositories if not policy.allows(r.repository)]
-    if elsewhere:
-        yield (
-            f'spec.repositories: "{elsewhere[0]}" is not in an allowed registry'
-            f" ({_some(policy.registries)}): use one of them, or ask for it in"
-            " prefetchPolicy.registries of the chart"
-        )
+    for where, names in (
+        ("images", [image.reference for image in prefetch.images]),
+        ("repositories", [each.repository for each in prefetch.repositories]),
+    ):
+        outside = [name for name in names if not policy.allows(name)]
+        if outside:
+            yield (
+                f'spec.{where}: "{outside[0]}" is not from an allowed registry'
+                f" ({_some(policy.registries)}): use one of them, or ask for it in"
+                " prefetchPolicy.registries of the chart"
+            )
     own = [each.pull_secrets for each in prefetch.images]
     own += [each.pull_secrets for each in prefetch.repositories]
     named = (*prefetch.pull_secrets, *itertools.chain.from_iterable(own))

@@ -69,6 +69,8 @@ class _Followed:
     chosen: dict[str, Chosen]
     """By repository, in the order of the spec; none until the tags are known."""
     wait: asyncio.TimerHandle | None = None
+    announced: Selected | None = None
+    """The last result that was passed on."""
 
     @property
     def complete(self) -> bool:
@@ -118,9 +120,12 @@ class RepositoryTags:
     def follow(self, prefetch: Prefetch) -> None:
         """Follow the repositories of this prefetch, and stop following its earlier repositories."""
         before = self._followed.get(prefetch.name)
-        if before is not None and _asked(before.prefetch) == _asked(prefetch):
-            return
         declared = self._store.declared(prefetch.name)
+        if before is not None and _asked(before.prefetch) == _asked(prefetch):
+            if prefetch.searching and declared is not None and before.announced is not None:
+                # The store has lost the prefetch for a moment, and its tags with it.
+                self._store.chose_tags(declared, before.announced)
+            return
         if not prefetch.repositories or declared is None or declared.invalid is not None:
             self.forget(prefetch.name)
             return
@@ -230,12 +235,13 @@ class RepositoryTags:
         self._announce(followed)
 
     def _announce(self, followed: _Followed) -> None:
-        if not followed.complete:
+        if not followed.complete or followed.selected == followed.announced:
             return
         followed.end()
         declared = self._store.declared(followed.prefetch.name)
         if declared is not None and _asked(declared) == _asked(followed.prefetch):
-            self._store.chose_tags(declared, followed.selected)
+            followed.announced = followed.selected
+            self._store.chose_tags(declared, followed.announced)
             self._changed(declared.name)
 
     def _tend(self) -> None:

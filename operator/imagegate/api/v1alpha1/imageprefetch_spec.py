@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from imagegate.api import cel, kinds, meta, paths, references
 from imagegate.api.v1alpha1 import images as image_rules
-from imagegate.api.v1alpha1.repositories import NO_DUPLICATES, PullSecrets, Repository, differ
+from imagegate.api.v1alpha1.repositories import NO_DUPLICATES, Repository, differ
 
 _DAY: Final = 86400
 
@@ -22,7 +22,7 @@ class Image(meta.ApiModel):
         description="Reference of the image: [registry/]name, with a tag, a digest, or both."
         " Without either the tag is latest. With both, the digest decides."
     )
-    image_pull_secrets: PullSecrets | None = Field(
+    image_pull_secrets: image_rules.PullSecrets | None = Field(
         default=None,
         description="Secrets for this image alone, of type kubernetes.io/dockerconfigjson, in the"
         " puller namespace. Default: `spec.imagePullSecrets`.",
@@ -386,7 +386,7 @@ class ImagePrefetchSpec(meta.ApiModel):
     node_selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(), description="Which nodes get the images. Default: every node."
     )
-    image_pull_secrets: PullSecrets = Field(
+    image_pull_secrets: image_rules.PullSecrets = Field(
         default=(),
         description="Secrets for the images that have no `imagePullSecrets` of their own, of type"
         " kubernetes.io/dockerconfigjson, in the puller namespace.",

@@ -8,7 +8,15 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from imagegate.api import cel, references
+from imagegate.api import cel, meta, references
+
+PullSecrets = Annotated[
+    tuple[meta.LocalObjectReference, ...],
+    Field(
+        max_length=16,
+        json_schema_extra=cel.extensions(list_type="map", list_map_keys=["name"]),
+    ),
+]
 
 MAX_REFERENCE: Final = 512
 """Longest reference that the API accepts, in characters. The grammar itself does not limit the
@@ -114,13 +122,20 @@ def repository(image: str) -> str:
     return f"({_full(image)}).find('^[^/]*/[^:@]*')"
 
 
-# A list that contains one list replaces a variable. If the inner loop computed the names again, the
-# estimated cost would be six times the API server's limit for a rule.
-_NAMES: Final = f"[self.map(i, {_normalized('i.image')})]"
-NO_DUPLICATES: Final = cel.Rule(
-    f"{_NAMES}.all(names, names.all(x, names.exists_one(y, x == y)))",
-    "two entries are the same image: keep one of them",
-    explain=f"'two entries are the same image, ' +"
-    f" {_NAMES}.map(names, names.filter(x, !names.exists_one(y, x == y))[0])[0] +"
-    " ': keep one of them'",
-)
+def no_duplicates(names: str, what: str) -> cel.Rule:
+    """Return the rule of a list whose entries have different normalized names: the CEL expression
+    ``names``. ``what``: the singular of the entries, for the message.
+    """
+    # A list that contains one list replaces a variable. If the inner loop computed the names again,
+    # the estimated cost would be six times the API server's limit for a rule.
+    once = f"[{names}]"
+    return cel.Rule(
+        f"{once}.all(names, names.all(x, names.exists_one(y, x == y)))",
+        f"two entries are the same {what}: keep one of them",
+        explain=f"'two entries are the same {what}, ' +"
+        f" {once}.map(names, names.filter(x, !names.exists_one(y, x == y))[0])[0] +"
+        " ': keep one of them'",
+    )
+
+
+NO_DUPLICATES: Final = no_duplicates(f"self.map(i, {_normalized('i.image')})", "image")

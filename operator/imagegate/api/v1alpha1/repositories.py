@@ -13,14 +13,6 @@ MAX_KEEP: Final = 16
 MAX_REPOSITORY: Final = 255
 """Longest name of a repository in characters, with its registry."""
 
-PullSecrets = Annotated[
-    tuple[meta.LocalObjectReference, ...],
-    Field(
-        max_length=16,
-        json_schema_extra=cel.extensions(list_type="map", list_map_keys=["name"]),
-    ),
-]
-
 _NOT_A_REPOSITORY: Final = (
     "is not a repository: write [registry[:port]/]name in lowercase, without a tag and a digest"
 )
@@ -207,7 +199,7 @@ class Repository(meta.ApiModel):
         " kubelet may remove them. Default 2: the tag before the newest is still there for nodes"
         " that join during a rollout, and to roll back.",
     )
-    image_pull_secrets: PullSecrets | None = Field(
+    image_pull_secrets: images.PullSecrets | None = Field(
         default=None,
         description="Secrets to list the tags and to pull the images, of type"
         " kubernetes.io/dockerconfigjson, in the puller namespace."
@@ -233,11 +225,6 @@ def differ(repositories: tuple[Repository, ...]) -> tuple[Repository, ...]:
     return repositories
 
 
-_NAMES: Final = f"[self.map(r, {images.repository('r.repository')})]"
-NO_DUPLICATES: Final = cel.Rule(
-    f"{_NAMES}.all(names, names.all(x, names.exists_one(y, x == y)))",
-    "two entries are the same repository: keep one of them",
-    explain=f"'two entries are the same repository, ' +"
-    f" {_NAMES}.map(names, names.filter(x, !names.exists_one(y, x == y))[0])[0] +"
-    " ': keep one of them'",
+NO_DUPLICATES: Final = images.no_duplicates(
+    f"self.map(r, {images.repository('r.repository')})", "repository"
 )
