@@ -122,9 +122,6 @@ class RepositoryTags:
         before = self._followed.get(prefetch.name)
         declared = self._store.declared(prefetch.name)
         if before is not None and _asked(before.prefetch) == _asked(prefetch):
-            if prefetch.searching and declared is not None and before.announced is not None:
-                # The store has lost the prefetch for a moment, and its tags with it.
-                self._store.chose_tags(declared, before.announced)
             return
         if not prefetch.repositories or declared is None or declared.invalid is not None:
             self.forget(prefetch.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -379,19 +378,18 @@ async def test_push_during_a_list_is_followed_by_another_list(world: World) -> N
         await until(lambda: chosen(world) == builds(3, 2))
 
 
-async def test_prefetch_that_the_store_loses_for_a_moment_keeps_its_tags(world: World) -> None:
+async def test_new_prefetch_of_the_same_name_gets_its_tags(world: World) -> None:
     push(world, 1, 2)
     add(world)
     async with world.operating():
         await settle(world)
-        await asyncio.sleep(0.1)
-        declared = world.store.declared("llm")
-        assert declared is not None
-        world.store.lose_prefetch("llm")
-        world.store.see_prefetch(dataclasses.replace(declared, version=declared.version + 1))
-        assert world.store.prefetches["llm"].searching
-        await until(lambda: not world.store.prefetches["llm"].searching)
-        assert [i.reference for i in world.store.prefetches["llm"].images] == names(2, 1)
+        path = f"{prefetches.PATH}/llm"
+        body = world.api.objects[path]
+        world.api.remove(path)
+        body = {**body, "metadata": {**body["metadata"], "uid": "another"}, "status": {}}
+        world.api.put(path, body)
+        await settle(world)
+        assert chosen(world) == builds(2, 1)
 
 
 async def test_ten_thousand_tags(world: World) -> None:
