@@ -384,10 +384,10 @@ async def test_new_prefetch_of_the_same_name_gets_its_tags(world: World) -> None
     async with world.operating():
         await settle(world)
         path = f"{prefetches.PATH}/llm"
-        body = world.api.objects[path]
-        world.api.remove(path)
-        body = {**body, "metadata": {**body["metadata"], "uid": "another"}, "status": {}}
-        world.api.put(path, body)
+        world.api.change(path, lambda b: b["metadata"].update(deletionTimestamp="2026-01-01"))
+        await until(lambda: path not in world.api.objects)
+        add(world)
+        world.api.change(path, lambda b: b["metadata"].update(uid="another"))
         await settle(world)
         assert chosen(world) == builds(2, 1)
 
