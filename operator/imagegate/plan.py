@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,7 @@ from imagegate.domain.facts import ImageFacts, Place, Prefetch, RepositorySpec
 from imagegate.domain.forecast import Fleet, Forecast, Rates
 from imagegate.domain.match import matches
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy, too_large
-from imagegate.domain.repositories import Chosen, Selected
-from imagegate.domain.tags import At
+from imagegate.domain.repositories import Selected
 from imagegate.domain.workloads import Found, Listing
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
@@ -38,6 +37,7 @@ from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Disks
 from imagegate.runtime.registries import Registries
+from imagegate.runtime.repositories import select
 
 PATIENCE = 30.0
 """Longest wait for a registry, in seconds."""
@@ -130,23 +130,11 @@ async def make(
 
 async def _select(prefetch: Prefetch, registries: Registries, clock: Clock) -> Selected | None:
     """The current tags of the repositories of a prefetch."""
-    if not prefetch.repositories:
-        return None
-    return Selected(
-        tuple([await _choose(prefetch, spec, registries, clock) for spec in prefetch.repositories])
-    )
 
+    def list_(spec: RepositorySpec) -> Awaitable[tuple[str, ...]]:
+        return registries.tags(prefetch.namespace, spec.repository, spec.pull_secrets, PATIENCE)
 
-async def _choose(
-    prefetch: Prefetch, spec: RepositorySpec, registries: Registries, clock: Clock
-) -> Chosen:
-    try:
-        tags = await registries.tags(
-            prefetch.namespace, spec.repository, spec.pull_secrets, PATIENCE
-        )
-    except ImagegateError as error:
-        return repositories.failed(spec, Chosen(spec), str(error))
-    return repositories.listed(spec, tags, None, At(clock.now(), prefetch.list_interval))
+    return await select(prefetch, list_, clock.now()) if prefetch.repositories else None
 
 
 async def _resolved(prefetch: Prefetch, registries: Registries) -> Prefetch:
@@ -179,7 +167,7 @@ def as_json(plans: Iterable[Plan]) -> str:
             {
                 "name": plan.prefetch.name,
                 **(
-                    {"repositories": repositories.entries(plan.selected, 1 << 20)}
+                    {"repositories": repositories.entries(plan.selected, repositories.ANY_ROOM)}
                     if plan.selected is not None
                     else {}
                 ),

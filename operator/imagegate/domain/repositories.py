@@ -21,6 +21,8 @@ SHOWN = 3
 """Repositories that a message names."""
 MESSAGE = 200
 """Characters of a message in the status."""
+ANY_ROOM = 1 << 20
+"""Bytes that are enough for all tags, for output that is not a status."""
 PATIENT = 2
 """Failed lists in a row from which on the condition reports a repository whose tags are known."""
 

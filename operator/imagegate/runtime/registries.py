@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from imagegate.api import references
@@ -93,15 +93,7 @@ class Registries:
         bodies = await self._secrets.get(namespace, secrets)
         keyring = Keyring(PullSecret.from_object(body) for body in bodies)
         reference = references.parse(repository)
-        try:
-            async with asyncio.timeout(patience):
-                return await self._manifests.tags(reference, keyring)
-        except TimeoutError:
-            raise Unavailable(
-                reference.domain,
-                f"it did not list all tags of {reference.path} within {patience:.3g} s",
-                "it is asked again later",
-            ) from None
+        return await within(reference, patience, self._manifests.tags(reference, keyring))
 
     def slow(self, prefetch: Prefetch) -> set[str]:
         """The registries of a prefetch that did not answer the last time."""
@@ -132,6 +124,21 @@ class Registries:
         for domain in {_domain(reference) for reference in late}:
             if domain not in self._slow and len(self._slow) < MOST_SLOW:
                 self._slow[domain] = 0
+
+
+async def within(
+    reference: Reference, patience: float, tags: Awaitable[tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The tags of a repository. Raises Unavailable after ``patience`` seconds."""
+    try:
+        async with asyncio.timeout(patience):
+            return await tags
+    except TimeoutError:
+        raise Unavailable(
+            reference.domain,
+            f"it did not list all tags of {reference.path} within {patience:.3g} s",
+            "it is asked again later",
+        ) from None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -260,6 +260,24 @@ class RepositoryTags:
             logger.info("tags not listed", extra={"repository": key, "error": problem})
         delay = min(interval, FIRST_RETRY * 2 ** min(failures - 1, 10)) if failures else interval
         self._queue.add(key, delay=delay * random.uniform(1 - SPREAD / 2, 1 + SPREAD / 2))  # noqa: S311
+
+
+async def select(
+    prefetch: Prefetch, list_: Callable[[RepositorySpec], Awaitable[tuple[str, ...]]], now: float
+) -> Selected:
+    """The present choice for one prefetch, without what was chosen before. ``list_`` lists the tags
+    of a repository; an ImagegateError of it is in the result.
+    """
+    chosen = []
+    for spec in prefetch.repositories:
+        try:
+            found = await list_(spec)
+        except ImagegateError as error:
+            chosen.append(repositories.failed(spec, Chosen(spec), str(error)))
+        else:
+            at = At(now, prefetch.list_interval)
+            chosen.append(repositories.listed(spec, found, None, at))
+    return Selected(tuple(chosen))
 
 
 def _asked(prefetch: Prefetch) -> object:

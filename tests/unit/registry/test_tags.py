@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 from aiohttp import web
 from yarl import URL
 
+from imagegate import cli
 from imagegate.api.references import Reference, parse
 from imagegate.registry import errors, tags
 from imagegate.registry.tags import Pages
@@ -193,3 +196,58 @@ def test_other_links_are_ignored(link: str) -> None:
     except errors.InvalidAnswer:
         assert "next" in link
     assert time.perf_counter() - began < 0.1
+
+
+class TestCommand:
+    """``imagegate tags``."""
+
+    @pytest.fixture
+    def file(self, open_registry: Registry, tmp_path: Path) -> Path:
+        spec = {
+            "repositories": [
+                {
+                    "repository": f"{open_registry.domain}/tags/command",
+                    "filterTags": {"pattern": "^main-(?P<ts>[0-9]+)$", "extract": "$ts"},
+                    "policy": {"numerical": {}},
+                }
+            ]
+        }
+        body = {"kind": "ImagePrefetch", "metadata": {"name": "builds"}, "spec": spec}
+        path = tmp_path / "builds.yaml"
+        path.write_text(
+            yaml.safe_dump({"apiVersion": "imagegate.dev/v1alpha1", **body}), encoding="utf-8"
+        )
+        return path
+
+    def test_chosen_tags_are_shown(
+        self, open_registry: Registry, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        name = f"{open_registry.domain}/tags/command"
+        assert cli.main(["tags", "-f", str(file)]) == 1
+        assert "the list of tags of tags/command was not found" in capsys.readouterr().out
+        open_registry.image("tags/command", "latest")
+        assert cli.main(["tags", "-f", str(file)]) == 1
+        assert "matches filterTags.pattern" in capsys.readouterr().out
+        for number in (7, 10, 9):
+            open_registry.image("tags/command", f"main-{number}")
+        assert cli.main(["tags", "-f", str(file)]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "ImagePrefetch builds",
+            "",
+            "IMAGE",
+            f"{name}:main-10",
+            f"{name}:main-9",
+            "",
+            f"2 of 3 matching tags, of 4 in all, of {name}",
+        ]
+        assert cli.main(["tags", "-f", str(file), "-o", "json"]) == 0
+        (entry,) = json.loads(capsys.readouterr().out)
+        assert entry["repositories"][0]["tags"] == ["main-10", "main-9"]
+
+    def test_prefetch_without_repositories_is_an_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "images.yaml"
+        path.write_text(
+            "{apiVersion: imagegate.dev/v1alpha1, kind: ImagePrefetch, metadata: {name: a},"
+            " spec: {images: [{image: a}]}}"
+        )
+        assert cli.main(["tags", "-f", str(path)]) == 1
