@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from imagegate.puller import read
 from tests.cluster import images
 from tests.cluster.local.registries import Registry
 from tests.e2e.installation import Installation
@@ -66,13 +67,8 @@ def chosen(imagegate: Installation, name: str) -> list[str]:
 
 
 def pulled(imagegate: Installation, name: str) -> set[str]:
-    """The images that the puller pods of a prefetch mount."""
-    return {
-        volume["image"]["reference"]
-        for pod in imagegate.pullers(name)
-        for volume in pod["spec"]["volumes"]
-        if "image" in volume
-    }
+    """The images that the puller pods of a prefetch pull."""
+    return {image for pod in imagegate.pullers(name) for image in read.pod(pod).images}
 
 
 def arrived(
