@@ -17,6 +17,8 @@ from imagegate.domain.tags import NOTHING, At, Kept, Selection, choose, select
 
 SOURCE = "Repository "
 """Begin of the source of an image, before the repository."""
+NOT_LISTED = "TagsNotListed"
+"""Reason of the condition while tags cannot be listed."""
 SHOWN = 3
 """Repositories that a message names."""
 MESSAGE = 200
@@ -95,16 +97,31 @@ def recorded(declared: Prefetch, spec: RepositorySpec) -> tuple[Chosen, bool]:
             continue
         tags = tuple(tag for tag in _list(entry.get("tags")) if _is_tag(spec, tag))
         # As the policy orders them; this also leaves out tags that the policy does not accept.
-        selection = replace(
-            select(spec.tags, tags),
-            matching=_count(entry, "matching"),
-            listed=_count(entry, "listed"),
+        chosen = select(spec.tags, tags).tags
+        message = _text(entry, "message")
+        # A restart must not turn the condition while the registry still does not answer.
+        failing = bool(chosen) and _reported(declared) == NOT_LISTED
+        selection = Selection(
+            chosen,
+            _count(entry, "matching"),
+            _count(entry, "listed"),
+            "" if failing else message,
         )
-        selection = replace(selection, why=_text(entry, "message") if not selection.tags else "")
         same = declared.status.get("observedGeneration") == declared.generation
-        complete = same and len(selection.tags) == len(tags) and "moreTags" not in entry
-        return Chosen(spec, selection, kept=Kept(selection.tags)), complete and bool(tags)
+        complete = same and len(chosen) == len(tags) > 0 and "moreTags" not in entry
+        known = Chosen(spec, selection, kept=Kept(chosen))
+        if failing and message:
+            known = replace(known, problem=message, failures=PATIENT)
+        return known, complete
     return Chosen(spec), False
+
+
+def _reported(declared: Prefetch) -> str:
+    """The reason of the condition ``TagsSelected`` in the status."""
+    for each in _list(declared.status.get("conditions")):
+        if isinstance(each, Mapping) and each.get("type") == "TagsSelected":
+            return _text(each, "reason")
+    return ""
 
 
 def _entries(declared: Prefetch) -> Iterator[Mapping[str, Any]]:
@@ -153,13 +170,13 @@ def condition(selected: Selected) -> tuple[bool, str, str]:
     none = [each for each in selected.chosen if not each.tags]
     unread = [each for each in none if each.problem]
     if unread:
-        return (False, "TagsNotListed", _named(unread, "problem"))
+        return (False, NOT_LISTED, _named(unread, "problem"))
     if none:
         return (False, "NoTagMatches", _named(none, "why"))
     failing = [each for each in selected.chosen if each.failures >= PATIENT]
     if failing:
         stay = "until then the tags that were chosen last stay"
-        return (False, "TagsNotListed", f"{_named(failing, 'problem')}; {stay}")
+        return (False, NOT_LISTED, f"{_named(failing, 'problem')}; {stay}")
     return (True, "Selected", "; ".join(_summary(each) for each in selected.chosen))
 
 

@@ -237,6 +237,28 @@ async def test_new_operator_continues_with_the_recorded_tags(world: World) -> No
         assert world.labels("n1") == label
 
 
+async def test_restart_turns_no_condition_while_the_registry_is_down(world: World) -> None:
+    push(world, 1, 2)
+    add(world)
+    async with world.operating():
+        await settle(world)
+        world.tags.problem = DOWN
+        push(world, 1, 2, 3)
+        await until(says(world, "TagsSelected", "TagsNotListed"))
+    before = world.condition("llm", "TagsSelected")
+    seen: list[dict[str, Any]] = []
+    world.api.watchers.append(lambda kind, body: seen.append(body))
+    world.start_operator()
+    async with world.operating():
+        lists = len(world.tags.lists)
+        await until(lambda: len(world.tags.lists) >= lists + 3)
+        await until(lambda: is_true(world))
+    assert world.condition("llm", "TagsSelected") == before
+    for body in seen:
+        for condition in body.get("status", {}).get("conditions", ()):
+            assert condition["type"] != "TagsSelected" or condition["status"] == "False"
+
+
 async def test_first_list_that_fails_is_reported_with_the_remedy(world: World) -> None:
     world.tags.problem = NotFound("reg.test", "ml/llm was not found", "check the name")
     add(world)
