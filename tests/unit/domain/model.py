@@ -449,7 +449,7 @@ class Operator:
         self.store, self.ledger = Store(clock), Ledger()
         api: Any = Api(cluster, self)
         events: Any = Silent()
-        parts: list[Any] = [Queue(clock.now) for _ in range(7)]
+        parts: list[Any] = [Queue(clock.now) for _ in dataclasses.fields(Queues)]
         queues = Queues(*parts)
         self.node_queue: Queue = parts[0]
         self.prefetch_queue: Queue = parts[1]
