@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ BUDGET = 3.0
 """Seconds from the end of a push until the first node pulls."""
 INTERVAL = 30
 """Seconds between two lists of tags: the shortest time that the API allows."""
-SECRET = "the-secret-of-the-registry"
 MANY = 10_000
 
 
@@ -46,10 +46,13 @@ def registry(cluster: LocalCluster) -> Registry:
     return cluster.registries["open"]
 
 
-@pytest.fixture
-def listening(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
-    receive(cluster, imagegate, SECRET)
-    yield
+@pytest.fixture(scope="module")
+def secret(cluster: LocalCluster, imagegate: Installation) -> Iterator[str]:
+    """The secret of the registry's push events. A new one, because the same Secret is not read
+    again in a kept cluster."""
+    made = secrets.token_hex(8)
+    receive(cluster, imagegate, made)
+    yield made
     for name in ("builds", "polled"):
         imagegate.delete(name)
 
@@ -128,7 +131,7 @@ def starts(cluster: LocalCluster, image: str) -> list[str]:
 
 
 def test_new_tag_is_on_every_node_before_a_deployment_names_it(
-    cluster: LocalCluster, imagegate: Installation, registry: Registry, listening: None
+    cluster: LocalCluster, imagegate: Installation, registry: Registry, secret: str
 ) -> None:
     repository = "builds/app"
     for number in (1, 2):
@@ -141,7 +144,7 @@ def test_new_tag_is_on_every_node_before_a_deployment_names_it(
     arrived(cluster, imagegate, "builds", repository, 2, 1)
     entry = imagegate.get("builds")["status"]["repositories"][0]
     assert (entry["matching"], entry["listed"]) == (2, 3)
-    with Pulls(cluster) as pulls, told(registry, service(cluster), SECRET):
+    with Pulls(cluster) as pulls, told(registry, service(cluster), secret):
         seconds = []
         for number in (3, 4):
             pods = pulls.pods(imagegate, "builds")
@@ -180,7 +183,7 @@ def test_new_tag_is_on_every_node_before_a_deployment_names_it(
 
 
 def test_new_tag_of_ten_thousand_is_found_after_a_push_and_by_polling(
-    cluster: LocalCluster, imagegate: Installation, registry: Registry, listening: None
+    cluster: LocalCluster, imagegate: Installation, registry: Registry, secret: str
 ) -> None:
     repository = "builds/many"
     push(registry, repository, 0)
@@ -198,7 +201,7 @@ def test_new_tag_of_ten_thousand_is_found_after_a_push_and_by_polling(
         pushed = push(registry, repository, 1)
         polled = pulls.begun(f"{HOST}/{repository}:{tag(1)}", pods, 2 * INTERVAL) - pushed
         arrived(cluster, imagegate, "polled", repository, 1)
-        with told(registry, service(cluster), SECRET):
+        with told(registry, service(cluster), secret):
             pods = pulls.pods(imagegate, "polled")
             pushed = push(registry, repository, 2)
             hooked = pulls.begun(f"{HOST}/{repository}:{tag(2)}", pods, 30) - pushed
