@@ -37,7 +37,7 @@ FIRST_RETRY = 15.0
 SPREAD = 0.1
 """Part of an interval by which lists are spread, so that not all are due at the same time."""
 MANY = 1000
-"""Tags from which on they are compared in a thread, because 10,000 take a tenth of a second."""
+"""Tags from which on they are compared in a thread: 10,000 take 0.06 to 0.07 s of CPU time."""
 
 
 class Lister(Protocol):
