@@ -1,5 +1,5 @@
-"""The command line: ``imagegate run``, ``hooks``, ``plan``, ``lint``, ``simulate``, ``cleanup``,
-``watchdog``.
+"""The command line: ``imagegate run``, ``hooks``, ``plan``, ``lint``, ``tags``, ``simulate``,
+``cleanup``, ``watchdog``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.alias_generators import to_camel
 
-from imagegate import __version__, lint, logs, plan, receive, run
+from imagegate import __version__, lint, logs, plan, receive, run, tags
 from imagegate.api import references
 from imagegate.domain import advice, forecast
 from imagegate.domain.policy import PrefetchPolicy
@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return asyncio.run(_plan(arguments))
             case "lint":
                 return asyncio.run(_lint(arguments))
+            case "tags":
+                return asyncio.run(_tags(arguments))
             case "simulate":
                 return simulate.run(arguments)
             case "watchdog":
@@ -250,6 +252,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     operator.add_argument("--resync-seconds", type=float, default=_DEFAULTS.resync_seconds)
 
+    _add_plan(commands, outside)
+    _add_lint(commands, registries)
+    _add_tags(commands, registries)
+    simulate.add(commands)
+    _add_helpers(commands, common, place)
+    return parser
+
+
+def _add_plan(commands: Any, outside: argparse.ArgumentParser) -> None:
     foretell = commands.add_parser(
         "plan",
         parents=[outside],
@@ -279,11 +290,6 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{text}; default {value / 1e6:g}",
         )
 
-    _add_lint(commands, registries)
-    simulate.add(commands)
-    _add_helpers(commands, common, place)
-    return parser
-
 
 def _add_lint(commands: Any, registries: argparse.ArgumentParser) -> None:
     examine = commands.add_parser(
@@ -310,7 +316,24 @@ def _add_lint(commands: Any, registries: argparse.ArgumentParser) -> None:
         metavar="GB",
         help=f"size of the nodes' disks; default {advice.DISK / 1e9:g}",
     )
-    examine.add_argument(
+    _add_docker_config(examine)
+
+
+def _add_tags(commands: Any, registries: argparse.ArgumentParser) -> None:
+    choose = commands.add_parser(
+        "tags",
+        parents=[registries],
+        help="show which tags spec.repositories of an ImagePrefetch chooses; needs no cluster",
+        epilog="Exit status: 1 if a repository has no such tag or cannot be read, 2 if the command"
+        " line is wrong, else 0.",
+    )
+    choose.add_argument("-f", "--filename", required=True, help="YAML; - for standard input")
+    choose.add_argument("-o", "--output", default="table", choices=("table", "json"))
+    _add_docker_config(choose)
+
+
+def _add_docker_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--docker-config",
         type=_keyring,
         default=_DOCKER_CONFIG,
@@ -534,9 +557,8 @@ def _registry(arguments: argparse.Namespace) -> RegistrySettings:
 
 async def _plan(arguments: argparse.Namespace) -> int:
     """Returns 1 if no node that lacks the images of an ImagePrefetch has space for them."""
-    source = "standard input" if arguments.filename == "-" else arguments.filename
-    text = sys.stdin.read() if arguments.filename == "-" else _read(arguments.filename)
     policy = arguments.prefetch_policy
+    text, source = _input(arguments.filename)
     prefetches = plan.read(text, source, arguments.puller_namespaces, policy)
     rates = forecast.Rates(
         arguments.node_rate, arguments.upload_rate, arguments.registry_rate, arguments.unpack_rate
@@ -571,6 +593,21 @@ async def _lint(arguments: argparse.Namespace) -> int:
         )
     sys.stdout.write((lint.as_json if arguments.output == "json" else lint.table)(linted) + "\n")
     return 1 if any(each.failed for each in linted) else 0
+
+
+async def _tags(arguments: argparse.Namespace) -> int:
+    prefetches = plan.read(*_input(arguments.filename))
+    async with registry.Client(_registry(arguments)) as registries:
+        choices = await tags.choose(prefetches, registries, arguments.docker_config)
+    sys.stdout.write((tags.as_json if arguments.output == "json" else tags.table)(choices) + "\n")
+    return 1 if any(each.failed for each in choices) else 0
+
+
+def _input(filename: str) -> tuple[str, str]:
+    """The text of a file or of the standard input (``-``), and its name for messages."""
+    if filename == "-":
+        return sys.stdin.read(), "standard input"
+    return _read(filename), filename
 
 
 async def _watchdog(arguments: argparse.Namespace) -> int:

@@ -32,6 +32,8 @@ class Queues:
     """Nodes that wait for a DaemonSet."""
     workloads: KeyedQueue
     """ImagePrefetches with ``imagesFrom`` whose workloads have changed."""
+    repositories: KeyedQueue
+    """Repositories whose tags are listed."""
 
     @classmethod
     def create(
@@ -59,6 +61,8 @@ class Queues:
             images=queue("image", 4, urgent_workers=16),
             start_after=queue("startafter", 4),
             workloads=queue("workloads", 1),
+            # Pushes and new specs are urgent.
+            repositories=queue("repository", 4, urgent_workers=8),
         )
 
     def __iter__(self) -> Iterator[KeyedQueue]:
@@ -69,6 +73,7 @@ class Queues:
         yield self.images
         yield self.start_after
         yield self.workloads
+        yield self.repositories
 
     def plan_passes(self, prefetches: Iterable[str]) -> None:
         """Something about these prefetches' nodes has changed: make a rollout pass soon."""
