@@ -99,7 +99,7 @@ class Registries:
         """The registries of a prefetch that did not answer the last time."""
         if not self._slow:
             return set()
-        return {_domain(image.reference) for image in prefetch.images} & self._slow.keys()
+        return {domain(image.reference) for image in prefetch.images} & self._slow.keys()
 
     def busy(self, slow: Collection[str]) -> list[str]:
         """The slow registries that `SLOW_WORKERS` rounds ask now."""
@@ -119,11 +119,11 @@ class Registries:
 
     def _judge(self, answered: Collection[str], late: Collection[str]) -> None:
         """Remember which registries did not answer in time; one answer is enough to forget it."""
-        for domain in {_domain(reference) for reference in answered}:
-            self._slow.pop(domain, None)
-        for domain in {_domain(reference) for reference in late}:
-            if domain not in self._slow and len(self._slow) < MOST_SLOW:
-                self._slow[domain] = 0
+        for each in {domain(reference) for reference in answered}:
+            self._slow.pop(each, None)
+        for each in {domain(reference) for reference in late}:
+            if each not in self._slow and len(self._slow) < MOST_SLOW:
+                self._slow[each] = 0
 
 
 async def within(
@@ -147,7 +147,8 @@ def _parsed(reference: str) -> Reference:
     return references.parse(reference)
 
 
-def _domain(reference: str) -> str:
+def domain(reference: str) -> str:
+    """The registry of a reference; empty: the reference is not valid."""
     try:
         return _parsed(reference).domain
     except ImagegateError:

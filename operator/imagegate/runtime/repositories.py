@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -23,7 +24,7 @@ from imagegate.domain.tags import At
 from imagegate.errors import ImagegateError
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.queue import KeyedQueue
-from imagegate.runtime.registries import is_repository
+from imagegate.runtime.registries import domain, is_repository
 from imagegate.runtime.store import Store
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ FIRST_RETRY = 15.0
 """Seconds until the tags are listed again after an error; doubled each time, up to the interval."""
 SPREAD = 0.1
 """Part of an interval by which lists are spread, so that not all are due at the same time."""
+PER_REGISTRY = 2
+"""How many lists one registry gets at the same time: a registry that does not answer must leave
+workers for the others."""
 MANY = 1000
 """Tags from which on they are compared in a thread: 10,000 take 0.06 to 0.07 s of CPU time."""
 
@@ -91,6 +95,29 @@ class _Followed:
             self.wait = None
 
 
+class _Turns:
+    """Which registries are asked for a list now, and which lists wait for that."""
+
+    def __init__(self) -> None:
+        self._asked: Counter[str] = Counter()
+        self._waiting: dict[str, set[str]] = {}
+
+    def begin(self, registry: str, key: str) -> bool:
+        """Whether the list may begin. If not, `end` returns its key later."""
+        if self._asked[registry] >= PER_REGISTRY:
+            self._waiting.setdefault(registry, set()).add(key)
+            return False
+        self._asked[registry] += 1
+        return True
+
+    def end(self, registry: str) -> set[str]:
+        """A list has ended. Returns the keys of the lists that have waited."""
+        self._asked[registry] -= 1
+        if not self._asked[registry]:
+            del self._asked[registry]
+        return self._waiting.pop(registry, set())
+
+
 class RepositoryTags:
     """Chooses the tags of ``repositories``, and passes their images to the store."""
 
@@ -111,6 +138,7 @@ class RepositoryTags:
         self._followed: dict[str, _Followed] = {}
         self._feeds: dict[str, _Feed] = {}
         self._failures: dict[str, int] = {}
+        self._turns = _Turns()
 
     def selected(self, prefetch: Prefetch) -> Selected | None:
         """The last result, for the status; None: there is none."""
@@ -174,6 +202,16 @@ class RepositoryTags:
         feed = self._feeds.get(key)
         if feed is None:
             return
+        registry = domain(feed.repository)
+        if not self._turns.begin(registry, key):
+            return
+        try:
+            await self._list(key, feed)
+        finally:
+            for waiting in self._turns.end(registry):
+                self._queue.add(waiting, urgent=True)
+
+    async def _list(self, key: str, feed: _Feed) -> None:
         tags: tuple[str, ...] = ()
         problem = ""
         try:

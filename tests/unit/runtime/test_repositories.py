@@ -421,3 +421,30 @@ async def test_ten_thousand_tags(world: World) -> None:
         await settle(world)
         assert chosen(world) == builds(9999, 9998)
         assert world.status("llm")["repositories"][0]["listed"] == 10_000
+
+
+async def test_registry_that_never_answers_delays_no_list_of_another(world: World) -> None:
+    """There are 12 workers, and 40 repositories in the silent registry."""
+    world.tags.silent = frozenset({"silent.test"})
+    world.tags.tags[REPOSITORY] = builds(1)
+    for number in range(5):
+        entries = [{**BUILDS, "repository": f"silent.test/{number}/{each}"} for each in range(8)]
+        add(world, *entries, name=f"silent-{number}")
+    async with world.operating():
+        await until(lambda: len(world.tags.lists) >= repositories.PER_REGISTRY)
+        add(world)
+        await until(lambda: chosen(world) == ["main-1"])
+        push(world, 1, 2)
+        await until(lambda: chosen(world) == ["main-2", "main-1"])
+        silent = {repository for repository, _ in world.tags.lists if "silent" in repository}
+        assert len(silent) == repositories.PER_REGISTRY
+
+
+async def test_lists_that_waited_for_their_registry_are_made(world: World) -> None:
+    many = [{**BUILDS, "repository": f"reg.test/many/{number}"} for number in range(8)]
+    for each in many:
+        world.tags.tags[each["repository"]] = builds(7)
+    add(world, *many)
+    async with world.operating():
+        await until(lambda: len(images(world)) == 8)
+        assert len(world.tags.lists) == 8

@@ -88,9 +88,11 @@ class Tags:
         self.lists: list[tuple[str, tuple[str, ...]]] = []
         """The repository and the secrets of each list."""
         self.hangs = False
+        self.silent: frozenset[str] = frozenset()
+        """Registries that never answer."""
 
     async def tags_of(self, repository: str) -> tuple[str, ...]:
-        if self.hangs:
+        if self.hangs or repository.partition("/")[0] in self.silent:
             await asyncio.sleep(3600)
         if self.problem is not None:
             raise self.problem
