@@ -1,0 +1,213 @@
+"""What a survey says about one node, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from imagegate import tables
+from imagegate.api import fields
+from imagegate.domain import failures, forecast, match, rollout
+from imagegate.domain.actions import CreatePod, PatchNode, Standing
+from imagegate.domain.facts import GateMode, Node, NodeState, Prefetch
+from imagegate.domain.gate import MAX_PROBLEM, heartbeat_is_fresh
+from imagegate.survey import Survey
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One ImagePrefetch that selects the node."""
+
+    prefetch: str
+    state: str
+    """One of `NodeState`, or ``invalid``, ``dryRun``, ``deleting``."""
+    gate: str
+    """``gate.policy``, or ``Never`` if the prefetch holds no node."""
+    why: str
+    """Empty for a node that holds the images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    node: str
+    held: bool
+    taints: tuple[str, ...]
+    """The gate's taints on the node, as kubectl writes them."""
+    since: str | None
+    """When the node became Ready, or was tainted again."""
+    why: str
+    frees: str
+    """What will free the node."""
+    releasedBy: str | None  # noqa: N815 - the names of the JSON
+    """When the gate frees it even without the images; None: not by time alone."""
+    operator: str
+    """Whether an operator is at work."""
+    prefetches: tuple[Line, ...]
+
+
+def explain(survey: Survey, name: str) -> Explanation:
+    """Raises KeyError for a node that does not exist."""
+    node, plan = survey.store.nodes[name], survey.plans[name]
+    taints = node.taints_of(survey.keys)
+    why, frees = _verdict(survey, node)
+    lines = tuple(lines_of(survey, node))
+    added = [at for taint in taints if (at := taint.time_added)]
+    since = node.ready_since if node.ready else None
+    return Explanation(
+        node=name,
+        held=bool(taints),
+        taints=tuple(f"{t.key}={t.value or ''}:{t.effect}" for t in taints),
+        since=(min(added, default=None) or _time(since)) if taints else None,
+        why=why,
+        frees=frees,
+        releasedBy=_time(plan.released_by),
+        operator=operator(survey),
+        prefetches=lines,
+    )
+
+
+def alive(survey: Survey) -> bool:
+    """Whether an operator has sent a heartbeat lately."""
+    if survey.gate is None:
+        return False
+    beat = fields.seconds(survey.gate.status.get("heartbeat")) or 0.0
+    return heartbeat_is_fresh(beat, survey.now, survey.gate.silence)
+
+
+def operator(survey: Survey) -> str:
+    """Whether an operator is at work, as a sentence without its full stop."""
+    if survey.gate is None:
+        return "there is no NodeGate: no node is held by a new taint"
+    if survey.heartbeat is None:
+        return "no operator has sent a heartbeat yet"
+    ago = forecast.duration(max(0.0, survey.heartbeat))
+    if alive(survey):
+        return f"at work, last heartbeat {ago} ago"
+    return f"not at work, last heartbeat {ago} ago: see why its pods do not run"
+
+
+def _verdict(survey: Survey, node: Node) -> tuple[str, str]:
+    """Why the node is held or not, and what will free it."""
+    plan = survey.plans[node.name]
+    if not node.taints_of(survey.keys):
+        return "no taint of the gate is on the node", ""
+    released = [a for a in plan.actions if isinstance(a, PatchNode) and a.release is not None]
+    if node.deleting:
+        return "the Node is being deleted", "nothing has to free it"
+    if released:
+        when = "now" if alive(survey) else "as soon as it works again"
+        return released[0].message, f"the operator releases it {when}"
+    if plan.released_by is None:
+        unsettled = match.unsettled(node)
+        if unsettled is not None:
+            return plan.holding, "the node itself: pulls start once it is Ready and initialized"
+        return plan.holding, "only the images: gate.policy is FailClosed"
+    left = forecast.duration(max(0.0, plan.released_by - survey.now))
+    return (
+        plan.holding,
+        f"the images; without them, the timeout at {_time(plan.released_by)} (in {left})",
+    )
+
+
+def lines_of(survey: Survey, node: Node) -> Iterator[Line]:
+    """The ImagePrefetches that select the node, by name."""
+    for name, prefetch in sorted(survey.store.prefetches.items()):
+        if not prefetch.parsed or not match.matches(prefetch, node):
+            continue
+        state, why = _state(survey, prefetch, node)
+        gating = prefetch.gate.mode is GateMode.NEW_NODES
+        yield Line(name, state, str(prefetch.gate.policy) if gating else "Never", why)
+
+
+def _state(survey: Survey, prefetch: Prefetch, node: Node) -> tuple[str, str]:
+    if prefetch.deleting:
+        return "deleting", "the ImagePrefetch is being deleted"
+    if prefetch.invalid is not None:
+        reason, message = prefetch.invalid
+        return "invalid", f"{reason}: {message[:MAX_PROBLEM]}"
+    if prefetch.dry_run:
+        return "dryRun", "nothing is pulled while spec.dryRun is true"
+    standing = survey.plans[node.name].standings.get(prefetch.name)
+    if standing is None:
+        return "unknown", "its images are not known yet"
+    return str(standing.state), _why(survey, prefetch, node, standing)
+
+
+def _why(survey: Survey, prefetch: Prefetch, node: Node, standing: Standing) -> str:
+    """Why the node does not hold the images of the prefetch yet."""
+    if standing.state is NodeState.CACHED:
+        return ""
+    if standing.skipped:
+        return standing.skipped
+    pods = [
+        f"{pod.namespace}/{pod.name}"
+        for pod in survey.store.pods_on(node.name)
+        if pod.prefetch == prefetch.name and not pod.finished
+    ]
+    failure = standing.failure
+    if failure is not None and failure.reason:
+        due = f"; next attempt at {_time(failure.next_at)}" if failure.next_at > survey.now else ""
+        return (
+            f"{failure.reason}: {failure.message[:MAX_PROBLEM]}; attempts: {failure.count}{due};"
+            f" {failures.remedy(failure.reason)}"
+        )
+    if pods:
+        return f"puller pod {', '.join(pods)} is at work"
+    if standing.waits_for:
+        return f"waits for {standing.waits_for}"
+    if standing.wants:
+        return f"waits for {_slot(survey, prefetch, node)}"
+    creations = (a for a in survey.plans[node.name].actions if isinstance(a, CreatePod))
+    if any(action.prefetch.name == prefetch.name for action in creations):
+        return "its puller pod is created next"
+    unsettled = match.unsettled(node)
+    return f"waits for the node: {unsettled}" if unsettled is not None else "is decided about next"
+
+
+def _slot(survey: Survey, prefetch: Prefetch, node: Node) -> str:
+    entry = survey.ledger.entry(prefetch.name)
+    if node.taints_of(survey.keys):
+        return entry.wanted_slot(prefetch)
+    if prefetch.rollout.paused:
+        return "spec.rollout.paused to be false"
+    view = entry.rollout_view(prefetch)
+    domain = node.labels.get(prefetch.rollout.topology_key, "")
+    if rollout.held_back(view, domain, node.name):
+        place = f"of {prefetch.rollout.topology_key}={domain}" if domain else "of this cluster"
+        return f"the first nodes {place}, whose pulls have failed"
+    return (
+        f"a slot: the rollout lets {rollout.total_allowed(view)} nodes in service pull at a time"
+        f" now, and {view.busy} do"
+    )
+
+
+def text(explanation: Explanation, width: int) -> str:
+    """For people: plain lines, then a table, in lines of at most ``width`` characters."""
+    rows: list[tuple[str, str]] = [("Node:", explanation.node)]
+    if explanation.held:
+        rows += [("Held by:", taint) for taint in explanation.taints]
+        if explanation.since is not None:
+            rows.append(("Since:", explanation.since))
+        rows += [("Why:", explanation.why), ("Freed by:", explanation.frees)]
+    else:
+        rows += [("Held:", "no"), ("Why:", explanation.why)]
+    rows.append(("Operator:", explanation.operator))
+    lines = tables.wrapped(rows, width)
+    if explanation.prefetches:
+        head = ("PREFETCH", "STATE", "GATE", "WHY")
+        body = [(each.prefetch, each.state, each.gate, each.why) for each in explanation.prefetches]
+        lines += ["", *tables.wrapped([head, *body], width)]
+    else:
+        lines += ["", "No ImagePrefetch selects this node."]
+    if explanation.held:
+        lines += ["", f"To free it now, without its images: imagegate release {explanation.node}"]
+    return "\n".join(lines)
+
+
+def as_json(explanation: Explanation) -> dict[str, Any]:
+    return asdict(explanation)
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else fields.timestamp(seconds)

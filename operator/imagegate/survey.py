@@ -1,0 +1,297 @@
+"""What the operator decides about every node now, for `imagegate status` and `explain`.
+
+Reads the cluster once, as an operator that starts does, and runs the operator's own decisions
+(`runtime.reconcile`), but none of the actions. A running operator knows more: failures of which
+the pod is gone (here: only those in the status), and what registries and kubelets have answered
+(here: nothing, so that sizes, platforms and disks do not count).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imagegate import __version__
+from imagegate.api import fields
+from imagegate.domain import failures, workloads
+from imagegate.domain.disk import NOT_READ, Usage
+from imagegate.domain.facts import Attempts, Gate, ImageFacts, Node, Prefetch, Refreshed
+from imagegate.domain.node import NodePlan
+from imagegate.domain.policy import ANYTHING
+from imagegate.domain.workloads import Found, Listing
+from imagegate.errors import ImagegateError
+from imagegate.kube import installed
+from imagegate.kube.client import Client
+from imagegate.kube.daemonsets import DaemonSets
+from imagegate.kube.errors import NotFound
+from imagegate.kube.events import Events
+from imagegate.kube.gates import Gates
+from imagegate.kube.leases import LeaseRecord, Leases
+from imagegate.kube.nodes import Nodes
+from imagegate.kube.pods import Pods
+from imagegate.kube.prefetches import Prefetches, Reader
+from imagegate.puller.build import PullerSettings
+from imagegate.runtime.clock import Clock
+from imagegate.runtime.cluster import Cluster
+from imagegate.runtime.disks import Disks
+from imagegate.runtime.gate_taint import GateTaint
+from imagegate.runtime.image_volumes import ImageVolumes
+from imagegate.runtime.knowledge import Knowledge
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.process import Process
+from imagegate.runtime.reconcile.changes import Changes
+from imagegate.runtime.reconcile.controllers import Controllers
+from imagegate.runtime.resync import Resync
+from imagegate.runtime.size_limit import SizeLimit
+from imagegate.runtime.start_after import StartAfter
+from imagegate.runtime.store import Store
+
+TAINT_KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+PARALLEL = 16
+"""Requests in flight about DaemonSets."""
+
+
+class NotInstalled(ImagegateError):
+    """There is no Imagegate in the cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """How Imagegate is installed."""
+
+    namespace: str
+    lease_name: str
+    taint_key: str
+    puller_namespaces: tuple[str, ...]
+    by_watch: bool
+    found: bool
+    """Whether there is a Deployment of the operator in the namespace."""
+
+    @classmethod
+    async def find(cls, client: Client, namespace: str) -> Installed:
+        """From the operator's Deployment; without it, the defaults. Raises a KubeError."""
+        given = await installed.arguments(client, namespace)
+        names = given.get("--puller-namespaces", namespace).split(",")
+        return cls(
+            namespace,
+            given.get("--lease-name", "imagegate"),
+            given.get("--gate-taint-key", TAINT_KEY),
+            tuple(names),
+            by_watch=given.get("--gate-source") == "watch",
+            found=bool(given),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    now: float
+    """By the clock of the API server."""
+    installed: Installed
+    gate: Gate | None
+    lease: LeaseRecord
+    keys: frozenset[str]
+    """Every key of the gate's taint, of now and of before."""
+    store: Store
+    ledger: Ledger
+    """Has the standing of every node that a prefetch matches."""
+    plans: Mapping[str, NodePlan]
+    """By node: the operator's decision."""
+
+    def held(self, node: Node) -> bool:
+        return bool(node.taints_of(self.keys))
+
+    @property
+    def heartbeat(self) -> float | None:
+        """Seconds since the operator was last heard of; None: never."""
+        beat = fields.seconds(self.gate.status.get("heartbeat")) if self.gate is not None else None
+        return None if beat is None else self.now - beat
+
+
+async def take(client: Client, namespace: str, clock: Clock) -> Survey:
+    """Read the cluster, and decide. ``clock``: of the API server. Raises a KubeError, and
+    `NotInstalled`.
+    """
+    found = await Installed.find(client, namespace)
+    try:
+        lease = await Leases(client, found.namespace, found.lease_name).get()
+    except NotFound:
+        lease = LeaseRecord()
+    surveyor = _Surveyor(client, found, lease, clock)
+    try:
+        await surveyor.resync.once()
+    except NotFound as error:
+        raise NotInstalled(
+            "the API server does not serve imagegate.dev: install Imagegate's chart, or choose"
+            f" another cluster by --context ({error})"
+        ) from error
+    return await surveyor.survey()
+
+
+class _Surveyor:
+    """The parts of the operator that know and decide, as `app` creates them."""
+
+    def __init__(self, client: Client, found: Installed, lease: LeaseRecord, clock: Clock) -> None:
+        self.found, self.lease, self.clock = found, lease, clock
+        process = Process.create(clock, version=__version__)
+        self.store = store = process.store
+        self.ledger = ledger = Ledger()
+        reader = Reader(found.puller_namespaces)
+        cluster = Cluster(
+            Nodes(client, lambda: store.wanted),
+            Pods(client),
+            Prefetches(client, reader),
+            Gates(client),
+            Events(client, component="imagegate", instance="cli"),
+        )
+        self.keys = _Keys(found.taint_key, frozenset(lease.taint_keys))
+        gate = GateTaint(store, self.keys, by_watch=found.by_watch)
+        changes = Changes(process.queues, store, ledger, gate)
+        nothing = _NoRegistries()
+        self.known = Knowledge(
+            clock=clock,
+            store=store,
+            ledger=ledger,
+            gate=gate,
+            images=nothing,
+            size_limit=SizeLimit(nothing.known, ANYTHING),
+            workloads=_Recorded(),
+            disks=Disks(_NoKubelets(), clock),
+            start_after=StartAfter(
+                DaemonSets(client), process.queues.start_after, changes.node_changed
+            ),
+            image_volumes=ImageVolumes(cluster.pods, PullerSettings("", ""), found.namespace),
+        )
+        self.controllers = Controllers(
+            cluster, self.known, process.queues, changes, process.metrics
+        )
+        self.resync = Resync(
+            cluster, self.known, process.metrics, namespaces=found.puller_namespaces, period=300
+        )
+
+    async def survey(self) -> Survey:
+        store = self.store
+        for name in list(store.prefetches):
+            declared = store.declared(name)
+            found = None if declared is None else self.known.workloads.found(declared)
+            if declared is not None and found is not None:
+                store.found_images(declared, found)
+        for prefetch in store.prefetches.values():
+            self.controllers.slots.count(prefetch)
+            self._remember(prefetch)
+        now = self.clock.now()
+        # Nodes that have waited longer get a slot first.
+        nodes = sorted(
+            store.nodes.values(),
+            key=lambda node: (not self.known.gate.holds(node), node.ready_since or 0, node.name),
+        )
+        plans = {node.name: self.controllers.nodes.decide(node, now) for node in nodes}
+        plans |= await self._look(plans, now)
+        return Survey(
+            now=now,
+            installed=self.found,
+            gate=store.gate,
+            lease=self.lease,
+            keys=frozenset({self.keys.current, *self.keys.earlier}),
+            store=store,
+            ledger=self.ledger,
+            plans=plans,
+        )
+
+    def _remember(self, prefetch: Prefetch) -> None:
+        """The failures that the operator has written to the status."""
+        failed = prefetch.status.get("failures")
+        for failure in failed if isinstance(failed, list) else ():
+            image = failure.get("image", "")
+            groups = [group.key for group in prefetch.groups if image in group.references]
+            if len(groups) == 1:
+                self.ledger.remember(failure["node"], groups[0], _attempts(failure))
+
+    async def _look(self, plans: Mapping[str, NodePlan], now: float) -> dict[str, NodePlan]:
+        """Decide again about nodes whose decision needs one more fact: which DaemonSets are Ready
+        there, or (always unknown here) how full the disk is.
+        """
+        turn = asyncio.Semaphore(PARALLEL)
+
+        async def one(name: str) -> NodePlan:
+            node, plan = self.store.nodes[name], plans[name]
+            if plan.wants_usage:
+                await self.known.disks.read(node)
+            if plan.awaits:
+                self.known.start_after.follow(node, plan.awaits)
+                async with turn:
+                    await self.known.start_after.look(name)
+            return self.controllers.nodes.decide(node, now)
+
+        names = [name for name, plan in plans.items() if plan.wants_usage or plan.awaits]
+        return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
+
+
+def _attempts(failure: Mapping[str, Any]) -> Attempts:
+    reason = failure.get("reason", "")
+    due = fields.seconds(failure.get("nextAttempt"))
+    return Attempts(
+        count=failure.get("attempts", 0),
+        next_at=due or 0.0,
+        reason=reason,
+        message=failure.get("message", ""),
+        image=failure.get("image", ""),
+        permanent=failures.of_reason(reason).permanent,
+    )
+
+
+class _Keys:
+    """The keys of the gate's taint (`gate_taint.Keys`)."""
+
+    def __init__(self, configured: str, recorded: frozenset[str]) -> None:
+        self.current = configured
+        self._recorded = recorded
+
+    @property
+    def earlier(self) -> frozenset[str]:
+        return self._recorded - {self.current}
+
+    def see(self, gate: Gate | None) -> None:
+        if gate is not None and gate.taint_key:
+            self.current = gate.taint_key
+
+
+class _NoRegistries:
+    """Registries that nobody asks (`knowledge.Images`)."""
+
+    def __init__(self) -> None:
+        self._nothing: dict[str, ImageFacts] = {}
+
+    def known(self, _: Prefetch) -> Mapping[str, ImageFacts]:
+        return self._nothing
+
+    def refreshed(self, _: str) -> Refreshed | None:
+        return None
+
+    def look(self, prefetch: Prefetch) -> None: ...
+    def meet(self, platform: str) -> None: ...
+    def forget(self, prefetch: str) -> None: ...
+
+
+class _Recorded:
+    """The images of workloads that the operator has recorded in the status
+    (`knowledge.Workloads`).
+    """
+
+    def found(self, prefetch: Prefetch) -> Found | None:
+        if not prefetch.images_from:
+            return None
+        unread = Listing(problem="workloads are read by the operator alone")
+        places = {source.place for source in prefetch.images_from}
+        return workloads.find(prefetch, dict.fromkeys(places, unread))
+
+    def follow(self, prefetch: Prefetch) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
+class _NoKubelets:
+    """Kubelets that nobody asks (`disks.Source`)."""
+
+    async def usage(self, _: Node) -> Usage:
+        return NOT_READ
