@@ -33,7 +33,7 @@ class Explanation:
     node: str
     held: bool
     taints: tuple[str, ...]
-    """The gate's taints on the node, as kubectl writes them."""
+    """The gate's taints on the node, each as ``key:effect``."""
     since: str | None
     """When the node became Ready, or was tainted again."""
     why: str
@@ -57,7 +57,7 @@ def explain(survey: Survey, name: str) -> Explanation:
     return Explanation(
         node=name,
         held=bool(taints),
-        taints=tuple(f"{t.key}={t.value or ''}:{t.effect}" for t in taints),
+        taints=tuple(f"{t.key}:{t.effect}" for t in taints),
         since=(min(added, default=None) or _time(since)) if taints else None,
         why=why,
         frees=frees,
@@ -176,10 +176,11 @@ def _slot(survey: Survey, prefetch: Prefetch, node: Node) -> str:
     if rollout.held_back(view, domain, node.name):
         place = f"of {prefetch.rollout.topology_key}={domain}" if domain else "of this cluster"
         return f"the first nodes {place}, whose pulls have failed"
-    return (
-        f"a slot: the rollout lets {rollout.total_allowed(view)} nodes in service pull at a time"
-        f" now, and {view.busy} do"
-    )
+    here, busy = rollout.allowed(view, domain), view.domains[domain].busy
+    if busy >= here:
+        place = f" in {prefetch.rollout.topology_key}={domain}" if domain else ""
+        return f"a slot: {busy} of {here} slots for nodes in service{place} are in use"
+    return f"a slot: {view.busy} of {view.parallel} slots for nodes in service are in use"
 
 
 def text(explanation: Explanation, width: int) -> str:

@@ -16,7 +16,9 @@ from imagegate.domain import advice
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    images: Annotated[list[str], Argument(parser=values.reference, metavar="IMAGE")]
+    images: Annotated[
+        list[str], Argument(callback=values.image_references, metavar="IMAGE", help="As in a pod.")
+    ]
     platform: Annotated[
         list[str] | None,
         Option(
@@ -47,9 +49,9 @@ class Request:
 
 
 def lint(registries: Registries, request: Request) -> int:
-    """Show what makes images slow to pull, with remedies; needs no cluster.
+    """Show what makes images slow to pull, with remedies.
 
-    Exit status: 1 if an image has an error or cannot be checked.
+    Needs no cluster. Exit status: 1 if an image has an error or cannot be checked.
     """
     return asyncio.run(_lint(registries, request))
 

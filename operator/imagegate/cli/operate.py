@@ -199,10 +199,10 @@ def start(settings: Settings) -> None:
 
 def _unnamed() -> int:
     """A file without a name, open for writing."""
-    if sys.platform == "linux":
+    if hasattr(os, "memfd_create"):
         return os.memfd_create("settings")
     handed, name = tempfile.mkstemp()
-    os.unlink(name)
+    Path(name).unlink()
     return handed
 
 
@@ -218,7 +218,7 @@ def hooks(place: Place, receiver: Receiver) -> int:
 
 
 def watchdog(installed: Installed, silence: Silence) -> int:
-    """Release all held nodes, if the operator has sent no heartbeat for long.
+    """Release all held nodes if the operator is dead.
 
     Exit status: 3 if nodes were released, so that an alert can fire; 1 on an error.
     """
@@ -246,7 +246,7 @@ def watchdog(installed: Installed, silence: Silence) -> int:
 
 
 def cleanup(installed: Installed, uninstall: Uninstall) -> int:
-    """Remove everything of Imagegate from the cluster's nodes."""
+    """Remove everything of Imagegate from the cluster."""
     from imagegate.kube.client import Client
     from imagegate.kube.prefetches import Prefetches, Reader
     from imagegate.runtime.cleanup import Cleanup

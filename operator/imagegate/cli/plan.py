@@ -51,9 +51,10 @@ class Request:
 
 
 def plan(cluster: Cluster, outside: Outside, request: Request) -> int:
-    """Show what an ImagePrefetch would do: nodes, bytes, disk space, time; changes nothing.
+    """Show what an ImagePrefetch would do, and change nothing.
 
-    Exit status: 1 if no node that lacks the images has space for them.
+    Nodes, bytes, disk space and time. Exit status: 1 if no node that lacks the images has space
+    for them.
     """
     return asyncio.run(_plan(cluster, outside, request))
 

@@ -31,9 +31,10 @@ class Request:
 
 
 def release(installation: Installation, request: Request) -> int:
-    """Free held nodes at once, without their images; works without the operator.
+    """Free held nodes at once, without their images.
 
-    Removes the gate's taints, and nothing else. Exit status: 1 if a node could not be freed.
+    Works without the operator. Removes the gate's taints, and nothing else. Exit status: 1 if a
+    node could not be freed.
     """
     if bool(request.nodes) is request.all_:
         raise typer.BadParameter("name the nodes, or give --all", param_hint="NODE")
@@ -91,11 +92,16 @@ async def _held(nodes: Nodes, request: Request, keys: frozenset[str]) -> tuple[l
     return held, failed
 
 
+def asks() -> bool:
+    """Whether there is a person to ask."""
+    return sys.stdin.isatty()
+
+
 def _ask(held: Sequence[Node], request: Request) -> None:
     """Raises Abort if a person says no, and BadParameter where no person can be asked."""
     if request.yes:
         return
-    if not sys.stdin.isatty():
+    if not asks():
         raise typer.BadParameter(
             f"{len(held)} nodes would be freed, and there is no terminal to ask: give --yes",
             param_hint="--yes",
@@ -116,7 +122,7 @@ async def _free(nodes: Nodes, node: Node, keys: frozenset[str]) -> bool:
     def wanted(current: Node) -> PatchNode:
         taints = current.taints_of(keys)
         removed.clear()
-        removed.update(f"{t.key}={t.value or ''}:{t.effect}" for t in taints)
+        removed.update(f"{t.key}:{t.effect}" for t in taints)
         return PatchNode(current, remove=taints)
 
     try:

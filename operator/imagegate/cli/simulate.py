@@ -169,9 +169,10 @@ class Output:
 
 
 def simulate(place: Place, rollout: Rollout, output: Output) -> int:
-    """Simulate a rollout in virtual time: all at once, in fixed waves, with slow start.
+    """Simulate a rollout in virtual time.
 
-    Needs no cluster. Exit status: 1 if a rollout cannot be completed.
+    All at once, in fixed waves, and with slow start. Needs no cluster. Exit status: 1
+    if a rollout cannot be completed.
     """
     from imagegate.simulate import report
     from imagegate.simulate.rollout import simulate

@@ -106,12 +106,13 @@ def picture(text: str) -> Path:
     return path
 
 
-def reference(text: str) -> str:
-    try:
-        references.parse(text)
-    except references.InvalidReference as error:
-        raise BadParameter(str(error)) from None
-    return text
+def image_references(texts: list[str]) -> list[str]:
+    for text in texts:
+        try:
+            references.parse(text)
+        except references.InvalidReference as error:
+            raise BadParameter(str(error)) from None
+    return texts
 
 
 def platform(text: str) -> str:
