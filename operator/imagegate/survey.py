@@ -25,7 +25,7 @@ from imagegate.errors import ImagegateError
 from imagegate.kube import installed
 from imagegate.kube.client import Client
 from imagegate.kube.daemonsets import DaemonSets
-from imagegate.kube.errors import NotFound
+from imagegate.kube.errors import Forbidden, NotFound
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
 from imagegate.kube.leases import LeaseRecord, Leases
@@ -48,6 +48,8 @@ from imagegate.runtime.size_limit import SizeLimit
 from imagegate.runtime.start_after import StartAfter
 from imagegate.runtime.store import Store
 
+PULLERS = "imagegate-pullers"
+"""The chart's default namespace of puller pods."""
 TAINT_KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 PARALLEL = 16
 """Requests in flight about DaemonSets."""
@@ -70,15 +72,23 @@ class Installed:
     """Whether there is a Deployment of the operator in the namespace."""
 
     @classmethod
-    async def find(cls, client: Client, namespace: str) -> Installed:
-        """From the operator's Deployment; without it, the defaults. Raises a KubeError."""
-        given = await installed.arguments(client, namespace)
-        names = given.get("--puller-namespaces", namespace).split(",")
+    async def find(
+        cls, client: Client, namespace: str, puller_namespaces: tuple[str, ...] = ()
+    ) -> Installed:
+        """From the operator's Deployment; without it, and without the right to read it, the
+        defaults. ``puller_namespaces`` are used instead of the Deployment's, if there are any.
+        Raises a KubeError.
+        """
+        try:
+            given = await installed.arguments(client, namespace)
+        except Forbidden:
+            given = {}
+        names = tuple(given.get("--puller-namespaces", PULLERS).split(","))
         return cls(
             namespace,
             given.get("--lease-name", "imagegate"),
             given.get("--gate-taint-key", TAINT_KEY),
-            tuple(names),
+            puller_namespaces or names,
             by_watch=given.get("--gate-source") == "watch",
             found=bool(given),
         )
@@ -109,11 +119,10 @@ class Survey:
         return None if beat is None else self.now - beat
 
 
-async def take(client: Client, namespace: str, clock: Clock) -> Survey:
+async def take(client: Client, found: Installed, clock: Clock) -> Survey:
     """Read the cluster, and decide. ``clock``: of the API server. Raises a KubeError, and
     `NotInstalled`.
     """
-    found = await Installed.find(client, namespace)
     try:
         lease = await Leases(client, found.namespace, found.lease_name).get()
     except NotFound:

@@ -17,7 +17,7 @@ from typer import Option
 
 from imagegate import __version__, logs
 from imagegate.cli import exits, values
-from imagegate.cli.options import Installed, Outside, Place, true_or_false
+from imagegate.cli.options import Names, Outside, Place, true_or_false
 from imagegate.errors import ImagegateError
 from imagegate.puller.mode import Mode
 
@@ -94,7 +94,7 @@ class Operator:
     ] = ""
     resync_seconds: Annotated[float | None, Option()] = None
 
-    def settings(self, installed: Installed, outside: Outside) -> Settings:
+    def settings(self, installed: Names, outside: Outside) -> Settings:
         """Raises InvalidSettings and OSError."""
         from imagegate.puller.build import PullerSettings
         from imagegate.settings import Settings
@@ -170,7 +170,7 @@ class Uninstall:
     deployment: Annotated[str, Option(help="The operator's Deployment, which is stopped first.")]
 
 
-def run(installed: Installed, outside: Outside, operator: Operator) -> int:
+def run(installed: Names, outside: Outside, operator: Operator) -> int:
     """Run the operator."""
     _configure(installed)
     try:
@@ -217,7 +217,7 @@ def hooks(place: Place, receiver: Receiver) -> int:
     return _serve(place, work())
 
 
-def watchdog(installed: Installed, silence: Silence) -> int:
+def watchdog(installed: Names, silence: Silence) -> int:
     """Release all held nodes if the operator is dead.
 
     Exit status: 3 if nodes were released, so that an alert can fire; 1 on an error.
@@ -245,7 +245,7 @@ def watchdog(installed: Installed, silence: Silence) -> int:
     return _serve(installed, work())
 
 
-def cleanup(installed: Installed, uninstall: Uninstall) -> int:
+def cleanup(installed: Names, uninstall: Uninstall) -> int:
     """Remove everything of Imagegate from the cluster."""
     from imagegate.kube.client import Client
     from imagegate.kube.prefetches import Prefetches, Reader
@@ -268,7 +268,7 @@ def cleanup(installed: Installed, uninstall: Uninstall) -> int:
     return _serve(installed, work())
 
 
-def _installation(installed: Installed) -> installation.Installation:
+def _installation(installed: Names) -> installation.Installation:
     from imagegate.runtime.installation import Installation
 
     return Installation(installed.namespace, installed.lease_name, installed.gate_taint_key)

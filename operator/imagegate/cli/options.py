@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imagegate.kube.client import Client
     from imagegate.registry.endpoints import RegistrySettings
     from imagegate.runtime.clock import Clock
+    from imagegate.survey import Installed
 
 SERVICES = "For the pods of the chart"
 """Heading, in the help, of the commands that the chart runs."""
@@ -47,7 +48,7 @@ def true_or_false(help_: str, **more: Any) -> Any:
     return Option(parser=values.boolean, metavar="true|false", help=help_, **more)
 
 
-def _names(metavar: str, help_: str, **more: Any) -> Any:
+def names(metavar: str, help_: str, **more: Any) -> Any:
     return Option(parser=values.comma, metavar=metavar, help=help_, **more)
 
 
@@ -63,12 +64,12 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Installed(Place):
+class Names(Place):
     """The names under which the operator is installed."""
 
     lease_name: Annotated[str, Option()] = "imagegate"
     puller_namespaces: Annotated[
-        tuple[str, ...], _names("A,B", "Namespaces in which puller pods may run.")
+        tuple[str, ...], names("A,B", "Namespaces in which puller pods may run.")
     ] = ("imagegate-system",)
     gate_taint_key: Annotated[str, Option()] = GATE_TAINT_KEY
 
@@ -81,7 +82,7 @@ class Registries:
 
     registry_plain_http: Annotated[
         tuple[str, ...],
-        _names(
+        names(
             "HOST[:PORT],...",
             "Registries without TLS, exactly as in image references.",
             envvar="IMAGEGATE_REGISTRY_PLAIN_HTTP",
@@ -89,7 +90,7 @@ class Registries:
     ] = ()
     registry_private_hosts: Annotated[
         tuple[str, ...],
-        _names(
+        names(
             "HOST,...",
             "Hosts at private addresses that registries may name as realm or redirect to.",
             envvar="IMAGEGATE_REGISTRY_PRIVATE_HOSTS",
@@ -229,6 +230,20 @@ class Installation(Cluster):
         str,
         Option("--namespace", "-n", envvar="POD_NAMESPACE", help="Namespace of the operator."),
     ] = "imagegate-system"
+    puller_namespaces: Annotated[
+        tuple[str, ...],
+        names(
+            "A,B",
+            "Namespaces of the puller pods. Default: as the operator's Deployment says.",
+            envvar="IMAGEGATE_PULLER_NAMESPACES",
+        ),
+    ] = ()
+
+    async def find(self, client: Client) -> Installed:
+        """How Imagegate is installed. Raises a KubeError."""
+        from imagegate.survey import Installed
+
+        return await Installed.find(client, self.namespace, self.puller_namespaces)
 
 
 def own_namespace() -> str:

@@ -46,10 +46,9 @@ async def _release(installation: Installation, request: Request) -> int:
     from imagegate.kube.leases import Leases
     from imagegate.kube.nodes import Nodes
     from imagegate.runtime.taint_keys import every_key
-    from imagegate.survey import Installed
 
     async with installation.connected("release") as (client, _):
-        installed = await Installed.find(client, installation.namespace)
+        installed = await installation.find(client)
         gates = Gates(client)
         leases = Leases(client, installed.namespace, installed.lease_name)
         keys = await every_key(gates, leases, installed.taint_key)

@@ -111,7 +111,11 @@ async def _status(installation: Installation, look: Look) -> int:
 
     async with installation.connected("status") as (client, clock):
         found = await _read(client, look.name)
-        seen = await survey.take(client, installation.namespace, clock) if look.nodes else None
+        seen = (
+            await survey.take(client, await installation.find(client), clock)
+            if look.nodes
+            else None
+        )
         now = clock.now()
     if look.output in (Output.JSON, Output.YAML):
         document: dict[str, Any] = {"prefetches": [each.as_json() for each in found]}
@@ -168,7 +172,7 @@ async def _explain(installation: Installation, subject: Subject) -> int:
     from imagegate import explain, survey
 
     async with installation.connected("explain") as (client, clock):
-        seen = await survey.take(client, installation.namespace, clock)
+        seen = await survey.take(client, await installation.find(client), clock)
     if subject.name not in seen.store.nodes:
         raise NoSuchObject(f"there is no Node {subject.name!r}: see kubectl get nodes")
     found = explain.explain(seen, subject.name)

@@ -9,7 +9,6 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -148,20 +147,12 @@ def resources(text: str) -> dict[str, Any]:
 
 
 def prefetch_policy(text: str) -> PrefetchPolicy:
-    """The policy in the chart's JSON. Unknown fields are an error, because a limit that this
-    version does not know must not be ignored.
-    """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-    from pydantic.alias_generators import to_camel
-
-    @with_config(ConfigDict(alias_generator=to_camel, extra="forbid", strict=True))
-    @dataclass(frozen=True, slots=True)
-    class Chart(PrefetchPolicy):
-        pass
+    """The policy in the chart's JSON."""
+    from imagegate.cli import policy
 
     try:
-        return TypeAdapter(Chart).validate_json(text)
-    except ValidationError as error:
+        return policy.parse(text)
+    except ValueError as error:
         raise BadParameter(f"{text!r} is not a prefetchPolicy: {error}") from None
 
 

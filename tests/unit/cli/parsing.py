@@ -11,7 +11,7 @@ import typer.main
 
 from imagegate import cli
 from imagegate.cli.operate import Operator, Receiver
-from imagegate.cli.options import Installed, Outside, Place
+from imagegate.cli.options import Names, Outside, Place
 from imagegate.settings import HooksSettings, Settings
 
 
@@ -27,7 +27,7 @@ def operator(arguments: Sequence[str]) -> Settings:
     """The settings of ``imagegate run``."""
     values = parse(arguments)
     options: Operator = _group(Operator, values)
-    return options.settings(_group(Installed, values), _group(Outside, values))
+    return options.settings(_group(Names, values), _group(Outside, values))
 
 
 def receiver(arguments: Sequence[str]) -> HooksSettings:
