@@ -1,4 +1,4 @@
-"""The command line against the real cluster: status, wait, explain, and release without operator."""
+"""The command line on the real cluster: status, wait, explain; release without an operator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 FOREIGN = "example.com/somebody-else"
 POOL = {"matchLabels": {"pool": "cli"}}
-
-
-@pytest.fixture
-def cli(cluster: LocalCluster) -> Iterator[Cli]:
-    yield Cli(cluster.kubeconfig)
 
 
 class Cli:
@@ -60,8 +55,9 @@ def joining(cluster: LocalCluster, imagegate: Installation) -> Iterator[Node]:
 
 
 def test_held_node_is_explained_and_released_without_an_operator(
-    cluster: LocalCluster, imagegate: Installation, cli: Cli, request: pytest.FixtureRequest
+    cluster: LocalCluster, imagegate: Installation, request: pytest.FixtureRequest
 ) -> None:
+    cli = Cli(cluster.kubeconfig)
     there = cluster.push("app", "cli/there:1", seed=151)
     closed = {"policy": "FailClosed"}
     with (
