@@ -166,12 +166,11 @@ def _why(survey: Survey, prefetch: Prefetch, node: Node, standing: Standing) -> 
 
 
 def _slot(survey: Survey, prefetch: Prefetch, node: Node) -> str:
-    entry = survey.ledger.entry(prefetch.name)
     if node.taints_of(survey.keys):
-        return entry.wanted_slot(prefetch)
+        return survey.ledger.entry(prefetch.name).wanted_slot(prefetch)
     if prefetch.rollout.paused:
         return "spec.rollout.paused to be false"
-    view = entry.rollout_view(prefetch)
+    view = survey.rollouts[prefetch.name]
     domain = node.labels.get(prefetch.rollout.topology_key, "")
     if rollout.held_back(view, domain, node.name):
         place = f"of {prefetch.rollout.topology_key}={domain}" if domain else "of this cluster"

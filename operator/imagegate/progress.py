@@ -10,6 +10,7 @@ from imagegate import tables
 from imagegate.api import fields
 from imagegate.domain import disk, forecast
 
+NONE = "There is no ImagePrefetch."
 STATES = ("desired", "cached", "pulling", "pending", "failed", "skipped", "gated")
 
 
@@ -70,7 +71,7 @@ def _condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
 def table(all_: Sequence[Progress], now: float, width: int, *, wide: bool) -> str:
     """The columns of ``kubectl get imageprefetches``."""
     if not all_:
-        return "There is no ImagePrefetch."
+        return NONE
     columns = ("desired", "cached", "pulling", "failed", "gated")
     head = ("NAME", *(column.upper() for column in columns), "READY", "AGE")
     rows = [

@@ -20,6 +20,7 @@ from imagegate.domain.disk import NOT_READ, Usage
 from imagegate.domain.facts import Attempts, Gate, ImageFacts, Node, Prefetch, Refreshed
 from imagegate.domain.node import NodePlan
 from imagegate.domain.policy import ANYTHING
+from imagegate.domain.rollout import RolloutView
 from imagegate.domain.workloads import Found, Listing
 from imagegate.errors import ImagegateError
 from imagegate.kube import installed
@@ -108,6 +109,8 @@ class Survey:
     """Has the standing of every node that a prefetch matches."""
     plans: Mapping[str, NodePlan]
     """By node: the operator's decision."""
+    rollouts: Mapping[str, RolloutView]
+    """By prefetch: the slots of its rollout."""
 
     def held(self, node: Node) -> bool:
         return bool(node.taints_of(self.keys))
@@ -154,8 +157,8 @@ class _Surveyor:
             Gates(client),
             Events(client, component="imagegate", instance="cli"),
         )
-        self.keys = _Keys(found.taint_key, frozenset(lease.taint_keys))
-        gate = GateTaint(store, self.keys, by_watch=found.by_watch)
+        keys = _Keys(found.taint_key, frozenset(lease.taint_keys))
+        gate = GateTaint(store, keys, by_watch=found.by_watch)
         changes = Changes(process.queues, store, ledger, gate)
         nothing = _NoRegistries()
         self.known = Knowledge(
@@ -202,10 +205,14 @@ class _Surveyor:
             installed=self.found,
             gate=store.gate,
             lease=self.lease,
-            keys=frozenset({self.keys.current, *self.keys.earlier}),
+            keys=frozenset({self.known.gate.key, *self.known.gate.earlier_keys}),
             store=store,
             ledger=self.ledger,
             plans=plans,
+            rollouts={
+                name: self.ledger.entry(name).rollout_view(prefetch)
+                for name, prefetch in store.prefetches.items()
+            },
         )
 
     def _remember(self, prefetch: Prefetch) -> None:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     except (ImagegateError, TimeoutError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {str(error) or type(error).__name__}", err=True)
     return exits.FAILED
 
 

@@ -9,7 +9,7 @@ from typing import Self
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from imagegate.progress import Progress
@@ -52,7 +52,7 @@ class Bars:
             TextColumn("{task.fields[line]}"),
             console=console or Console(),
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -69,12 +69,12 @@ class Bars:
     def show(self, shown: Shown) -> None:
         names = {each.name for each, _ in shown}
         for gone in self._tasks.keys() - names:
-            self._progress.remove_task(self._tasks.pop(gone))  # type: ignore[arg-type]
+            self._progress.remove_task(self._tasks.pop(gone))
         for each, line in shown:
             if each.name not in self._tasks:
                 self._tasks[each.name] = self._progress.add_task(each.name, line="")
             self._progress.update(
-                self._tasks[each.name],  # type: ignore[arg-type]
+                self._tasks[each.name],
                 description=escape(each.name),
                 completed=each.nodes["cached"],
                 total=max(1, each.nodes["desired"]),

@@ -102,14 +102,18 @@ def _ask(held: Sequence[Node], request: Request) -> None:
         return
     if not asks():
         raise typer.BadParameter(
-            f"{len(held)} nodes would be freed, and there is no terminal to ask: give --yes",
+            f"{_nodes(held)} would be freed, and there is no terminal to ask: give --yes",
             param_hint="--yes",
         )
     names = ", ".join(node.name for node in held[:SHOWN])
     more = f" and {len(held) - SHOWN} more" if len(held) > SHOWN else ""
     typer.confirm(
-        f"Free {len(held)} nodes ({names}{more})? Pods start there without the images.", abort=True
+        f"Free {_nodes(held)} ({names}{more})? Pods start there without the images.", abort=True
     )
+
+
+def _nodes(held: Sequence[Node]) -> str:
+    return f"{len(held)} node{'s' if len(held) != 1 else ''}"
 
 
 async def _free(nodes: Nodes, node: Node, keys: frozenset[str]) -> bool:

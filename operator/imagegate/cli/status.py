@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -203,17 +204,29 @@ async def _read(client: Client, name: str | None) -> list[Progress]:
         ) from error
 
 
+async def _looks(client: Client, name: str | None) -> AsyncIterator[list[Progress]]:
+    """What `_read` returns, again and again. An API server that has answered, and then does not
+    answer for some time, does not end the command.
+    """
+    from imagegate.kube.errors import Unavailable
+
+    seen = await _read(client, name)
+    while True:
+        yield seen
+        await asyncio.sleep(PERIOD)
+        with contextlib.suppress(Unavailable):
+            seen = await _read(client, name)
+
+
 async def _wait(cluster: Cluster, asked: Wait) -> int:
     deadline = time.monotonic() + asked.timeout
     async with cluster.connected("wait") as (client, _):
-        while True:
-            (found,) = await _read(client, asked.name)
+        async for (found,) in _looks(client, asked.name):
             if found.ready == "True":
                 typer.echo(f"imageprefetch.imagegate.dev/{asked.name} is ready")
                 return exits.OK
             if time.monotonic() >= deadline:
                 break
-            await asyncio.sleep(min(PERIOD, max(0.0, deadline - time.monotonic())))
     typer.echo(
         f"Error: ImagePrefetch {asked.name!r} is not ready after {asked.timeout:g} s:"
         f" {found.reason}: {found.message}. Wait longer by --timeout, or see: imagegate status"
@@ -230,15 +243,16 @@ async def _watch(installation: Installation, look: Look) -> int:
     paces: dict[str, Pace] = {}
     async with installation.connected("status") as (client, _):
         with view:
-            while True:
-                found = await _read(client, look.name)
+            async for found in _looks(client, look.name):
                 now = time.monotonic()
                 for each in found:
                     paces.setdefault(each.name, Pace()).see(now, each.nodes["cached"])
                 view.show([(each, progress.line(each, paces[each.name], now)) for each in found])
-                if found and all(each.ready == "True" for each in found):
-                    return exits.OK
-                await asyncio.sleep(PERIOD)
+                if all(each.ready == "True" for each in found):
+                    break
+    if not found:
+        typer.echo(progress.NONE)
+    return exits.OK
 
 
 def _write(document: Any, output: Output) -> None:

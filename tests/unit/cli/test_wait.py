@@ -12,6 +12,7 @@ from rich.console import Console
 from imagegate import progress
 from imagegate.cli import exits
 from imagegate.cli.bars import Bars
+from imagegate.kube import errors
 from imagegate.progress import Pace, Progress
 from tests.unit.cli.conftest import Run
 from tests.unit.runtime.world import World
@@ -107,6 +108,36 @@ def test_watch_without_a_terminal_writes_a_line_for_each_change(llm: World, run:
     assert first == "llm: 1/4 nodes, 7.0 GB of 28.0 GB"
     assert last == "llm: 4/4 nodes, 28.0 GB of 28.0 GB, ready"
     assert "\x1b" not in result.stdout
+
+
+def test_watch_of_nothing_ends(world: World, run: Run) -> None:
+    result = run("status", "--watch")
+    assert (result.exit_code, result.stdout) == (0, "There is no ImagePrefetch.\n")
+
+
+def test_outage_of_the_api_server_does_not_end_the_wait(llm: World, run: Run) -> None:
+    report(llm, ready=False)
+    seen: list[str] = []
+
+    def before(method: str, path: str) -> None:
+        if path == PATH and method == "GET":
+            seen.append(path)
+            if len(seen) == 4:
+                report(llm, ready=True)
+            elif len(seen) > 1:
+                raise errors.Unavailable(f"{method} {path}", 0, "connection refused")
+
+    llm.api.before = before
+    assert run("wait", "llm").exit_code == 0
+    assert len(seen) == 4
+
+
+def test_api_server_that_never_answers_ends_the_wait(llm: World, run: Run) -> None:
+    def before(method: str, path: str) -> None:
+        raise errors.Unavailable(f"{method} {path}", 0, "connection refused")
+
+    llm.api.before = before
+    assert "connection refused" in str(run("wait", "llm").exception)
 
 
 def made(cached: int, size: int = 7 * GB, **more: Any) -> Progress:
