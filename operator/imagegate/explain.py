@@ -11,7 +11,7 @@ from imagegate.api import fields
 from imagegate.domain import failures, forecast, match, rollout
 from imagegate.domain.actions import CreatePod, PatchNode, Standing
 from imagegate.domain.facts import GateMode, Node, NodeState, Prefetch
-from imagegate.domain.gate import MAX_PROBLEM, heartbeat_is_fresh
+from imagegate.domain.gate import MAX_PROBLEM
 from imagegate.survey import Survey
 
 
@@ -67,22 +67,12 @@ def explain(survey: Survey, name: str) -> Explanation:
     )
 
 
-def alive(survey: Survey) -> bool:
-    """Whether an operator has sent a heartbeat lately."""
-    if survey.gate is None:
-        return False
-    beat = fields.seconds(survey.gate.status.get("heartbeat")) or 0.0
-    return heartbeat_is_fresh(beat, survey.now, survey.gate.silence)
-
-
 def operator(survey: Survey) -> str:
     """Whether an operator is at work, as a sentence without its full stop."""
-    if survey.gate is None:
-        return "there is no NodeGate: no node is held by a new taint"
     if survey.heartbeat is None:
-        return "no operator has sent a heartbeat yet"
-    ago = forecast.duration(max(0.0, survey.heartbeat))
-    if alive(survey):
+        return "none has ever sent a heartbeat"
+    ago = forecast.duration(max(0.0, survey.now - survey.heartbeat))
+    if survey.alive:
         return f"at work, last heartbeat {ago} ago"
     return f"not at work, last heartbeat {ago} ago: see why its pods do not run"
 
@@ -92,22 +82,22 @@ def _verdict(survey: Survey, node: Node) -> tuple[str, str]:
     plan = survey.plans[node.name]
     if not node.taints_of(survey.keys):
         return "no taint of the gate is on the node", ""
-    released = [a for a in plan.actions if isinstance(a, PatchNode) and a.release is not None]
     if node.deleting:
         return "the Node is being deleted", "nothing has to free it"
+    released = [a for a in plan.actions if isinstance(a, PatchNode) and a.release is not None]
     if released:
-        when = "now" if alive(survey) else "as soon as it works again"
-        return released[0].message, f"the operator releases it {when}"
-    if plan.released_by is None:
-        unsettled = match.unsettled(node)
-        if unsettled is not None:
-            return plan.holding, "the node itself: pulls start once it is Ready and initialized"
-        return plan.holding, "only the images: gate.policy is FailClosed"
-    left = forecast.duration(max(0.0, plan.released_by - survey.now))
-    return (
-        plan.holding,
-        f"the images; without them, the timeout at {_time(plan.released_by)} (in {left})",
-    )
+        when = "now" if survey.alive else "as soon as it works again"
+        return released[0].message, f"the operator, {when}"
+    if plan.released_by is not None:
+        left = forecast.duration(max(0.0, plan.released_by - survey.now))
+        timeout = f"the timeout at {_time(plan.released_by)} (in {left})"
+        why, frees = plan.holding, f"the images; without them, {timeout}"
+    elif match.unsettled(node) is not None:
+        why = plan.holding
+        frees = "the node itself: pulls start once it is Ready and initialized"
+    else:
+        why, frees = plan.holding, "only the images: gate.policy is FailClosed"
+    return why, frees if survey.alive else f"{frees}; but first an operator has to work again"
 
 
 def lines_of(survey: Survey, node: Node) -> Iterator[Line]:

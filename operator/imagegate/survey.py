@@ -18,6 +18,7 @@ from imagegate.api import fields
 from imagegate.domain import failures, workloads
 from imagegate.domain.disk import NOT_READ, Usage
 from imagegate.domain.facts import Attempts, Gate, ImageFacts, Node, Prefetch, Refreshed
+from imagegate.domain.gate import heartbeat_is_fresh
 from imagegate.domain.node import NodePlan
 from imagegate.domain.policy import ANYTHING
 from imagegate.domain.rollout import RolloutView
@@ -52,6 +53,8 @@ from imagegate.runtime.store import Store
 PULLERS = "imagegate-pullers"
 """The chart's default namespace of puller pods."""
 TAINT_KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
+SILENCE = 300.0
+"""Seconds, where no NodeGate has a `silenceSeconds`."""
 PARALLEL = 16
 """Requests in flight about DaemonSets."""
 
@@ -69,8 +72,8 @@ class Installed:
     taint_key: str
     puller_namespaces: tuple[str, ...]
     by_watch: bool
-    found: bool
-    """Whether there is a Deployment of the operator in the namespace."""
+    certain: bool
+    """Whether the Deployment or the user has named the puller namespaces."""
 
     @classmethod
     async def find(
@@ -91,7 +94,7 @@ class Installed:
             given.get("--gate-taint-key", TAINT_KEY),
             puller_namespaces or names,
             by_watch=given.get("--gate-source") == "watch",
-            found=bool(given),
+            certain=bool(given or puller_namespaces),
         )
 
 
@@ -99,7 +102,6 @@ class Installed:
 class Survey:
     now: float
     """By the clock of the API server."""
-    installed: Installed
     gate: Gate | None
     lease: LeaseRecord
     keys: frozenset[str]
@@ -117,15 +119,30 @@ class Survey:
 
     @property
     def heartbeat(self) -> float | None:
-        """Seconds since the operator was last heard of; None: never."""
-        beat = fields.seconds(self.gate.status.get("heartbeat")) if self.gate is not None else None
-        return None if beat is None else self.now - beat
+        """When an operator was last heard of; None: never. Without a NodeGate there is no
+        heartbeat, and the Lease counts.
+        """
+        if self.gate is None:
+            return fields.seconds(self.lease.renew_time)
+        return fields.seconds(self.gate.status.get("heartbeat"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether an operator was heard of lately."""
+        silence = SILENCE if self.gate is None else self.gate.silence
+        return heartbeat_is_fresh(self.heartbeat or 0.0, self.now, silence)
 
 
 async def take(client: Client, found: Installed, clock: Clock) -> Survey:
     """Read the cluster, and decide. ``clock``: of the API server. Raises a KubeError, and
-    `NotInstalled`.
+    `NotInstalled`, also where it is not known in which namespaces puller pods run.
     """
+    if not found.certain:
+        raise NotInstalled(
+            f"there is no operator of Imagegate in the namespace {found.namespace!r}, or you may"
+            " not read its Deployment: give its namespace by --namespace, or the namespaces of the"
+            " puller pods by --puller-namespaces"
+        )
     try:
         lease = await Leases(client, found.namespace, found.lease_name).get()
     except NotFound:
@@ -145,7 +162,7 @@ class _Surveyor:
     """The parts of the operator that know and decide, as `app` creates them."""
 
     def __init__(self, client: Client, found: Installed, lease: LeaseRecord, clock: Clock) -> None:
-        self.found, self.lease, self.clock = found, lease, clock
+        self.lease, self.clock = lease, clock
         process = Process.create(clock, version=__version__)
         self.store = store = process.store
         self.ledger = ledger = Ledger()
@@ -202,7 +219,6 @@ class _Surveyor:
         plans |= await self._look(plans, now)
         return Survey(
             now=now,
-            installed=self.found,
             gate=store.gate,
             lease=self.lease,
             keys=frozenset({self.known.gate.key, *self.known.gate.earlier_keys}),

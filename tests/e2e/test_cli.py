@@ -54,6 +54,23 @@ def joining(cluster: LocalCluster, imagegate: Installation) -> Iterator[Node]:
     cluster.remove_node("node-cli")
 
 
+def test_kubectl_runs_the_plugin(cluster: LocalCluster, tmp_path: Path) -> None:
+    plugin = tmp_path / "kubectl-imagegate"
+    main = "import sys; from imagegate.cli import main; sys.exit(main())"
+    plugin.write_text(f"#!{sys.executable}\n{main}\n")
+    plugin.chmod(0o755)
+    kubectl, *_ = cluster.command("kubectl")
+    done = subprocess.run(
+        [kubectl, "imagegate", "status", "--help"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith("Usage: kubectl imagegate status ")
+
+
 def test_held_node_is_explained_and_released_without_an_operator(
     cluster: LocalCluster, imagegate: Installation, request: pytest.FixtureRequest
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from imagegate import survey
 from imagegate.api.fields import timestamp
 from imagegate.kube import errors
 from tests.unit import golden
@@ -16,6 +17,7 @@ from tests.unit.cli.conftest import DEPLOYMENT, NOW, Run, operate
 from tests.unit.runtime.world import PODS, World
 
 GOLDEN = Path(__file__).with_name("golden")
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/imagegate"
 GATE = "/apis/imagegate.dev/v1alpha1/nodegates/default"
 
 
@@ -77,7 +79,7 @@ class TestHeldNode:
         found = json.loads(run("explain", "node", "join", "-o", "json").stdout)
         assert (found["why"], found["frees"]) == (
             "no ImagePrefetch gates this node",
-            "the operator releases it now",
+            "the operator, now",
         )
 
     def test_waits_for_an_operator_that_is_dead(self, world: World, run: Run) -> None:
@@ -148,10 +150,53 @@ def test_reading_writes_nothing(world: World, run: Run) -> None:
     assert world.api.writes() == []
 
 
-def test_namespace_without_an_operator_uses_the_defaults(world: World, run: Run) -> None:
+def test_namespace_without_an_operator_is_an_error(world: World, run: Run) -> None:
+    """Else every ImagePrefetch would look invalid, because its namespace is not the default."""
     world.api.remove(DEPLOYMENT)
     world.add_node("join", gated=True)
-    assert json.loads(run("explain", "node", "join", "-o", "json").stdout)["held"] is True
+    result = run("explain", "node", "join", "-n", "elsewhere")
+    assert "no operator of Imagegate in the namespace 'elsewhere'" in str(result.exception)
+    named = run("explain", "node", "join", "-o", "json", f"--puller-namespaces={NAMESPACE}")
+    assert json.loads(named.stdout)["held"] is True
+
+
+def test_pod_of_the_operator_may_not_read_deployments(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment has the namespaces."""
+    pulling(world)
+
+    def refuse(method: str, path: str) -> None:
+        if "deployments" in path:
+            raise errors.Forbidden(f"{method} {path}", 403, "deployments is forbidden")
+
+    world.api.before = refuse
+    assert isinstance(run("explain", "node", "join").exception, survey.NotInstalled)
+    monkeypatch.setenv("IMAGEGATE_PULLER_NAMESPACES", NAMESPACE)
+    (line,) = json.loads(run("explain", "node", "join", "-o", "json").stdout)["prefetches"]
+    assert line["state"] == "pulling"
+
+
+@pytest.mark.parametrize(("ago", "alive"), [(2, True), (301, False)])
+def test_without_a_node_gate_the_lease_shows_whether_an_operator_works(
+    world: World, run: Run, ago: float, *, alive: bool
+) -> None:
+    world.api.remove(GATE)
+    renewed = timestamp(NOW - ago).replace("Z", ".000000Z")
+    world.api.put(LEASE, {"metadata": {"name": "imagegate"}, "spec": {"renewTime": renewed}})
+    world.add_node("join", gated=True)
+    found = json.loads(run("explain", "node", "join", "-o", "json").stdout)
+    assert found["why"] == "the NodeGate was deleted"
+    assert (found["frees"] == "the operator, now") is alive
+    assert found["operator"].startswith("at work") is alive
+
+
+def test_timeout_of_a_node_needs_an_operator(world: World, run: Run) -> None:
+    pulling(world)
+    world.api.change(GATE, lambda body: body["status"].update(heartbeat=timestamp(NOW - 3600)))
+    found = json.loads(run("explain", "node", "join", "-o", "json").stdout)
+    assert found["frees"].startswith("the images; without them, the timeout at ")
+    assert found["frees"].endswith("; but first an operator has to work again")
 
 
 def test_unreadable_puller_namespace_is_said(world: World, run: Run) -> None:
