@@ -14,7 +14,7 @@ from imagegate.api.fields import timestamp
 from imagegate.kube import errors
 from tests.unit import golden
 from tests.unit.cli.conftest import DEPLOYMENT, NOW, Run, operate
-from tests.unit.runtime.world import PODS, World
+from tests.unit.runtime.world import NAMESPACE, PODS, World
 
 GOLDEN = Path(__file__).with_name("golden")
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/imagegate"
