@@ -44,7 +44,7 @@ def release(installation: Installation, request: Request) -> int:
 async def _release(installation: Installation, request: Request) -> int:
     from imagegate.kube.gates import Gates
     from imagegate.kube.leases import Leases
-    from imagegate.kube.nodes import Nodes
+    from imagegate.kube.nodes import Nodes, try_each
     from imagegate.runtime.taint_keys import every_key
 
     async with installation.connected("release") as (client, _):
@@ -58,8 +58,7 @@ async def _release(installation: Installation, request: Request) -> int:
             typer.echo("No node is held." if request.all_ else "None of these nodes is held.")
             return exits.FAILED if failed else exits.OK
         _ask(held, request)
-        for node in held:
-            failed += not await _free(nodes, node, keys)
+        failed += len(held) - await try_each(held, lambda node: _free(nodes, node, keys))
     if gate is not None and not gate.suspend and not gate.deleting:
         typer.echo(
             "The gate is armed: joining nodes are held as before, and a node that reboots under"
@@ -119,6 +118,7 @@ def _nodes(held: Sequence[Node]) -> str:
 async def _free(nodes: Nodes, node: Node, keys: frozenset[str]) -> bool:
     """Free one node; False if that failed. The others are freed all the same."""
     from imagegate.domain.actions import PatchNode
+    from imagegate.kube.errors import NotFound
 
     removed: set[str] = set()
 
@@ -130,6 +130,8 @@ async def _free(nodes: Nodes, node: Node, keys: frozenset[str]) -> bool:
 
     try:
         freed = await nodes.insist(node, wanted)
+    except NotFound:
+        freed = False  # deleted, after another client had changed it
     except ImagegateError as error:
         typer.echo(f"Error: node/{node.name} is still held: {error}", err=True)
         return False

@@ -142,6 +142,19 @@ def test_node_that_vanishes_is_not_an_error(nodes: World, run: Run) -> None:
     assert nodes.taints("b") == [FOREIGN]
 
 
+def test_node_that_changes_and_then_vanishes_is_not_an_error(nodes: World, run: Run) -> None:
+    def before(method: str, path: str) -> None:
+        if method == "PATCH" and path.endswith("/a"):
+            nodes.api.remove("/api/v1/nodes/a")
+            raise errors.Conflict(f"{method} {path}", 422, "test failed")
+
+    nodes.api.before = before
+    result = run("release", "--all", "--yes")
+    assert result.exit_code == 0
+    assert "node/a is not held any more" in result.stdout
+    assert nodes.taints("b") == [FOREIGN]
+
+
 def test_refused_patch_is_reported_and_the_others_are_freed(nodes: World, run: Run) -> None:
     def refuse(method: str, path: str) -> None:
         if method == "PATCH" and path.endswith("/a"):
