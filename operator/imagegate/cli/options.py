@@ -14,6 +14,7 @@ from typer import Option
 
 from imagegate import __version__
 from imagegate.cli import values
+from imagegate.domain.forecast import ORDINARY
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
 
 if TYPE_CHECKING:
@@ -50,6 +51,27 @@ def true_or_false(help_: str, **more: Any) -> Any:
 
 def names(metavar: str, help_: str, **more: Any) -> Any:
     return Option(parser=values.comma, metavar=metavar, help=help_, **more)
+
+
+def rate(help_: str, usual: float | None = None) -> Any:
+    """An option in MB/s, whose value is in bytes per second; ``usual``: its default."""
+    return Option(
+        parser=values.megabytes_per_second,
+        metavar="MB/s",
+        help=help_ if usual is None else f"{help_}; default {usual / 1e6:g}.",
+        show_default=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandwidths:
+    node_rate: Annotated[float, rate("What one node receives", ORDINARY.node)] = ORDINARY.node
+    registry_rate: Annotated[
+        float, rate("What the registry sends to all nodes together", ORDINARY.registry)
+    ] = ORDINARY.registry
+    unpack_rate: Annotated[
+        float, rate("Compressed bytes that one core unpacks", ORDINARY.unpack)
+    ] = ORDINARY.unpack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Option
 
 from imagegate.cli import exits, values
-from imagegate.cli.options import Cluster, Outside, TableOrJson, own_namespace
+from imagegate.cli.options import Bandwidths, Cluster, Outside, TableOrJson, own_namespace, rate
 from imagegate.domain.forecast import ORDINARY, Rates
 
 
-def _rate(text: str, usual: float) -> Any:
-    return Option(
-        parser=values.megabytes_per_second,
-        metavar="MB/s",
-        help=f"{text}; default {usual / 1e6:g}.",
-        show_default=False,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Bandwidths):
     filename: Annotated[
         str, Option("--filename", "-f", metavar="FILE", help="YAML; - for standard input.")
     ]
@@ -38,16 +29,9 @@ class Request:
         ),
     ] = ()
     output: Annotated[TableOrJson, Option("--output", "-o")] = TableOrJson.TABLE
-    node_rate: Annotated[float, _rate("What one node receives", ORDINARY.node)] = ORDINARY.node
     upload_rate: Annotated[
-        float, _rate("What one node sends to its peers, with a mirror", ORDINARY.upload)
+        float, rate("What one node sends to its peers, with a mirror", ORDINARY.upload)
     ] = ORDINARY.upload
-    registry_rate: Annotated[
-        float, _rate("What the registry sends to all nodes together", ORDINARY.registry)
-    ] = ORDINARY.registry
-    unpack_rate: Annotated[
-        float, _rate("Compressed bytes that one core unpacks", ORDINARY.unpack)
-    ] = ORDINARY.unpack
 
 
 def plan(cluster: Cluster, outside: Outside, request: Request) -> int:

@@ -11,8 +11,8 @@ import typer
 from typer import Option
 
 from imagegate.cli import exits, values
-from imagegate.cli.options import TableOrJson
-from imagegate.domain.forecast import ORDINARY, Rates
+from imagegate.cli.options import Bandwidths, TableOrJson, rate
+from imagegate.domain.forecast import Rates
 from imagegate.errors import ImagegateError
 from imagegate.simulate.world import World, cut
 
@@ -30,22 +30,12 @@ def _count(help_: str) -> Any:
     return Option(parser=values.count, metavar="COUNT", help=help_)
 
 
-def _rate(help_: str, usual: float | None = None) -> Any:
-    default = "no mirrors" if usual is None else f"{usual / 1e6:g}"
-    return Option(
-        parser=values.megabytes_per_second,
-        metavar="MB/s",
-        help=f"{help_}; default {default}.",
-        show_default=False,
-    )
-
-
 def _number(metavar: str, help_: str) -> Any:
     return Option(parser=values.at_least_zero, metavar=metavar, help=help_)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Place(Bandwidths):
     """The nodes, the images and the registry."""
 
     nodes: Annotated[int, _count("Nodes that pull.")] = _USUAL.nodes
@@ -68,15 +58,9 @@ class Place:
             help="Size of the last layer; default: as the others.",
         ),
     ] = None
-    node_rate: Annotated[float, _rate("What one node receives", ORDINARY.node)] = ORDINARY.node
-    registry_rate: Annotated[
-        float, _rate("What the registry sends to all nodes together", ORDINARY.registry)
-    ] = ORDINARY.registry
-    unpack_rate: Annotated[
-        float, _rate("Compressed bytes that one core unpacks", ORDINARY.unpack)
-    ] = ORDINARY.unpack
     mirror_rate: Annotated[
-        float | None, _rate("What a pull-through mirror in each zone sends to its nodes")
+        float | None,
+        rate("What a pull-through mirror in each zone sends to its nodes; default: no mirrors."),
     ] = None
     latency: Annotated[float, _number("SECONDS", "Of a pull before its first byte.")] = (
         _USUAL.latency

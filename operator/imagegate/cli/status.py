@@ -237,17 +237,16 @@ async def _wait(cluster: Cluster, asked: Wait) -> int:
 
 
 async def _watch(installation: Installation, look: Look) -> int:
-    from imagegate.cli.bars import Bars, Lines
+    from imagegate.cli.bars import bars, lines
 
-    view = Bars() if sys.stdout.isatty() else Lines()
     paces: dict[str, Pace] = {}
     async with installation.connected("status") as (client, _):
-        with view:
+        with bars() if sys.stdout.isatty() else lines() as show:
             async for found in _looks(client, look.name):
                 now = time.monotonic()
                 for each in found:
                     paces.setdefault(each.name, Pace()).see(now, each.nodes["cached"])
-                view.show([(each, progress.line(each, paces[each.name], now)) for each in found])
+                show([(each, progress.line(each, paces[each.name], now)) for each in found])
                 if all(each.ready == "True" for each in found):
                     break
     if not found:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from imagegate import progress
 from imagegate.cli import exits
-from imagegate.cli.bars import Bars
+from imagegate.cli.bars import bars
 from imagegate.kube import errors
 from imagegate.progress import Pace, Progress
 from tests.unit.cli.conftest import Run
@@ -182,8 +182,8 @@ def test_bars_fit_into_80_columns(monkeypatch: pytest.MonkeyPatch, *, colours: b
         monkeypatch.setenv("NO_COLOR", "1")
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=80, color_system="standard")
-    with Bars(console) as bars:
-        bars.show([(made(6), "6/10 nodes, 42.0 GB of 70.0 GB, 700.0 MB/s, 40 s left")])
+    with bars(console) as show:
+        show([(made(6), "6/10 nodes, 42.0 GB of 70.0 GB, 700.0 MB/s, 40 s left")])
     text = output.getvalue()
     assert "llm" in text
     assert "40 s left" in text
