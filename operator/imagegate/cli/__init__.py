@@ -81,6 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exits.FAILED
 
 
+def complete_for_kubectl() -> int:
+    """`kubectl_complete-imagegate`: kubectl runs it with the words after `kubectl imagegate`, of
+    which the last is to be completed. The answer is in the form of cobra, kubectl's own library.
+    """
+    completion.ask(sys.argv[1:])
+    main([])
+    typer.echo(":4")  # cobra's ShellCompDirectiveNoFileComp
+    return exits.OK
+
+
 def program() -> str:
     """The name by which a person has called this program."""
     name = Path(sys.argv[0]).name

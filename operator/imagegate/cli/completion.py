@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -19,6 +21,13 @@ def serve() -> None:
     """Get ready to answer a shell that asks for completions, if one does."""
     if COMPLETE in os.environ:
         completion_init()
+
+
+def ask(words: Sequence[str]) -> None:
+    """Make this process answer as if bash asked it to complete the last of these words."""
+    os.environ[COMPLETE] = "complete_bash"
+    os.environ["COMP_WORDS"] = shlex.join((PROGRAM, *words))
+    os.environ["COMP_CWORD"] = str(len(words))
 
 
 class Shell(StrEnum):

@@ -93,9 +93,13 @@ def test_usage_has_the_name_of_the_call(name: str, shown: str) -> None:
     assert f"Try '{shown} wait --help'" in process("wait", code=code).stderr
 
 
-def test_both_names_are_installed() -> None:
+def test_all_names_are_installed() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == dict.fromkeys(("imagegate", "kubectl-imagegate"), "imagegate.cli:main")
+    assert scripts == {
+        "imagegate": "imagegate.cli:main",
+        "kubectl-imagegate": "imagegate.cli:main",
+        "kubectl_complete-imagegate": "imagegate.cli:complete_for_kubectl",
+    }
 
 
 def test_version(run: Run) -> None:
@@ -123,6 +127,16 @@ def test_bash_completes(words: str, offered: set[str]) -> None:
         _IMAGEGATE_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
     )
     assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [(["st"], ["status"]), (["explain", ""], ["node"]), (["status", "-o", "j"], ["json"])],
+)
+def test_kubectl_completes(words: list[str], offered: list[str]) -> None:
+    code = "from imagegate import cli; raise SystemExit(cli.complete_for_kubectl())"
+    done = process(*words, code=code)
+    assert (done.returncode, done.stdout.split()) == (0, [*offered, ":4"])
 
 
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="there is no bash")
