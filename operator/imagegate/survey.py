@@ -242,7 +242,8 @@ class _Surveyor:
 
     async def _look(self, plans: Mapping[str, NodePlan], now: float) -> dict[str, NodePlan]:
         """Decide again about nodes whose decision needs one more fact: which DaemonSets are Ready
-        there, or (always unknown here) how full the disk is.
+        there, (always unknown here) how full the disk is, or, for a joining node without a slot,
+        how many nodes match, because ``gate.maxParallel`` is a share of them.
         """
         turn = asyncio.Semaphore(PARALLEL)
 
@@ -256,8 +257,13 @@ class _Surveyor:
                     await self.known.start_after.look(name)
             return self.controllers.nodes.decide(node, now)
 
-        names = [name for name, plan in plans.items() if plan.wants_usage or plan.awaits]
+        names = [name for name, plan in plans.items() if _waits(plan)]
         return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
+
+
+def _waits(plan: NodePlan) -> bool:
+    wants = plan.held and any(standing.wants for standing in plan.standings.values())
+    return wants or plan.wants_usage or bool(plan.awaits)
 
 
 def _attempts(failure: Mapping[str, Any]) -> Attempts:
