@@ -131,11 +131,12 @@ def test_status_and_explain_read_what_is_there(installed: apiserver.ApiServer, r
     shown = json.loads(run("status", "--nodes", "-o", "json").stdout)
     assert [each["ready"] for each in shown["prefetches"]] == ["Unknown"]
     assert {(each["node"], each["state"]) for each in shown["nodes"]} == {
-        ("a", "pending"),
-        ("b", "pending"),
+        ("a", "pulling"),
+        ("b", "pulling"),
     }
     explained = json.loads(run("explain", "node", "a", "-o", "json").stdout)
     assert explained["why"] == "waiting for llm (FailClosed)"
+    assert explained["prefetches"][0]["why"] == "its puller pod is created next"
     assert explained["operator"].startswith("at work")
     text = run("explain", "node", "a").stdout
     assert "\x1b" not in text
