@@ -55,6 +55,9 @@ PULLERS = "imagegate-pullers"
 TAINT_KEY = "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
 SILENCE = 300.0
 """Seconds, where no NodeGate has a `silenceSeconds`."""
+ROUNDS = 2
+"""How often decisions that wait for a fact are taken again: a node that gets a slot in the first
+round needs its disk usage in the second."""
 PARALLEL = 16
 """Requests in flight about DaemonSets."""
 
@@ -216,7 +219,8 @@ class _Surveyor:
             key=lambda node: (not self.known.gate.holds(node), node.ready_since or 0, node.name),
         )
         plans = {node.name: self.controllers.nodes.decide(node, now) for node in nodes}
-        plans |= await self._look(plans, now)
+        for _ in range(ROUNDS):
+            plans |= await self._look(plans, now)
         return Survey(
             now=now,
             gate=store.gate,
