@@ -61,8 +61,8 @@ async def _release(installation: Installation, request: Request) -> int:
         failed += len(held) - await try_each(held, lambda node: _free(nodes, node, keys))
     if gate is not None and not gate.suspend and not gate.deleting:
         typer.echo(
-            "The gate is armed: joining nodes are held as before, and a node that reboots under"
-            " gate.onReboot Hold is held again. To hold no node at all:\n"
+            "The gate is armed: joining nodes are held as before, and a node that reboots\n"
+            "under gate.onReboot Hold is held again. To hold no node at all:\n"
             '  kubectl patch nodegate default --type=merge -p \'{"spec":{"suspend":true}}\'',
         )
     return exits.FAILED if failed else exits.OK

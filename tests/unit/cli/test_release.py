@@ -71,7 +71,9 @@ def test_works_without_operator_and_node_gate(
 
 
 def test_says_that_the_gate_is_still_armed(nodes: World, run: Run) -> None:
-    assert "kubectl patch nodegate default" in run("release", "a", "-y").stdout
+    said = run("release", "a", "-y").stdout
+    assert "kubectl patch nodegate default" in said
+    assert max(len(line) for line in said.splitlines() if KEY not in line) <= 80
     nodes.api.change(GATE, lambda body: body["spec"].update(suspend=True))
     assert "kubectl patch" not in run("release", "b", "-y").stdout
 
