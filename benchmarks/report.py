@@ -50,6 +50,10 @@ def number(value: float | None, digits: int = 0) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
 
 
+def milliseconds(seconds: float | None) -> str | None:
+    return None if seconds is None else number(1000 * seconds)
+
+
 def quantile(values: Iterable[float], share: float) -> float | None:
     """The smallest value that is not exceeded by this share of the values (nearest rank)."""
     ordered = sorted(values)
@@ -66,7 +70,7 @@ def write(path: Path, rows: Sequence[Row], **about: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where and of what the figures are."""
+    """The machine, the revision and the time of the figures."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from benchmarks import report
 from benchmarks.cluster.cluster import Bench, Size
 from benchmarks.cluster.scenarios import SCENARIOS, Run
-from benchmarks.report import Column, Row, Table, number
+from benchmarks.report import Column, Row, Table, milliseconds, number
 from tests.cluster.errors import ClusterError
 
 OUTPUT = Path(".artifacts/bench.json")
@@ -121,19 +121,15 @@ def _line(row: Row) -> str:
             number(row["peak"] / 2**20),
             number(row["works"] / row["nodes"], 2),
             sum(row["requests"].values()),
-            _milliseconds(row["gone"]["p50"]),
-            _milliseconds(row["gone"]["p99"]),
-            _milliseconds(row["patch"]["p50"]),
-            _milliseconds(row["patch"]["p99"]),
-            _milliseconds(told["lag"]["p99"]),
-            _milliseconds(told["lag"]["max"]),
+            milliseconds(row["gone"]["p50"]),
+            milliseconds(row["gone"]["p99"]),
+            milliseconds(row["patch"]["p50"]),
+            milliseconds(row["patch"]["p99"]),
+            milliseconds(told["lag"]["p99"]),
+            milliseconds(told["lag"]["max"]),
             number(sum(told["bytes"].values()) / 2**20, 1),
         ]
     )
-
-
-def _milliseconds(seconds: float | None) -> str | None:
-    return None if seconds is None else number(1000 * seconds)
 
 
 def notes(rows: Iterable[Row]) -> list[str]:

@@ -2,6 +2,7 @@
 
 The real `App` runs: its store, queues, reconcilers, actor, resync, election and `kube.client`. The
 API server and the transport are those of the simulation (`tests.simulation`), and each Node is as
-large as in a real cluster. kopf does not run: the operator's client watches instead (`process`).
-The figures therefore do not include the CPU time of kopf for each event, nor of sockets and TLS.
+large as in a real cluster. kopf, which watches the operator's own kinds only, does not run: the
+operator's client watches them instead (`process`). The figures do not include the CPU time of
+sockets and TLS.
 """

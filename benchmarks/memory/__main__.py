@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.memory.scenarios import JOINING, Case, run
-from benchmarks.report import Column, Row, Table, number
+from benchmarks.report import Column, Row, Table, milliseconds, number
 
-SCENARIOS = ("start", "rollout", "join", "heartbeats", "shares")
+SCENARIOS = ("start", "rollout", "join", "delete", "heartbeats", "shares")
 SHARES_NODES = 1_000
 SHARES_PREFETCHES = (1, 20, 200)
 OUTPUT = Path(".artifacts/bench-memory.json")
@@ -90,6 +90,7 @@ TABLE = Table(
         Column("events", 8),
         Column("decisions", 10),
         Column("shares", 9),
+        Column("release", 9, "p99 ms"),
     )
 )
 
@@ -115,6 +116,7 @@ def _line(row: Row) -> str:
             sum(row["events"].values()),
             row["decisions"].get("nodes", 0),
             row["decisions"].get("shares", 0),
+            milliseconds(row["release"]["p99"]),
         ]
     )
 

@@ -28,6 +28,7 @@ from tests.simulation.apiserver import (
     Watch,
     timestamp,
 )
+from tests.simulation.loop import elapsed
 from tests.simulation.transport import Network, Transport
 
 HISTORY = 100_000
@@ -146,8 +147,9 @@ class Kubelets:
     def __init__(self, meter: Meter, server: Api) -> None:
         self._meter, self._server = meter, server
         self._pulled: dict[str, frozenset[str]] = {}
-        self.released = 0
-        """Nodes whose gate taint was removed."""
+        self.released: list[float] = []
+        """For each node whose gate taint was removed: virtual seconds since it has the images."""
+        self._pulled_at: dict[str, float] = {}
         self._beating = False
         server.observers.append(self._see)
 
@@ -234,7 +236,8 @@ class Kubelets:
         if request.resource == "nodes" and request.before is not None and request.after is not None:
             gate = [t for t in request.before["spec"].get("taints", ()) if "imagegate" in t["key"]]
             left = request.after["spec"].get("taints", ())
-            self.released += bool(gate) and not any(t in left for t in gate)
+            if gate and not any(t in left for t in gate):
+                self.released.append(elapsed() - self._pulled_at[request.key[1]])
         if request.resource != "pods" or request.method != "POST" or request.after is None:
             return
         metadata = request.after["metadata"]
@@ -249,6 +252,7 @@ class Kubelets:
         node, uid = pod["spec"]["nodeName"], pod["metadata"]["uid"]
         wanted = {v["image"]["reference"] for v in pod["spec"]["volumes"] if "image" in v}
         self._pulled[node] = self._pulled.get(node, frozenset()) | wanted
+        self._pulled_at[node] = elapsed()
         for index, image in enumerate(sorted(wanted)):
             self._server.do("kubelet", "POST", "events", *_pulled_event(key, uid, index, image))
         self._later(1.0, self._status, key, _succeeded())

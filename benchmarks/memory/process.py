@@ -15,7 +15,7 @@ from imagegate.domain import node as node_decision
 from imagegate.domain.node import shares
 from imagegate.domain.share import assess as share_decision
 from imagegate.handlers import Sightings
-from imagegate.kube.client import PAGE, Client
+from imagegate.kube.client import CONNECTIONS, Client
 from imagegate.kube.errors import Gone
 from imagegate.kube.leases import Leases
 from imagegate.puller.build import PullerSettings
@@ -30,7 +30,6 @@ from tests.simulation.replica import LEASE, NAMESPACE, Manifests
 from tests.simulation.transport import Network
 
 PATHS = {
-    "node": "/api/v1/nodes",
     "prefetch": "/apis/imagegate.dev/v1alpha1/imageprefetches",
     "gate": "/apis/imagegate.dev/v1alpha1/nodegates",
 }
@@ -85,7 +84,7 @@ class Operator:
             observer=process.metrics,
             time_observer=server_time,
             recovered=process.queues.kick,
-            connections=64,
+            connections=CONNECTIONS,
         )
         watching = Client(api, observer=process.metrics)
         settings = Settings(
@@ -140,11 +139,10 @@ async def _list(client: Client, path: str, tell: Any) -> str:
     """List all pages, and return the resourceVersion of the list."""
     token = version = ""
     while True:
-        more = {"continue": token} if token else {}
-        page = await client.get(path, limit=str(PAGE), **more)
-        version = version or page["metadata"]["resourceVersion"]
-        for item in page["items"]:
+        page = await client.page(path, token=token)
+        version = version or page.version
+        for item in page.items:
             tell(None, item)
-        token = page["metadata"].get("continue") or ""
+        token = page.token
         if not token:
             return version

@@ -17,6 +17,7 @@ from benchmarks import objects
 from benchmarks.memory.cluster import Api, Kubelets
 from benchmarks.memory.meter import Meter, Seconds
 from benchmarks.memory.process import Counts, Operator
+from benchmarks.report import quantile
 from imagegate.domain.facts import Prefetch
 from imagegate.kube.prefetches import Reader
 from tests.simulation import loop
@@ -54,13 +55,20 @@ class Figures:
     """Number of decisions about nodes, and about shares (one node and one prefetch)."""
     released: int
     """Number of joining nodes whose taint was removed."""
+    release: dict[str, float | None]
+    """Virtual seconds from the kubelet's report of the pull to the removal of the taint: p50, p99.
+    CPU time takes no virtual time, so this is the network, and the wait in queues, for workers and
+    for connections."""
 
 
 class Bench:
     """One cluster and one operator."""
 
-    def __init__(self, nodes: int, prefetches: int, *, trace: bool = False) -> None:
+    def __init__(
+        self, nodes: int, prefetches: int, *, trace: bool = False, latency: float = 0.01
+    ) -> None:
         self.nodes = nodes
+        self.network = Network(random.Random(2), latency)
         self.meter = Meter()
         self.server = Api(self.meter, random.Random(1))
         self.kubelets = Kubelets(self.meter, self.server)
@@ -106,8 +114,9 @@ class Bench:
         self._rss = resident()
         if self._trace:
             tracemalloc.start()
-        network = Network(random.Random(2))
-        self.operator = Operator(self.meter, self.server, self.kubelets, network, self.registry)
+        self.operator = Operator(
+            self.meter, self.server, self.kubelets, self.network, self.registry
+        )
 
     def apply(self, number: int = 0) -> None:
         name = self.bodies[number]["metadata"]["name"]
@@ -120,6 +129,10 @@ class Bench:
         self.server.change(
             "person", "imageprefetches", ("", name), lambda body: body["spec"].update(images=images)
         )
+
+    def delete(self, number: int = 0) -> None:
+        name = self.bodies[number]["metadata"]["name"]
+        self.server.do("person", "DELETE", "imageprefetches", ("", name), {})
 
     async def quiet(self) -> None:
         """Wait until the operator is idle after its second resync."""
@@ -166,7 +179,7 @@ class Bench:
         self.requests.clear()
         self.server.told.clear()
         self.counts.decisions.clear()
-        self.kubelets.released = 0
+        self.kubelets.released.clear()
         self._began = loop.elapsed()
         self.meter.reset()
 
@@ -184,7 +197,8 @@ class Bench:
             dict(sorted(self.requests.items())),
             dict(sorted(self.server.told.items())),
             dict(sorted(self.counts.decisions.items())),
-            self.kubelets.released,
+            len(self.kubelets.released),
+            {f"p{p}": quantile(self.kubelets.released, p / 100) for p in (50, 99)},
         )
 
     async def close(self) -> None:
@@ -240,6 +254,17 @@ async def join(bench: Bench) -> None:
     await bench.consistent(bench.nodes + JOINING)
 
 
+async def delete(bench: Bench) -> None:
+    """A prefetch whose images every node holds is deleted, until its finalizer is removed."""
+    bench.settle()
+    bench.start()
+    await bench.consistent(bench.nodes)
+    await bench.quiet()
+    bench.measure()
+    bench.delete()
+    await bench.until(lambda: not bench.server.objects["imageprefetches"])
+
+
 async def heartbeats(bench: Bench, minutes: float) -> None:
     """Every node holds all images. Kubelets report every 5 minutes; 1 % of the nodes flap."""
     bench.settle()
@@ -273,6 +298,8 @@ class Case:
     minutes: float = 60.0
     """Duration of `heartbeats` in virtual time."""
     trace: bool = False
+    latency: float = 0.01
+    """Virtual seconds of one way to the API server, on average."""
 
 
 @dataclass(slots=True)
@@ -288,11 +315,12 @@ def run(case: Case) -> Figures:
     outcome = _Outcome()
 
     async def main() -> None:
-        bench = Bench(case.nodes, case.prefetches, trace=case.trace)
+        bench = Bench(case.nodes, case.prefetches, trace=case.trace, latency=case.latency)
         scenario: dict[str, Scenario] = {
             "start": start,
             "rollout": rollout,
             "join": join,
+            "delete": delete,
             "heartbeats": lambda b: heartbeats(b, case.minutes),
             "shares": shares,
         }

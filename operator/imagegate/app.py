@@ -22,6 +22,7 @@ from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
 from imagegate.kube.gates import Gates
 from imagegate.kube.leases import Leases
+from imagegate.kube.nodes import PATH as NODES
 from imagegate.kube.nodes import Nodes
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches, Reader
@@ -46,6 +47,7 @@ from imagegate.runtime.reconcile.changes import Changes
 from imagegate.runtime.reconcile.controllers import Controllers
 from imagegate.runtime.reflector import Reflector
 from imagegate.runtime.registries import Registries
+from imagegate.runtime.repositories import RepositoryTags
 from imagegate.runtime.resync import Resync
 from imagegate.runtime.size_limit import SizeLimit
 from imagegate.runtime.start_after import StartAfter
@@ -96,6 +98,9 @@ class App:
         self._changes = changes = Changes(queues, store, ledger, gate)
 
         registries = Registries(outside.manifests, Secrets(api))
+        self._repositories = RepositoryTags(
+            registries, store, clock, queues.repositories, changes.prefetch_changed
+        )
         self._inspector = Inspector(store, registries, clock, queues.images, changes)
         self._workloads = WorkloadImages(
             Workloads(outside.watching), store, queues.workloads, changes.prefetch_changed, policy
@@ -108,6 +113,7 @@ class App:
             images=self._inspector,
             size_limit=SizeLimit(self._inspector.known, policy),
             workloads=self._workloads,
+            repositories=self._repositories,
             disks=Disks(outside.kubelets, clock),
             start_after=StartAfter(DaemonSets(api), queues.start_after, changes.node_changed),
             image_volumes=ImageVolumes(cluster.pods, settings.puller, namespaces[0]),
@@ -135,6 +141,7 @@ class App:
             (queues.images, self._inspector.inspect),
             (queues.start_after, self._known.start_after.look),
             (queues.workloads, self._workloads.look),
+            (queues.repositories, self._repositories.list),
         ]
 
     def healthy(self) -> str | None:
@@ -150,8 +157,11 @@ class App:
         return None
 
     def pushed(self, push: Push) -> int:
-        """Look up the pushed images soon. Returns the number of images that the push concerns."""
-        return self._inspector.poke(push.registry, push.repository)
+        """Look up the pushed images soon, and list the tags of their repository. Returns the number
+        of images and of lists of tags that the push concerns.
+        """
+        images = self._inspector.poke(push.registry, push.repository)
+        return images + self._repositories.poke(push.registry, push.repository)
 
     async def lead(self) -> None:
         """Do the work of the leader until cancelled, or until a part of it fails."""
@@ -177,6 +187,7 @@ class App:
             await first_of(tasks)
         finally:
             self._workloads.stop()
+            self._repositories.stop()
 
     def _asking(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Tasks that read the pushes which another process has received (`receive`), if any."""
@@ -195,8 +206,8 @@ class App:
         return {"watch pushes": reflector.run(), "ask about pushes": asker.run()}
 
     def _watching(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """Tasks that report changes to the store: the puller pods and the kubelets' Pulled events
-        of each namespace, and all cluster-scoped objects.
+        """Tasks that report changes to the store: of Nodes, of the puller pods and the kubelets'
+        Pulled events of each namespace, and of the operator's own kinds.
         """
         settings, client = self._settings, self._outside.watching
         sightings = Sightings(
@@ -204,7 +215,7 @@ class App:
         )
         selector = {"labelSelector": build.SELECTOR}
         pulled = {"fieldSelector": "reason=Pulled,involvedObject.kind=Pod"}
-        reflectors: dict[str, Reflector] = {}
+        reflectors = {NODES: Reflector(client, NODES, {}, sightings.node, listing=True)}
         for namespace in settings.puller_namespaces:
             pods, events = (f"/api/v1/namespaces/{namespace}/{kind}" for kind in ("pods", "events"))
             reflectors[pods] = Reflector(client, pods, selector, sightings.pod, listing=True)

@@ -1,9 +1,8 @@
-"""kopf's handlers: they put the objects of watch events into the store. They contain no logic and
-write nothing.
+"""kopf's handlers, and the readers of all watch events: they put objects into the store. They
+contain no logic and write nothing.
 
 Only ``on.event`` is used, because kopf's other handlers write annotations or finalizers to every
-object, also to Nodes. Handlers return None, because kopf writes any other value into the object's
-status.
+object. Handlers return None, because kopf writes any other value into the object's status.
 """
 
 from __future__ import annotations
@@ -89,8 +88,8 @@ class Sightings:
 
 
 async def watch(sightings: Sightings, namespaces: Sequence[str], identity: str) -> None:
-    """Watch the cluster-scoped kinds with kopf, until cancelled or until an error of kopf. Pods and
-    their events have one watch per namespace (`runtime.reflector`).
+    """Watch the operator's own kinds with kopf, until cancelled or until an error of kopf. The
+    kinds that come by the thousand have watches of their own (`runtime.reflector`).
     """
     registry = kopf.OperatorRegistry()
     register(registry, sightings)
@@ -116,10 +115,6 @@ def register(registry: kopf.OperatorRegistry, sightings: Sightings) -> None:
         # kopf uses the DNS name kubernetes.default.svc. Use the address instead, because the DNS
         # pods may wait for a node that the operator holds.
         return dataclasses.replace(in_cluster, server=_api_server())
-
-    @kopf.on.event("", "v1", "nodes", registry=registry)
-    async def node(event: Event, **_: Any) -> None:
-        sightings.node(event["type"], event["object"])
 
     @kopf.on.event("imagegate.dev", "v1alpha1", "imageprefetches", registry=registry)
     async def prefetch(event: Event, **_: Any) -> None:
@@ -151,6 +146,6 @@ def settings() -> kopf.OperatorSettings:
     made.queueing.idle_timeout = 0.05
     made.networking.request_timeout = 30
     made.networking.enforce_retry_after = True
-    # kopf logs "Handler succeeded" at INFO for every event of every Node.
+    # kopf logs "Handler succeeded" at INFO for every event.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     return made

@@ -7,10 +7,11 @@ user's token must not be sent to a kubelet.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import yaml
 
 from imagegate import tables
-from imagegate.domain import disk, forecast, workloads
+from imagegate.domain import disk, forecast, repositories, workloads
 from imagegate.domain.effective import resolved
-from imagegate.domain.facts import ImageFacts, Place, Prefetch
+from imagegate.domain.facts import ImageFacts, Place, Prefetch, RepositorySpec
 from imagegate.domain.forecast import Fleet, Forecast, Rates
 from imagegate.domain.match import matches
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy, too_large
+from imagegate.domain.repositories import Selected
 from imagegate.domain.workloads import Found, Listing
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import Client
@@ -37,6 +39,7 @@ from imagegate.registry.manifests import Manifests
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Disks
 from imagegate.runtime.registries import Registries
+from imagegate.runtime.repositories import select
 
 PATIENCE = 30.0
 """Longest wait for a registry, in seconds."""
@@ -55,6 +58,8 @@ class Plan:
     forecast: Forecast
     found: Found | None = None
     """The images of workloads; None without ``imagesFrom``."""
+    selected: Selected | None = None
+    """The tags of repositories; None without ``repositories``."""
 
     @property
     def hopeless(self) -> bool:
@@ -123,12 +128,14 @@ async def make(
     prefetches = [workloads.joined(p, each) for p, each in zip(prefetches, found, strict=True)]
     clock = Clock()
     asked = Registries(Manifests(registries), Secrets(client))
+    tags = await asyncio.gather(*(_select(prefetch, asked, clock) for prefetch in prefetches))
+    prefetches = [repositories.joined(p, each) for p, each in zip(prefetches, tags, strict=True)]
     prefetches = [await _resolved(prefetch, asked) for prefetch in prefetches]
     wanted = frozenset(image.listed_as for each in prefetches for image in each.images)
     nodes = await Nodes(client, lambda: wanted).list()
     disks = Disks(kubelets, clock)
     plans: list[Plan] = []
-    for prefetch, each in zip(prefetches, found, strict=True):
+    for prefetch, each, selected in zip(prefetches, found, tags, strict=True):
         matching = [node for node in nodes if matches(prefetch, node)]
         platforms = sorted({node.platform for node in matching} - {""})
         images = await asked.ask(prefetch, platforms, PATIENCE, resolved=True)
@@ -136,8 +143,17 @@ async def make(
             raise InvalidPlan(f"{prefetch.name}: {why}")
         usages = await disks.survey(matching) if prefetch.max_usage < 100 else {}
         facts = forecast.forecast(prefetch, images, Fleet(nodes, usages), rates)
-        plans.append(Plan(prefetch, images, facts, each))
+        plans.append(Plan(prefetch, images, facts, each, selected))
     return plans
+
+
+async def _select(prefetch: Prefetch, registries: Registries, clock: Clock) -> Selected | None:
+    """The current tags of the repositories of a prefetch."""
+
+    def list_(spec: RepositorySpec) -> Awaitable[tuple[str, ...]]:
+        return registries.tags(prefetch.namespace, spec.repository, spec.pull_secrets, PATIENCE)
+
+    return await select(prefetch, list_, clock.now()) if prefetch.repositories else None
 
 
 async def _resolved(prefetch: Prefetch, registries: Registries) -> Prefetch:
@@ -169,6 +185,11 @@ def as_json(plans: Iterable[Plan]) -> str:
         [
             {
                 "name": plan.prefetch.name,
+                **(
+                    {"repositories": repositories.entries(plan.selected, repositories.ANY_ROOM)}
+                    if plan.selected is not None
+                    else {}
+                ),
                 "images": [
                     {
                         "image": image.reference,
@@ -220,6 +241,8 @@ def _one(plan: Plan) -> str:
     lines += tables.aligned(rows)
     if plan.found is not None:
         lines += ["", f"imagesFrom: {workloads.condition(plan.found)[2]}"]
+    if plan.selected is not None:
+        lines += ["", *(f"repositories: {text}" for text in repositories.texts(plan.selected))]
     skipped = ", ".join(f"{count} {why}" for why, count in sorted(facts.skipped.items()))
     full = f"beyond {plan.prefetch.max_usage} % of the disk"
     lines += ["", *tables.aligned(

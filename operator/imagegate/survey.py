@@ -15,12 +15,13 @@ from typing import Any
 
 from imagegate import __version__
 from imagegate.api import fields
-from imagegate.domain import failures, workloads
+from imagegate.domain import failures, repositories, workloads
 from imagegate.domain.disk import NOT_READ, Usage
 from imagegate.domain.facts import Attempts, Gate, ImageFacts, Node, Prefetch, Refreshed
 from imagegate.domain.gate import heartbeat_is_fresh
 from imagegate.domain.node import NodePlan
 from imagegate.domain.policy import ANYTHING
+from imagegate.domain.repositories import Selected
 from imagegate.domain.rollout import RolloutView
 from imagegate.domain.workloads import Found, Listing
 from imagegate.errors import ImagegateError
@@ -189,6 +190,7 @@ class _Surveyor:
             images=nothing,
             size_limit=SizeLimit(nothing.known, ANYTHING),
             workloads=_Recorded(),
+            repositories=_RecordedTags(),
             disks=Disks(_NoKubelets(), clock),
             start_after=StartAfter(
                 DaemonSets(client), process.queues.start_after, changes.node_changed
@@ -209,6 +211,9 @@ class _Surveyor:
             found = None if declared is None else self.known.workloads.found(declared)
             if declared is not None and found is not None:
                 store.found_images(declared, found)
+            chosen = None if declared is None else self.known.repositories.selected(declared)
+            if declared is not None and chosen is not None:
+                store.chose_tags(declared, chosen)
         for prefetch in store.prefetches.values():
             self.controllers.slots.count(prefetch)
             self._remember(prefetch)
@@ -327,6 +332,20 @@ class _Recorded:
         unread = Listing(problem="workloads are read by the operator alone")
         places = {source.place for source in prefetch.images_from}
         return workloads.find(prefetch, dict.fromkeys(places, unread))
+
+    def follow(self, prefetch: Prefetch) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
+class _RecordedTags:
+    """The tags that the operator has recorded in the status (`knowledge.Repositories`)."""
+
+    def selected(self, prefetch: Prefetch) -> Selected | None:
+        if not prefetch.repositories:
+            return None
+        return Selected(
+            tuple(repositories.recorded(prefetch, spec)[0] for spec in prefetch.repositories)
+        )
 
     def follow(self, prefetch: Prefetch) -> None: ...
     def forget(self, name: str) -> None: ...

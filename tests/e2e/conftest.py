@@ -33,6 +33,7 @@ LANES = {
     "test_container_pullers": "listed",
     "test_rollout": "listed",
     "test_push": "timed",
+    "test_repositories": "timed",
     "test_pulls": "timed",
     "test_retry": "listed",
     "test_drift_end": "listed",

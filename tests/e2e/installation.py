@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.cluster import operator_image
 from tests.cluster.api import ApiError
-from tests.cluster.errors import Unsupported
+from tests.cluster.errors import ClusterError, Unsupported
 from tests.cluster.provider import Cluster
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "imagegate"
@@ -246,7 +246,10 @@ class Installation:
     def is_true(self, name: str, type_: str = "Ready") -> bool:
         return self.condition(name, type_).get("status") == "True"
 
-    def wait_ready(self, name: str, timeout: float = 120) -> None:
+    def wait_ready(self, name: str, timeout: float = 180) -> None:
+        """The default is long enough for a node whose first pulls failed: the kubelet tries again
+        after 10, 20, 40 and 80 s. A test that claims a time gives it."""
+
         def current() -> bool:
             body = self.get(name)
             return (
@@ -254,7 +257,23 @@ class Installation:
                 and body["status"]["observedGeneration"] == body["metadata"]["generation"]
             )
 
-        self.cluster.wait(current, f"ImagePrefetch {name} Ready", timeout)
+        try:
+            self.cluster.wait(current, f"ImagePrefetch {name} Ready", timeout)
+        except ClusterError as error:
+            raise ClusterError(f"{error}: {self._progress(name)}") from None
+
+    def _progress(self, name: str) -> str:
+        """The status of a prefetch, and what its puller pods wait for, in one line."""
+        status = self.get(name).get("status") or {}
+        found = [f"nodes {status.get('nodes')}", f"failures {status.get('failures', [])}"]
+        found += [
+            f"{each['type']}={each['status']}: {each['message']}"
+            for each in status.get("conditions") or ()
+        ]
+        for pod in self.pullers(name):
+            states = [each.get("state") for each in pod["status"].get("containerStatuses") or ()]
+            found.append(f"{pod['spec'].get('nodeName')} {pod['status'].get('phase')} {states}")
+        return "; ".join(found)
 
     def delete(self, name: str, timeout: float = 60) -> None:
         self.cluster.kubectl(

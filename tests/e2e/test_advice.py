@@ -33,8 +33,8 @@ def test_advice_reports_the_fat_image_and_not_the_same_files_in_eight_layers(
     """
     pinned: dict[str, str] = {}
     for name in ("fat", "split"):
-        tagged = cluster.push(name, f"advice/{name}:1")
-        pinned[name] = f"{tagged}@{images.digest(images.build(name))}"
+        repository = cluster.push(name, f"advice/{name}:1").removesuffix(":1")
+        pinned[name] = f"{repository}@{images.digest(images.build(name))}"
     command = ["exec", "-n", NAMESPACE, "deploy/imagegate", "--", "imagegate", "lint"]
     command += ["--registry-plain-http=open.registry.test", *pinned.values()]
     print(f"\n{cluster.kubectl(*command)}")
@@ -82,7 +82,7 @@ def pull(
         cluster.wait(lambda: bool(pull_seconds(cluster, pod, image)), "the event Pulled", 10)
         (seconds,) = pull_seconds(cluster, pod, image)
     cluster.wait(lambda: not imagegate.pullers(name), "the puller pod gone", 30)
-    forget(node, image)
+    node.remove_image(image)
     return status, seconds
 
 
@@ -96,10 +96,3 @@ def pull_seconds(cluster: Cluster, pod: dict[str, Any], image: str) -> list[floa
     ]
     units = {"ms": 0.001, "s": 1}
     return [60 * int(m[1] or 0) + float(m[2]) * units[m[3]] for m in found if m]
-
-
-def forget(node: Node, image: str) -> None:
-    """Free the node's disk: remove the image under all of its names."""
-    digest = image.rpartition("@")[2]
-    rows = [line.split() for line in node.ctr("images", "ls").splitlines()[1:]]
-    node.ctr("images", "rm", "--sync", *(row[0] for row in rows if row[2] == digest))

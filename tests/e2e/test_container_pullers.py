@@ -61,7 +61,7 @@ def test_images_of_all_kinds_are_cached_on_an_older_node(
     cluster.apply(pull_secret(cluster, "older-pull"))
     secret = {"image": private, "imagePullSecrets": [{"name": "older-pull"}]}
     with imagegate.prefetching("kinds", app, data, wrong, secret):
-        imagegate.wait_ready("kinds", 60)
+        imagegate.wait_ready("kinds")
         for node in cluster.nodes.values():
             missing = {app, data, wrong, private} - node.images()
             assert not missing, f"{node.name} says Ready without {missing}"
@@ -106,7 +106,7 @@ def test_failing_image_is_reported_while_the_others_are_pulled(
         assert (failure["image"], failure["reason"]) == (late, "ImageNotFound")
         cluster.wait(lambda: {first, last} <= older.images(), "the other images", 30)
         cluster.push("tiny", "older/late:1", seed=83)
-        imagegate.wait_ready("partly", 60)
+        imagegate.wait_ready("partly")
         assert older.has_image(late)
 
 

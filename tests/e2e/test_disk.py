@@ -37,7 +37,7 @@ def test_begin_prefetch_of_an_image_that_is_removed_later(
     names = [cluster.push("app", f"disk/names:{tag}", seed=93) for tag in range(5)]
     imagegate.prefetch("names", *names, nodeSelector=selector)
     for name in ("gone", "names"):
-        imagegate.wait_ready(name, 60)
+        imagegate.wait_ready(name)
 
 
 def test_full_disk_blocks_the_pull_reports_the_usage_and_releases_the_node(
@@ -66,7 +66,7 @@ def test_full_disk_blocks_the_pull_reports_the_usage_and_releases_the_node(
             imagegate.prefetch(
                 "full", image, nodeSelector=selector, disk={"maxUsagePercent": limit + 2}
             )
-            imagegate.wait_ready("full", 60)
+            imagegate.wait_ready("full")
             assert node.has_image(image)
         finally:
             cluster.remove_node("full-1")

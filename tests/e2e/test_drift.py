@@ -30,7 +30,7 @@ def test_edited_or_removed_label_is_restored_without_a_pull(
     image = cluster.push("tiny", "drift/label:1", seed=81)
     label = "cached.imagegate.dev/by-hand"
     with imagegate.prefetching("by-hand", image):
-        imagegate.wait_ready("by-hand", 60)
+        imagegate.wait_ready("by-hand")
         pods = {pod["metadata"]["uid"] for pod in imagegate.pullers("by-hand")}
         target = imagegate.get("by-hand")["status"]["target"]
 
@@ -62,7 +62,7 @@ def test_new_node_with_the_same_name_is_held_and_cached_again(
     with imagegate.prefetching("again", image, nodeSelector=pool):
         node = cluster.add_node("again-1", options)
         try:
-            imagegate.wait_ready("again", 60)
+            imagegate.wait_ready("again")
             first = imagegate.node("again-1")["metadata"]["uid"]
             with NodeWatch(cluster) as watch:
                 began = time.time()
@@ -103,8 +103,8 @@ def test_reboot_verifies_images_under_hold_and_not_under_ignore(
             imagegate.prefetching("ignore", image, nodeSelector=pool, gate=ignore),
             NodeWatch(cluster) as watch,
         ):
-            imagegate.wait_ready("hold", 60)
-            imagegate.wait_ready("ignore", 60)
+            imagegate.wait_ready("hold")
+            imagegate.wait_ready("ignore")
             # The prefetch becomes Ready with the last image, shortly before the pods end. Wait for
             # the pods, because the operator replaces a pod that a reboot interrupts.
             cluster.wait(
@@ -232,7 +232,7 @@ def test_begin_prefetches_that_are_rolled_back_later(
         image = cluster.push("data", repository, seed=seed)
         imagegate.prefetch(name, image, nodeSelector=STEADY)
     for name in ROLLBACK:
-        imagegate.wait_ready(name, 60)
+        imagegate.wait_ready(name)
         cluster.wait(partial(ended, imagegate, name), f"the pods of {name} to end", 20)
 
 

@@ -156,7 +156,7 @@ def test_a_failing_webhook_in_one_namespace_stops_no_other_prefetch(
         assert "webhook" in failures(imagegate, "hook-a")[0]["message"]
         assert imagegate.counts("hook-a")["pulling"] == 0
         cluster.kubectl("delete", "validatingwebhookconfigurations", "e2e-failing")
-        imagegate.wait_ready("hook-a", 60)
+        imagegate.wait_ready("hook-a")
         assert node.has_image(first)
 
 
@@ -236,7 +236,7 @@ def test_refusal_by_a_quota_is_reported_and_chart_limits_fix_it(
                 **{"puller.resources.limits.cpu": "10m"},
                 **{"extraArgs[0]": f"--resync-seconds={RESYNC}"},
             )
-            imagegate.wait_ready("quota", 90)
+            imagegate.wait_ready("quota")
     finally:
         cluster.kubectl("-n", TEAMS[0], "delete", "resourcequota", "limits")
 
@@ -285,7 +285,7 @@ def test_a_deleted_puller_namespace_stops_only_its_own_prefetches(
             print(f"\nrestarts of the operator pods: {restarts(imagegate)}")
         assert any("team-b" in text for text in messages(imagegate, "namespace-b"))
         cluster.apply(namespace("team-b"), *roles)
-        imagegate.wait_ready("namespace-b", 60)
+        imagegate.wait_ready("namespace-b")
         assert imagegate.pullers("namespace-b", "team-b"), (
             "the pod that pins the images exists again"
         )
@@ -384,7 +384,7 @@ def test_dry_run_over_unreachable_kubelets_does_not_delay_others(
         stack.enter_context(
             imagegate.prefetching("dry-no", image, nodeSelector={"matchLabels": {"steady": "yes"}})
         )
-        imagegate.wait_ready("dry-no", 60)
+        imagegate.wait_ready("dry-no")
         took = time.monotonic() - began
         print(f"\na prefetch beside four dry runs was Ready after {took:.1f} s")
         # An earlier version took 20 s, because it asked one kubelet after the other.
@@ -466,7 +466,7 @@ def test_image_with_lost_content_gets_no_label_until_it_is_complete(
         cluster.wait(lambda: not imagegate.held(name), "the node in service", 30)
         snapshots, content = snapshots_of(node), content_of(node)
         with imagegate.prefetching(name, image, **asked):
-            imagegate.wait_ready(name, 60)
+            imagegate.wait_ready(name)
             made, blobs = snapshots_of(node) - snapshots, content_of(node) - content
         cluster.wait(lambda: not imagegate.pullers(name), "the pods gone", 30)
         lose(node, made, blobs)

@@ -30,7 +30,7 @@ def test_dry_run_reports_the_plan_and_changes_nothing(
         assert not imagegate.get("dry")["metadata"].get("finalizers")
         assert not any(node.has_image(image) for node in cluster.nodes.values())
         imagegate.prefetch("dry", image, dryRun=False)
-        imagegate.wait_ready("dry", 60)
+        imagegate.wait_ready("dry")
         imagegate.prefetch("dry", image, dryRun=True)
         cluster.wait(lambda: imagegate.condition("dry", "Ready").get("reason") == "DryRun", "", 30)
         assert imagegate.counts("dry")["cached"] == len(cluster.nodes)

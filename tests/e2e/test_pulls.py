@@ -87,11 +87,9 @@ def script(node: Node, references: Sequence[str]) -> str:
 
 
 def remove(node: Node, references: Sequence[str]) -> None:
-    """Remove every name of these images, with their content and snapshots. The containers of the
-    deleted puller pods may still exist for a moment."""
-    rows = [line.split() for line in node.ctr("images", "ls").splitlines()[1:]]
-    digests = {row[2] for row in rows if row[0] in references}
-    node.ctr("images", "rm", "--sync", *(row[0] for row in rows if row[2] in digests))
+    """Remove images with their snapshots. The containers of the deleted puller pods may still
+    exist for a moment."""
+    digests = node.remove_image(*references)
     until = time.monotonic() + 60
     while any(digest in node.ctr("content", "ls", "-q").split() for digest in digests):
         assert time.monotonic() < until, f"content of {digests} is still on {node.name}"

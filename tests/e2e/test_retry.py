@@ -109,7 +109,7 @@ def test_failed_pulls_are_reported_and_retried_with_back_off_until_they_succeed(
             _check(imagegate, faulty, watch, case, images[case.name])
         faulty.clear()
         for case in CASES:
-            imagegate.wait_ready(f"retry-{case.name}", 90)
+            imagegate.wait_ready(f"retry-{case.name}")
             assert failure(imagegate, f"retry-{case.name}") == {}
         assert all(cluster.node("node-1").has_image(image) for image in images.values())
 
@@ -178,7 +178,7 @@ def test_stalled_pull_is_reported_and_blocks_a_second_pull(
             faulty.clear()  # the runtime resumes and completes the pull
         else:
             cluster.node("node-2").restart("containerd")
-        imagegate.wait_ready(name, 60)
+        imagegate.wait_ready(name)
         cluster.wait(lambda: len(attempts(watch, name)) == 2, "the pod that pins the image", 30)
         first, second = attempts(watch, name)
         assert over < first.ended < second.begun
@@ -233,7 +233,7 @@ def _throttle(
         assert failure(imagegate, "throttled")["reason"] == "Throttled"
         faulty.clear()
         cluster.wait(lambda: look() == 4, "the full allowance again", 90)
-        imagegate.wait_ready("throttled", 60)
+        imagegate.wait_ready("throttled")
         print(f"imagegate_rollout_allowed: {' -> '.join(map(str, allowed))}")
         assert allowed[:3] == [4, 2, 1]
         assert allowed[2:] == sorted(allowed[2:])
@@ -282,7 +282,7 @@ def test_pod_that_the_kubelet_rejects_is_retried_until_the_node_has_capacity(
                 "delete", "pods", "-l", "filler=yes", "--force", "--grace-period=0", "--wait"
             )
             for case in cases:
-                imagegate.wait_ready(f"full-{case}", 60)
+                imagegate.wait_ready(f"full-{case}")
                 assert cluster.node(nodes[case]).has_image(images[case])
     finally:
         cluster.kubectl("delete", "pods", "-l", "filler=yes", "--force", "--grace-period=0")

@@ -31,7 +31,7 @@ def test_failing_seed_blocks_the_other_nodes_until_it_succeeds(
         assert len(tried) == 1, "the failure reached more than the seed"
         assert "push the image" in imagegate.condition("seeds", "Degraded")["message"]
         cluster.push("tiny", "rollout/late:1", seed=71)
-        imagegate.wait_ready("seeds", 60)
+        imagegate.wait_ready("seeds")
         assert all(node.has_image(late) for node in cluster.nodes.values())
         assert imagegate.condition("seeds", "Degraded")["status"] == "False"
 
@@ -49,4 +49,4 @@ def test_pause_starts_no_pull_and_resume_continues_the_rollout(
         time.sleep(2)
         assert imagegate.pullers("paused") == []
         imagegate.prefetch("paused", image, rollout={"paused": False, "maxParallel": 1})
-        imagegate.wait_ready("paused", 60)
+        imagegate.wait_ready("paused")

@@ -114,7 +114,8 @@ class Replica:
 
     async def run(self) -> None:
         """Run the process, and restart it forever."""
-        back_off = 1.0
+        back_off, task = 1.0, asyncio.current_task()
+        assert task is not None
         while True:
             self.incarnation += 1
             self._killed = False
@@ -125,7 +126,7 @@ class Replica:
                 await self._process
                 reason = "ended"
             except asyncio.CancelledError:
-                if not self._killed:
+                if not self._killed or task.cancelling():
                     raise
                 reason = "killed"
             except Exception as error:  # noqa: BLE001

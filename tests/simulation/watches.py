@@ -15,7 +15,6 @@ import kopf
 
 from imagegate import handlers
 from imagegate.handlers import Sightings
-from imagegate.puller import build
 from tests.simulation.apiserver import ApiServer, Refused
 from tests.simulation.transport import Network, Stream
 
@@ -30,7 +29,7 @@ class WatchingError(Exception):
 
 
 def kinds() -> frozenset[str]:
-    """The plurals that the operator has kopf watch."""
+    """The plurals of the kinds that the operator watches with kopf."""
     registry = kopf.OperatorRegistry()
     sightings: Any = None
     handlers.register(registry, sightings)
@@ -52,29 +51,23 @@ class Kopf:
         self, sightings: Sightings, namespaces: Sequence[str], identity: str
     ) -> None:
         tells: dict[str, Tell] = {
-            "nodes": sightings.node,
             "imageprefetches": sightings.prefetch,
             "nodegates": sightings.gate,
         }
-        places = [(resource, "") for resource in tells]
-        for resource in ("pods", "events"):
-            if resource in kinds():
-                tells[resource] = sightings.pod if resource == "pods" else sightings.event
-                places += [(resource, namespace) for namespace in namespaces]
+        assert tells.keys() == kinds(), "other watches are reflectors, which are not simulated"
         async with asyncio.TaskGroup() as group:
-            for resource, namespace in places:
-                group.create_task(self._follow(resource, namespace, tells[resource]))
+            for resource, tell in tells.items():
+                group.create_task(self._follow(resource, tell))
 
-    async def _follow(self, resource: str, namespace: str, tell: Tell) -> None:
-        query = {"pods": {"labelSelector": build.SELECTOR}, "events": {}}.get(resource, {})
+    async def _follow(self, resource: str, tell: Tell) -> None:
         while True:
             try:
-                await self._list_and_watch(resource, namespace, query, tell)
+                await self._list_and_watch(resource, tell)
             except (aiohttp.ClientError, TimeoutError):
                 pass
             except Refused as refused:
                 if refused.status not in (410, 429):
-                    raise WatchingError(f"{resource} in {namespace!r}: {refused}") from refused
+                    raise WatchingError(f"{resource}: {refused}") from refused
             await asyncio.sleep(RECONNECT)
 
     async def _reach(self) -> None:
@@ -83,14 +76,12 @@ class Kopf:
             await asyncio.sleep(1.0)
             raise aiohttp.ClientConnectionError
 
-    async def _list_and_watch(
-        self, resource: str, namespace: str, query: dict[str, str], tell: Tell
-    ) -> None:
+    async def _list_and_watch(self, resource: str, tell: Tell) -> None:
         await self._reach()
         more, version = "", ""
         while True:
             page, version_, more = self._server.listed(
-                self._actor, resource, namespace, {**query, "limit": str(CHUNK), "continue": more}
+                self._actor, resource, "", {"limit": str(CHUNK), "continue": more}
             )
             version = version or version_
             if self._network.slow_lists:
@@ -106,8 +97,8 @@ class Kopf:
                 self._network,
                 self._actor,
                 resource,
-                namespace,
-                {**query, "resourceVersion": version, "timeoutSeconds": "300"},
+                "",
+                {"resourceVersion": version, "timeoutSeconds": "300"},
             )
             try:
                 async for change in stream.changes():

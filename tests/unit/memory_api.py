@@ -18,7 +18,7 @@ import jsonpatch
 
 from imagegate.api.fields import timestamp
 from imagegate.kube import errors
-from imagegate.kube.client import JSON_PATCH
+from imagegate.kube.client import JSON_PATCH, Page
 
 COLLECTIONS = frozenset(
     {"pods", "nodes", "imageprefetches", "leases", "events", "configmaps"}
@@ -57,6 +57,11 @@ class MemoryApi:
             raise self._error("GET", path, 404, "NotFound")
         version = {"resourceVersion": str(self._version)}
         return {"metadata": version, "items": self._items(path, query)}
+
+    async def page(self, path: str, *, token: str = "", limit: int = 0, **query: str) -> Page:
+        """All objects, at any limit."""
+        body = await self.get(path, **query)
+        return Page(body["metadata"]["resourceVersion"], "", iter(body["items"]))
 
     async def list_all(self, path: str, **query: str) -> AsyncIterator[dict[str, Any]]:
         self._request("LIST", path)
@@ -111,7 +116,12 @@ class MemoryApi:
         return copy.deepcopy(self.objects[path])
 
     async def patch(
-        self, path: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]], content_type: str
+        self,
+        path: str,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        content_type: str,
+        *,
+        urgent: bool = False,
     ) -> dict[str, Any]:
         self.fence()
         self._request("PATCH", path)

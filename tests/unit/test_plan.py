@@ -142,6 +142,44 @@ async def test_images_of_workloads_are_included() -> None:
     assert [image["from"] for image in entry["images"]] == [None, "Deployment serving/web"]
 
 
+REPOSITORIES = """
+apiVersion: imagegate.dev/v1alpha1
+kind: ImagePrefetch
+metadata: {name: llm}
+spec:
+  repositories:
+  - repository: 127.0.0.1:1/llm
+    filterTags: {pattern: '^main-(?P<ts>[0-9]+)$', extract: '$ts'}
+    policy: {numerical: {}}
+  disk: {maxUsagePercent: 100}
+"""
+
+
+async def test_newest_tags_of_repositories_are_included(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def tags(_: Manifests, reference: Reference, __: object = None) -> tuple[str, ...]:
+        assert reference.name == "127.0.0.1:1/llm"
+        return ("main-1", "main-3", "main-2", "latest")
+
+    monkeypatch.setattr(Manifests, "tags", tags)
+    made = await planned(MemoryApi(), REPOSITORIES)
+    assert [image.reference for image in made.prefetch.images] == [
+        "127.0.0.1:1/llm:main-3",
+        "127.0.0.1:1/llm:main-2",
+    ]
+    line = "repositories: 2 of 3 matching tags, of 4 in all, of 127.0.0.1:1/llm"
+    assert line in plan.table([made]).splitlines()
+    (entry,) = json.loads(plan.as_json([made]))
+    assert entry["repositories"] == [
+        {"repository": "127.0.0.1:1/llm", "tags": ["main-3", "main-2"], "matching": 3, "listed": 4}
+    ]
+
+
+async def test_plan_says_why_tags_are_not_listed() -> None:
+    made = await planned(MemoryApi(), REPOSITORIES)
+    assert made.prefetch.images == ()
+    assert "repositories: 127.0.0.1:1/llm: 127.0.0.1:1: " in plan.table([made])
+
+
 async def test_followed_tag_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker Hub limits the number of requests, and the tag may change between two of them."""
     asked: list[str] = []

@@ -2,7 +2,8 @@
 
 An entry applies to every version of its API group, because projects keep these fields from one
 version to the next. ``checked`` is the version of the project whose CRD the entry was compared with
-(`tests/unit/chart/test_kinds_on_api_server.py` compares them again).
+(`tests/unit/chart/test_kinds_on_api_server.py` compares them again). Notebook alone was not
+compared, because its CRD is in no Go module.
 """
 
 from __future__ import annotations

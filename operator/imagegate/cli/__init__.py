@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 from imagegate import __version__, logs
-from imagegate.cli import completion, exits, lint, operate, plan, release, simulate, status
+from imagegate.cli import completion, exits, lint, operate, plan, release, simulate, status, tags
 from imagegate.cli.grouped import grouped
 from imagegate.errors import ImagegateError
 
@@ -54,6 +54,7 @@ _COMMANDS: tuple[Callable[..., int], ...] = (
     release.release,
     plan.plan,
     lint.lint,
+    tags.tags,
     simulate.simulate,
     operate.run,
     operate.hooks,

@@ -10,12 +10,12 @@ import typer
 from typer import Argument, Option
 
 from imagegate.cli import exits, values
-from imagegate.cli.options import Registries, TableOrJson
+from imagegate.cli.options import DockerConfig, Registries, TableOrJson
 from imagegate.domain import advice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(DockerConfig):
     images: Annotated[
         list[str], Argument(callback=values.image_references, metavar="IMAGE", help="As in a pod.")
     ]
@@ -37,15 +37,6 @@ class Request:
             show_default=False,
         ),
     ] = advice.DISK
-    docker_config: Annotated[
-        str,
-        Option(
-            metavar="FILE",
-            help="File with credentials; '' for none. Default:"
-            f" {values.DOCKER_CONFIG}, if it exists.",
-            show_default=False,
-        ),
-    ] = values.DOCKER_CONFIG
 
 
 def lint(registries: Registries, request: Request) -> int:

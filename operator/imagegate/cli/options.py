@@ -172,6 +172,19 @@ class Registries:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DockerConfig:
+    docker_config: Annotated[
+        str,
+        Option(
+            metavar="FILE",
+            help="File with credentials; '' for none. Default:"
+            f" {values.DOCKER_CONFIG}, if it exists.",
+            show_default=False,
+        ),
+    ] = values.DOCKER_CONFIG
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outside(Registries):
     """How registries and kubelets are reached, and which ImagePrefetches are allowed."""
 

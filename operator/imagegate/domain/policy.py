@@ -12,6 +12,7 @@ reasons hold nodes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -76,14 +77,20 @@ def violation(prefetch: Prefetch, policy: PrefetchPolicy) -> str | None:
 
 
 def _violations(prefetch: Prefetch, policy: PrefetchPolicy) -> Iterator[str]:
-    outside = [i.reference for i in prefetch.images if not policy.allows(i.reference)]
-    if outside:
-        yield (
-            f'spec.images: "{outside[0]}" is not from an allowed registry'
-            f" ({_some(policy.registries)}): use one of them, or ask for it in"
-            " prefetchPolicy.registries of the chart"
-        )
-    named = (*prefetch.pull_secrets, *(s for i in prefetch.images for s in i.pull_secrets))
+    for where, names in (
+        ("images", [image.reference for image in prefetch.images]),
+        ("repositories", [each.repository for each in prefetch.repositories]),
+    ):
+        outside = [name for name in names if not policy.allows(name)]
+        if outside:
+            yield (
+                f'spec.{where}: "{outside[0]}" is not from an allowed registry'
+                f" ({_some(policy.registries)}): use one of them, or ask for it in"
+                " prefetchPolicy.registries of the chart"
+            )
+    own = [each.pull_secrets for each in prefetch.images]
+    own += [each.pull_secrets for each in prefetch.repositories]
+    named = (*prefetch.pull_secrets, *itertools.chain.from_iterable(own))
     foreign = [secret for secret in named if secret not in policy.pull_secrets]
     if policy.pull_secrets and foreign:
         yield (

@@ -122,7 +122,7 @@ def find(
     recorded = {_scope(image.source) for image in remembered}
     problems = [listing for listing in known.values() if listing.problem]
     permitted = _Permitted.sort(declared, _distinct(declared, images), policy)
-    room = max(0, LIMIT - len(declared.images))
+    room = max(0, LIMIT - len(declared.images) - declared.reserved)
     return Found(
         images=tuple(permitted.images[:room]),
         workloads=len({(place.title, place.namespace, name) for place, name in selected}),

@@ -251,7 +251,9 @@ class Nodes:
 
     async def apply(self, patch: PatchNode) -> Node:
         """Apply a patch; returns the changed Node. Raises Conflict if the Node has changed."""
-        body = await self._client.patch(f"{PATH}/{patch.node.name}", operations(patch), JSON_PATCH)
+        path = f"{PATH}/{patch.node.name}"
+        urgent = patch.release is not None
+        body = await self._client.patch(path, operations(patch), JSON_PATCH, urgent=urgent)
         return self.parse(body)
 
     async def insist(self, node: Node, wanted: Callable[[Node], PatchNode]) -> bool:

@@ -23,9 +23,12 @@ from imagegate.domain.facts import (
     Operator,
     Prefetch,
     RefreshSpec,
+    RepositorySpec,
     Requirement,
     RetrySpec,
     RolloutSpec,
+    TagOrder,
+    TagPolicy,
 )
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy, violation
 from imagegate.kube.client import JSON_PATCH, MERGE_PATCH, Client
@@ -120,6 +123,8 @@ def _spec(spec: v1alpha1.ImagePrefetchSpec) -> dict[str, Any]:
             for image in spec.images
         ),
         "images_from": tuple(_image_source(source) for source in spec.images_from),
+        "repositories": tuple(_repository(each, default) for each in spec.repositories),
+        "list_interval": float(spec.refresh.interval_seconds),
         "pull_secrets": default,
         "selector": _selector(spec.node_selector),
         "start_after": tuple(DaemonSetRef(s.namespace, s.daemon_set) for s in spec.start_after),
@@ -160,6 +165,25 @@ def _image_source(source: v1alpha1.ImageSource) -> ImageSource:
         "" if kinds.default(api_version, source.kind) else api_version,
         source.pod_templates,
         source.images,
+    )
+
+
+def _repository(spec: v1alpha1.Repository, default: tuple[str, ...]) -> RepositorySpec:
+    policy, filter_ = spec.policy, spec.filter_tags
+    ordered = policy.numerical or policy.alphabetical
+    order = TagOrder.NUMERICAL if policy.numerical is not None else TagOrder.ALPHABETICAL
+    named = spec.image_pull_secrets
+    return RepositorySpec(
+        spec.repository,
+        TagPolicy(
+            TagOrder.SEMVER if ordered is None else order,
+            pattern=filter_.pattern if filter_ is not None else "",
+            extract=(filter_.extract or "") if filter_ is not None else "",
+            versions=policy.semver.range if policy.semver is not None else "",
+            descending=ordered is not None and ordered.order == "desc",
+            keep=spec.keep,
+        ),
+        default if named is None else tuple(secret.name for secret in named),
     )
 
 

@@ -78,17 +78,16 @@ class Workloads:
     async def _list(self, place: Place) -> tuple[dict[str, Workload], str]:
         path, found = await self._path(place), dict[str, Workload]()
         limit = PAGE_OF_ANY_KIND if place.api_version else PAGE
-        query: dict[str, str] = {}
+        token = ""
         while True:
-            page = await self._client.get(path, limit=str(limit), **query)
-            for body in page.get("items") or ():
+            page = await self._client.page(path, token=token, limit=limit)
+            for body in page.items:
                 workload = parse(place, body)
                 if workload is not None:
                     found[workload.name] = workload
-            metadata = page.get("metadata") or {}
-            if not metadata.get("continue"):
-                return found, str(metadata.get("resourceVersion") or "")
-            query = {"continue": metadata["continue"]}
+            token = page.token
+            if not token:
+                return found, page.version
 
     async def watch(self, place: Place, version: str) -> AsyncGenerator[Change]:
         """The changes after the version, until the API server ends the watch (`Client.watch`)."""

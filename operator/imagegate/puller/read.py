@@ -27,6 +27,9 @@ _UNPACKED = re.compile(
 )
 
 
+_ERRORS = PULL_ERRORS | CREATE_ERRORS
+
+
 def pod(body: Body) -> Pod:
     """The facts about a puller pod from its JSON form."""
     metadata: Body = body.get("metadata") or {}
@@ -135,13 +138,15 @@ def _pulled(container: Body) -> bool:
 def _waiting(
     spec: Body, images: tuple[str, ...], containers: Sequence[Body]
 ) -> tuple[str, str, str]:
-    """Reason, message and image of a waiting container; first of one whose pull fails."""
-    found = [(c.get("name"), _state(c, "waiting")) for c in containers if _state(c, "waiting")]
-    found.sort(key=lambda each: each[1].get("reason") not in PULL_ERRORS | CREATE_ERRORS)
-    if not found:
+    """Reason, message and image of the first container that waits because of an error. Other
+    reasons, such as ContainerCreating, are no facts: each would cause a decision about the node.
+    """
+    waiting = ((c.get("name"), _state(c, "waiting")) for c in containers)
+    found = next((each for each in waiting if each[1].get("reason") in _ERRORS), None)
+    if found is None:
         return "", "", ""
-    name, state = found[0]
-    reason: str = state.get("reason", "")
+    name, state = found
+    reason: str = state["reason"]
     message: str = state.get("message", "")
     declared = (*(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
     image: str = next((c.get("image", "") for c in declared if c.get("name") == name), "")

@@ -25,6 +25,7 @@ from imagegate.registry.large import Room, Rooms
 from imagegate.registry.limits import Timing
 from imagegate.registry.providers import Providers
 from imagegate.registry.pull_secrets import ANONYMOUS, Credential
+from imagegate.registry.tags import MAX_PAGE, PAGE, Pages
 from imagegate.registry.tokens import Access, Tokens
 from imagegate.registry.transport import Answer, RegistryObserver, Request, Transport
 
@@ -158,6 +159,24 @@ class Client:
 
         return await self._each(reference, keyring, ask)
 
+    async def tags(self, reference: Reference, keyring: Keyring = EMPTY) -> tuple[str, ...]:
+        """All tags of the reference's repository (`registry.tags`), in the order of the registry.
+
+        No request of it counts as a pull at Docker Hub. Raises `InvalidAnswer` beyond the limits of
+        `registry.tags`.
+        """
+
+        async def ask(access: Access, room: Room) -> tuple[str, ...]:
+            pages = Pages(access.registry, access.path)
+            url: URL | None = self._url(access, f"tags/list?n={PAGE}")
+            while url is not None:
+                request = Request("GET", url, {}, MAX_PAGE, room=room)
+                answer = await self._ask(access, request, f"the list of tags of {access.path}")
+                url = pages.add(await large.parse(answer.body), answer.headers.get("Link"), url)
+            return pages.tags
+
+        return await self._each(reference, keyring, ask)
+
     async def _each(
         self, reference: Reference, keyring: Keyring, ask: Callable[[Access, Room], Awaitable[T]]
     ) -> T:
@@ -239,7 +258,8 @@ class Client:
 
     def _url(self, access: Access, rest: str) -> URL:
         base = endpoints.base(access.registry, self._settings)
-        return base.with_path(f"/v2/{access.path}/{rest}", encoded=True)
+        path, _, query = rest.partition("?")
+        return base.with_path(f"/v2/{access.path}/{path}", encoded=True).with_query(query or None)
 
 
 async def _document(access: Access, name: str, answer: Answer) -> Document:

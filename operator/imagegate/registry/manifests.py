@@ -68,6 +68,10 @@ class Manifests:
         )
         self._configs: Cache[str, tuple[Platform | None]] = Cache(kept)
 
+    async def tags(self, reference: Reference, keyring: Keyring = EMPTY) -> tuple[str, ...]:
+        """All tags of the reference's repository; not cached."""
+        return await self._client.tags(reference, keyring)
+
     async def resolve(self, reference: Reference, keyring: Keyring = EMPTY) -> str:
         """The digest that a tag has now: one HEAD, see `Client.resolve`."""
         return await self._client.resolve(reference, keyring)

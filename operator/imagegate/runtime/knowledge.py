@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from imagegate.domain.facts import ImageFacts, Prefetch, Refreshed
+from imagegate.domain.repositories import Selected
 from imagegate.domain.workloads import Found
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.disks import Disks
@@ -36,6 +37,14 @@ class Workloads(Protocol):
     def forget(self, name: str) -> None: ...
 
 
+class Repositories(Protocol):
+    """Which tags are chosen (`repositories.RepositoryTags`)."""
+
+    def selected(self, prefetch: Prefetch) -> Selected | None: ...
+    def follow(self, prefetch: Prefetch) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Knowledge:
     clock: Clock
@@ -48,6 +57,7 @@ class Knowledge:
     images: Images
     size_limit: SizeLimit
     workloads: Workloads
+    repositories: Repositories
     disks: Disks
     """How full the nodes' disks are."""
     start_after: StartAfter

@@ -32,6 +32,8 @@ class Queues:
     """Nodes that wait for a DaemonSet."""
     workloads: KeyedQueue
     """ImagePrefetches with ``imagesFrom`` whose workloads have changed."""
+    repositories: KeyedQueue
+    """Repositories whose tags are listed."""
 
     @classmethod
     def create(
@@ -48,7 +50,9 @@ class Queues:
             )
 
         return cls(
-            nodes=queue("node", 32, urgent_workers=8),
+            # A worker waits for the API server most of the time. As many for joining nodes as for
+            # the others, because hundreds of nodes may join in some seconds.
+            nodes=queue("node", 32, urgent_workers=32),
             prefetches=queue("imageprefetch", 4),
             disks=queue("disk", 32, urgent_workers=8),
             forecasts=queue("forecast", 1),
@@ -57,6 +61,8 @@ class Queues:
             images=queue("image", 4, urgent_workers=16),
             start_after=queue("startafter", 4),
             workloads=queue("workloads", 1),
+            # Pushes and new specs are urgent.
+            repositories=queue("repository", 4, urgent_workers=8),
         )
 
     def __iter__(self) -> Iterator[KeyedQueue]:
@@ -67,6 +73,7 @@ class Queues:
         yield self.images
         yield self.start_after
         yield self.workloads
+        yield self.repositories
 
     def plan_passes(self, prefetches: Iterable[str]) -> None:
         """Something about these prefetches' nodes has changed: make a rollout pass soon."""

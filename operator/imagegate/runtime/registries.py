@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from imagegate.api import references
@@ -17,6 +17,7 @@ from imagegate.api.references import Reference
 from imagegate.domain.facts import Image, ImageFacts, Prefetch
 from imagegate.errors import ImagegateError
 from imagegate.kube.secrets import Secrets
+from imagegate.registry.errors import Unavailable
 from imagegate.registry.keychain import Keyring
 from imagegate.registry.manifests import Manifests
 from imagegate.registry.pull_secrets import PullSecret
@@ -83,6 +84,17 @@ class Registries:
             return ImageFacts(problem=str(error))
         return lean(await describe(self._manifests, reference, platforms, keyring))
 
+    async def tags(
+        self, namespace: str, repository: str, secrets: Sequence[str], patience: float
+    ) -> tuple[str, ...]:
+        """All tags of a repository, with the pull secrets of this namespace. Raises ImagegateError,
+        also if there is no answer within ``patience`` seconds.
+        """
+        bodies = await self._secrets.get(namespace, secrets)
+        keyring = Keyring(PullSecret.from_object(body) for body in bodies)
+        reference = references.parse(repository)
+        return await within(reference, patience, self._manifests.tags(reference, keyring))
+
     def slow(self, prefetch: Prefetch) -> set[str]:
         """The registries of a prefetch that did not answer the last time."""
         if not self._slow:
@@ -114,6 +126,21 @@ class Registries:
                 self._slow[domain] = 0
 
 
+async def within(
+    reference: Reference, patience: float, tags: Awaitable[tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The tags of a repository. Raises Unavailable after ``patience`` seconds."""
+    try:
+        async with asyncio.timeout(patience):
+            return await tags
+    except TimeoutError:
+        raise Unavailable(
+            reference.domain,
+            f"it did not list all tags of {reference.path} within {patience:.3g} s",
+            "it is asked again later",
+        ) from None
+
+
 @functools.lru_cache(maxsize=4096)
 def _parsed(reference: str) -> Reference:
     """Parse an accepted reference. Cached, because each push event is compared with all images."""
@@ -132,6 +159,14 @@ def is_about(image: Image, registry: str, repository: str) -> bool:
     ``library/nginx`` by some and ``nginx`` by others.
     """
     reference = _parsed(image.reference)
-    if reference.digest is not None or (registry and reference.domain != registry):
+    return reference.digest is None and is_repository(image.reference, registry, repository)
+
+
+def is_repository(reference: str, registry: str, repository: str) -> bool:
+    """Whether an event about a repository is about the repository of this reference. An empty
+    ``registry`` is any.
+    """
+    own = _parsed(reference)
+    if registry and own.domain != registry:
         return False
-    return repository in {reference.path, reference.path.removeprefix("library/")}
+    return repository in {own.path, own.path.removeprefix("library/")}

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from imagegate.domain import repositories, workloads
 from imagegate.domain.effective import effective
 from imagegate.domain.facts import Gate, Node, Pod, Prefetch
-from imagegate.domain.workloads import Found, joined
+from imagegate.domain.repositories import Selected
+from imagegate.domain.workloads import Found
 from imagegate.puller.read import Pulled
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.history import NodeHistory, PodHistory
@@ -43,6 +45,7 @@ class Store:
         self._declared: dict[str, Prefetch] = {}
         self._prefetches: dict[str, Prefetch] = {}
         self._found: dict[str, tuple[object, Found]] = {}
+        self._selected: dict[str, tuple[object, Selected]] = {}
         self._wanted: frozenset[str] = frozenset()
         self.node_history = NodeHistory(clock)
         self.pod_history = PodHistory(clock)
@@ -197,12 +200,15 @@ class Store:
         self._found[declared.name] = (_asked(declared), found)
         self._resolve(declared)
 
+    def chose_tags(self, declared: Prefetch, selected: Selected) -> None:
+        """The chosen tags of ``repositories``. They are valid for the current spec only."""
+        self._selected[declared.name] = (_tags_asked(declared), selected)
+        self._resolve(declared)
+
     def _resolve(self, declared: Prefetch) -> None:
         """Compute the effective prefetch again."""
         name = declared.name
-        asked, found = self._found.get(name, (None, None))
-        known = found if asked == _asked(declared) else None
-        old, new = self._prefetches.get(name), effective(joined(declared, known))
+        old, new = self._prefetches.get(name), effective(self._joined(declared))
         why = self.unreadable.get(new.namespace)
         if why is not None and new.invalid is None and not new.deleting:
             text = (
@@ -219,12 +225,22 @@ class Store:
         elif old.status != new.status:
             self._listener.status_changed(name)
 
+    def _joined(self, declared: Prefetch) -> Prefetch:
+        """The prefetch with the images of its workloads and repositories, as far as known."""
+        asked, found = self._found.get(declared.name, (None, None))
+        tags_asked, selected = self._selected.get(declared.name, (None, None))
+        return repositories.joined(
+            workloads.joined(declared, found if asked == _asked(declared) else None),
+            selected if tags_asked == _tags_asked(declared) else None,
+        )
+
     def lose_prefetch(self, name: str, uid: str | None = None, version: int = 0) -> None:
         old = self._declared.get(name)
         if not self._order.end("prefetch", name, old, uid, version) or old is None:
             return
         del self._declared[name], self._prefetches[name]
         self._found.pop(name, None)
+        self._selected.pop(name, None)
         self._want()
         self._order.forget("prefetch", name)
         if self._listener is not None:
@@ -280,8 +296,8 @@ class Store:
     ) -> Mapping[str, int]:
         """Take complete lists that began at ``since`` (monotonic), and drop unlisted objects.
 
-        kopf does not report objects that were deleted while a watch was broken. An object that was
-        seen after the lists began is kept, because it may be newer than the lists.
+        kopf does not report objects that were deleted while its watch was broken. An object that
+        was seen after the lists began is kept, because it may be newer than the lists.
         """
         node_names, pod_keys, names = set[str](), set[PodKey](), set[str]()
         for node in nodes:
@@ -324,4 +340,10 @@ def _beats(gate: Gate | None) -> bool:
 
 def _asked(declared: Prefetch) -> object:
     """The fields of the spec on which the images of ``imagesFrom`` depend."""
-    return declared.uid, declared.images, declared.images_from, declared.pull_secrets
+    reserved = declared.reserved
+    return declared.uid, declared.images, declared.images_from, declared.pull_secrets, reserved
+
+
+def _tags_asked(declared: Prefetch) -> object:
+    """The fields of the spec on which the tags of ``repositories`` depend."""
+    return declared.uid, declared.namespace, declared.repositories

@@ -197,14 +197,14 @@ class Node:
     def has_image(self, reference: str) -> bool:
         return reference in self.images()
 
-    def remove_image(self, reference: str) -> None:
-        """Removes all names and the content of an image, as kubelet's garbage collection does."""
-        lines = self.ctr("images", "ls").splitlines()[1:]
-        names = {line.split()[0]: line.split()[2] for line in lines}
-        digest = names.get(reference)
-        same = [name for name, target in names.items() if digest and target == digest]
-        if same:
-            self.ctr("images", "rm", "--sync", *same)
+    def remove_image(self, *references: str) -> set[str]:
+        """Removes all names and the content of images, as kubelet's garbage collection does. The
+        result is their digests."""
+        rows = [line.split() for line in self.ctr("images", "ls").splitlines()[1:]]
+        digests = {row[2] for row in rows if row[0] in references}
+        if names := [row[0] for row in rows if row[2] in digests]:
+            self.ctr("images", "rm", "--sync", *names)
+        return digests
 
     def image_events(self, path: Path) -> ImageEvents:
         """Records containerd's image events to a file until closed (a context manager)."""

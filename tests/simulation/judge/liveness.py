@@ -276,10 +276,13 @@ class Liveness:
         if elapsed() - record.truth.changed < 900 or elapsed() - record.truth.disturbed < 900:
             return
         living = nodes + len(record.asks) + len(record.truth.server.all("pods"))
+        # A map for each node has an entry for each image, by tag and by digest.
+        names = 2 * nodes * len(set[str]().union(*(ask.references for ask in record.asks.values())))
         for replica, counts in record.truth.memory().items():
             for path, count in counts.items():
                 record.applied["growth"] += 1
-                if count > 3 * living + 150 and "metrics" not in path:
+                limit = 3 * living + 150 + (names if path.endswith(".*") else 0)
+                if count > limit and "metrics" not in path:
                     record.blame(
                         "growth",
                         f"{replica.partition('/')[0]} {path}",

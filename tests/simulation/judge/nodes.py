@@ -47,7 +47,9 @@ class NodeRules:
             return
         gate = record.gate()
         asking = record.holding(node)
-        complete = bool(asking) and all(record.done(machine, ask) for ask in asking)
+        complete = bool(asking) and all(
+            record.done(machine, ask) and not record.blocked(ask) for ask in asking
+        )
         idle = bool(asking) and all(
             record.holds(machine, ask)
             and ask.images

@@ -12,7 +12,7 @@ from tests.simulation import asks
 from tests.simulation.apiserver import ApiServer, Body, Request, age
 from tests.simulation.asks import OBSERVED, PREFETCH, Ask
 from tests.simulation.judge.bodies import finished, images_of, of_this_life, phase, ready
-from tests.simulation.judge.bounds import LAG, TAKEOVER
+from tests.simulation.judge.bounds import LAG, READABLE, TAKEOVER
 from tests.simulation.loop import elapsed
 from tests.simulation.machines import Machine, Registry
 
@@ -291,6 +291,11 @@ class Record:
     def allowed(self, ask: Ask, method: str = "POST") -> bool:
         """Whether the operator may create the prefetch's puller pods, or list them (`LIST`)."""
         return self.permitted(method, ask.namespace)
+
+    def blocked(self, ask: Ask) -> bool:
+        """Whether the operator may not know that it can reach the prefetch's puller pods."""
+        forbidden_at = self.forbidden_at.get(ask.namespace, -math.inf)
+        return not self.allowed(ask) or elapsed() - forbidden_at < READABLE
 
     def permitted(self, method: str, namespace: str) -> bool:
         server = self.truth.server

@@ -17,7 +17,6 @@ from tests.simulation.judge.bounds import (
     LATE_WATCH,
     LISTED,
     NOT_READY_FOR,
-    READABLE,
     REFUSED,
     REPEATED,
     RETRIED,
@@ -91,16 +90,12 @@ class Safety:
                 record.blame("refused-for-ever", what, text)
 
     def _lease(self, request: Request) -> None:
-        record, holder = self._record, self._holder()
+        record, holder = self._record, self._record.leader
         record.applied["write-without-lease"] += 1
         if holder and holder != request.actor and not record.truth.frozen(request.actor):
             record.blame(
                 "write-without-lease", request.actor, f"{holder} holds the lease: {request}"
             )
-
-    def _holder(self) -> str:
-        lease = self._record.truth.server.get("leases", "imagegate", "imagegate-system")
-        return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
 
     def _foreign(self, request: Request) -> None:
         record = self._record
@@ -160,12 +155,10 @@ class Safety:
                 since = age(node["metadata"]["creationTimestamp"])
             text = f"{name}: {sorted(ask.references - machine.images.keys())} absent"
             text += f", {since:.0f} s after Ready"
-            forbidden_at = record.forbidden_at.get(ask.namespace, -math.inf)
-            blocked = not record.allowed(ask) or elapsed() - forbidden_at < READABLE
             if ask.fail_closed:
                 record.blame("released-early", node["metadata"]["name"], f"FailClosed {text}")
             elif since < ask.timeout - LATE and not (
-                blocked or record.full_within(RETRIED, machine, ask)
+                record.blocked(ask) or record.full_within(RETRIED, machine, ask)
             ):
                 record.blame("released-early", node["metadata"]["name"], f"FailOpen {text}")
 
@@ -231,7 +224,7 @@ class Safety:
         served = record.truth.server.get("nodes", node)
         if served is not None and record.taints(served):
             self._for_joining.add(pod["metadata"]["uid"])
-        if (holder := self._holder()) and holder != actor:
+        if record.leader and record.leader != actor:
             self._late[node, name] = elapsed()
         self._single(pod, actor)
         self._parallel(name)

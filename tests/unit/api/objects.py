@@ -45,6 +45,24 @@ def prefetch(*images: str, name: str = "example", **spec: Any) -> Object:
     }
 
 
+def repositories(*entries: Object) -> Object:
+    """Make an ImagePrefetch with these repositories and no image."""
+    return {**prefetch(), "spec": {"repositories": list(entries)}}
+
+
+def _policy_of(repository: str, **policy: Object) -> Object:
+    return {"repository": repository, "policy": policy or {"alphabetical": {}}}
+
+
+def _policy(**policy: Object) -> Object:
+    return repositories({"repository": "ml/llm", "policy": policy})
+
+
+def _filter(pattern: str, extract: str | None = None) -> Object:
+    filter_ = {"pattern": pattern} if extract is None else {"pattern": pattern, "extract": extract}
+    return repositories({**_policy_of("ml/llm"), "filterTags": filter_})
+
+
 def gate(name: str = "default", **spec: Any) -> Object:
     """Make a NodeGate."""
     return {
@@ -63,7 +81,16 @@ def _requirement(**requirement: Any) -> Object:
     return prefetch(nodeSelector={"matchExpressions": [requirement]})
 
 
-_NOTHING = "there is nothing to pull: name images in spec.images, or workloads in spec.imagesFrom"
+_NOTHING = (
+    "there is nothing to pull: name images in spec.images, workloads in spec.imagesFrom, or"
+    " repositories in spec.repositories"
+)
+_BUILDS = {
+    "repository": "registry.example/ml/llm",
+    "filterTags": {"pattern": "^main-[a-f0-9]+-(?P<ts>[0-9]+)$", "extract": "$ts"},
+    "policy": {"numerical": {"order": "asc"}},
+    "keep": 2,
+}
 _WORKLOADS = {"kind": "Deployment", "namespace": "serving"}
 _CANARY = {
     "apiVersion": "example.com/v1",
@@ -270,6 +297,53 @@ ACCEPTED = (
             ]
             * 16
         ),
+    ),
+    Row(
+        "repositories-defaults-are-filled-in",
+        repositories({"repository": "ml/llm", "policy": {"numerical": {}}}),
+        filled={
+            "spec": {
+                "repositories": [
+                    {"repository": "ml/llm", "policy": {"numerical": {"order": "asc"}}, "keep": 2}
+                ]
+            }
+        },
+    ),
+    Row("repositories-of-flux", repositories(_BUILDS, {**_BUILDS, "repository": "ml/other"})),
+    *(
+        Row(f"repositories-range-{number}", _policy(semver={"range": text}))
+        for number, text in enumerate(
+            (">=1.4 <2", ">=1.0.0-0, <2 || ^3.x-0", "*", "~1.2.3", " 1.2 - 1.4.5 ", "v1")
+        )
+    ),
+    *(
+        Row(f"repositories-extract-{number}", _filter(r"^(?P<ts>[0-9]+)-(a)$", extract))
+        for number, extract in enumerate(("$ts", "${ts}", "$1", "v$ts.$2", "$0"))
+    ),
+    Row(
+        "repositories-longest",
+        repositories(
+            *(
+                {
+                    "repository": f"{n}.example:5000/" + "a" * 237,
+                    "filterTags": {"pattern": "(a)" + "b" * 253, "extract": "$1" * 64},
+                    "policy": {"semver": {"range": " || ".join(["1.2.3"] * 13)}},
+                    "keep": 7,
+                    "imagePullSecrets": [{"name": f"s{m}"} for m in range(16)],
+                }
+                for n in range(8)
+            )
+        ),
+    ),
+    Row(
+        "repositories-and-images-of-64",
+        {
+            **repositories({**_BUILDS, "keep": 16}),
+            "spec": {
+                "images": [{"image": f"a:{n}"} for n in range(48)],
+                "repositories": [{**_BUILDS, "keep": 16}],
+            },
+        },
     ),
     Row("selector-exists", _requirement(key="gpu", operator="Exists")),
     Row(
@@ -690,6 +764,104 @@ REFUSED = (
         "topology-key-name-of-64",
         prefetch(rollout={"topologyKey": "example.com/" + "a" * 64}),
         "is not a qualified name: use [DNS subdomain/]name, the name of at most 63 letters",
+    ),
+    # spec.repositories
+    *(
+        Row(
+            f"repositories-name-{number}",
+            repositories({**_BUILDS, "repository": name}),
+            f'"{name}" is not a repository: write [registry[:port]/]name in lowercase, without a'
+            " tag and a digest",
+            read="is not a",
+        )
+        for number, name in enumerate(
+            (
+                "ml/llm:1",
+                f"ml/llm@{DIGEST}",
+                "ml/LLM",
+                "localhost:5000",
+                "https://reg.example/a",
+                "a" * 248,
+                "0123456789abcdef" * 4,
+            )
+        )
+    ),
+    Row(
+        "repositories-same",
+        repositories(
+            _BUILDS, {**_BUILDS, "repository": "docker.io/library/llm"}, _policy_of("llm")
+        ),
+        "two entries are the same repository, docker.io/library/llm: keep one of them",
+        read='"docker.io/library/llm" and "llm" are the same repository, docker.io/library/llm',
+    ),
+    Row(
+        "repositories-no-policy",
+        _policy(),
+        "name exactly one of semver, numerical and alphabetical",
+    ),
+    Row(
+        "repositories-two-policies",
+        _policy(numerical={}, alphabetical={}),
+        "name exactly one of semver, numerical and alphabetical",
+    ),
+    Row(
+        "repositories-order",
+        _policy(numerical={"order": "newest"}),
+        'Unsupported value: "newest"',
+        read="'asc' or 'desc'",
+    ),
+    *(
+        Row(
+            f"repositories-range-{number}",
+            _policy(semver={"range": text}),
+            f'"{text}" is not a range of versions: write comparisons such as',
+        )
+        for number, text in enumerate(("latest", "1.2.3.4", ">= <", "1 ||", "01.2.3", ">=1 and <2"))
+    ),
+    Row(
+        "repositories-pattern",
+        _filter("^(main-[0-9]+$"),
+        "missing closing ): `^(main-[0-9]+$`",
+        read='"^(main-[0-9]+$" is not a regular expression of RE2: missing )',
+    ),
+    Row(
+        "repositories-pattern-backreference",
+        _filter(r"(a)\1"),
+        "invalid escape sequence",
+        read="is not a regular expression of RE2: invalid escape sequence",
+    ),
+    Row(
+        "repositories-extract-unknown-group",
+        _filter("^main-(?P<ts>[0-9]+)$", "$time"),
+        '"$time" names a group that the pattern does not have',
+    ),
+    Row(
+        "repositories-extract-no-group",
+        _filter("^main-(?P<ts>[0-9]+)$", "ts"),
+        '"ts" names no group of the pattern: write $name or ${name}',
+    ),
+    Row(
+        "repositories-keep-0",
+        repositories({**_BUILDS, "keep": 0}),
+        "should be greater than or equal to 1",
+        read="greater than or equal to 1, but this is 0",
+    ),
+    Row(
+        "repositories-keep-17",
+        repositories({**_BUILDS, "keep": 17}),
+        "should be less than or equal to 16",
+        read="less than or equal to 16, but this is 17",
+    ),
+    Row(
+        "repositories-and-images-of-65",
+        {
+            **repositories(),
+            "spec": {
+                "images": [{"image": f"a:{n}"} for n in range(49)],
+                "repositories": [{**_BUILDS, "keep": 16}],
+            },
+        },
+        "spec.images and the tags of spec.repositories are more than 64 images",
     ),
     Row(
         "retry-min-over-max",

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 
 from imagegate.api import kinds
 from imagegate.domain.facts import Place
 from imagegate.kube import errors, workloads
-from imagegate.kube.client import Client
+from imagegate.kube.client import Client, api_client
 from imagegate.kube.workloads import Workloads
 from tests.cluster import crds
 from tests.unit.api import objects
@@ -168,7 +168,7 @@ def client_of(server: ApiServer, token: str = apiserver.ADMIN) -> Client:
     configuration = Configuration(host=f"https://127.0.0.1:{server.port}")
     configuration.ssl_ca_cert = str(server.certificate)
     configuration.api_key = {"BearerToken": f"Bearer {token}"}
-    return Client(ApiClient(configuration))
+    return Client(api_client(configuration))
 
 
 @pytest.mark.timeout(300)

@@ -170,6 +170,23 @@ def test_chart_without_limits_rejects_no_prefetch(api: Api) -> None:
                 {"image": "reg.test/b", "imagePullSecrets": [{"name": "root"}]},
             ],
         },
+        {
+            **FINE,
+            "repositories": [
+                {"repository": "reg.test/a", "policy": {"alphabetical": {}}},
+                {"repository": "evil.test/a", "policy": {"alphabetical": {}}},
+            ],
+        },
+        {
+            **FINE,
+            "repositories": [
+                {
+                    "repository": "reg.test/a",
+                    "policy": {"alphabetical": {}},
+                    "imagePullSecrets": [{"name": "root"}],
+                }
+            ],
+        },
         {**FINE, "nodeSelector": {}},
         {"images": FINE["images"]},
         {**FINE, "gate": {"policy": "FailClosed", "timeoutSeconds": 86400}},
@@ -180,6 +197,8 @@ def test_chart_without_limits_rejects_no_prefetch(api: Api) -> None:
         "registry",
         "secret",
         "secret of an image",
+        "registry of a repository",
+        "secret of a repository",
         "empty selector",
         "no selector",
         "FailClosed",

@@ -17,7 +17,17 @@ from imagegate import __version__, cli
 from tests.unit.cli.conftest import Run
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ("status", "explain", "wait", "release", "plan", "lint", "simulate", "completion")
+COMMANDS = (
+    "status",
+    "explain",
+    "wait",
+    "release",
+    "plan",
+    "lint",
+    "tags",
+    "simulate",
+    "completion",
+)
 SERVICES = ("run", "hooks", "watchdog", "cleanup")
 NOWHERE = "/nowhere/kubeconfig"
 

@@ -449,7 +449,7 @@ class Operator:
         self.store, self.ledger = Store(clock), Ledger()
         api: Any = Api(cluster, self)
         events: Any = Silent()
-        parts: list[Any] = [Queue(clock.now) for _ in range(7)]
+        parts: list[Any] = [Queue(clock.now) for _ in dataclasses.fields(Queues)]
         queues = Queues(*parts)
         self.node_queue: Queue = parts[0]
         self.prefetch_queue: Queue = parts[1]
@@ -467,6 +467,7 @@ class Operator:
             images=registries,
             size_limit=SizeLimit(registries.known, ANYTHING),
             workloads=world.NoWorkloads(),
+            repositories=world.NoRepositories(),
             disks=Disks(world.Full(Usage(capacity=1, used=0)), clock),
             start_after=self.start_after,
             image_volumes=ImageVolumes(api, puller, NAMESPACE),

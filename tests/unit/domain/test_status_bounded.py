@@ -22,7 +22,13 @@ from imagegate.domain.facts import (
     Prefetch,
     Refreshed,
     RefreshSpec,
+    RepositorySpec,
+    TagOrder,
+    TagPolicy,
 )
+from imagegate.domain.repositories import Chosen, Selected, entries, joined, recorded
+from imagegate.domain.status.images import MAX_REPOSITORIES
+from imagegate.domain.tags import Selection
 from tests.unit.domain.cases import NOW, prefetch
 
 MAX_MESSAGE_OF_THE_CRD = 32_768
@@ -163,3 +169,85 @@ def test_the_crd_accepts_a_bounded_status() -> None:
     )
     assert parsed.status is not None
     assert parsed.status.more_images == body["moreImages"]
+
+
+def selected(repositories: int, keep: int, length: int, problem: str) -> Selected:
+    """Repositories with names and tags of this length."""
+    chosen = []
+    for number in range(repositories):
+        name = f"reg.test/{number}/" + "r" * (length - 11)
+        spec = RepositorySpec(name, TagPolicy(TagOrder.ALPHABETICAL, keep=keep))
+        tags = tuple(f"{n:03}-" + "t" * min(124, length - 4) for n in range(keep, 0, -1))
+        chosen.append(Chosen(spec, Selection(tags, 10_000, 10_000, problem), problem, 3))
+    return Selected(tuple(chosen))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    repositories=st.integers(1, 8),
+    keep=st.integers(1, 8),
+    images=st.integers(0, 64),
+    length=st.sampled_from([20, 60, 158, 250]),
+    failures=st.sampled_from([0, 10]),
+    message=st.sampled_from(["", "long " * 200, "\u4e0d" * 1000, '"<&\\' * 300]),
+    followed=st.booleans(),
+)
+def test_a_status_with_tags_is_never_larger_than_16_kib(
+    repositories: int,
+    keep: int,
+    images: int,
+    length: int,
+    failures: int,
+    message: str,
+    *,
+    followed: bool,
+) -> None:
+    found = selected(repositories, keep, length, message)
+    specs = tuple(each.spec for each in found.chosen)
+    declared = wide(max(1, min(images, 64 - repositories * keep)), length, 1, followed=followed)
+    if not images or repositories * keep == 64:
+        declared = dataclasses.replace(declared, images=())
+    declared = dataclasses.replace(declared, repositories=specs, generation=3)
+    of = joined(declared, found)
+    assert len(of.images) <= 64
+    body = status.prefetch_status(
+        of, tally(failures, message, "i"), NOW, status.Findings(known(of), selected=found)
+    )
+    check(body)
+    assert len(body["images"]) + body.get("moreImages", 0) == len(of.images)
+    again = dataclasses.replace(declared, status=body)
+    for each, entry in zip(found.chosen, body["repositories"], strict=True):
+        # What fits is read back in full, or else as incomplete.
+        assert len(entry["tags"]) + entry.get("moreTags", 0) == keep
+        chosen, complete = recorded(again, each.spec)
+        assert chosen.tags == tuple(entry["tags"])
+        assert complete is ("moreTags" not in entry)
+    if followed:
+        assert [i.digest for i in effective(dataclasses.replace(of, status=body)).images] == [
+            DIGEST
+        ] * len(of.images)
+
+
+def test_usual_tags_are_recorded_in_full() -> None:
+    found = selected(8, 7, 40, "")
+    assert all("moreTags" not in entry for entry in entries(found, MAX_REPOSITORIES))
+    found = selected(1, 16, 250, "x" * 1000)
+    assert all("moreTags" not in entry for entry in entries(found, MAX_REPOSITORIES))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        "a",
+        {"repository": 7},
+        {"repository": "reg.test/a", "tags": "1"},
+        {"repository": "reg.test/a", "tags": [1, None, "a b", "-", "x" * 129], "matching": "2"},
+        {"repository": "reg.test/a", "tags": ["other"], "message": ["x"]},
+    ],
+)
+def test_invalid_record_of_tags_is_ignored(entry: Any) -> None:
+    spec = RepositorySpec("reg.test/a", TagPolicy(TagOrder.NUMERICAL))
+    of = prefetch("llm", repositories=(spec,), status={"repositories": [entry]})
+    chosen, complete = recorded(of, spec)
+    assert (chosen.tags, complete) == ((), False)

@@ -16,6 +16,8 @@ from yarl import URL
 
 from imagegate.api import fields, references
 from imagegate.domain import messages, redact
+from imagegate.domain.facts import TagOrder, TagPolicy
+from imagegate.domain.tags import select
 from imagegate.errors import ImagegateError
 from imagegate.hooks import bearer, handover, sns, verify
 from imagegate.hooks.event import (
@@ -43,11 +45,13 @@ from imagegate.registry import (
     plugin,
     pull_secrets,
     realms,
+    tags,
     tokens,
 )
 from imagegate.registry.errors import InvalidAnswer, InvalidSecret, UnsupportedManifest
 from imagegate.registry.provider_config import Provider
 from imagegate.registry.pull_secrets import PullSecret
+from imagegate.registry.tags import Pages
 from imagegate.registry.transport import Answer
 from tests.unit.hooks.signing import CLAIMS, KEYS_URL, TOPIC, Web, ec_key, jwk, jwks, rsa_key, token
 
@@ -229,6 +233,8 @@ def _confirmation(data: bytes) -> object:
 
 _DIGEST = f"sha256:{'a' * 64}"
 _REGISTRY = "registry.example"
+_TAGS = URL(f"https://{_REGISTRY}/v2/team/app/tags/list?n=1000")
+_SEMVER = TagPolicy(TagOrder.SEMVER, versions=">=1.4.0-0 <2 || ^3.x")
 _ACCESS = tokens.Access(_REGISTRY, "team/app", pull_secrets.ANONYMOUS)
 _OCI = "application/vnd.oci.image"
 
@@ -268,6 +274,14 @@ def _manifest(data: bytes) -> object:
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     document = _wait(client._document(_ACCESS, digest, _answer(data)))
     return documents.parse(document, registry=_REGISTRY, name="team/app")
+
+
+def _tags(data: bytes) -> object:
+    """Reads a page as `Client.tags` does, and selects as the operator does."""
+    pages = Pages(_REGISTRY, "team/app")
+    pages.add(_wait(large.parse(data)), None, _TAGS)
+    builds = TagPolicy(TagOrder.NUMERICAL, pattern="(?P<ts>[0-9]+)$", extract="$ts")
+    return [select(policy, pages.tags) for policy in (builds, _SEMVER)]
 
 
 def _configuration(data: bytes) -> object:
@@ -315,6 +329,23 @@ def _registries() -> Iterator[Parser]:
             b'Bearer realm="https://auth.example/token",service="r",scope="repository:a/b:pull"',
             b'Negotiate YWJj==, Basic realm="a \\" b", Bearer realm=https://auth.example/t',
         ),
+        HEADER,
+    )
+    yield Parser(
+        "list of tags",
+        _tags,
+        (InvalidAnswer,),
+        (
+            b'{"name": "team/app", "tags": ["main-3f2c1a-1764240000", "1.4.2"]}',
+            b'{"tags": null}',
+        ),
+        tags.MAX_PAGE,
+    )
+    yield Parser(
+        "link to the next page",
+        lambda data: Pages(_REGISTRY, "team/app").add({"tags": []}, _text(data), _TAGS),
+        (InvalidAnswer,),
+        (b'</v2/team/app/tags/list?last=1.4.2&n=1000>; rel="next"',),
         HEADER,
     )
     yield Parser(

@@ -12,12 +12,12 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 
 from imagegate.domain.facts import Place
 from imagegate.kube import client as kube_client
 from imagegate.kube import errors, workloads
-from imagegate.kube.client import Client
+from imagegate.kube.client import Client, api_client
 from imagegate.kube.workloads import Change, Workloads
 from tests.unit.memory_api import MemoryApi
 
@@ -234,7 +234,7 @@ async def serving(handler: Handler) -> AsyncIterator[Client]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    client = Client(ApiClient(configuration))
+    client = Client(api_client(configuration))
     try:
         yield client
     finally:

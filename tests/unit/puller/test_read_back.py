@@ -125,6 +125,13 @@ def test_rejected_or_evicted_pod_is_retried_later(reason: str) -> None:
     assert failures.ended(pod.reason) is failures.POD_REJECTED
 
 
+@pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
+def test_progress_of_a_container_changes_no_fact(reason: str) -> None:
+    created = read.pod(body((1, 36), phase="Pending"))
+    hold = {"name": "hold", **waiting(reason)}
+    assert read.pod(body((1, 36), phase="Pending", containerStatuses=[hold])) == created
+
+
 def test_failed_pull_is_found_in_any_container() -> None:
     others = waiting("PodInitializing"), waiting("ErrImagePull", "no such thing")
     pod = read.pod(containers(*others, waiting("ContainerCreating")))

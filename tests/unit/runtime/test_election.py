@@ -12,6 +12,7 @@ from imagegate.kube.leases import LeaseRecord, Leases
 from imagegate.runtime import election
 from imagegate.runtime.clock import Clock
 from imagegate.runtime.election import Elector, Leadership, Observation, Step, decide, observe
+from tests.simulation import loop
 from tests.unit.memory_api import MemoryApi
 
 HELD = LeaseRecord(holder="a", duration=15, renew_time="t1", version="5")
@@ -138,3 +139,63 @@ async def test_address_that_older_versions_wrote_is_removed() -> None:
     for _ in range(2):  # The first round gets a Conflict.
         await a._try()
     assert "annotations" not in api.objects[path]["metadata"]
+
+
+def in_virtual_time(api: MemoryApi) -> tuple[Elector, Elector]:
+    client: Any = api
+    running = asyncio.get_running_loop()
+    clock = Clock(now=running.time, monotonic=running.time)
+    leases = Leases(client, "ns", "imagegate")
+    a, b = (Elector(leases, identity, clock, Leadership(clock)) for identity in "ab")
+    return a, b
+
+
+@pytest.mark.parametrize("phase", [step / 10 for step in range(10)])
+def test_standby_leads_at_most_12_seconds_after_the_last_renewal(phase: float) -> None:
+    """The last renewal may come at any moment between two reads of the standby."""
+    took, requests = list[float](), list[int]()
+
+    async def main() -> None:
+        api = MemoryApi()
+        a, b = in_virtual_time(api)
+        assert await a._try()
+        standby = asyncio.create_task(b.acquire())
+        await asyncio.sleep((3 + phase) * election.STANDBY_PERIOD)
+        assert await a._try()
+        api.requests.clear()
+        renewed = loop.elapsed()
+        await standby
+        assert not a.leading, "the leader stops to write before the standby leads"
+        took.append(loop.elapsed() - renewed)
+        requests.append(len(api.requests))
+
+    loop.run(main, 1)
+    assert election.LEASE_SECONDS <= took[0] < 12
+    assert requests[0] <= 20
+
+
+def test_candidate_whose_request_fails_waits_before_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = list[int]()
+
+    async def main() -> None:
+        api = MemoryApi()
+        a, b = in_virtual_time(api)
+        assert await a._try()
+        standby = asyncio.create_task(b.acquire())
+        await asyncio.sleep(5.0)
+
+        async def refused(*_: object) -> LeaseRecord:
+            raise errors.Forbidden("PUT lease", 403, "no")
+
+        monkeypatch.setattr(Leases, "replace", refused)
+        await asyncio.sleep(election.LEASE_SECONDS)
+        api.requests.clear()
+        await asyncio.sleep(10 * election.STANDBY_PERIOD)
+        reads.append(len(api.requests))
+        assert not standby.done()
+        standby.cancel()
+
+    loop.run(main, 1)
+    assert 8 <= reads[0] <= 12

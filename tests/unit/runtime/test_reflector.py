@@ -134,3 +134,25 @@ async def test_an_object_that_cannot_be_read_does_not_end_the_watch(
         await until(lambda: "better" in reported)
     assert reported == ["good", "better"]
     assert "object not read" in [record.message for record in caplog.records]
+
+
+async def test_reflector_keeps_only_the_identity_of_objects() -> None:
+    """5,000 Nodes with all their metadata would need 50 MiB."""
+    api, reported = MemoryApi(), list[str | None]()
+    labels = {f"label-{number}": "x" for number in range(50)}
+    for name in ("listed", "watched"):
+        metadata = {"name": name, "namespace": "team-a", "uid": f"{name}-uid", "labels": labels}
+        if name == "listed":
+            api.put(f"{PODS}/{name}", {"kind": "Pod", "metadata": metadata})
+    client: Any = api
+    made = Reflector(client, PODS, {}, lambda type_, _: reported.append(type_), listing=True)
+    task = asyncio.create_task(made.run())
+    await until(lambda: api.watched)
+    api.put(f"{PODS}/watched", {"kind": "Pod", "metadata": metadata})
+    await until(lambda: len(reported) == 2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert made._known == {
+        name: {"namespace": "team-a", "name": name, "uid": f"{name}-uid"}
+        for name in ("listed", "watched")
+    }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from imagegate.api.fields import timestamp
 from imagegate.domain.disk import Usage
 from imagegate.domain.facts import OBSERVED, Gate, ImageFacts, Node, Prefetch, Refreshed
 from imagegate.domain.policy import ANYTHING, PrefetchPolicy
+from imagegate.errors import ImagegateError
 from imagegate.kube import gates, nodes, prefetches
 from imagegate.kube.daemonsets import DaemonSets
 from imagegate.kube.events import Events
@@ -31,6 +32,7 @@ from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.process import Process
 from imagegate.runtime.reconcile.changes import Changes
 from imagegate.runtime.reconcile.controllers import Controllers
+from imagegate.runtime.repositories import RepositoryTags
 from imagegate.runtime.resync import Resync
 from imagegate.runtime.size_limit import SizeLimit
 from imagegate.runtime.start_after import StartAfter
@@ -69,6 +71,43 @@ class NoWorkloads:
     def forget(self, name: str) -> None: ...
 
 
+class NoRepositories:
+    """For prefetches without ``repositories``."""
+
+    def selected(self, _: Prefetch) -> None: ...
+    def follow(self, prefetch: Prefetch) -> None: ...
+    def forget(self, name: str) -> None: ...
+
+
+class Tags:
+    """The tags of repositories, by repository."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, Sequence[str]] = {}
+        self.problem: ImagegateError | None = None
+        self.lists: list[tuple[str, tuple[str, ...]]] = []
+        """The repository and the secrets of each list."""
+        self.hangs = False
+
+    async def tags_of(self, repository: str) -> tuple[str, ...]:
+        if self.hangs:
+            await asyncio.sleep(3600)
+        if self.problem is not None:
+            raise self.problem
+        return tuple(self.tags.get(repository, ()))
+
+
+class Lister:
+    def __init__(self, tags: Tags) -> None:
+        self._tags = tags
+
+    async def tags(
+        self, namespace: str, repository: str, secrets: Sequence[str], patience: float
+    ) -> tuple[str, ...]:
+        self._tags.lists.append((repository, tuple(secrets)))
+        return await self._tags.tags_of(repository)
+
+
 class OneKey:
     """A gate whose taint has always had the same key."""
 
@@ -97,6 +136,7 @@ class World:
         self.policy = policy
         self.reader = Reader([NAMESPACE], policy)
         self.registries = Registries()
+        self.tags = Tags()
         self.disks = Full(Usage(capacity=100 * 10**9, used=10 * 10**9))
         self.start_operator()
         self.api.watchers.append(self._watch)
@@ -120,6 +160,13 @@ class World:
         self.workloads = WorkloadImages(
             Workloads(client), store, self.queues.workloads, changes.prefetch_changed, self.policy
         )
+        self.repositories = RepositoryTags(
+            Lister(self.tags),
+            store,
+            self.clock,
+            self.queues.repositories,
+            changes.prefetch_changed,
+        )
         self.known = Knowledge(
             clock=self.clock,
             store=store,
@@ -128,6 +175,7 @@ class World:
             images=self.registries,
             size_limit=SizeLimit(self.registries.known, self.policy),
             workloads=self.workloads,
+            repositories=self.repositories,
             disks=Disks(self.disks, self.clock),
             start_after=StartAfter(
                 DaemonSets(client), self.queues.start_after, changes.node_changed
@@ -152,6 +200,7 @@ class World:
             queues.forecasts.run(controllers.forecaster.forecast),
             queues.start_after.run(self.known.start_after.look),
             queues.workloads.run(self.workloads.look),
+            queues.repositories.run(self.repositories.list),
             self.cluster.events.run(),
         ]
         tasks = [asyncio.create_task(part) for part in work]
@@ -159,6 +208,7 @@ class World:
             yield
         finally:
             self.workloads.stop()
+            self.repositories.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -26,6 +26,7 @@ from imagegate.api.v1alpha1.imageprefetch_status import (
 )
 from imagegate.api.v1alpha1.images import ImageReference
 from imagegate.api.v1alpha1.nodegate import NodeGate, NodeGateSpec, NodeGateStatus
+from imagegate.api.v1alpha1.repositories import Repository
 
 __all__ = [
     "DaemonSetReference",
@@ -44,6 +45,7 @@ __all__ = [
     "NodeGateStatus",
     "PullFailure",
     "Refresh",
+    "Repository",
     "Retention",
     "Retry",
     "Rollout",

@@ -6,16 +6,12 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from imagegate.api import cel, kinds, meta, parallel, paths, references
 from imagegate.api.v1alpha1 import images as image_rules
+from imagegate.api.v1alpha1.repositories import NO_DUPLICATES, Repository, differ
 
 _DAY: Final = 86400
 
-PullSecrets = Annotated[
-    tuple[meta.LocalObjectReference, ...],
-    Field(
-        max_length=16,
-        json_schema_extra=cel.extensions(list_type="map", list_map_keys=["name"]),
-    ),
-]
+MAX_IMAGES: Final = 64
+"""Largest number of images of one ImagePrefetch."""
 
 
 class Image(meta.ApiModel):
@@ -25,7 +21,7 @@ class Image(meta.ApiModel):
         description="Reference of the image: [registry/]name, with a tag, a digest, or both."
         " Without either the tag is latest. With both, the digest decides."
     )
-    image_pull_secrets: PullSecrets | None = Field(
+    image_pull_secrets: image_rules.PullSecrets | None = Field(
         default=None,
         description="Secrets for this image alone, of type kubernetes.io/dockerconfigjson, in the"
         " puller namespace. Default: `spec.imagePullSecrets`.",
@@ -298,8 +294,9 @@ class Refresh(meta.ApiModel):
         default=300,
         ge=30,
         le=_DAY,
-        description="Interval in which tags are resolved, in seconds. A push event causes a check"
-        " immediately. Default 300.",
+        description="Interval in which tags are resolved, in seconds, and in which the tags of"
+        " `repositories` are listed, under each mode. A push event causes a check immediately."
+        " Default 300.",
     )
 
 
@@ -329,22 +326,32 @@ class Disk(meta.ApiModel):
 
 _SOME_IMAGES: Final = cel.Rule(
     "(has(self.images) && size(self.images) > 0)"
-    " || (has(self.imagesFrom) && size(self.imagesFrom) > 0)",
-    "there is nothing to pull: name images in spec.images, or workloads in spec.imagesFrom",
+    " || (has(self.imagesFrom) && size(self.imagesFrom) > 0)"
+    " || (has(self.repositories) && size(self.repositories) > 0)",
+    "there is nothing to pull: name images in spec.images, workloads in spec.imagesFrom, or"
+    " repositories in spec.repositories",
     field=".images",
+)
+_FEW_TAGS: Final = cel.Rule(
+    "!has(self.repositories)"
+    f" || self.repositories.map(r, r.keep).sum()"
+    f" + (has(self.images) ? size(self.images) : 0) <= {MAX_IMAGES}",
+    f"spec.images and the tags of spec.repositories are more than {MAX_IMAGES} images: lower keep,"
+    " or make another ImagePrefetch for some of them",
+    field=".repositories",
 )
 
 
 class ImagePrefetchSpec(meta.ApiModel):
     """Which images, which nodes, and how."""
 
-    model_config = ConfigDict(json_schema_extra=cel.extensions(_SOME_IMAGES))
+    model_config = ConfigDict(json_schema_extra=cel.extensions(_SOME_IMAGES, _FEW_TAGS))
 
     images: tuple[Image, ...] = Field(
         default=(),
-        max_length=64,
-        description="The images, at most 64. May be empty only if `imagesFrom` is set. Two entries"
-        " for the same image are refused, also if they are written differently.",
+        max_length=MAX_IMAGES,
+        description="The images, at most 64. May be empty only if `imagesFrom` or `repositories` is"
+        " set. Two entries for the same image are refused, also if they are written differently.",
         json_schema_extra=cel.extensions(
             image_rules.NO_DUPLICATES, list_type="map", list_map_keys=["image"]
         ),
@@ -355,12 +362,24 @@ class ImagePrefetchSpec(meta.ApiModel):
         description="Objects of any kind, such as workloads. The images that their pod templates or"
         " image fields name at the moment are pulled, too: with `spec.imagePullSecrets` if the"
         " registry is in the chart's `imagesFrom.pullSecretRegistries`, else without"
-        " secrets. Together with `images` at most 64 images: the first by name.",
+        " secrets. Together with `images` and the tags that `repositories` may select at most 64"
+        " images: the first by name.",
+    )
+    repositories: tuple[Repository, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Repositories whose newest tags are pulled, too, also tags that are yet to be"
+        " pushed. The tags are listed every `refresh.intervalSeconds`, and immediately after a push"
+        " event. A tag that is not among the newest any more is released. With `images` at most 64"
+        " images.",
+        json_schema_extra=cel.extensions(
+            NO_DUPLICATES, list_type="map", list_map_keys=["repository"]
+        ),
     )
     node_selector: meta.LabelSelector = Field(
         default=meta.LabelSelector(), description="Which nodes get the images. Default: every node."
     )
-    image_pull_secrets: PullSecrets = Field(
+    image_pull_secrets: image_rules.PullSecrets = Field(
         default=(),
         description="Secrets for the images that have no `imagePullSecrets` of their own, of type"
         " kubernetes.io/dockerconfigjson, in the puller namespace.",
@@ -398,9 +417,16 @@ class ImagePrefetchSpec(meta.ApiModel):
 
     @model_validator(mode="after")
     def _some_images(self) -> Self:
-        if not self.images and not self.images_from:
+        if not self.images and not self.images_from and not self.repositories:
             raise ValueError(_SOME_IMAGES.message)
+        if len(self.images) + sum(each.keep for each in self.repositories) > MAX_IMAGES:
+            raise ValueError(_FEW_TAGS.message)
         return self
+
+    @field_validator("repositories")
+    @classmethod
+    def _repositories_differ(cls, repositories: tuple[Repository, ...]) -> tuple[Repository, ...]:
+        return differ(repositories)
 
     @field_validator("images")
     @classmethod

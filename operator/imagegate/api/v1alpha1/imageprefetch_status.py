@@ -4,7 +4,7 @@ No field of it has a default in the CRD, because the operator compares the statu
 the status that it would write: a field that the API server fills in would make them differ forever.
 """
 
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import AwareDatetime, Field
 
@@ -42,7 +42,8 @@ class ImageStatus(meta.ApiModel):
         max_length=512,
         description="The workload that names the image, as KIND NAMESPACE/NAME, or"
         " KIND.GROUP NAMESPACE/NAME unless the kind is Kubernetes' own; the first by name"
-        " if there are several. Absent if the spec names the image.",
+        " if there are several. Repository NAME for a tag of `spec.repositories`. Absent if"
+        " `spec.images` names the image.",
     )
     digest: str | None = Field(
         default=None,
@@ -101,6 +102,34 @@ class RefreshStatus(meta.ApiModel):
     )
 
 
+class RepositoryStatus(meta.ApiModel):
+    """The chosen tags of one repository."""
+
+    repository: str = Field(max_length=255, description="The repository, as in the spec.")
+    tags: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
+        default=(),
+        max_length=16,
+        description="The chosen tags, the newest first. The operator reads them from here after a"
+        " restart.",
+    )
+    more_tags: int | None = Field(
+        default=None, ge=0, description="Number of further tags that do not fit in this status."
+    )
+    matching: int = Field(
+        default=0, ge=0, description="Tags that `filterTags` and `policy` accept."
+    )
+    listed: int = Field(
+        default=0,
+        ge=0,
+        description="Tags in the repository, without those of signatures and other artifacts.",
+    )
+    message: meta.Sentence | None = Field(
+        default=None,
+        description="Why no tag is chosen, or why the tags could not be listed, and what to do"
+        " about it.",
+    )
+
+
 class ImagePrefetchStatus(meta.ApiModel):
     """State that the operator observed."""
 
@@ -128,6 +157,9 @@ class ImagePrefetchStatus(meta.ApiModel):
     refresh: RefreshStatus | None = Field(
         default=None, description="When tags are resolved, under `refresh.mode` Digest."
     )
+    repositories: tuple[RepositoryStatus, ...] = Field(
+        default=(), max_length=8, description="The chosen tags of `spec.repositories`."
+    )
     failures: tuple[PullFailure, ...] = Field(
         default=(),
         max_length=MAX_FAILURES,
@@ -140,6 +172,8 @@ class ImagePrefetchStatus(meta.ApiModel):
         " Degraded: an administrator must act; the message says on what."
         " ImagesFound, if `spec.imagesFrom` is set: every source was read, and each of its images"
         " is among the images; the message says which images are pulled without secrets."
+        " TagsSelected, if `spec.repositories` is set: tags of every repository are chosen, and the"
+        " last lists of tags were read."
         " CredentialsVerified, present only while it is False: on some nodes, images that are"
         " pulled with secrets can be used without secrets.",
     )

@@ -8,7 +8,15 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from imagegate.api import cel, references
+from imagegate.api import cel, meta, references
+
+PullSecrets = Annotated[
+    tuple[meta.LocalObjectReference, ...],
+    Field(
+        max_length=16,
+        json_schema_extra=cel.extensions(list_type="map", list_map_keys=["name"]),
+    ),
+]
 
 MAX_REFERENCE: Final = 512
 """Longest reference that the API accepts, in characters. The grammar itself does not limit the
@@ -22,11 +30,9 @@ _ODD_HOST: Final = "\\[[a-f0-9]+\\]:[0-9]+"
 """A host in brackets without ":" or an upper-case letter. Only its port makes it a domain."""
 _PATH_COMPONENT: Final = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
 _DIGEST: Final = "sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128}"
-_GRAMMAR: Final = (
-    f"^((({_HOST})(:[0-9]+)?|{_ODD_HOST})/)?"
-    f"{_PATH_COMPONENT}(/{_PATH_COMPONENT})*"
-    f"(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@({_DIGEST}))?$"
-)
+_NAME: Final = f"((({_HOST})(:[0-9]+)?|{_ODD_HOST})/)?{_PATH_COMPONENT}(/{_PATH_COMPONENT})*"
+REPOSITORY_GRAMMAR: Final = f"^{_NAME}$"
+_GRAMMAR: Final = f"^{_NAME}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@({_DIGEST}))?$"
 _IMAGE_ID: Final = "^[a-f0-9]{64}$"
 
 _HUB: Final = "^(index[.])?docker[.]io/"
@@ -40,6 +46,9 @@ _SHORT_ENOUGH: Final = f"^((localhost|[^/_]*[.:A-Z][^/_]*)/)?[^:@]{{0,255}}{_SUF
 _OFFICIAL_TOO_LONG: Final = f"^((index[.])?docker[.]io/)?[^/:@]{{248,}}{_SUFFIX}"
 """The implied `library/` counts as part of the path."""
 _TOO_LONG: Final = f"!self.matches('{_SHORT_ENOUGH}') || self.matches('{_OFFICIAL_TOO_LONG}')"
+
+REFUSED_NAME: Final = f"(self.matches('{_IMAGE_ID}') || {_TOO_LONG})"
+"""CEL expression for names that match the grammar and are refused nevertheless."""
 
 # Reasons for a refusal. The first that applies is the message; if none applies, the message shows
 # the general form.
@@ -113,13 +122,20 @@ def repository(image: str) -> str:
     return f"({_full(image)}).find('^[^/]*/[^:@]*')"
 
 
-# A list that contains one list replaces a variable. If the inner loop computed the names again, the
-# estimated cost would be six times the API server's limit for a rule.
-_NAMES: Final = f"[self.map(i, {_normalized('i.image')})]"
-NO_DUPLICATES: Final = cel.Rule(
-    f"{_NAMES}.all(names, names.all(x, names.exists_one(y, x == y)))",
-    "two entries are the same image: keep one of them",
-    explain=f"'two entries are the same image, ' +"
-    f" {_NAMES}.map(names, names.filter(x, !names.exists_one(y, x == y))[0])[0] +"
-    " ': keep one of them'",
-)
+def no_duplicates(names: str, what: str) -> cel.Rule:
+    """Return the rule of a list whose entries have different normalized names: the CEL expression
+    ``names``. ``what``: the singular of the entries, for the message.
+    """
+    # A list that contains one list replaces a variable. If the inner loop computed the names again,
+    # the estimated cost would be six times the API server's limit for a rule.
+    once = f"[{names}]"
+    return cel.Rule(
+        f"{once}.all(names, names.all(x, names.exists_one(y, x == y)))",
+        f"two entries are the same {what}: keep one of them",
+        explain=f"'two entries are the same {what}, ' +"
+        f" {once}.map(names, names.filter(x, !names.exists_one(y, x == y))[0])[0] +"
+        " ': keep one of them'",
+    )
+
+
+NO_DUPLICATES: Final = no_duplicates(f"self.map(i, {_normalized('i.image')})", "image")

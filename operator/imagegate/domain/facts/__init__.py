@@ -32,9 +32,12 @@ from imagegate.domain.facts.specs import (
     Operator,
     Place,
     RefreshSpec,
+    RepositorySpec,
     Requirement,
     RetrySpec,
     RolloutSpec,
+    TagOrder,
+    TagPolicy,
 )
 
 __all__ = [
@@ -68,8 +71,11 @@ __all__ = [
     "Prefetch",
     "RefreshSpec",
     "Refreshed",
+    "RepositorySpec",
     "Requirement",
     "RetrySpec",
     "RolloutSpec",
+    "TagOrder",
+    "TagPolicy",
     "Taint",
 ]

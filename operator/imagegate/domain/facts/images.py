@@ -18,8 +18,8 @@ class Image:
     tagged_as: str = ""
     """The normalized name with the tag, if ``digest`` is set: then ``listed_as`` has the digest."""
     source: str = field(default="", compare=False)
-    """The workload whose pod template names the image (`domain.workloads`); empty: the spec names
-    it."""
+    """The workload whose pod template names the image (`domain.workloads`), or the repository of
+    its tag (`domain.repositories`); empty: the spec names it."""
 
     @property
     def pinned(self) -> str:

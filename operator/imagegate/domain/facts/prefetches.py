@@ -16,6 +16,7 @@ from imagegate.domain.facts.specs import (
     GateSpec,
     ImageSource,
     RefreshSpec,
+    RepositorySpec,
     Requirement,
     RetrySpec,
     RolloutSpec,
@@ -42,12 +43,15 @@ class Prefetch:
     """(reason in CamelCase, message with the remedy)."""
     images: tuple[Image, ...] = ()
     images_from: tuple[ImageSource, ...] = ()
+    repositories: tuple[RepositorySpec, ...] = ()
+    list_interval: float = 300.0
+    """Seconds between two lists of the tags of a repository."""
     searching: bool = False
-    """Whether the images of ``images_from`` are not known yet. Until then no pull starts, and the
-    labels and puller pods of nodes stay as they are."""
+    """Whether the images of ``images_from`` and ``repositories`` are not known yet. Until then no
+    pull starts, and the labels and puller pods of nodes stay as they are."""
     unread: bool = False
-    """Whether ``images`` may be incomplete, because a source in ``images_from`` cannot be read and
-    the status has no images of it."""
+    """Whether ``images`` may be incomplete, because a source in ``images_from`` or a repository
+    cannot be read and the status has no images of it."""
     pull_secrets: tuple[str, ...] = ()
     """The pull secrets for images that only ``images_from`` selects."""
     selector: tuple[Requirement, ...] = ()
@@ -91,8 +95,15 @@ class Prefetch:
 
     @property
     def parsed(self) -> bool:
-        """Whether the spec could be parsed. A spec that was parsed names an image or a source."""
-        return bool(self.images or self.images_from)
+        """Whether the spec could be parsed. A spec that was parsed names an image, a source or a
+        repository.
+        """
+        return bool(self.images or self.images_from or self.repositories)
+
+    @property
+    def reserved(self) -> int:
+        """How many images the tags of ``repositories`` may be."""
+        return sum(each.tags.keep for each in self.repositories)
 
     @cached_property
     def target(self) -> str:

@@ -71,6 +71,38 @@ class ImageSource:
         return Place(self.kind, self.namespace, self.api_version, self.pod_templates, self.images)
 
 
+class TagOrder(StrEnum):
+    SEMVER = "semver"
+    NUMERICAL = "numerical"
+    ALPHABETICAL = "alphabetical"
+
+
+@dataclass(frozen=True, slots=True)
+class TagPolicy:
+    """Which tags of a repository are wanted (`domain.tags`)."""
+
+    order: TagOrder
+    pattern: str = ""
+    """Empty: all tags take part."""
+    extract: str = ""
+    versions: str = ""
+    """Range of versions, for `TagOrder.SEMVER`."""
+    descending: bool = False
+    """Whether the lowest is the newest tag."""
+    keep: int = 2
+    """How many of the newest tags are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySpec:
+    """A repository whose newest tags are wanted."""
+
+    repository: str
+    """As the user wrote it."""
+    tags: TagPolicy
+    pull_secrets: tuple[str, ...] = ()
+
+
 class GateMode(StrEnum):
     NEW_NODES = "NewNodes"
     NEVER = "Never"

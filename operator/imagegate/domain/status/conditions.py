@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imagegate.api.fields import timestamp
-from imagegate.domain import credentials, failures, retry, workloads
+from imagegate.domain import credentials, failures, repositories, retry, workloads
 from imagegate.domain.facts import NodeState, Prefetch, Refreshed
+from imagegate.domain.repositories import Selected
 from imagegate.domain.status.bounds import MAX_FAILURES, MAX_MESSAGE, cut
 from imagegate.domain.status.findings import Findings
 from imagegate.domain.status.tally import Failure, Tally
@@ -25,10 +26,11 @@ def of_prefetch(prefetch: Prefetch, tally: Tally, findings: Findings) -> list[Co
     if prefetch.invalid is not None:
         return _invalid(prefetch)
     return [
-        _ready(prefetch, tally, findings.found),
+        _ready(prefetch, tally, findings),
         _progressing(prefetch, tally),
         _degraded(prefetch, tally, findings.refreshed),
         *images_found(findings.found),
+        *tags_selected(findings.selected),
         *([credentials.condition(tally.exposed)] if tally.exposed else []),
     ]
 
@@ -51,11 +53,21 @@ def images_found(found: Found | None) -> list[Condition]:
     return [("ImagesFound", everything, reason, message[:MAX_FOUND])]
 
 
-def _ready(prefetch: Prefetch, tally: Tally, found: Found | None) -> Condition:
+def tags_selected(selected: Selected | None) -> list[Condition]:
+    """The condition of ``repositories``, if the spec has it."""
+    if selected is None:
+        return []
+    everything, reason, message = repositories.condition(selected)
+    return [("TagsSelected", everything, reason, cut(message, MAX_FOUND))]
+
+
+def _ready(prefetch: Prefetch, tally: Tally, findings: Findings) -> Condition:
     # Ready must not be True for half of the images, because other tools wait for it.
-    for _, everything, reason, message in images_found(found):
-        if not everything:
-            return ("Ready", False, reason, message)
+    incomplete = [each for each in images_found(findings.found) if not each[1]]
+    if findings.selected is not None and not repositories.sufficient(findings.selected):
+        incomplete += tags_selected(findings.selected)
+    for _, _, reason, message in incomplete:
+        return ("Ready", False, reason, message)
     desired, cached = tally.desired, tally.of(NodeState.CACHED)
     if not tally.complete:
         return ("Ready", False, "Reconciling", "the nodes are being looked at")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from imagegate.domain.facts import ImageFacts, Refreshed
+from imagegate.domain.repositories import Selected
 from imagegate.domain.workloads import Found
 
 
@@ -18,6 +19,8 @@ class Findings:
     """The last check for new digests at the registry; None: none since the operator's start."""
     found: Found | None = None
     """The images that ``imagesFrom`` selects, if the spec has it."""
+    selected: Selected | None = None
+    """The tags that ``repositories`` selects, if the spec has it."""
 
 
 NOTHING: Final = Findings()

@@ -6,34 +6,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagegate.api.fields import timestamp
-from imagegate.domain import advice, thresholds
+from imagegate.domain import advice, repositories, thresholds
 from imagegate.domain.effective import listed, reference_key, resolved
 from imagegate.domain.facts import Image, ImageFacts, Prefetch
 from imagegate.domain.status.bounds import MAX_STATUS, NOT_ADVICE, size
+from imagegate.domain.status.findings import Findings
 from imagegate.domain.thresholds import Severity
 
 MAX_IMAGES = 10 * 1024
-"""Bytes for the images and their digests. This bound does not depend on other fields, so that a
-node that fails does not change the images."""
+"""Bytes for the images, their digests, and the tags of repositories. This bound does not depend on
+other fields, so that a node that fails does not change the images."""
+MAX_REPOSITORIES = 4 * 1024
+"""Bytes for the tags of repositories. The rest is enough for the digests of 64 images."""
 _SIZES = ("compressedBytes", "largestLayerBytes")
 
 
-def image_fields(
-    prefetch: Prefetch, images: Mapping[str, ImageFacts], now: float
-) -> dict[str, Any]:
-    """The fields about the images, with the most important advice that there is room for, and the
-    number of advices that are left out.
+def image_fields(prefetch: Prefetch, findings: Findings, now: float) -> dict[str, Any]:
+    """The fields about the images and repositories, with the most important advice that there is
+    room for, and the number of advices that are left out.
     """
+    images, tags = findings.images, {}
+    if findings.selected is not None:
+        tags = {"repositories": repositories.entries(findings.selected, MAX_REPOSITORIES)}
+    size_of_tags = size(tags) if tags else 0
+    room = MAX_IMAGES - size_of_tags
     before = listed(prefetch)
     current = prefetch.images if prefetch.refresh is None else resolved(prefetch.images, images)
     entries = [
         _image(image, images.get(image.reference), before.get(image.reference, {}), now)
         for image in current
     ]
-    if size(entries) > MAX_IMAGES:
-        return _cut_images(entries)
-    _add_advice(entries, _advice(prefetch, images))
-    return {"images": entries}
+    if size(entries) > room:
+        return {**tags, **_cut_images(entries, room)}
+    _add_advice(entries, _advice(prefetch, images), NOT_ADVICE + size_of_tags)
+    return {**tags, "images": entries}
 
 
 def _advice(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> list[tuple[int, str]]:
@@ -56,9 +62,11 @@ def _advice(prefetch: Prefetch, images: Mapping[str, ImageFacts]) -> list[tuple[
     return [(index, text) for _, _, index, text in sorted(ranked)]
 
 
-def _add_advice(entries: list[dict[str, Any]], said: list[tuple[int, str]]) -> None:
-    """As much advice as there is room for."""
-    room = MAX_STATUS - NOT_ADVICE - size(entries) - size({"advice": [_more(len(said))]})
+def _add_advice(
+    entries: list[dict[str, Any]], said: list[tuple[int, str]], not_advice: int
+) -> None:
+    """As much advice as there is room for. ``not_advice``: bytes of the status that it leaves."""
+    room = MAX_STATUS - not_advice - size(entries) - size({"advice": [_more(len(said))]})
     if room < 0:
         return
     for number, (index, text) in enumerate(said):
@@ -70,19 +78,20 @@ def _add_advice(entries: list[dict[str, Any]], said: list[tuple[int, str]]) -> N
         entries[index].setdefault("advice", []).append(text)
 
 
-def _cut_images(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The images without their sizes, and as many as there is room for. The digests of the others
-    stay, in a shorter form, because the operator reads them back (`effective.recorded`). Images
-    that only a workload names come first for the same reason.
+def _cut_images(entries: list[dict[str, Any]], most: int) -> dict[str, Any]:
+    """The images without their sizes, and as many as there is room for in ``most`` bytes. The
+    digests of the others stay, in a shorter form, because the operator reads them back
+    (`effective.recorded`). Images that only a workload names come first for the same reason; the
+    tags of repositories have their own field.
     """
     without = [{k: v for k, v in e.items() if k not in _SIZES} for e in entries]
-    if size(without) <= MAX_IMAGES:
+    if size(without) <= most:
         return {"images": without}
-    order = sorted(range(len(without)), key=lambda index: "from" not in without[index])
+    order = sorted(range(len(without)), key=lambda index: not _is_of_workload(without[index]))
     digests = {
         reference_key(entry["image"]): entry["digest"] for entry in without if "digest" in entry
     }
-    room = MAX_IMAGES - size(digests)
+    room = most - size(digests)
     shown: set[int] = set()
     for index in order:
         room -= size(without[index]) + 2
@@ -96,6 +105,10 @@ def _cut_images(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "moreImages": len(left_out),
         **({"digests": digests} if digests else {}),
     }
+
+
+def _is_of_workload(entry: Mapping[str, Any]) -> bool:
+    return not entry.get("from", repositories.SOURCE).startswith(repositories.SOURCE)
 
 
 def _more(count: int) -> str:

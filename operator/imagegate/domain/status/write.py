@@ -42,8 +42,9 @@ def prefetch_status(
         "conditions": merge_conditions(earlier, current, prefetch.generation, now),
     }
     if prefetch.invalid is not None:
-        # The digests and workload images that were found are kept for when the spec is corrected.
-        kept = ("target", "images", "moreImages", "digests")
+        # The digests, workload images and tags that were found are kept for when the spec is
+        # corrected.
+        kept = ("target", "images", "moreImages", "digests", "repositories")
         status |= {key: earlier[key] for key in kept if key in earlier}
         last = earlier.get("refresh")
         if prefetch.refresh is not None and isinstance(last, Mapping):
@@ -51,7 +52,7 @@ def prefetch_status(
             status["refresh"] = {key: last[key] for key in last if key != "message"}
         return fit(status)
     status["target"] = prefetch.target
-    status |= image_fields(prefetch, findings.images, now)
+    status |= image_fields(prefetch, findings, now)
     if prefetch.refresh is not None:
         status["refresh"] = _refresh(findings.refreshed, earlier.get("refresh"))
     return fit(status)
@@ -82,6 +83,7 @@ def dry_run_status(
         ("Progressing", False, "DryRun", "set spec.dryRun to false to begin"),
         ("Degraded", False, "DryRun", "nothing is tried"),
         *conditions.images_found(findings.found),
+        *conditions.tags_selected(findings.selected),
     ]
     wanted = {
         "observedGeneration": prefetch.generation,
@@ -95,7 +97,7 @@ def dry_run_status(
             "skipped": sum(facts.skipped.values()),
             "gated": 0,
         },
-        **image_fields(prefetch, findings.images, now),
+        **image_fields(prefetch, findings, now),
         "failures": refused,
         "conditions": merge_conditions(prefetch.status, current, prefetch.generation, now),
     }

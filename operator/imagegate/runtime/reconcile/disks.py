@@ -25,7 +25,12 @@ class DiskReader:
         self._changes = changes
 
     async def read(self, name: str) -> None:
-        if name not in self._store.nodes:
+        known = self._store.nodes.get(name)
+        if known is None:
+            return
+        if self._disks.known(known) is not None and known.wanted >= self._store.wanted:
+            # A decision has asked while the last read was in progress.
+            self._changes.node_changed(name)
             return
         # The stored Node may lack images of the prefetch, because it was parsed earlier. Read the
         # Node before its usage is known, because the usage lets a pull start.
@@ -33,11 +38,15 @@ class DiskReader:
             node = await self._nodes.get(name)
         except NotFound:
             return  # the watch, or a resync, reports the deletion
-        self._store.see_node(node)
         await self._disks.read(node)
-        if name not in self._store.nodes:
+        current = self._store.nodes.get(name)
+        if current is None:
             self._disks.forget(name)
-        elif self._disks.known(node) is None:
+            return
+        # Both facts at once: with the Node alone, a decision would ask for the usage again.
+        if current.uid == node.uid:
+            self._store.see_node(node)
+        if self._disks.known(node) is None:
             self._queue.add(name, delay=PAUSE, urgent=self._gate.holds(node))
         else:
             self._changes.node_changed(name)

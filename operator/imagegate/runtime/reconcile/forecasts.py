@@ -42,7 +42,11 @@ class Forecaster:
             return  # it was edited or deleted meanwhile, and that queues it again
         facts = forecast.forecast(current, images, forecast.Fleet(nodes, usages))
         self._queue.add(name, delay=FORECAST_INTERVAL)
-        findings = status.Findings(images, found=self._known.workloads.found(current))
+        findings = status.Findings(
+            images,
+            found=self._known.workloads.found(current),
+            selected=self._known.repositories.selected(current),
+        )
         wanted = status.dry_run_status(current, facts, self._known.clock.now(), findings)
         await self._statuses.write(current, wanted, self._queue)
 

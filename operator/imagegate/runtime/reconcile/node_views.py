@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from imagegate.domain import repositories
 from imagegate.domain.effective import adopted
 from imagegate.domain.facts import Attempts, Node, Pod, Prefetch
 from imagegate.domain.gate import Problem
@@ -154,9 +155,17 @@ class NodeViews:
             reason, message = prefetch.invalid
             yield Problem(prefetch, f"{reason}: {message}")
         elif prefetch.unread:
+            yield Problem(prefetch, self._unread(prefetch))
+
+    def _unread(self, prefetch: Prefetch) -> str:
+        """Why the images of the prefetch may be incomplete."""
+        selected = self._known.repositories.selected(prefetch)
+        if selected is not None and selected.unread:
+            _, reason, message = repositories.condition(selected)
+        else:
             found = self._known.workloads.found(prefetch)
             _, reason, message = ("", "SourceNotRead", "") if found is None else condition(found)
-            yield Problem(prefetch, f"{reason}: {message}")
+        return f"{reason}: {message}"
 
 
 def _of_groups(prefetch: Prefetch, known: Mapping[str, T]) -> Mapping[str, T]:

@@ -44,6 +44,7 @@ class PrefetchReconciler:
             await self._deletions.add_finalizer(prefetch)
             return  # the event of this change queues it again
         self._known.workloads.follow(prefetch)
+        self._known.repositories.follow(prefetch)
         if prefetch.searching:
             return  # the found workloads, or the end of the wait for them, queue it again
         prefetch = self._known.size_limit.judge(prefetch)
@@ -88,6 +89,7 @@ class PrefetchReconciler:
                 images,
                 refreshed=self._known.images.refreshed(prefetch.name),
                 found=self._known.workloads.found(prefetch),
+                selected=self._known.repositories.selected(prefetch),
             ),
         )
         await self._statuses.write(prefetch, wanted, self._queues.prefetches, urgent=not current)
@@ -101,6 +103,7 @@ class PrefetchReconciler:
         if self._slots.forget(name) or known or prefetch is not None:
             self._known.images.forget(name)
             self._known.workloads.forget(name)
+            self._known.repositories.forget(name)
             self._statuses.forget(name)
             self._deletions.queue_nodes(name, prefetch)
         if prefetch is not None:
