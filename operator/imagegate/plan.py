@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import sys
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -63,6 +65,23 @@ class Plan:
     def hopeless(self) -> bool:
         """Whether no node that lacks the images has enough disk space for them."""
         return bool(self.forecast.no_room) and not self.forecast.to_pull
+
+
+def load(
+    filename: str, namespaces: Sequence[str] = (), policy: PrefetchPolicy = ANYTHING
+) -> list[Prefetch]:
+    """The ImagePrefetches of a file, or of standard input if ``filename`` is ``-``; see `read`."""
+    if filename == "-":
+        return read(sys.stdin.read(), "standard input", namespaces, policy)
+    try:
+        text = Path(filename).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise InvalidPlan(
+            f"{filename}: it cannot be read: {why}: give the path of a file, or - for standard"
+            " input"
+        ) from error
+    return read(text, filename, namespaces, policy)
 
 
 def read(

@@ -46,6 +46,7 @@ LANES = {
     "test_data_images": "large",
     "test_start_after": "timed",
     "test_images_from": "upgrades",
+    "test_cli": "upgrades",
     "test_mirror": "upgrades",
     "test_refresh_end": "listed",
     "test_watch_source": "upgrades",

@@ -47,6 +47,8 @@ class MemoryApi:
 
     # ---- the interface of Client
 
+    async def close(self) -> None: ...
+
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         self._request("GET", path)
         if path in self.objects:

@@ -72,8 +72,7 @@ def test_prefetch_against_the_policy_is_rejected_with_the_rule() -> None:
 )
 def test_invalid_policy_is_a_usage_error(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["run"], ["plan", "-f", "-"]):
-        with pytest.raises(SystemExit):
-            cli.main([*command, f"--prefetch-policy={policy}"])
+        assert cli.main([*command, f"--prefetch-policy={policy}"]) == 2
         assert "is not a prefetchPolicy" in capsys.readouterr().err
 
 
@@ -291,13 +290,19 @@ def test_json_shows_images_nodes_and_time() -> None:
 def test_rate_that_is_not_a_positive_number_is_rejected(
     rate: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["plan", "-f", "-", f"--node-rate={rate}"])
+    assert cli.main(["plan", "-f", "-", f"--node-rate={rate}"]) == 2
     assert "MB/s" in capsys.readouterr().err
 
 
-def test_missing_file_is_an_error_without_a_traceback() -> None:
-    assert cli.main(["plan", "-f", "/nowhere/prefetch.yaml"]) == 1
+@pytest.mark.parametrize("command", ["plan", "simulate"])
+def test_missing_file_is_an_error_with_the_remedy(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "-f", "/nowhere/prefetch.yaml"]) == 1
+    assert capsys.readouterr().err == (
+        "Error: /nowhere/prefetch.yaml: it cannot be read: No such file or directory: give the path"
+        " of a file, or - for standard input\n"
+    )
 
 
 def test_log_lines_go_to_stderr_and_not_to_the_output(

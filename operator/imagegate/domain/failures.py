@@ -275,9 +275,14 @@ NODES_OWN = frozenset(
 """Reasons whose cause is on one node: they say nothing about other nodes."""
 
 
+def of_reason(reason: str) -> FailureClass:
+    """The class with this reason; `PULL_FAILED` for an unknown reason."""
+    return _BY_REASON.get(reason, PULL_FAILED)
+
+
 def remedy(reason: str) -> str:
     """How a person can fix a failure."""
-    return _BY_REASON.get(reason, PULL_FAILED).remedy
+    return of_reason(reason).remedy
 
 
 def ended(reason: str) -> FailureClass:

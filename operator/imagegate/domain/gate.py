@@ -71,6 +71,9 @@ class Verdict:
     release: ReleaseReason | None
     message: str
     requeue_at: float | None = None
+    latest: float | None = None
+    """When the gate releases the node even without the images; None: not by time alone, because the
+    node is not Ready, or a prefetch with FailClosed holds it."""
 
 
 def heartbeat_is_fresh(heartbeat: float, now: float, within: float) -> bool:
@@ -133,7 +136,8 @@ def judge(view: GateView, now: float) -> Verdict:
     if holding:
         deadlines = [opinion.requeue_at for opinion in holding if opinion.requeue_at is not None]
         text = ", ".join(opinion.message for opinion in holding)
-        return Verdict(None, f"waiting for {text}", min(deadlines, default=None))
+        latest = max(deadlines) if len(deadlines) == len(holding) else None
+        return Verdict(None, f"waiting for {text}", min(deadlines, default=None), latest)
     reason = next(reason for reason in _RANK if any(each.release is reason for each in opinions))
     notes = [opinion.message for opinion in opinions if opinion.message]
     return Verdict(reason, "; ".join(notes) or "all images are cached")

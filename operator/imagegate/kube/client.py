@@ -10,13 +10,16 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
 import msgspec
+import yaml
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from yarl import URL
@@ -30,6 +33,7 @@ JSON = "application/json"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 
+KUBECONFIG = "~/.kube/config"
 CONNECTIONS = 64
 """Largest number of requests in flight. API priority and fairness limits them further."""
 RESERVED = 4
@@ -149,22 +153,16 @@ class Client:
         time_observer: TimeObserver | None = None,
         connections: int = CONNECTIONS,
         recovered: Callable[[], None] = lambda: None,
+        kubeconfig: str = "",
+        context: str = "",
     ) -> Client:
-        """Connect with the pod's service account, or else with KUBECONFIG. ``connections``: the
-        largest number of concurrent connections; 0: no limit.
+        """Connect with the pod's service account, or else with a kubeconfig. ``connections``: the
+        largest number of concurrent connections; 0: no limit. If ``kubeconfig`` or ``context`` is
+        given, the service account is not used.
 
-        Raises :class:`~imagegate.kube.errors.Forbidden` if there is neither.
+        Raises :class:`~imagegate.kube.errors.NotConfigured` if there is neither.
         """
-        configuration = Configuration()
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            try:
-                await config.load_kube_config(client_configuration=configuration)
-            except config.ConfigException as error:
-                raise errors.Forbidden(
-                    "connect", 0, f"neither a service account nor a kubeconfig: {error}"
-                ) from error
+        configuration = await _configuration(kubeconfig, context)
         # Requests wait for a connection in `_turn`, not in the pool, because the fence must be
         # checked after the wait.
         configuration.connection_pool_maxsize = connections + RESERVED if connections else 0
@@ -361,6 +359,35 @@ class Client:
         finally:
             if self._observer is not None:
                 self._observer.observe_request(sent.method, code, _monotonic() - started)
+
+
+def _exists(file: str) -> bool:
+    return Path(file).expanduser().is_file()
+
+
+async def _configuration(kubeconfig: str, context: str) -> Configuration:
+    configuration = Configuration()
+    if not (kubeconfig or context):
+        with contextlib.suppress(config.ConfigException):
+            config.load_incluster_config(client_configuration=configuration)
+            return configuration
+    files = kubeconfig or os.environ.get("KUBECONFIG") or KUBECONFIG
+    if not any(map(_exists, files.split(os.pathsep))):
+        raise errors.NotConfigured(
+            f"there is no kubeconfig {files}: give --kubeconfig FILE, or set KUBECONFIG"
+        )
+    try:
+        await config.load_kube_config(
+            config_file=kubeconfig or None,
+            context=context or None,
+            client_configuration=configuration,
+        )
+    except (config.ConfigException, OSError, yaml.YAMLError) as error:
+        raise errors.NotConfigured(
+            f"the kubeconfig {files} cannot be used: {error}: give --kubeconfig FILE or --context"
+            " NAME"
+        ) from error
+    return configuration
 
 
 class _ApiClient(ApiClient):

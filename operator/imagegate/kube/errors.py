@@ -8,6 +8,7 @@ KubeError
 ├── Forbidden        401, 403: the operator's RBAC or token
 ├── Invalid          400, 422: the same request will never succeed
 └── Unavailable      429, 5xx and all network errors: try again later
+NotConfigured        it is not known which cluster, or by which credentials
 NotLeader            the write was not sent, because this process may no longer be the leader
 """
 
@@ -53,6 +54,10 @@ class Invalid(KubeError):
 
 
 class Unavailable(KubeError):
+    pass
+
+
+class NotConfigured(ImagegateError):
     pass
 
 

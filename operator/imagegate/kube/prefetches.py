@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imagegate.api import decode, fields, kinds, meta, v1alpha1
+from imagegate.api import decode, fields, kinds, meta, parallel, v1alpha1
 from imagegate.domain.facts import (
     FINALIZER,
     POLICY_VIOLATION,
@@ -196,8 +196,8 @@ def _selector(selector: meta.LabelSelector) -> tuple[Requirement, ...]:
 
 
 def _parallel(bound: int | str) -> dict[str, Any]:
-    text = str(bound)
-    return {"max_parallel": int(text.removesuffix("%")), "percent": text.endswith("%")}
+    count, percent = parallel.parse(bound)
+    return {"max_parallel": count, "percent": percent}
 
 
 def _rollout(spec: v1alpha1.Rollout) -> RolloutSpec:

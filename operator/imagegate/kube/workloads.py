@@ -254,7 +254,7 @@ class _References:
         self.values += 1
         try:
             if not absent and not isinstance(value, str):
-                raise references.InvalidReference(f"it is no text, but {_TYPES[type(value)]}")
+                raise references.InvalidReference(f"it is not a string, but {_TYPES[type(value)]}")
             reference = "" if value is None else str(value)
             self.images[reference] = workloads.image(reference, self.source)
         except references.InvalidReference as error:

@@ -22,6 +22,7 @@ from imagegate.kube.nodes import Nodes, try_each
 from imagegate.kube.pods import Pods
 from imagegate.kube.prefetches import Prefetches
 from imagegate.runtime.installation import Installation
+from imagegate.runtime.taint_keys import every_key
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Cleanup:
     async def run(self) -> None:
         """Raises a KubeError at the first step that fails. Another run continues from there."""
         await self._stop_operator()
-        keys = await self._taint_keys()
+        keys = await every_key(self._gates, self._leases, self._taint_key)
         await self._delete(f"{GATES}/{GATE_NAME}")
         nodes = await self._nodes.list()
         # The nodes first, because then no node is held even if a later step fails.
@@ -69,18 +70,6 @@ class Cleanup:
         # Last, because a clean-up that is run again needs the keys.
         await self._leases.delete()
         logger.info("cleaned up")
-
-    async def _taint_keys(self) -> frozenset[str]:
-        """Every key under which nodes may be held: of the NodeGate, of the chart, and of earlier
-        NodeGates.
-        """
-        gate = await self._gates.get()
-        try:
-            recorded = (await self._leases.get()).taint_keys
-        except NotFound:
-            recorded = ()
-        keys = (gate.taint_key if gate is not None else "", self._taint_key, *recorded)
-        return frozenset(filter(None, keys))
 
     async def _tidy_all(self, nodes: Sequence[Node], keys: Collection[str]) -> None:
         def wanted(node: Node) -> PatchNode:

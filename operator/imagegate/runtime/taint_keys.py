@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from imagegate.domain.facts import Gate, Node
+from imagegate.kube.errors import NotFound
+from imagegate.kube.gates import Gates
 from imagegate.kube.leases import LeaseRecord, Leases
 from imagegate.runtime.clock import Clock
 
@@ -22,6 +24,19 @@ logger = logging.getLogger(__name__)
 FORGET_AFTER = 3600.0
 """Seconds without any node under an earlier key after which the key is forgotten. The admission
 policy sees a new NodeGate within seconds; a later taint with the old key is not the gate's."""
+
+
+async def every_key(gates: Gates, leases: Leases, configured: str) -> frozenset[str]:
+    """Every key under which nodes may be held: of the NodeGate, of the chart, and of earlier
+    NodeGates. For commands that work without the operator.
+    """
+    gate = await gates.get()
+    try:
+        recorded = (await leases.get()).taint_keys
+    except NotFound:
+        recorded = ()
+    keys = (gate.taint_key if gate is not None else "", configured, *recorded)
+    return frozenset(filter(None, keys))
 
 
 class TaintKeys:

@@ -9,9 +9,9 @@ import shutil
 import pytest
 import yaml
 
-from imagegate import cli
 from imagegate.puller.mode import Mode
 from tests.cluster.paths import CHECKOUT
+from tests.unit.cli import parsing
 
 from .rendering import CHART, NAMESPACE, POLICY_BETA, POLICY_V1, PULLERS, Helm, Object, RenderError
 
@@ -132,7 +132,7 @@ def test_commands_in_the_pod_read_registry_and_kubelet_settings(
     }
     for entry in helm.render(values).container()["env"]:
         monkeypatch.setenv(entry["name"], str(entry.get("value", "")))
-    parsed = cli._parser().parse_args(["plan", "-f", "-"])
+    parsed = parsing.parse(["plan", "-f", "-"])
     assert parsed.registry_plain_http == ("a.example", "b.example:5000")
     assert parsed.registry_private_hosts == ("gitlab.corp", "minio.corp")
     assert parsed.registry_token_services == {
@@ -154,8 +154,7 @@ def test_push_hooks_have_their_own_pods(helm: Helm) -> None:
     deployment = release.of("Deployment")["imagegate-hooks"]
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    parsed = cli._parser().parse_args(container["args"])
-    settings = cli._hooks_settings(parsed)
+    settings = parsing.receiver(container["args"])
     assert (settings.namespace, settings.pushes_configmap) == (NAMESPACE, "imagegate-pushes")
     (mount,) = container["volumeMounts"]
     assert str(settings.file.parent) == mount["mountPath"]
@@ -196,7 +195,7 @@ def test_push_hooks_open_no_port_of_the_operator(helm: Helm) -> None:
     without, release = helm.render(values), helm.render({**values, "hooks": HOOKS})
     before, pod = (each.of("Deployment")["imagegate"]["spec"] for each in (without, release))
     args = pod["template"]["spec"]["containers"][0]["args"]
-    assert cli._settings(cli._parser().parse_args(args)).pushes_configmap == "imagegate-pushes"
+    assert parsing.operator(args).pushes_configmap == "imagegate-pushes"
     args.remove("--pushes-configmap=imagegate-pushes")
     assert pod == before
     labels = pod["template"]["metadata"]["labels"]
@@ -295,7 +294,7 @@ def test_operator_understands_its_arguments(helm: Helm, kind: str, served: tuple
         "imagePullSecrets": [{"name": "pull"}],
     }
     args = helm.render({"puller": puller}, served=served).container(kind)["args"]
-    parsed = cli._parser().parse_args(args)
+    parsed = parsing.parse(args)
     assert parsed.lease_name == "imagegate"
     assert parsed.gate_taint_key == "startup-taint.cluster-autoscaler.kubernetes.io/imagegate"
     if kind == "Deployment":

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from imagegate import cli
 from imagegate.api import references
 from imagegate.api.v1alpha1 import images
+from imagegate.cli.values import prefetch_policy
 from imagegate.domain import policy
 from imagegate.kube.prefetches import PATH, Reader
 
@@ -50,7 +50,7 @@ def operators_policy(helm: rendering.Helm, values: Object) -> policy.PrefetchPol
     """The policy that the operator reads from the chart's values."""
     (container,) = helm.render(values).pod()["containers"]
     env = {each["name"]: each.get("value") for each in container["env"]}
-    return cli._prefetch_policy(env["IMAGEGATE_PREFETCH_POLICY"])
+    return prefetch_policy(env["IMAGEGATE_PREFETCH_POLICY"])
 
 
 def body(name: str, spec: Object) -> Object:
@@ -419,5 +419,5 @@ def test_registries_of_images_from_are_checked_in_the_same_way(helm: rendering.H
 def test_chart_renders_with_values_of_an_older_release(helm: rendering.Helm) -> None:
     # With --reuse-values, the values of an older chart lack these keys.
     values: Object = {"prefetchPolicy": None, "imagesFrom": {"pullSecretRegistries": None}}
-    assert operators_policy(helm, values) == cli._prefetch_policy("{}")
+    assert operators_policy(helm, values) == prefetch_policy("{}")
     assert POLICY not in helm.render(values).of("ValidatingAdmissionPolicy")

@@ -96,11 +96,11 @@ def test_version_of_a_known_kind_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (5, "it is no text, but a number"),
-        (1.5, "it is no text, but a number"),
-        (True, "it is no text, but true or false"),
-        (["a:1"], "it is no text, but a list"),
-        ({"repository": "a"}, "it is no text, but an object"),
+        (5, "it is not a string, but a number"),
+        (1.5, "it is not a string, but a number"),
+        (True, "it is not a string, but true or false"),
+        (["a:1"], "it is not a string, but a list"),
+        ({"repository": "a"}, "it is not a string, but an object"),
         ("a" * 1_000_000, "1000000 characters are too many"),
         ("{{inputs.image}}" + "x" * 1_000_000, "is a template that gets its value later"),
         ("Not/An/Image", "lowercase"),

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import yaml
 
-from imagegate import cli
 from imagegate.api.references import parse
 from imagegate.registry import errors, plugin, provider_config
 from imagegate.registry.limits import Timing
@@ -23,6 +22,7 @@ from imagegate.registry.platforms import Platform
 from imagegate.registry.plugin import CacheKeyType
 from imagegate.registry.provider_config import duration, read
 from imagegate.registry.providers import AT_ONCE, Providers
+from tests.unit.cli import parsing
 from tests.unit.registry.conftest import PASSWORD, USER, Counter, MakeClient
 from tests.unit.registry.distribution import Registry
 from tests.unit.registry.scripted import Scripted
@@ -546,11 +546,10 @@ class TestConfiguration:
             f"--credential-provider-config={plugins.file}",
             f"--credential-provider-bin-dir={plugins.folder}",
         ]
-        arguments = cli._parser().parse_args(["run", *flags])
-        assert cli._settings(arguments).registry.credential_providers == providers
+        assert parsing.operator(["run", *flags]).registry.credential_providers == providers
         (plugins.folder / "cloud").chmod(0o644)
         with pytest.raises(errors.InvalidSettings, match="there is no executable"):
-            cli._settings(arguments)
+            parsing.operator(["run", *flags])
 
     def test_missing_file_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(errors.InvalidSettings, match="cannot be read: No such file"):

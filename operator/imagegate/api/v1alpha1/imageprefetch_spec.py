@@ -1,11 +1,10 @@
 """Spec of an ImagePrefetch: which images, which nodes, and under which limits they are pulled."""
 
-import re
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from imagegate.api import cel, kinds, meta, paths, references
+from imagegate.api import cel, kinds, meta, parallel, paths, references
 from imagegate.api.v1alpha1 import images as image_rules
 from imagegate.api.v1alpha1.repositories import NO_DUPLICATES, Repository, differ
 
@@ -142,23 +141,17 @@ class DaemonSetReference(meta.ApiModel):
     daemon_set: meta.DaemonSetName = Field(description="Name of the DaemonSet.")
 
 
-_PARALLEL: Final = (
-    "is not a number of nodes: use a whole number from 1, or a percentage from 1% to 100%"
-)
-
-
 def _check_parallel(value: int | str) -> None:
-    if not (value >= 1 if isinstance(value, int) else re.fullmatch(r"[1-9][0-9]?%|100%", value)):
-        raise ValueError(f'"{value}" {_PARALLEL}')
+    parallel.parse(value)
 
 
 Parallel = Annotated[
     int | str,
     cel.Checked(
         cel.Rule(
-            "type(self) == int ? self >= 1 : self.matches('^([1-9][0-9]?|100)%$')",
-            f"the value {_PARALLEL}",
-            explain=cel.quoting("string(self)", _PARALLEL),
+            f"type(self) == int ? self >= 1 : self.matches('{parallel.PERCENTAGE}')",
+            f"the value {parallel.MESSAGE}",
+            explain=cel.quoting("string(self)", parallel.MESSAGE),
         ),
         _check_parallel,
     ),

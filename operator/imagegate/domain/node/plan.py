@@ -31,6 +31,7 @@ def decide(view: NodeView, now: float) -> NodePlan:
         standings={outcome.prefetch.name: outcome.standing for outcome in outcomes},
         held=held,
         holding=verdict.message if held and verdict is not None else "",
+        released_by=verdict.latest if held and verdict is not None else None,
         wants_usage=any(outcome.standing.reads_disk for outcome in outcomes),
         awaits=frozenset(ref for outcome in outcomes for ref in outcome.awaits),
         decided=decided,

@@ -98,6 +98,8 @@ class NodePlan:
     """Whether the gate taint is on the node and stays."""
     holding: str = ""
     """Why the taint stays, as text for people."""
+    released_by: float | None = None
+    """When the gate releases a held node even without the images (`Verdict.latest`)."""
     wants_usage: bool = False
     """Whether more could be decided if the node's disk usage were known."""
     awaits: frozenset[DaemonSetRef] = frozenset()

@@ -26,7 +26,7 @@ class Controllers:
     def __init__(
         self, cluster: Cluster, known: Knowledge, queues: Queues, changes: Changes, metrics: Metrics
     ) -> None:
-        slots = Slots(known, queues.nodes, metrics)
+        self.slots = slots = Slots(known, queues.nodes, metrics)
         self.views = NodeViews(known, slots)
         actor = Actor(cluster, known, queues.nodes, metrics)
         self.nodes = NodeReconciler(known, self.views, slots, actor, queues)

@@ -35,19 +35,24 @@ class NodeReconciler:
         if node is None:
             self._forget(name)
             return
-        self._known.images.meet(node.platform)
-        self._queues.plan_passes(self._ledger.meet(node))
         now = self._clock.now()
-        view, plan = self._decide(node, now)
-        if self._slots.take(node, plan):
-            view, plan = self._decide(node, now)
-        self._record(node, view, plan)
+        plan = self.decide(node, now)
         if plan.wants_usage:
             self._queues.disks.add(name, urgent=plan.held)
         self._known.start_after.follow(node, plan.awaits)
         if plan.requeue_at is not None:
             self._queues.nodes.add(name, delay=max(0.01, plan.requeue_at - now))
         await self._act(name, plan)
+
+    def decide(self, node: Node, now: float) -> NodePlan:
+        """Decide about the node, and record the decision. Writes nothing to the API server."""
+        self._known.images.meet(node.platform)
+        self._queues.plan_passes(self._ledger.meet(node))
+        view, plan = self._decide(node, now)
+        if self._slots.take(node, plan):
+            view, plan = self._decide(node, now)
+        self._record(node, view, plan)
+        return plan
 
     def _decide(self, node: Node, now: float) -> tuple[NodeView, NodePlan]:
         view = self._views.of(node)
