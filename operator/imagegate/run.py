@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
-import pickle
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 
-from imagegate import __version__, http, logs
+from imagegate import __version__, http
 from imagegate.app import App, Outside
 from imagegate.errors import ImagegateError
 from imagegate.kube.client import CONNECTIONS, Client
@@ -29,8 +25,6 @@ from imagegate.runtime.election import Elector
 from imagegate.runtime.process import Process, collect_less
 from imagegate.runtime.tasks import first_of, spawn
 from imagegate.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 
 class LeadershipLost(ImagegateError):
@@ -114,23 +108,3 @@ async def _client(
         yield client
     finally:
         await client.close()
-
-
-def main(handed: int) -> int:
-    """Run with the settings that `cli.operate.start` has written to this open file."""
-    # With trust_env, aiohttp also reads a .netrc, and sends its passwords to every host that it
-    # names. A library may set trust_env to use the environment's proxies.
-    os.environ["NETRC"] = os.devnull
-    with open(handed, "rb") as file:
-        settings: Settings = pickle.load(file)  # noqa: S301 - this process wrote it a moment ago
-    logs.configure(settings.log_level, settings.log_format)
-    try:
-        asyncio.run(run(settings))
-    except (ImagegateError, TimeoutError, OSError) as error:
-        logger.error("stopped", extra={"error": f"{type(error).__name__}: {error}"})
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

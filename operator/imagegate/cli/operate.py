@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
-import sys
-import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,38 +169,13 @@ class Uninstall:
 
 def run(installed: Names, outside: Outside, operator: Operator) -> int:
     """Run the operator."""
-    _configure(installed)
-    try:
-        start(operator.settings(installed, outside))
-    except (ImagegateError, OSError) as error:
-        return _stopped(error)
-    return exits.OK
+    from imagegate.run import run as operate
 
+    async def work() -> int:
+        await operate(operator.settings(installed, outside))
+        return exits.OK
 
-def start(settings: Settings) -> None:
-    """Replace this process by the operator (`imagegate.run`), in the same process id.
-
-    The operator runs for months, and does not need the memory of the command line. The settings are
-    handed over in an unnamed file, because a pod's file system is read-only.
-    """
-    handed = _unnamed()
-    os.set_inheritable(handed, True)
-    with open(handed, "wb", closefd=False) as file:
-        pickle.dump(settings, file)
-    os.lseek(handed, 0, os.SEEK_SET)
-    # The arguments follow only for people who look at the list of processes.
-    arguments = [sys.executable, "-P", "-m", "imagegate.run", str(handed), *sys.argv[1:]]
-    sys.stdout.flush()
-    os.execv(sys.executable, arguments)  # noqa: S606 - there is nothing for a shell to do
-
-
-def _unnamed() -> int:
-    """A file without a name, open for writing."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("settings")
-    handed, name = tempfile.mkstemp()
-    Path(name).unlink()
-    return handed
+    return _serve(installed, work())
 
 
 def hooks(place: Place, receiver: Receiver) -> int:

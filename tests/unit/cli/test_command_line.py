@@ -186,12 +186,6 @@ def test_command_imports_only_what_it_needs(arguments: list[str], allowed: set[s
     assert set(last[1:]) <= allowed
 
 
-def test_operator_does_not_keep_the_command_line() -> None:
-    """`run` replaces the process: neither Typer nor the options stay in its memory."""
-    code = "import sys, imagegate.run; print({'typer', 'rich', 'imagegate.cli'} & set(sys.modules))"
-    assert process(code=code).stdout == "set()\n"
-
-
 def test_operator_gets_its_settings_and_its_log_format() -> None:
     done = process("run", "--log-format=text", "--puller-label=a=b", POD_NAME="op-1")
     assert done.returncode == 1
