@@ -800,8 +800,11 @@ class Lives(RuleBasedStateMachine):
             assert +entry.counts == counts, name
             assert entry.domains.keys() == known, name
             assert entry.held <= known, name
-            # After a start, a node with a pull has a slot before the first decision about the node.
-            assert entry.slots <= known | entry.outdated, name
+            # After a start or an edit, a node that pulls has a slot before the first decision about
+            # it, also if it does not match any more.
+            pods = operator.store.pods.values()
+            pulling = {pod.node for pod in pods if pod.prefetch == name and not pod.finished}
+            assert entry.slots <= known | entry.outdated | pulling, name
             assert entry.wants.keys() <= known, name
             assert entry.failures.keys() <= known, name
             waiting = {n: s.waits_for for n, s in entry.standings.items() if s.waits_for}
