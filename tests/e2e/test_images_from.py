@@ -30,7 +30,7 @@ def serving(cluster: LocalCluster, imagegate: Installation) -> Iterator[None]:
     cluster.wait(lambda: exists(cluster, account), "the namespace's service account", 30)
     yield
     imagegate.delete("web")
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=90s")  # the next test makes it
     imagegate.upgrade()
 
 

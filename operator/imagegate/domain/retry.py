@@ -23,6 +23,9 @@ class Cause:
 
 PUT_BACK = RetrySpec(limit=2**31, minimum=60.0, maximum=3600.0)
 EVICTIONS = RetrySpec(limit=2**31, minimum=30.0, maximum=3600.0)
+PULL_TOKENS = 2.0
+"""Seconds after which a kubelet that limits its own pulls allows ten more: by default it allows 10
+at once and 5 a second (`registryBurst`, `registryPullQPS`)."""
 STABLE = 6 * 3600.0
 """Seconds after which an earlier eviction is ignored."""
 
@@ -44,12 +47,15 @@ class History:
 
         Exponential from ``minimum`` to ``maximum``. After a permanent failure, and after ``limit``
         failures, attempts go on at ``maximum``: the operator never gives up while the object
-        exists.
+        exists. Where the kubelet limits its own pulls, nothing is wrong, and the first new attempt
+        comes after `PULL_TOKENS`.
         """
         count = (self.earlier.count if self.earlier else 0) + 1
         slow = cause.failure.permanent or count >= self.spec.limit
         # The exponent is bounded so that a count in the thousands cannot overflow a float.
-        delay = self.spec.minimum * 2 ** min(count - 1, 30)
+        limited = cause.failure == failures.PULL_QPS_EXCEEDED
+        least = min(self.spec.minimum, PULL_TOKENS) if limited else self.spec.minimum
+        delay = least * 2 ** min(count - 1, 30)
         delay = self.spec.maximum if slow else min(self.spec.maximum, delay)
         return Attempts(
             count=count,

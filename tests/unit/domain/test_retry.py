@@ -114,6 +114,13 @@ def test_the_back_off_doubles_up_to_the_maximum_and_never_ends() -> None:
         assert 0.9 * expected <= delay <= 1.1 * expected
 
 
+def test_pull_that_the_kubelet_has_limited_is_tried_again_soon() -> None:
+    delays = series("pull QPS exceeded", 4, RetrySpec(limit=6, minimum=10, maximum=300))
+    assert [round(delay / 2**n) for n, delay in enumerate(delays)] == [2, 2, 2, 2]
+    (faster,) = series("pull QPS exceeded", 1, RetrySpec(limit=6, minimum=1, maximum=300))
+    assert round(faster) == 1
+
+
 def test_create_that_failed_is_repeated_under_the_same_name() -> None:
     def then(earlier: Attempts | None) -> retry.History:
         return retry.History(earlier, RetrySpec(), key="n1/g", now=1000.0)
