@@ -32,7 +32,7 @@ from imagegate.puller import build
 from imagegate.registry.manifests import Manifests
 from imagegate.runtime.arming import Arming
 from imagegate.runtime.cluster import Cluster
-from imagegate.runtime.collector import StateCollector
+from imagegate.runtime.collector import Leader, StateCollector
 from imagegate.runtime.disks import Disks, Source
 from imagegate.runtime.gate_taint import GateTaint
 from imagegate.runtime.health import Health
@@ -127,7 +127,21 @@ class App:
         self._heartbeat = Heartbeat(cluster, known, keys, self._arming, self._health)
         lease, leading = settings.lease_name, lambda: self._leading
         metrics.registry.register(
-            StateCollector(metrics, ledger, queues, leading=leading, lease=lease)
+            StateCollector(
+                metrics,
+                ledger,
+                queues,
+                leader=Leader(
+                    leading=leading,
+                    lease=lease,
+                    problem=self._health.problem,
+                    armed=lambda: (
+                        self._arming.armed()[0]
+                        if store.gate is not None and not store.gate.suspend
+                        else None
+                    ),
+                ),
+            )
         )
 
     def _handlers(self) -> list[tuple[KeyedQueue, Handle]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 
 from imagegate.metrics import Metrics
+from imagegate.runtime.collector import Leader, StateCollector
+from imagegate.runtime.ledger import Ledger
+from imagegate.runtime.queues import Queues
 
 
 def test_deleted_prefetch_keeps_no_series_and_gets_no_new_series() -> None:
@@ -31,3 +34,32 @@ def test_deleted_prefetch_keeps_no_series_and_gets_no_new_series() -> None:
     assert 'prefetch="pr-1"' not in text
     assert text.count('prefetch="llm"') > 4
     assert metrics.allowed == {"llm": 3}
+
+
+def test_watch_and_gate_are_reported_by_the_leader_only() -> None:
+    def text(*, leading: bool, problem: str | None, armed: bool | None) -> str:
+        registry = CollectorRegistry()
+        registry.register(
+            StateCollector(
+                Metrics(registry, version="test"),
+                Ledger(),
+                Queues.create(),
+                Leader(
+                    leading=lambda: leading,
+                    lease="imagegate",
+                    problem=lambda: problem,
+                    armed=lambda: armed,
+                ),
+            )
+        )
+        return generate_latest(registry).decode()
+
+    leader = text(leading=True, problem="no watch", armed=False)
+    assert "imagegate_watch_stale 1.0" in leader
+    assert "imagegate_gate_armed 0.0" in leader
+    healthy = text(leading=True, problem=None, armed=None)
+    assert "imagegate_watch_stale 0.0" in healthy
+    assert "imagegate_gate_armed" not in healthy, "a suspended gate"
+    standby = text(leading=False, problem="no watch", armed=False)
+    assert "imagegate_watch_stale" not in standby
+    assert "imagegate_gate_armed" not in standby

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -14,6 +15,18 @@ from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.queues import Queues
 
 
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """What a process knows of its own leadership."""
+
+    leading: Callable[[], bool]
+    lease: str
+    problem: Callable[[], str | None]
+    """What this leader does not see, see `Health.problem`."""
+    armed: Callable[[], bool | None]
+    """Whether joining nodes are held; None: they are not meant to be, so there is no series."""
+
+
 class StateCollector(Collector):
     """Computes the metrics of nodes, work queues and leadership."""
 
@@ -22,15 +35,12 @@ class StateCollector(Collector):
         metrics: Metrics,
         ledger: Ledger,
         queues: Queues,
-        *,
-        leading: Callable[[], bool],
-        lease: str,
+        leader: Leader,
     ) -> None:
         self._metrics = metrics
         self._ledger = ledger
         self._queues = queues
-        self._leading = leading
-        self._lease = lease
+        self._leader = leader
 
     def collect(self) -> Iterable[Metric]:
         yield from self._nodes()
@@ -40,11 +50,27 @@ class StateCollector(Collector):
             "1 where this process leads.",
             labels=["name"],
         )
-        leader.add_metric([self._lease], float(self._leading()))
+        leader.add_metric([self._leader.lease], float(self._leader.leading()))
         yield leader
+        if self._leader.leading():
+            yield from self._view()
         info = GaugeMetricFamily("imagegate_build_info", "Always 1.", labels=["version", "python"])
         info.add_metric([self._metrics.version, platform.python_version()], 1)
         yield info
+
+    def _view(self) -> Iterable[Metric]:
+        """Only the leader lists and watches, so only the leader can see too little."""
+        stale = GaugeMetricFamily(
+            "imagegate_watch_stale", "1 if the leader's watches or resyncs have stopped."
+        )
+        stale.add_metric([], float(self._leader.problem() is not None))
+        yield stale
+        if (armed := self._leader.armed()) is not None:
+            gauge = GaugeMetricFamily(
+                "imagegate_gate_armed", "0 if joining nodes are not held although they should be."
+            )
+            gauge.add_metric([], float(armed))
+            yield gauge
 
     def _nodes(self) -> Iterable[Metric]:
         nodes = GaugeMetricFamily(

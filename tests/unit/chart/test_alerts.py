@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from imagegate.metrics import Metrics
-from imagegate.runtime.collector import StateCollector
+from imagegate.runtime.collector import Leader, StateCollector
 from imagegate.runtime.ledger import Ledger
 from imagegate.runtime.queues import Queues
 
@@ -87,7 +87,12 @@ def test_rules_use_only_metrics_that_the_operator_exposes() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry, version="test")
     queues = Queues.create()
-    collector = StateCollector(metrics, Ledger(), queues, leading=lambda: True, lease="imagegate")
+    collector = StateCollector(
+        metrics,
+        Ledger(),
+        queues,
+        Leader(leading=lambda: True, lease="imagegate", problem=lambda: None, armed=lambda: True),
+    )
     registry.register(collector)
     exposed = {
         line.split()[2]
