@@ -125,23 +125,27 @@ class App:
         self._health = Health(known, self._resync, period)
         self._arming = Arming(cluster.gates, keys, settings)
         self._heartbeat = Heartbeat(cluster, known, keys, self._arming, self._health)
-        lease, leading = settings.lease_name, lambda: self._leading
-        metrics.registry.register(
-            StateCollector(
-                metrics,
-                ledger,
-                queues,
-                leader=Leader(
-                    leading=leading,
-                    lease=lease,
-                    problem=self._health.problem,
-                    armed=lambda: (
-                        self._arming.armed()[0]
-                        if store.gate is not None and not store.gate.suspend
-                        else None
-                    ),
-                ),
-            )
+        metrics.registry.register(StateCollector(metrics, ledger, queues, self._leader()))
+
+    def _leader(self) -> Leader:
+        """The view of the metrics."""
+        known = self._known
+
+        def armed() -> bool | None:
+            gate = known.store.gate
+            return None if gate is None or gate.suspend else self._arming.armed()[0]
+
+        def oldest_hold() -> float:
+            now, nodes = known.clock.now(), known.store.nodes
+            held = (nodes[name] for name in known.ledger.holding if name in nodes)
+            return max((known.gate.held_for(node, now) for node in held), default=0.0)
+
+        return Leader(
+            lease=self._settings.lease_name,
+            leading=lambda: self._leading,
+            problem=self._health.problem,
+            armed=armed,
+            oldest_hold=oldest_hold,
         )
 
     def _handlers(self) -> list[tuple[KeyedQueue, Handle]]:

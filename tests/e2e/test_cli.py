@@ -90,6 +90,12 @@ def test_held_node_is_explained_and_released_without_an_operator(
         cluster.wait(lambda: imagegate.counts("cli-never").get("failed") == 1, "failed", 90)
         assert imagegate.held(node.name)
 
+        # What the alerts are about.
+        metrics = imagegate.metrics()
+        assert metrics["imagegate_gate_oldest_hold_seconds"] > 0
+        assert metrics["imagegate_gate_armed"] == 1
+        assert metrics["imagegate_watch_stale"] == 0
+
         # The command decides as the operator does.
         explained = json.loads(cli("explain", "node", node.name, "-o", "json"))
         assert explained["held"] is True

@@ -49,6 +49,7 @@ def test_watch_and_gate_are_reported_by_the_leader_only() -> None:
                     lease="imagegate",
                     problem=lambda: problem,
                     armed=lambda: armed,
+                    oldest_hold=lambda: 70.0,
                 ),
             )
         )
@@ -57,9 +58,11 @@ def test_watch_and_gate_are_reported_by_the_leader_only() -> None:
     leader = text(leading=True, problem="no watch", armed=False)
     assert "imagegate_watch_stale 1.0" in leader
     assert "imagegate_gate_armed 0.0" in leader
+    assert "imagegate_gate_oldest_hold_seconds 70.0" in leader
     healthy = text(leading=True, problem=None, armed=None)
     assert "imagegate_watch_stale 0.0" in healthy
     assert "imagegate_gate_armed" not in healthy, "a suspended gate"
     standby = text(leading=False, problem="no watch", armed=False)
     assert "imagegate_watch_stale" not in standby
     assert "imagegate_gate_armed" not in standby
+    assert "imagegate_gate_oldest_hold_seconds" not in standby

@@ -17,14 +17,16 @@ from imagegate.runtime.queues import Queues
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """What a process knows of its own leadership."""
+    """What a process knows of its own leadership, and what only the leader knows."""
 
-    leading: Callable[[], bool]
     lease: str
+    leading: Callable[[], bool]
     problem: Callable[[], str | None]
     """What this leader does not see, see `Health.problem`."""
     armed: Callable[[], bool | None]
     """Whether joining nodes are held; None: they are not meant to be, so there is no series."""
+    oldest_hold: Callable[[], float]
+    """For how many seconds the node that is held longest has been Ready; 0.0: no node is held."""
 
 
 class StateCollector(Collector):
@@ -59,7 +61,7 @@ class StateCollector(Collector):
         yield info
 
     def _view(self) -> Iterable[Metric]:
-        """Only the leader lists and watches, so only the leader can see too little."""
+        """What only the leader can know, because only the leader lists and watches."""
         stale = GaugeMetricFamily(
             "imagegate_watch_stale", "1 if the leader's watches or resyncs have stopped."
         )
@@ -71,6 +73,12 @@ class StateCollector(Collector):
             )
             gauge.add_metric([], float(armed))
             yield gauge
+        hold = GaugeMetricFamily(
+            "imagegate_gate_oldest_hold_seconds",
+            "How long the node that is held longest has been Ready.",
+        )
+        hold.add_metric([], self._leader.oldest_hold())
+        yield hold
 
     def _nodes(self) -> Iterable[Metric]:
         nodes = GaugeMetricFamily(
@@ -83,13 +91,19 @@ class StateCollector(Collector):
             "Nodes in service that may pull at once.",
             labels=["prefetch"],
         )
+        stopped = GaugeMetricFamily(
+            "imagegate_rollout_stopped",
+            "Topology domains whose first nodes have failed, so that no other node pulls there.",
+            labels=["prefetch"],
+        )
         for name, entry in self._ledger.entries.items():
             for state in NodeState:
                 nodes.add_metric([name, state], entry.counts[state])
             allowed.add_metric([name], self._metrics.allowed.get(name, 0))
+            stopped.add_metric([name], len(entry.stopped))
         gated = GaugeMetricFamily("imagegate_gated_nodes", "Nodes held by the gate taint.")
         gated.add_metric([], len(self._ledger.holding))
-        yield from (nodes, allowed, gated)
+        yield from (nodes, allowed, stopped, gated)
 
     def _work(self) -> Iterable[Metric]:
         depth = GaugeMetricFamily("workqueue_depth", "Keys waiting.", labels=["name"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from imagegate.domain.facts import Gate, Node
+from imagegate.domain.gate import ready_since
 from imagegate.runtime.store import Store
 
 
@@ -42,6 +43,16 @@ class GateTaint:
         """Keys that the gate had before. Nodes may still have a taint with one of them."""
         self._keys.see(self._store.gate)
         return self._keys.earlier
+
+    def held_for(self, node: Node, now: float) -> float:
+        """For how many seconds a held node has been Ready; 0.0: it is not Ready. ``now``: in
+        seconds since the epoch.
+        """
+        if not node.ready:
+            return 0.0
+        first_seen = self._store.node_history.first_ready(node)
+        taints = node.taints_of({self.key, *self.earlier_keys})
+        return max(0.0, now - ready_since(node, first_seen, taints))
 
     def holds(self, node: Node) -> bool:
         """Whether the node has a taint with the current key of the gate or with an earlier key."""

@@ -58,7 +58,7 @@ def test_prometheus_rule_has_the_rules_of_the_file_with_the_overrides(helm: Helm
         "severities": {"ImagegateNoLeader": "page"},
         "runbookUrl": "https://runbooks.example/imagegate",
     }
-    rendered = helm.render({"monitoring": {"prometheusRule": rule}}, served=SERVED)
+    rendered = helm.render({"metrics": {"prometheusRule": rule}}, served=SERVED)
     manifest = rendered.one("PrometheusRule")
     assert manifest["metadata"]["labels"]["release"] == "prometheus"
     wanted = yaml.safe_load(RULES.read_text())
@@ -74,12 +74,12 @@ def test_prometheus_rule_has_the_rules_of_the_file_with_the_overrides(helm: Helm
 def test_prometheus_rule_is_off_by_default_and_needs_its_crd(helm: Helm) -> None:
     assert not helm.render({}, served=SERVED).of("PrometheusRule")
     with pytest.raises(RenderError, match="PrometheusRule is not served"):
-        helm.render({"monitoring": {"prometheusRule": {"enabled": True}}})
+        helm.render({"metrics": {"prometheusRule": {"enabled": True}}})
 
 
 def test_severities_accept_exactly_the_alerts() -> None:
     schema = json.loads((RULES.parents[1] / "values.schema.json").read_text())
-    values = schema["properties"]["monitoring"]["properties"]["prometheusRule"]["properties"]
+    values = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
     assert values["severities"]["propertyNames"]["enum"] == ALERTS
 
 
@@ -91,7 +91,7 @@ def test_rules_use_only_metrics_that_the_operator_exposes() -> None:
         metrics,
         Ledger(),
         queues,
-        Leader(leading=lambda: True, lease="imagegate", problem=lambda: None, armed=lambda: True),
+        Leader("imagegate", lambda: True, lambda: None, lambda: True, lambda: 0.0),
     )
     registry.register(collector)
     exposed = {
