@@ -24,7 +24,7 @@ FACTOR, MORE = 1.15, 2.0
 """The budget: 1.15 times the seconds of `ctr`, and 2 s."""
 BURST, QPS = 10, 5
 """The kubelet's default limits of its own pulls, which `ctr` does not have: this many at once, and
-this many in a second. Beyond them a pull fails, and its pod is made again after 2 s."""
+this many in a second. Beyond them a pull fails, and its pod is made again after 3 s."""
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ class Cause:
 
 PUT_BACK = RetrySpec(limit=2**31, minimum=60.0, maximum=3600.0)
 EVICTIONS = RetrySpec(limit=2**31, minimum=30.0, maximum=3600.0)
-PULL_TOKENS = 2.0
-"""Seconds after which a kubelet that limits its own pulls allows ten more: by default it allows 10
+PULL_TOKENS = 3.0
+"""Seconds after which a kubelet that limits its own pulls allows 15 more: by default it allows 10
 at once and 5 a second (`registryBurst`, `registryPullQPS`)."""
 STABLE = 6 * 3600.0
 """Seconds after which an earlier eviction is ignored."""

@@ -116,7 +116,7 @@ def test_the_back_off_doubles_up_to_the_maximum_and_never_ends() -> None:
 
 def test_pull_that_the_kubelet_has_limited_is_tried_again_soon() -> None:
     delays = series("pull QPS exceeded", 4, RetrySpec(limit=6, minimum=10, maximum=300))
-    assert [round(delay / 2**n) for n, delay in enumerate(delays)] == [2, 2, 2, 2]
+    assert [round(delay / 2**n) for n, delay in enumerate(delays)] == [3, 3, 3, 3]
     (faster,) = series("pull QPS exceeded", 1, RetrySpec(limit=6, minimum=1, maximum=300))
     assert round(faster) == 1
 
