@@ -64,6 +64,12 @@ class Asked:
     def now(self) -> Ask | None:
         return self.states[-1][1] if self.states else None
 
+    def with_target(self, target: str, at: float) -> Ask | None:
+        """Its newest state with this target that may have begun by then."""
+        states = [state for since, _, state in self.maybe if since <= at]
+        states += [state for _, state in self.states]
+        return next((s for s in reversed(states) if s is not None and s.target == target), None)
+
     def lately(self, at: float) -> list[Ask | None]:
         """All its states of the last LAG seconds; None: it did not exist."""
         before = [state for since, state in self.states if since <= at - LAG]

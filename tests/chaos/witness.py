@@ -224,10 +224,7 @@ class Witness:
                 continue
             rule = self._apply("a label says what the node holds")
             when = self._written_at("nodes", history.name(new), at)
-            states = self._asked.get(name, Asked()).states
-            meant = next(
-                (s for _, s in reversed(states) if s is not None and s.target == target), None
-            )
+            meant = self._asked.get(name, Asked()).with_target(target, at)
             if meant is None:
                 self._object(rule, at, f"{history.name(new)}: {name}={target} was never asked for")
                 continue

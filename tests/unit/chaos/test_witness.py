@@ -292,6 +292,25 @@ def test_label_with_a_target_that_was_just_replaced_is_accepted() -> None:
     assert story.rules == []
 
 
+def test_label_with_a_target_of_a_gap_is_accepted() -> None:
+    """The watch of ImagePrefetches came back later than that of Nodes."""
+    story = Story(complete={("n1", IMAGE): 0.0})
+    story.see("ImagePrefetch", "ADDED", prefetch(images=("other:1",)))
+    story.see("Node", "ADDED", node(taints=()))
+    version, now = story.version, story.now + 20.0
+    labelled = node(taints=(), labels=CACHED)
+    labelled["metadata"]["resourceVersion"] = str(version + 2)
+    edited = prefetch()
+    edited["metadata"]["resourceVersion"] = str(version + 1)
+    story.witness.read(
+        [
+            Seen("Node", "MODIFIED", version + 2, now, labelled),
+            Snapshot("ImagePrefetch", version + 3, now + 0.7, (edited,), now - 1.0),
+        ]
+    )
+    assert story.rules == []
+
+
 # ---- pulls
 
 MANY = "at most maxParallel nodes of a prefetch pull"
