@@ -2,7 +2,7 @@
 
 Flux uses github.com/Masterminds/semver. Its ranges differ from npm's: `>=1.0.0-0` accepts every
 prerelease from 1.0.0 on, and npm's does so only for those of 1.0.0 itself. No package for Python
-reads these ranges, so this module is a port of the rules of its constraints.go (v3.4); the package
+reads these ranges, so this module follows the rules of its constraints.go (v3.4); the package
 `semver` parses and compares the versions. A test compares the results with those of the Go package.
 """
 
