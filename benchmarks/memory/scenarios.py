@@ -134,6 +134,14 @@ class Bench:
         name = self.bodies[number]["metadata"]["name"]
         self.server.do("person", "DELETE", "imageprefetches", ("", name), {})
 
+    async def begin_idle(self) -> None:
+        """Start with nodes that hold every image, and measure from when the operator is idle."""
+        self.settle()
+        self.start()
+        await self.consistent(self.nodes)
+        await self.quiet()
+        self.measure()
+
     async def quiet(self) -> None:
         """Wait until the operator is idle after its second resync."""
         await self.until(lambda: bool(self.operator and self.operator.process.store.complete))
@@ -256,22 +264,14 @@ async def join(bench: Bench) -> None:
 
 async def delete(bench: Bench) -> None:
     """A prefetch whose images every node holds is deleted, until its finalizer is removed."""
-    bench.settle()
-    bench.start()
-    await bench.consistent(bench.nodes)
-    await bench.quiet()
-    bench.measure()
+    await bench.begin_idle()
     bench.delete()
     await bench.until(lambda: not bench.server.objects["imageprefetches"])
 
 
 async def heartbeats(bench: Bench, minutes: float) -> None:
     """Every node holds all images. Kubelets report every 5 minutes; 1 % of the nodes flap."""
-    bench.settle()
-    bench.start()
-    await bench.consistent(bench.nodes)
-    await bench.quiet()
-    bench.measure()
+    await bench.begin_idle()
     bench.kubelets.beat(flapping=0.01)
     await asyncio.sleep(60 * minutes)
 
@@ -280,11 +280,7 @@ async def shares(bench: Bench) -> None:
     """All prefetches match all nodes, and the image of one prefetch is edited. Each pod event then
     concerns one share of a node, and the node has one share for each prefetch.
     """
-    bench.settle()
-    bench.start()
-    await bench.consistent(bench.nodes)
-    await bench.quiet()
-    bench.measure()
+    await bench.begin_idle()
     bench.edit()
     await bench.until(lambda: bench.cached() < bench.nodes)
     await bench.consistent(bench.nodes)
